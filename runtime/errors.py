@@ -1,0 +1,81 @@
+"""What can go wrong, and what to do about it?
+
+    RuntimeFault                    the root: catch this to catch everything the package raises
+    ├── SettingsError               a setting is missing or makes no sense
+    ├── DeclarationError            an agent or a handler is declared wrongly
+    │   └── DiscoveryError          a module or folder of agents cannot be loaded
+    ├── InvalidKey                  a key or a pattern is not one
+    ├── InvalidValue                a value cannot be stored as JSON
+    ├── StoreError                  the store refused or could not be reached
+    │   ├── StoreUnavailable        not reached, or an answer did not come: try again
+    │   ├── Unauthorized            a wrong or powerless key
+    │   ├── MigrationMissing        the database lacks our schema, or has another version of it
+    │   └── Refused                 the database understood and said no
+    │       └── Duplicate           the dedup_key was used before
+    ├── WakeupError                 the way in failed in a way an operator must mend
+    └── LocalStackError             the local stack could not do as told
+"""
+
+
+class RuntimeFault(Exception):
+    """The root of every error this package raises."""
+
+
+class SettingsError(RuntimeFault):
+    """A setting is missing or makes no sense; the message names the variable and a value that would do."""
+
+
+class DeclarationError(RuntimeFault):
+    """An agent or a handler is declared wrongly; raised when the module is imported, not when it runs."""
+
+
+class DiscoveryError(DeclarationError):
+    """A module or folder named on the command line holds no agents, or cannot be imported."""
+
+
+class InvalidKey(RuntimeFault, ValueError):
+    """A key or a pattern is not one; the message says what one looks like."""
+
+
+class InvalidValue(RuntimeFault, ValueError):
+    """A value cannot be stored: no JSON, NaN, a NUL character, a lone surrogate, or too large."""
+
+
+class StoreError(RuntimeFault):
+    """The store refused, or could not be reached.
+
+    Attributes:
+        code: the SQLSTATE, or PostgREST's `PGRST…` code, where there was one.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StoreUnavailable(StoreError):
+    """The store was not reached, or its answer did not come. Trying again later is right."""
+
+
+class Unauthorized(StoreError):
+    """The key or the database role is wrong or may not do this. Trying again will not help."""
+
+
+class MigrationMissing(StoreError):
+    """The database lacks this package's schema. The message names the command that mends it."""
+
+
+class Refused(StoreError):
+    """The database understood the request and said no: the request itself is at fault."""
+
+
+class Duplicate(Refused):
+    """A message with this `dedup_key` was stored before."""
+
+
+class WakeupError(RuntimeFault):
+    """The way in cannot work until an operator mends something. Polling goes on meanwhile."""
+
+
+class LocalStackError(RuntimeFault):
+    """The local stack could not do as told; the message says why and what to do."""

@@ -1,0 +1,82 @@
+"""What does the environment say? Read once, passed in, never read again."""
+
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runtime.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Everything that can be set from outside, with its default.
+
+    Names in the environment are the field names in capitals with the prefix `RUNTIME_`, but for the Supabase
+    variables, which keep the names every Supabase project uses. A `.env` file in the working directory is
+    read too; the environment wins.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="RUNTIME_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    supabase_url: str | None = Field(
+        default=None, validation_alias=AliasChoices("SUPABASE_URL", "API_URL"),
+        description="The project's URL, such as https://<ref>.supabase.co.",
+    )
+    supabase_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"),
+        description="The service_role JWT or an sb_secret_… key.",
+    )
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("DATABASE_URL"),
+        description="A PostgreSQL URL: adds the direct store, the fast path.",
+    )
+
+    broadcast: bool = Field(default=True, description="Listen to Realtime broadcast from the database.")
+    postgres_changes: bool = Field(default=True, description="Listen to Realtime postgres_changes.")
+    notify: bool = Field(default=True, description="LISTEN for NOTIFY when there is a direct connection.")
+
+    concurrency: int = Field(default=100, ge=1, description="Handlers running at once in one worker.")
+    pumps: int = Field(default=1, ge=1, le=8, description="Exchanges under way at once in one worker.")
+    lease_seconds: float = Field(default=30, ge=1, description="How long a delivery stays taken without renewal.")
+    drain_seconds: float = Field(default=30, ge=0, description="How long running handlers may finish at shutdown.")
+    blocked_loop_seconds: float = Field(
+        default=60, ge=1, description="How long a handler may block its event loop before its leases lapse."
+    )
+    sweep_seconds: float = Field(default=20, ge=1, description="How often a worker looks though nothing woke it.")
+    poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
+    poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when nothing happens.")
+    request_seconds: float = Field(default=15, gt=0, description="How long one request to the store may take.")
+    heartbeat_seconds: float = Field(default=25, gt=0, le=30, description="Realtime heartbeat interval.")
+    nonce_seconds: float = Field(default=60, gt=0, description="How often the push path is proved end to end.")
+    nonce_deadline_seconds: float = Field(
+        default=10, gt=0, description="How long a nonce may take before the path counts as deaf."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @model_validator(mode="after")
+    def _paces_agree(self) -> Self:
+        if self.poll_slow_seconds < self.poll_fast_seconds:
+            raise ValueError("RUNTIME_POLL_SLOW_SECONDS must not be less than RUNTIME_POLL_FAST_SECONDS")
+        return self
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment once.
+
+        Args:
+            overrides: fields by name that win over the environment.
+
+        Raises:
+            SettingsError: a variable does not hold what its field needs. Values are not repeated: one may
+                be a secret.
+        """
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+                for item in error.errors(include_input=False, include_url=False)
+            )
+            raise SettingsError(f"The settings are not usable: {wrong}. Mend the environment or .env.") from None
