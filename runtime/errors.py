@@ -6,6 +6,7 @@
     │   └── DiscoveryError          a module or folder of agents cannot be loaded
     ├── InvalidKey                  a key or a pattern is not one
     ├── InvalidValue                a value cannot be stored as JSON
+    ├── InvalidPayload              a message's value is not what its handler declared
     ├── StoreError                  the store refused or could not be reached
     │   ├── StoreUnavailable        not reached, or an answer did not come: try again
     │   ├── Unauthorized            a wrong or powerless key
@@ -39,6 +40,13 @@ class InvalidKey(RuntimeFault, ValueError):
 
 class InvalidValue(RuntimeFault, ValueError):
     """A value cannot be stored: no JSON, NaN, a NUL character, a lone surrogate, or too large."""
+
+
+class InvalidPayload(RuntimeFault, ValueError):
+    """A message's value is not what its handler declared; the delivery becomes a dead letter at once.
+
+    The message names the places and what is wrong there, never the value itself: it may hold a secret.
+    """
 
 
 class StoreError(RuntimeFault):

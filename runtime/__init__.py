@@ -1,0 +1,38 @@
+"""A realtime event-driven agent runtime on Supabase: agents wake on a row, and nothing is lost."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.agent import Agent
+    from runtime.message import Context, Message, Priority
+    from runtime.retry import Reject, Retry, RetryLater
+    from runtime.stream import connect
+
+__all__ = ["Agent", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "connect"]
+
+_HOMES = {
+    "Agent": "runtime.agent",
+    "Context": "runtime.message",
+    "Message": "runtime.message",
+    "Priority": "runtime.message",
+    "Reject": "runtime.retry",
+    "Retry": "runtime.retry",
+    "RetryLater": "runtime.retry",
+    "connect": "runtime.stream",
+}
+
+if not TYPE_CHECKING:  # A type checker must go on refusing names that do not exist.
+
+    def __getattr__(name: str) -> object:
+        """Load an export when it is first asked for: a module of agents needs no client of any store."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        export = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = export
+        return export
+
+
+def __dir__() -> list[str]:
+    """The exports, for completion in a shell."""
+    return sorted({*globals(), *__all__})

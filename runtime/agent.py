@@ -1,0 +1,239 @@
+"""What is an agent? A name and the handlers declared under it: nothing here touches a store or a socket."""
+
+import functools
+import inspect
+import logging
+import math
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from runtime.errors import DeclarationError, InvalidKey
+from runtime.keys import check_key, check_pattern
+from runtime.message import Context, Message
+from runtime.retry import Retry
+from runtime.signature import Signature, read_signature
+
+Function = TypeVar("Function", bound=Callable[..., object])
+Start = Literal["latest", "earliest"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handler:
+    """A function registered for patterns: the declaration of one subscription.
+
+    Attributes:
+        name: the subscription's name, `agent.function`.
+        patterns: what it listens to; a message that several of them match comes once.
+        is_async: whether it runs on the main loop; a plain function runs in a worker thread.
+        retry: what happens after a failure.
+        concurrency: how many may run at once in all workers together, or None for no limit of its own.
+        emits: the key under which what it returns is written, or None.
+        ordered: whether messages of one key are handled one after another, in the order they were written.
+        start: whether a new subscription gets what is written from now on, or all there is.
+        timeout: seconds one attempt may take, or None for no limit.
+    """
+
+    name: str
+    agent: str
+    patterns: tuple[str, ...]
+    function: Callable[..., object]
+    is_async: bool
+    retry: Retry
+    concurrency: int | None
+    emits: str | None
+    ordered: bool
+    start: Start
+    timeout: float | None
+    signature: Signature = field(repr=False)
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
+        """Return the arguments the function wants, by name.
+
+        Raises:
+            InvalidPayload: the message's value is not what an annotation says.
+        """
+        return self.signature.bind(self.name, message, context)
+
+    def emit_result(self, result: object, context: Context) -> None:
+        """Emit what the function returned under `emits`; None emits nothing.
+
+        Raises:
+            InvalidValue: what it returned cannot be stored.
+            DeclarationError: it returned something to be awaited: it should have been `async def`.
+        """
+        if result is None:
+            return
+        if isinstance(result, Awaitable):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise DeclarationError(f"{self.name} returned an awaitable: declare it with `async def`.")
+        if self.emits is not None:
+            context.emit(self.emits, result)
+        elif not self._said:
+            self._said.add("result dropped")
+            _log.warning(
+                "%s returned a value, but it declares no key for it: the value is dropped. "
+                'Say emits="some.key" in its @agent.on(…), or return nothing.',
+                self.name,
+            )
+
+
+class Agent:
+    """A named set of handlers.
+
+    Args:
+        name: letters, digits, `_`, `:` and `-`; the writer's name on what its handlers emit.
+
+    Attributes:
+        handlers: what was declared, in order.
+
+    Raises:
+        DeclarationError: `name` is not one segment of a key.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _segment(name, "An agent's name")
+        self.handlers: list[Handler] = []
+
+    def __repr__(self) -> str:
+        handlers = ", ".join(handler.name for handler in self.handlers)
+        return f"<Agent {self.name} [{handlers or 'no handlers'}]>"
+
+    def on(
+        self,
+        *patterns: str,
+        retry: Retry | None = None,
+        concurrency: int | None = None,
+        emits: str | None = None,
+        ordered: bool = False,
+        start: Start = "latest",
+        timeout: float | None = None,
+        name: str | None = None,
+    ) -> Callable[[Function], Function]:
+        """Register a function, async or plain, for the messages that match any of the patterns.
+
+        The function stays as it was and can be called directly, by a test for example.
+
+        Args:
+            patterns: keys, or patterns such as `task.*` and `task.>`.
+            retry: what happens after a failure; five attempts with growing waits by default.
+            concurrency: how many may run at once in all workers together.
+            emits: the key under which what the function returns is written.
+            ordered: handle messages of one key one after another.
+            start: "earliest" makes a new subscription begin with all there is, "latest" with what comes.
+            timeout: seconds one attempt may take.
+            name: the handler's name instead of the function's; work waiting in the store is found by it.
+
+        Raises:
+            DeclarationError: the declaration makes no sense; the message says what to do.
+        """
+        if any(callable(pattern) for pattern in patterns):
+            raise DeclarationError('Write @agent.on("some.key"), not @agent.on alone: it needs a pattern.')
+        fields = {
+            "agent": self.name,
+            "patterns": _patterns(patterns),
+            "retry": _retry(retry),
+            "concurrency": _concurrency(concurrency),
+            "emits": _emits(emits),
+            "ordered": bool(ordered),
+            "start": _start(start),
+            "timeout": _timeout(timeout),
+        }
+        # Classes that a function body defines are found neither among a module's names nor by typing itself.
+        local_names = sys._getframe(1).f_locals
+
+        def register(function: Function) -> Function:
+            self._add(function, name, fields, local_names)
+            return function
+
+        return register
+
+    def _add(
+        self,
+        function: Callable[..., object],
+        name: str | None,
+        fields: dict[str, Any],
+        local_names: Mapping[str, Any],
+    ) -> None:
+        """Check the function itself and keep the handler."""
+        if not inspect.isfunction(function):
+            raise DeclarationError(f"@agent.on(…) goes above a function, not above {function!r}.")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise DeclarationError(f"{function.__name__} yields, but a handler returns. Use context.emit(…).")
+        last = _segment(name or function.__name__, "A handler's name (give one with name=…)")
+        full_name = f"{self.name}.{last}"
+        if any(handler.name == full_name for handler in self.handlers):
+            raise DeclarationError(
+                f"{full_name} is declared twice. Give one another name=…, or one on(…) several patterns."
+            )
+        signature = read_signature(function, names=local_names)
+        is_async = inspect.iscoroutinefunction(function)
+        self.handlers.append(
+            Handler(name=full_name, function=function, is_async=is_async, signature=signature, **fields)
+        )
+
+
+def _segment(name: object, what: str) -> str:
+    """The name, if it is a single segment of a key."""
+    try:
+        if isinstance(name, str) and "." not in name:
+            return check_key(name)
+    except InvalidKey:
+        pass
+    raise DeclarationError(f"{what} is letters, digits, '_', ':' and '-', such as 'writer', not {name!r}.")
+
+
+def _as_declaration(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Have a wrong key complained about as a wrong declaration."""
+
+    @functools.wraps(check)
+    def checked(given: Any) -> Any:
+        try:
+            return check(given)
+        except InvalidKey as error:
+            raise DeclarationError(f"@agent.on(…): {error}") from None
+
+    return checked
+
+
+@_as_declaration
+def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    if not patterns:
+        raise DeclarationError('@agent.on(…) needs at least one pattern: @agent.on("task.output").')
+    return tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
+
+
+@_as_declaration
+def _emits(emits: str | None) -> str | None:
+    return None if emits is None else check_key(emits)
+
+
+def _retry(retry: object) -> Retry:
+    if retry is None:
+        return Retry()
+    if not isinstance(retry, Retry):
+        raise DeclarationError(f"@agent.on(retry=…) must be a Retry(attempts=3, …), not {retry!r}.")
+    return retry
+
+
+def _concurrency(limit: object) -> int | None:
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
+        return limit
+    raise DeclarationError(f"@agent.on(concurrency=…) must be a whole number of 1 or more, not {limit!r}.")
+
+
+def _start(start: object) -> Start:
+    if start == "latest" or start == "earliest":
+        return start
+    raise DeclarationError(f'@agent.on(start=…) must be "latest" or "earliest", not {start!r}.')
+
+
+def _timeout(seconds: object) -> float | None:
+    if seconds is None or (isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0):
+        return seconds
+    raise DeclarationError(f"@agent.on(timeout=…) must be more than 0 seconds, not {seconds!r}.")

@@ -1,0 +1,248 @@
+"""What does a handler get, and what can be sent?"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any, Generic, Self, TypeVar
+
+from runtime.errors import InvalidValue
+from runtime.keys import check_key
+from runtime.values import decode as decode
+from runtime.values import encode as encode
+
+T = TypeVar("T")
+
+MAX_DEDUP_CHARACTERS = 255
+_HUNDRED_YEARS_SECONDS = 100 * 366 * 86_400
+
+
+class Priority(IntEnum):
+    """In which of three classes a message waits; a higher one is taken first."""
+
+    LOW = -1
+    NORMAL = 0
+    HIGH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Generic[T]):
+    """A row of `consciousness_stream`, as a handler sees it.
+
+    Attributes:
+        id: its number in the stream, rising with the time of writing.
+        key: the dotted name it was written under.
+        value: what was written; plain JSON data, or what the handler's annotation made of it.
+        agent: who wrote it, where the writer said so.
+        created_at: when the row was written, by the database's clock.
+        attempt: which attempt of this delivery this is, counted from 1.
+        correlation_id: shared by all messages that go back to one first message.
+        parent_id: the id of the message whose handler wrote this one.
+    """
+
+    id: int
+    key: str
+    # Not in the repr, which ends up in logs and error reports: values may be private.
+    value: T = field(repr=False)
+    agent: str | None = None
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    attempt: int = 1
+    correlation_id: str | None = None
+    parent_id: int | None = None
+    headers: dict[str, Any] = field(default_factory=dict, repr=False)
+    priority: Priority = Priority.NORMAL
+    dedup_key: str | None = None
+    deliver_at: datetime | None = None
+    expires_at: datetime | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], *, attempt: int = 1) -> Self:
+        """Return the message a row of the stream holds, given as decoded JSON with times as ISO 8601 text.
+
+        Args:
+            row: the columns by name; those the message does not have are left aside.
+            attempt: which attempt of its delivery is about to run.
+        """
+        return cls(
+            id=row["id"],
+            key=row["key"],
+            value=row["value"],
+            agent=row.get("agent"),
+            created_at=_moment(row.get("created_at")) or datetime.now(UTC),
+            attempt=attempt,
+            correlation_id=row.get("correlation_id"),
+            parent_id=row.get("parent_id"),
+            headers=row.get("headers") or {},
+            priority=Priority(row.get("priority") or 0),
+            dedup_key=row.get("dedup_key"),
+            deliver_at=_moment(row.get("deliver_at")),
+            expires_at=_moment(row.get("expires_at")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message that is not stored yet: checked when made, and safe from later changes to its value.
+
+    Args:
+        key: the key to write it under.
+        value: anything `encode` takes.
+        agent: who writes it.
+        delay: seconds to wait before it is due.
+        expires_in: seconds after which nobody wants it any more.
+        priority: the class it waits in.
+        dedup_key: within the dedup retention one message with this text is stored; 1 to 255 characters.
+        correlation_id: what it belongs to.
+        parent_id: the message it answers.
+        headers: whatever should travel beside the value.
+
+    Attributes:
+        json: the draft as the JSON object `stream_send` takes.
+
+    Raises:
+        InvalidKey: `key` is not a key.
+        InvalidValue: the value or another field cannot be stored.
+    """
+
+    key: str
+    value: Any = field(repr=False)
+    agent: str | None = field(default=None, kw_only=True)
+    delay: float | None = field(default=None, kw_only=True)
+    expires_in: float | None = field(default=None, kw_only=True)
+    priority: Priority = field(default=Priority.NORMAL, kw_only=True)
+    dedup_key: str | None = field(default=None, kw_only=True)
+    correlation_id: str | None = field(default=None, kw_only=True)
+    parent_id: int | None = field(default=None, kw_only=True)
+    headers: Mapping[str, Any] | None = field(default=None, kw_only=True, repr=False)
+    json: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        options = {
+            "key": check_key(self.key),
+            "agent": self.agent,
+            "delay": _seconds("delay", self.delay),
+            "expires_in": _seconds("expires_in", self.expires_in),
+            "priority": _priority(self.priority) or None,
+            "dedup_key": self.dedup_key,
+            "correlation_id": self.correlation_id,
+            "parent_id": self.parent_id,
+            "headers": dict(self.headers) if self.headers else None,
+        }
+        if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
+            size = len(self.dedup_key)
+            raise InvalidValue(f"A dedup_key has 1 to {MAX_DEDUP_CHARACTERS} characters, not {size}.")
+        head = encode({name: given for name, given in options.items() if given is not None})
+        object.__setattr__(self, "json", f'{head[:-1]},"value":{encode(self.value)}}}')
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the draft as plain JSON data, only with the fields that were set."""
+        fields: dict[str, Any] = decode(self.json)
+        return fields
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler may know and do beside its message; one per attempt.
+
+    Attributes:
+        message: the message as it was stored.
+        handler: the subscription's name, `agent.handler`.
+        worker: the name of the process that runs it.
+        emitted: what was emitted so far; written in the transaction that finishes the delivery, or never.
+    """
+
+    message: Message[Any]
+    handler: str
+    worker: str = ""
+    emitted: list[Draft] = field(default_factory=list)
+
+    @property
+    def agent(self) -> str:
+        """The agent whose handler runs; the writer's name on what it emits."""
+        return self.handler.partition(".")[0]
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the delivery this is, counted from 1."""
+        return self.message.attempt
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger named after the handler; its records carry message_id, attempt and worker."""
+        details = {"message_id": self.message.id, "attempt": self.attempt, "worker": self.worker}
+        return logging.LoggerAdapter(logging.getLogger(f"runtime.handlers.{self.handler}"), details)
+
+    def emit(
+        self,
+        key: str,
+        value: object,
+        *,
+        delay: float | None = None,
+        expires_in: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        dedup_key: str | None = None,
+        correlation_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a message when this attempt succeeds; if it fails, nothing is written.
+
+        Args:
+            key: the key to write it under.
+            value: anything that has a JSON form; taken as it is now, later changes do not matter.
+            delay: seconds to wait before it is due.
+            expires_in: seconds after which nobody wants it any more.
+            priority: the class it waits in.
+            dedup_key: stored once within the dedup retention.
+            correlation_id: what it belongs to; by default the same as the handled message, or that message.
+            headers: whatever should travel beside the value.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value or an option cannot be stored.
+        """
+        self.emitted.append(
+            Draft(
+                key,
+                value,
+                agent=self.agent,
+                delay=delay,
+                expires_in=expires_in,
+                priority=priority,
+                dedup_key=dedup_key,
+                correlation_id=correlation_id or self.message.correlation_id or str(self.message.id),
+                parent_id=self.message.id,
+                headers=headers,
+            )
+        )
+
+
+def _moment(text: str | None) -> datetime | None:
+    """The time a PostgreSQL timestamp in JSON means; outside Python's years, the nearest end of them."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        is_past = text.startswith("-") or text.endswith("BC")
+        return (datetime.min if is_past else datetime.max).replace(tzinfo=UTC)
+
+
+def _seconds(name: str, seconds: float | None) -> float | None:
+    """The seconds unchanged, if a timestamp can be that far away."""
+    if seconds is None:
+        return None
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+        raise InvalidValue(f"{name} must be a number of seconds, not {seconds!r}.")
+    if not 0 <= seconds <= _HUNDRED_YEARS_SECONDS:
+        raise InvalidValue(f"{name} must lie between 0 and a hundred years, not at {seconds:g} seconds.")
+    return seconds
+
+
+def _priority(priority: int) -> int:
+    """The class's number, if there is such a class."""
+    try:
+        return int(Priority(priority))
+    except ValueError:
+        raise InvalidValue(f"A priority is -1, 0 or 1 (low, normal, high), not {priority!r}.") from None

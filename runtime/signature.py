@@ -1,0 +1,183 @@
+"""Which argument does each parameter of a handler get?
+
+The annotation decides: `Message[Article]` gets the message, `Context` the context, anything else the value.
+Worked out once, when the handler is declared, so that a wrong signature fails at import and not in the night.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from runtime.errors import DeclarationError, InvalidPayload
+from runtime.message import Context, Message
+
+_CURE = (
+    "A handler takes at most one value, a Message[…] and a Context, in any order: "
+    "def handle(article: Article, message: Message[Article], context: Context)."
+)
+_SHOWN_FAULTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a handler's parameters are filled.
+
+    Attributes:
+        value: the parameter that gets the value, or None.
+        messages: the parameters that get the message, each with what validates its value.
+        contexts: the parameters that get the context.
+    """
+
+    value: tuple[str, TypeAdapter[Any] | None] | None
+    messages: tuple[tuple[str, TypeAdapter[Any] | None], ...]
+    contexts: tuple[str, ...]
+
+    def bind(self, handler: str, message: Message[Any], context: Context) -> dict[str, Any]:
+        """Return the arguments by name.
+
+        Args:
+            handler: the subscription's name, for the complaint.
+            message: the message with its value as plain JSON data.
+            context: the context of this attempt.
+
+        Raises:
+            InvalidPayload: the value is not what an annotation says.
+        """
+        arguments: dict[str, Any] = dict.fromkeys(self.contexts, context)
+        for name, adapter in self.messages:
+            value = _validated(adapter, handler, message)
+            arguments[name] = message if adapter is None else replace(message, value=value)
+        if self.value is not None:
+            name, adapter = self.value
+            arguments[name] = _validated(adapter, handler, message)
+        return arguments
+
+
+def read_signature(function: Callable[..., object], *, names: Mapping[str, Any]) -> Signature:
+    """Work out how to fill a function's parameters.
+
+    Args:
+        function: the handler.
+        names: local names that its annotations, if they are text, may mean.
+
+    Raises:
+        DeclarationError: a parameter that cannot be filled; the message names it and says what to do.
+    """
+    place = _place(function)
+    annotations = _annotations(function, names, place)
+    messages: list[tuple[str, TypeAdapter[Any] | None]] = []
+    contexts: list[str] = []
+    values: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        _refuse_kinds(parameter, place)
+        annotation = annotations.get(parameter.name, Any)
+        if annotation is Context:
+            contexts.append(parameter.name)
+        elif annotation is Message or get_origin(annotation) is Message:
+            content = next(iter(get_args(annotation)), Any)
+            messages.append((parameter.name, _adapter(content, parameter.name, place)))
+        else:
+            values.append(parameter)
+    chosen = _value_parameter(values, place)
+    value = None if chosen is None else (chosen, _adapter(annotations.get(chosen, Any), chosen, place))
+    return Signature(value=value, messages=tuple(messages), contexts=tuple(contexts))
+
+
+def _annotations(function: Callable[..., object], names: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The parameters' annotations by name, text resolved to what it means."""
+    written = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation is not inspect.Parameter.empty
+    }
+
+    # The return annotation stays out of it: it may name what is imported for type checkers only.
+    def carrier() -> None: ...
+
+    carrier.__annotations__ = written
+    try:
+        known = inspect.unwrap(function).__globals__
+        return get_type_hints(carrier, globalns=known, localns=dict(names), include_extras=True)
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise DeclarationError(
+            f"{place}: an annotation cannot be resolved ({error}). "
+            "Import what it names at the top of the module, outside `if TYPE_CHECKING`."
+        ) from error
+
+
+def _refuse_kinds(parameter: inspect.Parameter, place: str) -> None:
+    """Refuse the kinds of parameters that no single argument fills by name."""
+    kinds = {
+        inspect.Parameter.VAR_POSITIONAL: f"*{parameter.name}",
+        inspect.Parameter.VAR_KEYWORD: f"**{parameter.name}",
+    }
+    if parameter.kind in kinds:
+        raise DeclarationError(f"{place}: {kinds[parameter.kind]} cannot be filled. {_CURE}")
+    if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        raise DeclarationError(f"{place}: {parameter.name!r} is positional-only. Drop the '/'.")
+
+
+def _value_parameter(values: list[inspect.Parameter], place: str) -> str | None:
+    """The one parameter that gets the value. Others may stay if they have defaults, which they keep."""
+    needed = [parameter for parameter in values if parameter.default is inspect.Parameter.empty]
+    choice = needed or values
+    if len(choice) > 1:
+        listed = " and ".join(repr(parameter.name) for parameter in choice)
+        raise DeclarationError(f"{place}: {listed} would all get the value. {_CURE}")
+    return choice[0].name if choice else None
+
+
+def _adapter(annotation: Any, parameter: str, place: str) -> TypeAdapter[Any] | None:
+    """What validates a value to the annotation; None where anything goes."""
+    content = annotation
+    while get_origin(content) is Annotated:
+        content = get_args(content)[0]
+    if content is Context or content is Message or get_origin(content) is Message:
+        raise DeclarationError(f"{place}: annotate {parameter!r} without Annotated.")
+    if annotation is Any or annotation is object:
+        return None
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        adapter.rebuild(raise_errors=True)
+    except Exception as error:
+        raise DeclarationError(
+            f"{place}: pydantic cannot validate a value to the annotation of {parameter!r} "
+            f"({str(error).splitlines()[0]}). Use a pydantic model, a dataclass or a type of JSON data."
+        ) from error
+    return adapter
+
+
+def _validated(adapter: TypeAdapter[Any] | None, handler: str, message: Message[Any]) -> Any:
+    """The message's value as the annotation wants it."""
+    if adapter is None:
+        return message.value
+    try:
+        return adapter.validate_python(message.value)
+    except ValidationError:
+        # A strict model takes a date from JSON text but not from a Python string: ask again in JSON's terms.
+        try:
+            return adapter.validate_json(to_json(message.value))
+        except ValidationError as error:
+            # `from None`: the foreign error's own text repeats the input, which may hold a secret.
+            raise InvalidPayload(_complaint(error, handler, message)) from None
+
+
+def _complaint(error: ValidationError, handler: str, message: Message[Any]) -> str:
+    """Where the value is wrong and how, in pydantic's words, without the value."""
+    faults = error.errors(include_input=False, include_url=False, include_context=False)
+    shown = "; ".join(
+        f"{'.'.join(str(step) for step in fault['loc']) or 'value'}: {fault['msg']}"
+        for fault in faults[:_SHOWN_FAULTS]
+    )
+    more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+    return f"{handler} cannot take message {message.id}: {shown}{more}"
+
+
+def _place(function: Callable[..., object]) -> str:
+    """Where the function stands, so that an editor finds it."""
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}, {function.__name__}"

@@ -1,0 +1,157 @@
+"""Can this value be stored as JSON, and if not, where is the fault?
+
+Everything is checked before it leaves the process, because one value the database cannot take would cost its
+neighbours in the same exchange their results.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import from_json, to_jsonable_python
+
+from runtime.errors import InvalidPayload, InvalidValue
+
+MAX_BYTES = 16 * 1024 * 1024
+MAX_DEPTH = 100
+
+_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# An odd number of backslashes before u0000 is a NUL; an even number is text that speaks of one.
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def encode(value: object) -> str:
+    """Return the value as compact JSON text that PostgreSQL's jsonb takes as it is.
+
+    Pydantic models, dataclasses, datetimes, UUIDs, enums, decimals, sets and so on are written as pydantic
+    writes them. Mapping keys become strings.
+
+    Raises:
+        InvalidValue: NaN or Infinity, a NUL character, a lone surrogate, a circular reference, something that
+            has no JSON form, more than 100 levels or more than 16 MB. The message says where, and never
+            repeats the value.
+    """
+    try:
+        text = _to_text(to_jsonable_python(value))
+        size = len(text.encode())
+        if "\\u0000" in text and _ESCAPED_NUL.search(text):
+            raise ValueError("it holds a NUL character")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidValue(_complaint(value, error)) from None
+    if size > MAX_BYTES:
+        raise InvalidValue(
+            f"The value takes {size / 2**20:.1f} MB as JSON; at most {MAX_BYTES // 2**20} MB can be stored. "
+            "Put large things into a file or a bucket and send where they are."
+        )
+    if text.count("[") + text.count("{") > MAX_DEPTH and not _is_shallow(text):
+        raise InvalidValue(f"The value is nested more than {MAX_DEPTH} levels deep. Flatten it.")
+    return text
+
+
+def decode(text: str | bytes) -> Any:
+    """Return what the JSON text holds. Whole numbers keep all their digits.
+
+    Raises:
+        InvalidPayload: the text is no JSON, or nested or long beyond what Python can read.
+    """
+    try:
+        return from_json(text)
+    except ValueError:
+        # The quick parser stops at 200 levels; rows written by other programs may go deeper.
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidPayload(f"The stored JSON cannot be read: {error}.") from None
+
+
+def _is_shallow(text: str) -> bool:
+    """Whether the text keeps to MAX_DEPTH, asked of a parser that stops at 200 levels."""
+    wrapping = 200 - MAX_DEPTH
+    try:
+        from_json("[" * wrapping + text + "]" * wrapping)
+    except ValueError:
+        return False
+    return True
+
+
+def _complaint(value: object, error: Exception) -> str:
+    """One sentence: where the fault lies, what it is, and what can be done."""
+    path: list[str] = []
+    ancestors = {id(value)}
+    while (step := _faulty_child(value)) is not None:
+        name, value = step
+        path.append(name)
+        if id(value) in ancestors:
+            return f"The value cannot be stored: {_place(path)} holds itself (a circular reference)."
+        ancestors.add(id(value))
+        if len(path) > MAX_DEPTH:
+            return f"The value is nested more than {MAX_DEPTH} levels deep. Flatten it."
+    return f"The value cannot be stored: {_place(path)} {_reason(value, error)}."
+
+
+def _faulty_child(value: object) -> tuple[str, object] | None:
+    """The first part of a container that cannot be stored even alone."""
+    for name, child in _children(value):
+        if not _is_storable(child):
+            return name, child
+    return None
+
+
+def _children(value: object) -> Iterator[tuple[str, object]]:
+    """The parts of a container, each with its step of the path."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield f"[{ascii(key)[:60]}]", child
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        for index, child in enumerate(value):
+            yield f"[{index}]", child
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield f".{name}", getattr(value, name, None)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield f".{field.name}", getattr(value, field.name, None)
+
+
+def _is_storable(value: object) -> bool:
+    """Whether this part alone would be taken."""
+    try:
+        text = _to_text(to_jsonable_python(value))
+        text.encode()
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return not ("\\u0000" in text and _ESCAPED_NUL.search(text))
+
+
+def _place(path: list[str]) -> str:
+    """The path as a reader would write it."""
+    return "".join(("value", *path)) if path else "it"
+
+
+def _reason(value: object, error: Exception) -> str:
+    """What is wrong with the innermost part, in words that do not repeat it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}, a number JSON does not have; send null or a string instead"
+    if isinstance(value, str):
+        return _wrong_text(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if isinstance(key, str) and not _is_storable(key):
+                return f"has the key {ascii(key)[:60]}, which {_wrong_text(key)}"
+    if isinstance(value, bytes):
+        return "is bytes that are not UTF-8; send them as base64 text"
+    if isinstance(value, int):
+        return "is a number with too many digits; send it as a string"
+    return f"is a {type(value).__qualname__} that has no JSON form ({error})"
+
+
+def _wrong_text(text: str) -> str:
+    """Which of the two faults a text can have."""
+    if "\0" in text:
+        return "holds a NUL character, which PostgreSQL cannot store"
+    return "holds a lone surrogate, half of a character, which is no Unicode text"
