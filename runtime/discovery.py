@@ -1,0 +1,148 @@
+"""Which agents does the command line mean by these files, folders and modules?"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from runtime.agent import Agent
+from runtime.errors import DiscoveryError
+
+_CURE = 'Declare one at the top level of a file: agent = Agent("name").'
+
+
+def discover(paths: Iterable[str | Path]) -> list[Agent]:
+    """Return the agents that the paths hold, in order, each once.
+
+    Args:
+        paths: each a Python file, a folder (its `.py` files by name, but for those that begin with `_`), a
+            dotted module such as `shop.agents`, or one agent in a file or module: `shop.agents:writer`.
+
+    Raises:
+        DiscoveryError: a path means nothing, cannot be imported or holds no agent, or agents share a name.
+    """
+    found: dict[str, tuple[Agent, str]] = {}
+    for path in paths:
+        for agent, place in _agents_of(str(path)):
+            known, known_place = found.setdefault(agent.name, (agent, place))
+            if known is not agent:
+                raise DiscoveryError(
+                    f"Two agents are called {agent.name!r}: one in {known_place}, one in {place}. "
+                    "Rename one of them: work that waits in the store is found by this name."
+                )
+    return [agent for agent, _ in found.values()]
+
+
+def _agents_of(path: str) -> list[tuple[Agent, str]]:
+    """The agents one path means, each with the place it was found."""
+    if Path(path).is_dir():
+        return _agents_of_folder(Path(path).resolve())
+    module_path, colon, name = path.rpartition(":")
+    # A path may hold a colon of its own, as drive letters do; what exists is a file first.
+    if not colon or Path(path).exists():
+        module = _module(path)
+        agents = _agents_in(module)
+        if not agents:
+            raise DiscoveryError(f"{_origin(module)} holds no agent. {_CURE}")
+        return agents
+    module = _module(module_path)
+    agent = getattr(module, name, None)
+    if not isinstance(agent, Agent):
+        raise DiscoveryError(f"{_origin(module)} has no Agent called {name!r} at its top level.")
+    return [(agent, _origin(module))]
+
+
+def _agents_of_folder(folder: Path) -> list[tuple[Agent, str]]:
+    """The agents in a folder's files, which may also hold none."""
+    files = sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
+    agents = [found for file in files for found in _agents_in(_load_file(file))]
+    if not agents:
+        raise DiscoveryError(f"{folder} holds no agent; Python files looked at: {len(files)}. {_CURE}")
+    return agents
+
+
+def _agents_in(module: ModuleType) -> list[tuple[Agent, str]]:
+    """The agents among a module's names, those it imported too: the caller keeps each once."""
+    return [(agent, _origin(module)) for agent in vars(module).values() if isinstance(agent, Agent)]
+
+
+def _module(path: str) -> ModuleType:
+    """The module a file's path or a dotted name means."""
+    file = Path(path)
+    if file.is_file():
+        if file.suffix != ".py":
+            raise DiscoveryError(f"{path} is no Python file: its name must end in .py.")
+        return _load_file(file.resolve())
+    if file.suffix == ".py" or not all(part.isidentifier() for part in path.split(".")):
+        raise DiscoveryError(f"{path} does not exist: it is no file, no folder and no dotted module name.")
+    # An installed command does not look into the working directory by itself, as `python -m` does.
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
+    return _import(path, path)
+
+
+def _load_file(file: Path) -> ModuleType:
+    """The module of one file, under a name that no other module has."""
+    if "." in file.stem:
+        raise DiscoveryError(f"{file} cannot be imported: its name may have no dot but that of .py.")
+    package = _package_of(file.parent)
+    return _import(f"{package.__name__}.{file.stem}", str(file))
+
+
+def _package_of(folder: Path) -> ModuleType:
+    """The package that stands for a folder, so that its files can import each other: `from .shared import …`.
+
+    Its name is drawn from the folder's whole path. A folder called `agents` then collides neither with the
+    package of that name on PyPI, nor with another folder of the same name.
+    """
+    name = f"runtime_found_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    init = folder / "__init__.py"
+    if init.exists():
+        spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(folder)])
+    else:
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+    assert spec is not None, "a file that ends in .py always has a loader"
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[name] = package
+    if spec.loader is not None:
+        try:
+            spec.loader.exec_module(package)
+        except Exception as error:
+            del sys.modules[name]
+            raise DiscoveryError(f"{init} cannot be imported: {_cause(error)}") from error
+    return package
+
+
+def _import(name: str, path: str) -> ModuleType:
+    """Import a module by its name; `path` is what the user calls it."""
+    # Python remembers folder listings; a file written a moment ago would not be seen.
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise DiscoveryError(f"{path} cannot be imported: {_cause(error)}{_hint(error, path)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """The error's kind and its own words."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _hint(error: Exception, path: str) -> str:
+    """How a file imports its neighbour, where that was the trouble."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name and (Path(path).parent / f"{name}.py").is_file():
+        return f". It is a file beside it: write `from .{name} import …`"
+    return ""
+
+
+def _origin(module: ModuleType) -> str:
+    """Where a module stands."""
+    return getattr(module, "__file__", None) or module.__name__
