@@ -39,7 +39,7 @@ def discover(paths: Iterable[str | Path]) -> list[Agent]:
 
 def _agents_of(path: str) -> list[tuple[Agent, str]]:
     """The agents one path means, each with the place it was found."""
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return _agents_of_folder(Path(path).resolve())
     module_path, colon, name = path.rpartition(":")
     # A path may hold a colon of its own, as drive letters do; what exists is a file first.
@@ -78,7 +78,7 @@ def _module(path: str) -> ModuleType:
             raise DiscoveryError(f"{path} is no Python file: its name must end in .py.")
         return _load_file(file.resolve())
     if file.suffix == ".py" or not all(part.isidentifier() for part in path.split(".")):
-        raise DiscoveryError(f"{path} does not exist: it is no file, no folder and no dotted module name.")
+        raise DiscoveryError(f"{path!r} does not exist: it is no file, no folder and no dotted module name.")
     # An installed command does not look into the working directory by itself, as `python -m` does.
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))

@@ -157,13 +157,13 @@ def _validated(adapter: TypeAdapter[Any] | None, handler: str, message: Message[
         return message.value
     try:
         return adapter.validate_python(message.value)
-    except ValidationError:
+    except ValidationError as refusal:
         # A strict model takes a date from JSON text but not from a Python string: ask again in JSON's terms.
         try:
             return adapter.validate_json(to_json(message.value))
-        except ValidationError as error:
+        except ValueError:
             # `from None`: the foreign error's own text repeats the input, which may hold a secret.
-            raise InvalidPayload(_complaint(error, handler, message)) from None
+            raise InvalidPayload(_complaint(refusal, handler, message)) from None
 
 
 def _complaint(error: ValidationError, handler: str, message: Message[Any]) -> str:

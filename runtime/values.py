@@ -21,8 +21,11 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
 
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_NOT_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\[\]{}"]++')
 # An odd number of backslashes before u0000 is a NUL; an even number is text that speaks of one.
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; flatten it"
 
 
 def encode(value: object) -> str:
@@ -49,7 +52,7 @@ def encode(value: object) -> str:
             "Put large things into a file or a bucket and send where they are."
         )
     if text.count("[") + text.count("{") > MAX_DEPTH and not _is_shallow(text):
-        raise InvalidValue(f"The value is nested more than {MAX_DEPTH} levels deep. Flatten it.")
+        raise InvalidValue(f"The value cannot be stored: it {_TOO_DEEP}.")
     return text
 
 
@@ -70,13 +73,13 @@ def decode(text: str | bytes) -> Any:
 
 
 def _is_shallow(text: str) -> bool:
-    """Whether the text keeps to MAX_DEPTH, asked of a parser that stops at 200 levels."""
-    wrapping = 200 - MAX_DEPTH
-    try:
-        from_json("[" * wrapping + text + "]" * wrapping)
-    except ValueError:
-        return False
-    return True
+    """Whether the text keeps to MAX_DEPTH: each pass peels off the innermost level."""
+    brackets = _NOT_BRACKETS.sub("", text).replace("{", "[").replace("}", "]")
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace("[]", "")
+        if not brackets:
+            return True
+    return False
 
 
 def _complaint(value: object, error: Exception) -> str:
@@ -89,8 +92,6 @@ def _complaint(value: object, error: Exception) -> str:
         if id(value) in ancestors:
             return f"The value cannot be stored: {_place(path)} holds itself (a circular reference)."
         ancestors.add(id(value))
-        if len(path) > MAX_DEPTH:
-            return f"The value is nested more than {MAX_DEPTH} levels deep. Flatten it."
     return f"The value cannot be stored: {_place(path)} {_reason(value, error)}."
 
 
@@ -141,8 +142,12 @@ def _reason(value: object, error: Exception) -> str:
         return _wrong_text(value)
     if isinstance(value, Mapping):
         for key in value:
-            if isinstance(key, str) and not _is_storable(key):
-                return f"has the key {ascii(key)[:60]}, which {_wrong_text(key)}"
+            if not _is_storable(key):
+                why = _wrong_text(key) if isinstance(key, str) else "has no JSON form"
+                return f"has the key {ascii(key)[:60]}, which {why}"
+    if isinstance(value, (dict, list, tuple)):
+        # Each of its parts could be stored alone, so what is wrong is how many levels they make together.
+        return _TOO_DEEP
     if isinstance(value, bytes):
         return "is bytes that are not UTF-8; send them as base64 text"
     if isinstance(value, int):

@@ -15,7 +15,9 @@ seconds = st.floats(min_value=0, max_value=1e300)
 
 
 @given(attempt=st.integers(min_value=1, max_value=10_000), first=seconds, cap=seconds, seed=st.integers())
-def test_the_wait_lies_between_zero_and_the_capped_doubling(attempt: int, first: float, cap: float, seed: int) -> None:
+def test_the_wait_lies_between_zero_and_the_capped_doubling(
+    attempt: int, first: float, cap: float, seed: int
+) -> None:
     wait = backoff_seconds(attempt, first=first, cap=cap, random=Random(seed))
     assert math.isfinite(wait)
     assert 0 <= wait <= cap
