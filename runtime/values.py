@@ -13,17 +13,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import from_json, to_jsonable_python
+from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.errors import InvalidPayload, InvalidValue
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
 
-_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_NOT_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\[\]{}"]++')
+_TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_CURLY_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+# Python reads whole numbers of up to 4300 digits.
+_LONG_NUMBER = re.compile(rb"[0-9]{4301}")
 # An odd number of backslashes before u0000 is a NUL; an even number is text that speaks of one.
-_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; flatten it"
 
@@ -40,20 +43,17 @@ def encode(value: object) -> str:
             repeats the value.
     """
     try:
-        text = _to_text(to_jsonable_python(value))
-        size = len(text.encode())
-        if "\\u0000" in text and _ESCAPED_NUL.search(text):
-            raise ValueError("it holds a NUL character")
+        data = _dump(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidValue(_complaint(value, error)) from None
-    if size > MAX_BYTES:
+    if len(data) > MAX_BYTES:
         raise InvalidValue(
-            f"The value takes {size / 2**20:.1f} MB as JSON; at most {MAX_BYTES // 2**20} MB can be stored. "
+            f"The value takes {len(data) / 2**20:.1f} MB as JSON; at most {MAX_BYTES // 2**20} MB are stored. "
             "Put large things into a file or a bucket and send where they are."
         )
-    if text.count("[") + text.count("{") > MAX_DEPTH and not _is_shallow(text):
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and not _is_shallow(data):
         raise InvalidValue(f"The value cannot be stored: it {_TOO_DEEP}.")
-    return text
+    return data.decode()
 
 
 def decode(text: str | bytes) -> Any:
@@ -72,11 +72,23 @@ def decode(text: str | bytes) -> Any:
             raise InvalidPayload(f"The stored JSON cannot be read: {error}.") from None
 
 
-def _is_shallow(text: str) -> bool:
-    """Whether the text keeps to MAX_DEPTH: each pass peels off the innermost level."""
-    brackets = _NOT_BRACKETS.sub("", text).replace("{", "[").replace("}", "]")
+def _dump(value: object) -> bytes:
+    """The value as JSON, or the ValueError that says it has none."""
+    # In two steps: asked directly, a model writes NaN as null without a word.
+    data = to_json(to_jsonable_python(value))
+    if b"\\u0000" in data and _ESCAPED_NUL.search(data):
+        raise ValueError("a NUL character")
+    # Quick signs of a number that is none or too long to be read again; they may also stand in a text.
+    if b"NaN" in data or b"Infinity" in data or (len(data) > 4300 and _LONG_NUMBER.search(data)):
+        from_json(data, allow_inf_nan=False)
+    return data
+
+
+def _is_shallow(data: bytes) -> bool:
+    """Whether the JSON keeps to MAX_DEPTH: each pass peels off the innermost level."""
+    brackets = _TEXTS.sub(b"", data).translate(_CURLY_TO_SQUARE, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH):
-        brackets = brackets.replace("[]", "")
+        brackets = brackets.replace(b"[]", b"")
         if not brackets:
             return True
     return False
@@ -122,11 +134,10 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
 def _is_storable(value: object) -> bool:
     """Whether this part alone would be taken."""
     try:
-        text = _to_text(to_jsonable_python(value))
-        text.encode()
+        _dump(value)
     except (ValueError, TypeError, RecursionError):
         return False
-    return not ("\\u0000" in text and _ESCAPED_NUL.search(text))
+    return True
 
 
 def _place(path: list[str]) -> str:

@@ -111,8 +111,11 @@ def test_what_json_cannot_hold_is_refused_naming_the_place_not_the_content(
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("written", ["\\u0000", "\\\\u0000", "a\\u0000b", "\\", "\u2028", "\x7f", "\x01"])
-def test_text_that_only_speaks_of_a_nul_is_stored(written: str) -> None:
+@pytest.mark.parametrize(
+    "written",
+    ["NaN", "-Infinity", "1" * 9999, "\\u0000", "\\\\u0000", "a\\u0000b", "\\", "\u2028", "\x7f", "\x01"],
+)
+def test_text_that_only_looks_like_a_fault_is_stored(written: str) -> None:
     assert decode(encode([written, {written: 1}])) == [written, {written: 1}]
 
 
