@@ -1,0 +1,166 @@
+-- What the kernel keeps beside the messages. No foreign keys to stream, deliveries or runs: they would double
+-- the time of an insert.
+
+create table runtime.subscriptions (
+    id integer generated always as identity primary key,
+    name text not null unique,
+    agent text not null,
+    patterns text[] not null,
+    ordered boolean not null default false,
+    marks_processed boolean not null,
+    max_attempts integer not null default 5 check (max_attempts >= 1),
+    max_crashes integer not null default 5 check (max_crashes >= 1),
+    start text not null default 'latest' check (start in ('latest', 'earliest')),
+    -- The start of the worker that declared it: an older worker may not take a declaration back.
+    declared_at timestamptz not null,
+    created_at timestamptz not null default clock_timestamp(),
+    paused_at timestamptz,
+    settled boolean not null default false,
+    settling_fenced boolean not null default false,
+    settling_xid xid8,
+    backfilled_to bigint not null default 0,
+    expired bigint not null default 0
+);
+comment on table runtime.subscriptions is 'One durable row per handler, agent.handler; it outlives processes.';
+
+create table runtime.patterns (
+    pattern text collate "C" not null,
+    subscription integer not null references runtime.subscriptions on delete cascade,
+    primary key (pattern, subscription)
+);
+comment on table runtime.patterns is 'The patterns of the subscriptions, one a row, so that fan-out is a look-up.';
+create index patterns_subscription on runtime.patterns (subscription);
+
+create table runtime.deliveries (
+    message_id bigint not null,
+    -- null: fresh, take it now. A time: not before it (delay, retry, or a running lease's end). infinity: parked.
+    visible_at timestamptz,
+    lease uuid,
+    subscription integer not null,
+    attempts integer not null default 0,
+    crashes smallint not null default 0,
+    priority smallint not null default 0,
+    -- Its end counts towards the message's processed.
+    marks boolean not null,
+    -- It is the only one that does.
+    sole boolean not null,
+    -- The value is large enough to be weighed before an answer is built.
+    heavy boolean not null default false,
+    -- The message's key, for an ordered subscription only.
+    ordered_key text collate "C",
+    primary key (message_id, subscription)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_analyze_scale_factor = 0.1
+);
+comment on table runtime.deliveries is 'One row per message and subscription that is due, leased, delayed or parked. It leaves when finished.';
+create index deliveries_fresh on runtime.deliveries (subscription, priority, message_id) where visible_at is null;
+create index deliveries_due on runtime.deliveries (subscription, visible_at) where visible_at is not null;
+create index deliveries_ordered on runtime.deliveries (subscription, ordered_key, message_id) where ordered_key is not null;
+
+create table runtime.runs (
+    message_id bigint not null,
+    subscription integer not null,
+    ended_at timestamptz not null,
+    worker uuid,
+    attempt integer not null,
+    outcome text not null,
+    seconds real,
+    error text,
+    traceback text,
+    primary key (message_id, subscription, ended_at)
+);
+comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed or expired.';
+
+create table runtime.dead_letters (
+    id bigint generated always as identity primary key,
+    message_id bigint not null,
+    subscription integer not null,
+    subscription_name text not null,
+    key text not null,
+    message jsonb not null,
+    reason text not null,
+    error text,
+    traceback text,
+    attempts jsonb not null,
+    died_at timestamptz not null default clock_timestamp()
+);
+comment on table runtime.dead_letters is 'Deliveries that used up their attempts or may not be retried, with their own copy of the message.';
+create index dead_letters_subscription on runtime.dead_letters (subscription, id);
+
+create table runtime.workers (
+    id uuid primary key,
+    name text not null,
+    started_at timestamptz not null default clock_timestamp(),
+    seen_at timestamptz not null default clock_timestamp(),
+    asleep boolean not null default false,
+    -- Subscriptions it had free slots for when it fell asleep.
+    free integer[] not null default '{}',
+    -- How it can be reached: realtime, notify.
+    announce text[] not null default '{}',
+    subscriptions integer[] not null default '{}',
+    details jsonb not null default '{}'
+) with (fillfactor = 50);
+comment on table runtime.workers is 'Running processes and whether they sleep; the name is random at each start.';
+
+create table runtime.pumps (
+    id uuid primary key,
+    worker uuid not null,
+    n bigint not null default 0,
+    lease uuid,
+    refused jsonb not null default '[]'
+) with (fillfactor = 50);
+comment on table runtime.pumps is 'The last exchange of each pump, so that one whose answer was lost is answered again, not applied again.';
+
+create table runtime.dedup (
+    dedup_key text primary key,
+    -- null only between the reservation and the insert of one transaction
+    message_id bigint,
+    forget_at timestamptz not null
+);
+comment on table runtime.dedup is 'The dedup_keys in use; they outlive their messages.';
+create index dedup_forget on runtime.dedup (forget_at);
+
+create table runtime.unmarked (message_id bigint primary key);
+comment on table runtime.unmarked is 'Messages whose processed could not be set because somebody held the row; the sweep sets it.';
+
+create table runtime.beats (
+    nonce text primary key,
+    worker uuid not null,
+    sent_at timestamptz not null default clock_timestamp()
+);
+comment on table runtime.beats is 'Nonces a worker asked for, to prove the path of postgres_changes end to end.';
+create index beats_worker on runtime.beats (worker);
+
+-- The highest transaction after which a subscription settled. A sequence, since no snapshot hides its value.
+create sequence runtime.settle_fence as bigint minvalue 0 start 0;
+
+create table runtime.policy (
+    only_row boolean primary key default true check (only_row),
+    dedup_seconds double precision not null default 7 * 86400,
+    -- A sleeper not seen for this long is not announced to.
+    sleeper_seconds double precision not null default 60
+);
+comment on table runtime.policy is 'The kernel''s own settings: one row.';
+insert into runtime.policy default values;
+
+alter table runtime.subscriptions enable row level security;
+alter table runtime.patterns enable row level security;
+alter table runtime.deliveries enable row level security;
+alter table runtime.runs enable row level security;
+alter table runtime.dead_letters enable row level security;
+alter table runtime.workers enable row level security;
+alter table runtime.pumps enable row level security;
+alter table runtime.dedup enable row level security;
+alter table runtime.unmarked enable row level security;
+alter table runtime.beats enable row level security;
+alter table runtime.policy enable row level security;
+
+do $$
+begin
+    if exists (select from pg_roles where rolname = 'service_role') then
+        grant select on all tables in schema runtime to service_role;
+    end if;
+end
+$$;

@@ -1,0 +1,210 @@
+-- How a message gets in, and how it is read as shared memory.
+
+create function runtime.caller_agent() returns text
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    -- An agent under its own identity is who its token says, whatever the arguments claim.
+    select case when c ->> 'role' = 'agent' then coalesce(c ->> 'agent', '') end
+    from (select nullif(current_setting('request.jwt.claims', true), '')::jsonb as c) as claims
+    );
+end
+$$;
+comment on function runtime.caller_agent() is 'The agent named by the caller''s token, or null for a caller that is no agent.';
+
+create function runtime.store(messages jsonb) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    reserved text[];
+    earlier jsonb := '{}';
+    ids bigint[];
+    places bigint[];
+begin
+    if messages @? '$[*].dedup_key ? (@ != null)' then
+        with asked as (
+            select distinct m ->> 'dedup_key' as dedup_key from jsonb_array_elements(messages) as m
+            where m ->> 'dedup_key' is not null
+        ), made as (
+            -- In key order, so that two batches never wait for each other in a circle.
+            insert into runtime.dedup as d (dedup_key, message_id, forget_at)
+            select a.dedup_key, null,
+                   clock_timestamp() + make_interval(secs => (select p.dedup_seconds from runtime.policy p))
+            from asked a order by a.dedup_key
+            on conflict (dedup_key) do update
+                set message_id = null, forget_at = excluded.forget_at
+                where d.forget_at < clock_timestamp()
+            returning d.dedup_key
+        )
+        select coalesce(array_agg(m.dedup_key), '{}') into reserved from made m;
+    end if;
+
+    with drafts as (
+        select m.*
+        from rows from (jsonb_to_recordset(messages) as (
+            key text, value jsonb, agent text, delay double precision, deliver_at timestamptz,
+            expires_in double precision, expires_at timestamptz, priority smallint, dedup_key text,
+            correlation_id text, parent_id bigint, headers jsonb
+        )) with ordinality as m (
+            key, value, agent, delay, deliver_at, expires_in, expires_at, priority, dedup_key,
+            correlation_id, parent_id, headers, place
+        )
+    ), winners as (
+        select d.* from drafts d where d.dedup_key is null
+        union all
+        select first.* from (
+            select distinct on (d.dedup_key) d.* from drafts d
+            where d.dedup_key = any (reserved) order by d.dedup_key, d.place
+        ) first
+    ), stored as (
+        insert into public.consciousness_stream
+            (key, value, agent, deliver_at, expires_at, priority, dedup_key, correlation_id, parent_id, headers)
+        select w.key, w.value, w.agent,
+               coalesce(clock_timestamp() + make_interval(secs => w.delay), w.deliver_at),
+               coalesce(clock_timestamp() + make_interval(secs => w.expires_in), w.expires_at),
+               coalesce(w.priority, 0), w.dedup_key, w.correlation_id, w.parent_id, w.headers
+        from winners w
+        order by w.place
+        returning id
+    )
+    select (select array_agg(s.id order by s.id) from stored s),
+           (select array_agg(w.place order by w.place) from winners w)
+    into ids, places;
+
+    if reserved is null then
+        return (select coalesce(jsonb_agg(jsonb_build_object('id', i, 'duplicate', false) order by i), '[]')
+                from unnest(ids) as i);
+    end if;
+    return (
+        select coalesce(jsonb_agg(
+            jsonb_build_object(
+                'id', coalesce(mine.id, (select d.message_id from runtime.dedup d where d.dedup_key = m.value ->> 'dedup_key')),
+                'duplicate', mine.id is null
+            ) order by m.place), '[]')
+        from jsonb_array_elements(messages) with ordinality as m (value, place)
+        left join unnest(ids, places) as mine (id, place) on mine.place = m.place
+    );
+end
+$$;
+comment on function runtime.store(jsonb) is 'Inserts a batch in its order; says of each message its id and whether it was a duplicate.';
+
+create function public.stream_send(messages jsonb) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    caller text := runtime.caller_agent();
+begin
+    if jsonb_typeof(messages) = 'object' then
+        messages := jsonb_build_array(messages);
+    end if;
+    if jsonb_typeof(messages) is distinct from 'array' then
+        raise exception using
+            errcode = '22023',
+            message = 'messages must be an array of objects with a key and a value',
+            hint = 'For example [{"key": "task.output", "value": {"title": "Hello"}}].';
+    end if;
+    if caller is not null then
+        messages := (select coalesce(jsonb_agg(m || jsonb_build_object('agent', caller)), '[]')
+                     from jsonb_array_elements(messages) as m);
+    end if;
+    return runtime.store(messages)::json;
+end
+$$;
+comment on function public.stream_send(jsonb) is
+    'Inserts messages [{key, value, agent?, delay?, deliver_at?, expires_in?, expires_at?, priority?, dedup_key?, '
+    'correlation_id?, parent_id?, headers?}]; times as seconds from now or as timestamps. Returns [{id, duplicate}].';
+
+create function runtime.prefix_of(pattern text) returns text
+language sql immutable set search_path = '' as $$
+    -- The part before the first wildcard: a range of the index on key.
+    select case when pattern ~ '[*>]' then regexp_replace(pattern, '[*>].*$', '') end
+$$;
+
+create function public.stream_read(
+    pattern text default '>',
+    after bigint default null,
+    before bigint default null,
+    max integer default 100,
+    latest boolean default false
+) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    page json;
+begin
+    perform runtime.check_pattern(pattern);
+    if max not between 1 and 10000 then
+        raise exception using errcode = '22023', message = 'max must be between 1 and 10000';
+    end if;
+    if latest then
+        -- The newest message of each key: a skip from key to key along the index.
+        with recursive keys as (
+            (select m.key from public.consciousness_stream m
+             where m.key >= coalesce(prefix, pattern)
+             order by m.key limit 1)
+            union all
+            select (select m.key from public.consciousness_stream m where m.key > k.key order by m.key limit 1)
+            from keys k
+            where k.key is not null and starts_with(k.key, prefix)
+        ), newest as (
+            select m.* from keys k
+            cross join lateral (
+                select * from public.consciousness_stream m where m.key = k.key order by m.id desc limit 1
+            ) m
+            where pattern = any (runtime.candidates(k.key))
+        )
+        select json_agg(row_to_json(n)) into page from (
+            select * from newest n
+            where (after is null or n.id > after) and (before is null or n.id < before)
+            order by n.id desc limit max
+        ) n;
+    elsif prefix is null then
+        select json_agg(row_to_json(m) order by m.id) into page from (
+            select * from public.consciousness_stream m
+            where m.key = pattern and (after is null or m.id > after) and (before is null or m.id < before)
+            order by case when after is null then -m.id else m.id end limit max
+        ) m;
+    else
+        select json_agg(row_to_json(m) order by m.id) into page from runtime.page(pattern, prefix, after, before, max) m;
+    end if;
+    return coalesce(page, '[]');
+end
+$$;
+comment on function public.stream_read(text, bigint, bigint, integer, boolean) is
+    'Messages whose key matches the pattern, in id order: the oldest after an id, or else the newest (before an id). '
+    'With latest, the newest message of each key. Page by passing the last id seen.';
+
+create function runtime.page(pattern text, prefix text, after bigint, before bigint, max integer)
+returns setof public.consciousness_stream
+language plpgsql stable set search_path = '' as $$
+declare
+    m public.consciousness_stream;
+    left_over integer := max;
+begin
+    -- Walks the primary key, so a rare pattern reads on, but nothing is ever sorted.
+    if after is not null then
+        for m in select * from public.consciousness_stream s
+            where s.id > after and (before is null or s.id < before) and starts_with(s.key, prefix)
+            order by s.id
+        loop
+            if pattern = any (runtime.candidates(m.key)) then
+                return next m;
+                left_over := left_over - 1;
+                exit when left_over = 0;
+            end if;
+        end loop;
+    else
+        for m in select * from public.consciousness_stream s
+            where (before is null or s.id < before) and starts_with(s.key, prefix)
+            order by s.id desc
+        loop
+            if pattern = any (runtime.candidates(m.key)) then
+                return next m;
+                left_over := left_over - 1;
+                exit when left_over = 0;
+            end if;
+        end loop;
+    end if;
+end
+$$;
+comment on function runtime.page(text, text, bigint, bigint, integer) is 'One page of a wildcard read.';

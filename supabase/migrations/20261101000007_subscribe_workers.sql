@@ -1,0 +1,162 @@
+-- A worker says who it is and what its handlers want; a new subscription settles before anything is taken from it.
+
+create function public.stream_subscribe(worker jsonb, subscriptions jsonb) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    caller text := runtime.caller_agent();
+    me runtime.workers;
+    declared record;
+    is_new boolean;
+    known integer;
+begin
+    insert into runtime.workers as w (id, name, announce, details)
+    values (
+        (worker ->> 'id')::uuid, coalesce(worker ->> 'name', worker ->> 'id'),
+        coalesce(array(select jsonb_array_elements_text(worker -> 'announce')), '{}'),
+        coalesce(worker -> 'details', '{}')
+    )
+    on conflict (id) do update
+        set seen_at = clock_timestamp(), asleep = false, announce = excluded.announce, details = excluded.details
+    returning * into me;
+
+    -- By name, so that two workers never wait for each other in a circle.
+    for declared in
+        select s.* from jsonb_to_recordset(subscriptions) as s (
+            name text, agent text, patterns text[], ordered boolean, max_attempts integer,
+            max_crashes integer, start text, marks_processed boolean
+        ) order by s.name
+    loop
+        if caller is not null and declared.agent is distinct from caller then
+            raise exception using errcode = '42501',
+                message = format('agent %L may not subscribe as %L', caller, declared.agent);
+        end if;
+        if declared.name !~ '^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$' then
+            raise exception using errcode = '22023',
+                message = format('%L is not a subscription name', declared.name),
+                hint = 'A subscription is named agent.handler.';
+        end if;
+        if coalesce(cardinality(declared.patterns), 0) = 0 then
+            raise exception using errcode = '22023', message = format('subscription %s has no patterns', declared.name);
+        end if;
+        perform runtime.check_pattern(p) from unnest(declared.patterns) as p;
+
+        known := null;
+        insert into runtime.subscriptions as s
+            (name, agent, patterns, ordered, marks_processed, max_attempts, max_crashes, start, declared_at)
+        values (
+            declared.name, declared.agent, declared.patterns, coalesce(declared.ordered, false),
+            coalesce(declared.marks_processed,
+                     not exists (select from unnest(declared.patterns) as p where p ~ '[*>]')),
+            coalesce(declared.max_attempts, 5), coalesce(declared.max_crashes, 5),
+            coalesce(declared.start, 'latest'), me.started_at
+        )
+        on conflict (name) do update
+            set agent = excluded.agent, patterns = excluded.patterns, ordered = excluded.ordered,
+                marks_processed = excluded.marks_processed, max_attempts = excluded.max_attempts,
+                max_crashes = excluded.max_crashes, declared_at = excluded.declared_at
+            where s.declared_at < excluded.declared_at
+              and (s.patterns, s.ordered, s.marks_processed, s.max_attempts, s.max_crashes, s.agent)
+                  is distinct from (excluded.patterns, excluded.ordered, excluded.marks_processed,
+                                    excluded.max_attempts, excluded.max_crashes, excluded.agent)
+        returning s.id into known;
+        if known is not null then
+            delete from runtime.patterns p
+            where p.subscription = known and not p.pattern = any (declared.patterns);
+            insert into runtime.patterns (pattern, subscription)
+            select distinct p, known from unnest(declared.patterns) as p
+            on conflict do nothing;
+        end if;
+    end loop;
+
+    update runtime.workers w
+    set subscriptions = array(
+        select s.id from runtime.subscriptions s
+        join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text) on d.name = s.name
+    )
+    where w.id = me.id;
+
+    return json_build_object(
+        'worker', me.id,
+        'started_at', me.started_at,
+        'subscriptions', (
+            select coalesce(json_object_agg(s.name, json_build_object(
+                'id', s.id, 'settled', s.settled, 'paused', s.paused_at is not null)), '{}')
+            from runtime.subscriptions s
+            join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text) on d.name = s.name
+        )
+    );
+end
+$$;
+comment on function public.stream_subscribe(jsonb, jsonb) is
+    'Records the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
+    'max_attempts, max_crashes, start, marks_processed}]; a declaration gives way only to a later started worker''s.';
+
+create function runtime.backfill(target runtime.subscriptions) returns boolean
+language plpgsql set search_path = '' as $$
+declare
+    page_end bigint;
+    page_rows integer;
+begin
+    with page as materialized (
+        select m.id, m.key, m.priority, m.deliver_at, coalesce(pg_column_size(m.value) > 2000, false) as heavy
+        from public.consciousness_stream m
+        where m.id > target.backfilled_to
+        order by m.id
+        limit 5000
+    ), wanted as (
+        select k.key from (select distinct p.key from page p) k
+        where runtime.candidates(k.key) && target.patterns::text[]
+    ), made as (
+        insert into runtime.deliveries
+            (message_id, subscription, visible_at, priority, marks, sole, heavy, ordered_key)
+        select p.id, target.id, case when p.deliver_at > clock_timestamp() then p.deliver_at end,
+               case when target.ordered then 0 else p.priority end,
+               target.marks_processed, false, p.heavy, case when target.ordered then p.key end
+        from page p join wanted w on w.key = p.key
+        order by p.id
+        on conflict do nothing
+        returning message_id
+    ), shared as (
+        -- These messages now have one more subscription to wait for.
+        update runtime.deliveries d set sole = false
+        from made where target.marks_processed and d.message_id = made.message_id and d.sole
+    )
+    select max(p.id), count(*) into page_end, page_rows from page p;
+    update runtime.subscriptions s set backfilled_to = coalesce(page_end, s.backfilled_to) where s.id = target.id;
+    return page_rows < 5000;
+end
+$$;
+comment on function runtime.backfill(runtime.subscriptions) is
+    'Delivers one page (5,000 messages) of history to a new subscription; true when there is no more.';
+
+create function runtime.settle(wanted integer[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    s runtime.subscriptions;
+begin
+    -- A row locked by another worker counts as not settled: it is being settled there.
+    for s in
+        select * from runtime.subscriptions x
+        where x.id = any (wanted) and not x.settled order by x.id for update skip locked
+    loop
+        if not s.settling_fenced then
+            -- First the fence, which turns away stricter writers with an older snapshot …
+            perform pg_advisory_xact_lock(hashtext('runtime.settle_fence'));
+            perform setval('runtime.settle_fence', greatest(
+                (select last_value from runtime.settle_fence), pg_current_xact_id()::text::bigint));
+            update runtime.subscriptions x set settling_fenced = true where x.id = s.id;
+        elsif s.settling_xid is null then
+            -- … then, in a later transaction, the mark: whoever read the fence before it rose has a lower xid.
+            update runtime.subscriptions x set settling_xid = pg_current_xact_id() where x.id = s.id;
+        elsif pg_snapshot_xmin(pg_current_snapshot()) > s.settling_xid then
+            -- Everyone who could have missed the subscription has ended; what they wrote is history now.
+            if s.start = 'latest' or runtime.backfill(s) then
+                update runtime.subscriptions x set settled = true where x.id = s.id;
+            end if;
+        end if;
+    end loop;
+end
+$$;
+comment on function runtime.settle(integer[]) is
+    'Brings new subscriptions one step closer to settled; three transactions and the end of every older writer are needed.';

@@ -1,0 +1,284 @@
+-- What is taken? Fresh deliveries past the pump's cursor, and due ones when their time may have come.
+
+create function runtime.describe(ids bigint[], subscriptions integer[]) returns json
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    select coalesce(json_agg(json_build_array(
+        t.subscription, d.attempts, d.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+        m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, d.lease
+    ) order by m.priority desc, m.id), '[]')
+    from unnest(ids, subscriptions) as t (id, subscription)
+    join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
+    join public.consciousness_stream m on m.id = t.id
+    );
+end
+$$;
+comment on function runtime.describe(bigint[], integer[]) is
+    'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
+    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease].';
+
+create function runtime.fits(ids bigint[], subscriptions integer[], max_bytes bigint) returns integer
+language plpgsql stable set search_path = '' as $$
+declare
+    weighed record;
+    total bigint := 0;
+    counted integer := 0;
+begin
+    for weighed in
+        select t.place, case when pg_column_size(m.value) > 2000 then octet_length(m.value::text)
+                             else coalesce(pg_column_size(m.value), 0) end as bytes
+        from unnest(ids) with ordinality as t (id, place)
+        join public.consciousness_stream m on m.id = t.id
+        order by t.place
+    loop
+        total := total + weighed.bytes;
+        exit when total > max_bytes and counted > 0;
+        counted := counted + 1;
+    end loop;
+    return counted;
+end
+$$;
+comment on function runtime.fits(bigint[], integer[], bigint) is 'How many of these, from the first, fit in one answer; at least one.';
+
+create function runtime.take_fresh(wanted jsonb, cursors jsonb, until timestamptz, new_lease uuid)
+returns table (message_id bigint, subscription integer, priority smallint, heavy boolean)
+language plpgsql set search_path = '' as $$
+begin
+    return query
+    with picked as materialized (
+        select d.message_id, d.subscription
+        from (
+            select w.key::integer as subscription, w.value::integer as amount,
+                   coalesce((cursors ->> w.key)::bigint, 0) as past
+            from jsonb_each_text(wanted) as w
+        ) w
+        join runtime.subscriptions s on s.id = w.subscription
+        cross join lateral (
+            select one.message_id, one.subscription
+            from (values (1::smallint, 0::bigint), (0::smallint, w.past), (-1::smallint, 0::bigint))
+                as class (priority, past)
+            cross join lateral (
+                select f.message_id, f.subscription from runtime.deliveries f
+                where f.subscription = w.subscription and f.priority = class.priority
+                  and f.visible_at is null and f.message_id > class.past
+                order by f.message_id
+                limit w.amount
+                for update skip locked
+            ) one
+            limit w.amount
+        ) d
+        where s.settled and s.paused_at is null and not s.ordered
+    )
+    update runtime.deliveries d set visible_at = until, lease = new_lease
+    from picked p
+    where d.message_id = p.message_id and d.subscription = p.subscription
+    returning d.message_id, d.subscription, d.priority, d.heavy;
+end
+$$;
+comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid) is
+    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first.';
+
+create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    spent record;
+begin
+    -- Called with the rows locked and their old lease expired: each is one crash of its worker.
+    insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
+    select d.message_id, d.subscription, clock_timestamp(),
+           (select p.worker from runtime.pumps p where p.lease = d.lease limit 1),
+           d.attempts + d.crashes + 1, 'crashed', 'its lease expired: the worker died, froze or lost the database'
+    from unnest(ids, subscriptions) as t (id, subscription)
+    join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription;
+    update runtime.deliveries d set crashes = d.crashes + 1, lease = null, visible_at = clock_timestamp()
+    from unnest(ids, subscriptions) as t (id, subscription)
+    where d.message_id = t.id and d.subscription = t.subscription;
+    select array_agg(d.message_id) as ids, array_agg(d.subscription) as subscriptions,
+           array_agg('crashed'::text) as reasons,
+           array_agg(format('its worker died %s times while handling it', d.crashes)) as errors
+    into spent
+    from unnest(ids, subscriptions) as t (id, subscription)
+    join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
+    join runtime.subscriptions s on s.id = d.subscription
+    where d.crashes >= s.max_crashes;
+    if spent.ids is not null then
+        perform runtime.bury(spent.ids, spent.subscriptions, spent.reasons, spent.errors,
+                             array_fill(null::text, array[cardinality(spent.ids)]));
+    end if;
+end
+$$;
+comment on function runtime.settle_crashes(bigint[], integer[]) is
+    'Counts a crash for each abandoned lease; a delivery whose crashes are used up becomes a dead letter.';
+
+create function runtime.count_crashes(wanted jsonb) returns void
+language plpgsql set search_path = '' as $$
+declare
+    abandoned record;
+begin
+    select array_agg(d.message_id) as ids, array_agg(d.subscription) as subscriptions into abandoned
+    from jsonb_each_text(wanted) as w
+    join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+    cross join lateral (
+        select c.message_id, c.subscription from runtime.deliveries c
+        where c.subscription = w.key::integer and c.visible_at <= clock_timestamp() and c.lease is not null
+        order by c.visible_at
+        limit 500
+        for update skip locked
+    ) d;
+    if abandoned.ids is not null then
+        perform runtime.settle_crashes(abandoned.ids, abandoned.subscriptions);
+    end if;
+end
+$$;
+comment on function runtime.count_crashes(jsonb) is 'Ends the abandoned leases of the wanted subscriptions.';
+
+create function runtime.take_due(wanted jsonb, alone boolean, until timestamptz, new_lease uuid)
+returns table (message_id bigint, subscription integer, priority smallint, heavy boolean)
+language plpgsql set search_path = '' as $$
+begin
+    return query
+    with picked as materialized (
+        select d.message_id, d.subscription
+        from jsonb_each_text(wanted) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        cross join lateral (
+            select one.message_id, one.subscription from runtime.deliveries one
+            where one.subscription = w.key::integer and one.visible_at <= clock_timestamp()
+              and one.lease is null and (one.crashes >= 2) = alone
+            order by one.visible_at
+            limit case when alone then 1 else w.value::integer end
+            for update skip locked
+        ) d
+        where s.settled and s.paused_at is null and not s.ordered and w.value::integer > 0
+        limit case when alone then 1 end
+    )
+    update runtime.deliveries d set visible_at = until, lease = new_lease
+    from picked p
+    where d.message_id = p.message_id and d.subscription = p.subscription
+    returning d.message_id, d.subscription, d.priority, d.heavy;
+end
+$$;
+comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid) is
+    'Leases delayed and retrying deliveries whose time has come. Alone: one delivery that has crashed its worker '
+    'twice, and nothing else.';
+
+create function runtime.take_ordered(
+    wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid,
+    out ids bigint[], out heavy boolean, out look_again boolean
+) language plpgsql set search_path = '' as $$
+declare
+    seen bigint[];
+    locked bigint[];
+begin
+    look_again := false;
+    -- Locked first, judged after: the judging statement's snapshot is younger than the locks.
+    seen := array(
+        select f.message_id from runtime.deliveries f
+        where f.subscription = wanted and f.priority = 0 and f.visible_at is null and not alone
+        order by f.message_id limit 4 * amount
+        for update skip locked
+    );
+    if due then
+        seen := seen || array(
+            select f.message_id from runtime.deliveries f
+            where f.subscription = wanted and f.visible_at <= clock_timestamp()
+              and f.lease is null and (f.crashes >= 2) = alone
+            order by f.visible_at limit 4 * amount
+            for update skip locked
+        );
+    end if;
+    if cardinality(seen) = 0 then
+        return;
+    end if;
+
+    with mine as (
+        select d.message_id, d.ordered_key from runtime.deliveries d
+        where d.subscription = wanted and d.message_id = any (seen)
+    ), heads as (
+        select m.ordered_key, h.message_id
+        from (select distinct ordered_key from mine) m
+        cross join lateral (
+            select n.message_id from runtime.deliveries n
+            where n.subscription = wanted and n.ordered_key = m.ordered_key
+            order by n.message_id limit 1
+        ) h
+    ), chosen as (
+        select h.message_id from heads h where h.message_id = any (seen) order by h.message_id
+        limit case when alone then 1 else amount end
+    ), taken as (
+        update runtime.deliveries d set visible_at = until, lease = new_lease
+        from chosen c where d.message_id = c.message_id and d.subscription = wanted
+        returning d.message_id, d.heavy
+    )
+    select array_agg(t.message_id), bool_or(t.heavy) into ids, heavy from taken t;
+
+    -- Park the rest, but only behind a lower one that cannot end before this commits: one of ours, or one
+    -- whose row we hold for key share. Else it stays as it is and is looked at again soon.
+    locked := array(
+        select n.message_id from runtime.deliveries n
+        where n.subscription = wanted and n.message_id in (
+            select h.message_id from (
+                select distinct d.ordered_key from runtime.deliveries d
+                where d.subscription = wanted and d.message_id = any (seen)
+            ) k
+            cross join lateral (
+                select n.message_id from runtime.deliveries n
+                where n.subscription = wanted and n.ordered_key = k.ordered_key
+                order by n.message_id limit 1
+            ) h
+        )
+        for key share skip locked
+    );
+    update runtime.deliveries d set visible_at = 'infinity'
+    where d.subscription = wanted and d.message_id = any (seen)
+      and not d.message_id = any (coalesce(ids, '{}'))
+      and exists (
+          select from runtime.deliveries h
+          where h.subscription = wanted and h.ordered_key = d.ordered_key
+            and h.message_id = any (locked) and h.message_id < d.message_id
+      );
+    look_again := exists (
+        select from runtime.deliveries d
+        where d.subscription = wanted and d.message_id = any (seen)
+          and not d.message_id = any (coalesce(ids, '{}'))
+          and d.visible_at is distinct from 'infinity'
+          and not d.message_id = any (locked)
+    );
+end
+$$;
+comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid) is
+    'Leases at most one delivery per key of an ordered subscription, the lowest, and parks what stands behind it.';
+
+create function runtime.next_due_seconds(wanted jsonb) returns double precision
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    select greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision
+    from jsonb_each_text(wanted) as w
+    join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+    cross join lateral (
+        select n.visible_at from runtime.deliveries n
+        where n.subscription = w.key::integer and n.visible_at > clock_timestamp() and n.visible_at < 'infinity'
+        order by n.visible_at limit 1
+    ) d
+    );
+end
+$$;
+comment on function runtime.next_due_seconds(jsonb) is 'Seconds until the next delayed, retrying or leased delivery is due; null when there is none.';
+
+create function runtime.has_suspects(wanted jsonb) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    select exists (
+        select from jsonb_each_text(wanted) as w
+        join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+        join runtime.deliveries d on d.subscription = s.id and d.visible_at <= clock_timestamp()
+        where d.lease is null and d.crashes >= 2
+    )
+    );
+end
+$$;
+comment on function runtime.has_suspects(jsonb) is
+    'Whether a delivery that has crashed its worker twice waits to be taken alone.';

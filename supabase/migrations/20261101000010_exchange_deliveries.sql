@@ -1,0 +1,469 @@
+-- The worker's one round trip: report what is done, take what is due; one transaction.
+
+create function runtime.finish(reports json, me uuid) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    ended record;
+    emits jsonb;
+begin
+    with report as materialized (
+        select * from json_to_recordset(reports)
+            as r (message bigint, subscription integer, lease uuid, seconds real, emits jsonb)
+    ), gone as (
+        delete from runtime.deliveries d using report r
+        where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease
+        returning d.message_id, d.subscription, d.attempts, d.crashes, d.marks, d.sole, d.ordered_key,
+                  r.seconds, r.emits
+    ), logged as (
+        insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, seconds)
+        select g.message_id, g.subscription, clock_timestamp(), me, g.attempts + g.crashes + 1, 'done', g.seconds
+        from gone g
+    )
+    select
+        array_agg(g.message_id) filter (where g.sole) as sole,
+        array_agg(distinct g.message_id) filter (where g.marks and not g.sole) as shared,
+        array_agg(g.subscription) filter (where g.ordered_key is not null) as ordered,
+        array_agg(g.ordered_key) filter (where g.ordered_key is not null) as ordered_keys,
+        bool_or(g.emits is not null) as emitted,
+        case when bool_or(g.emits is not null) then jsonb_agg(
+            jsonb_build_array(g.message_id, g.subscription, g.emits) order by g.message_id
+        ) filter (where g.emits is not null) end as emits,
+        (select jsonb_agg(jsonb_build_array(r.message, r.subscription)) from report r
+         where not exists (select from gone g2 where g2.message_id = r.message and g2.subscription = r.subscription)
+        ) as refused
+    into ended
+    from gone g;
+
+    if ended.sole is not null or ended.shared is not null then
+        perform runtime.mark_processed(ended.sole, ended.shared);
+    end if;
+    if ended.ordered is not null then
+        perform runtime.unpark(ended.ordered, ended.ordered_keys);
+    end if;
+    if ended.emitted then
+        -- The writer's name and the cause come from the delivery, not from the report.
+        emits := (
+            select jsonb_agg(
+                jsonb_build_object('correlation_id', e.value ->> 0) || d.value
+                || jsonb_build_object('parent_id', e.value -> 0, 'agent', s.agent)
+                order by e.place, d.place)
+            from jsonb_array_elements(ended.emits) with ordinality as e (value, place)
+            join runtime.subscriptions s on s.id = (e.value ->> 1)::integer
+            cross join lateral jsonb_array_elements(e.value -> 2) with ordinality as d (value, place)
+        );
+        if emits is not null then
+            perform runtime.store(emits);
+        end if;
+    end if;
+    return coalesce(ended.refused, '[]');
+end
+$$;
+comment on function runtime.finish(json, uuid) is
+    'Finishes deliveries by their current lease, inserts what their handlers emitted, and says which were refused.';
+
+create function runtime.fail(reports json, me uuid) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    held record;
+    dead record;
+begin
+    -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back).
+    with report as (
+        select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
+    ), locked as (
+        select d.message_id, d.subscription from report r
+        join runtime.deliveries d
+            on d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease
+        for update of d
+    )
+    select (select array_agg(l.message_id) from locked l) as ids,
+           (select array_agg(l.subscription) from locked l) as subscriptions,
+           coalesce(jsonb_agg(jsonb_build_array(r.message, r.subscription)), '[]') as refused
+    into held
+    from report r
+    where not exists (select from locked l where l.message_id = r.message and l.subscription = r.subscription);
+
+    with report as materialized (
+        select r.*, d.attempts, d.crashes,
+               case when r.outcome = 'failed' and d.attempts + 1 >= s.max_attempts then 'dead' else r.outcome end as verdict
+        from unnest(held.ids, held.subscriptions) as h (id, subscription)
+        join json_to_recordset(reports) as r (
+            message bigint, subscription integer, outcome text, reason text, delay double precision,
+            seconds real, error text, traceback text
+        ) on r.message = h.id and r.subscription = h.subscription
+        join runtime.deliveries d on d.message_id = h.id and d.subscription = h.subscription
+        join runtime.subscriptions s on s.id = h.subscription
+    ), logged as (
+        insert into runtime.runs
+            (message_id, subscription, ended_at, worker, attempt, outcome, seconds, error, traceback)
+        select r.message, r.subscription, clock_timestamp(), me, r.attempts + r.crashes + 1, r.verdict, r.seconds,
+               r.error, r.traceback
+        from report r where r.verdict <> 'released'
+    ), put_off as (
+        update runtime.deliveries d
+        set lease = null,
+            attempts = d.attempts + (r.verdict = 'failed')::integer,
+            visible_at = case
+                when r.verdict <> 'released' then clock_timestamp() + make_interval(secs => coalesce(r.delay, 0))
+                when d.crashes > 0 then clock_timestamp()
+            end
+        from report r
+        where d.message_id = r.message and d.subscription = r.subscription and r.verdict <> 'dead'
+    )
+    select array_agg(r.message) as ids, array_agg(r.subscription) as subscriptions,
+           array_agg(coalesce(r.reason, 'failed')) as reasons, array_agg(r.error) as errors,
+           array_agg(r.traceback) as tracebacks
+    into dead
+    from report r where r.verdict = 'dead';
+
+    if dead.ids is not null then
+        perform runtime.bury(dead.ids, dead.subscriptions, dead.reasons, dead.errors, dead.tracebacks);
+    end if;
+    return held.refused;
+end
+$$;
+comment on function runtime.fail(json, uuid) is
+    'Ends attempts that did not succeed: tries again after a delay, puts off, gives back, or buries as dead letters.';
+
+create function runtime.renew(leases json, until timestamptz) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    lost jsonb;
+begin
+    with asked as (
+        select * from json_to_recordset(leases) as r (message bigint, subscription integer, lease uuid)
+    ), renewed as (
+        update runtime.deliveries d set visible_at = until from asked a
+        where d.message_id = a.message and d.subscription = a.subscription and d.lease = a.lease
+        returning d.message_id, d.subscription
+    )
+    select coalesce(jsonb_agg(jsonb_build_array(a.message, a.subscription)), '[]') into lost from asked a
+    where not exists (select from renewed r where r.message_id = a.message and r.subscription = a.subscription);
+    return lost;
+end
+$$;
+comment on function runtime.renew(json, timestamptz) is 'Moves the ends of leases; says which were lost.';
+
+create function runtime.drop_undeliverable(ids bigint[], subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    gone record;
+begin
+    with hopeless as (
+        select t.id, t.subscription, m.id is not null as expired
+        from unnest(ids, subscriptions) as t (id, subscription)
+        left join public.consciousness_stream m on m.id = t.id
+        where m.id is null or m.expires_at <= clock_timestamp()
+    ), ended as (
+        delete from runtime.deliveries d using hopeless h
+        where d.message_id = h.id and d.subscription = h.subscription
+        returning d.message_id, d.subscription, d.attempts, d.marks, d.sole, d.ordered_key, h.expired
+    ), logged as (
+        insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome)
+        select e.message_id, e.subscription, clock_timestamp(), e.attempts, 'expired' from ended e where e.expired
+    ), counted as (
+        update runtime.subscriptions s set expired = s.expired + c.amount
+        from (select e.subscription, count(*) as amount from ended e where e.expired group by 1) c
+        where s.id = c.subscription
+    )
+    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
+    into gone from ended e;
+    if gone.ids is not null then
+        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    end if;
+end
+$$;
+comment on function runtime.drop_undeliverable(bigint[], integer[]) is 'Ends deliveries whose message is gone or has expired.';
+
+create type runtime.taking as (
+    ids bigint[], subscriptions integer[], cursors jsonb, filled integer[], look_again boolean
+);
+
+create function runtime.take(
+    want jsonb, cursors jsonb, due boolean, alone boolean, until timestamptz, new_lease uuid, max_bytes bigint
+) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+    part record;
+    one record;
+    left_over jsonb := want;
+    heavy boolean := false;
+    fitting integer;
+begin
+    result.ids := '{}';
+    result.subscriptions := '{}';
+    result.cursors := coalesce(cursors, '{}');
+    result.look_again := false;
+
+    for part in
+        select s.id, (w.value)::integer as amount from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        where s.ordered and s.settled and s.paused_at is null and w.value::integer > 0
+    loop
+        exit when alone and cardinality(result.ids) > 0;
+        one := runtime.take_ordered(part.id, part.amount, due, alone, until, new_lease);
+        result.ids := result.ids || coalesce(one.ids, '{}');
+        result.subscriptions := result.subscriptions
+            || array_fill(part.id, array[coalesce(cardinality(one.ids), 0)]);
+        result.look_again := result.look_again or one.look_again;
+        heavy := heavy or coalesce(one.heavy, false);
+    end loop;
+
+    if due and not (alone and cardinality(result.ids) > 0) then
+        select coalesce(array_agg(t.message_id), '{}') as ids, coalesce(array_agg(t.subscription), '{}') as subscriptions,
+               coalesce(bool_or(t.heavy), false) as heavy
+        into part from runtime.take_due(want, alone, until, new_lease) t;
+        if cardinality(part.ids) > 0 then
+            result.ids := result.ids || part.ids;
+            result.subscriptions := result.subscriptions || part.subscriptions;
+            heavy := heavy or part.heavy;
+            left_over := (
+                select jsonb_object_agg(w.key, w.value::integer - (
+                    select count(*) from unnest(part.subscriptions) as s where s = w.key::integer))
+                from jsonb_each_text(want) as w
+            );
+        end if;
+    end if;
+
+    if not alone then
+        select coalesce(array_agg(t.message_id), '{}') as ids, coalesce(array_agg(t.subscription), '{}') as subscriptions,
+               coalesce(bool_or(t.heavy), false) as heavy
+        into part from runtime.take_fresh(left_over, cursors, until, new_lease) t;
+        if cardinality(part.ids) > 0 then
+            result.ids := result.ids || part.ids;
+            result.subscriptions := result.subscriptions || part.subscriptions;
+            heavy := heavy or part.heavy;
+            result.cursors := result.cursors || (
+                select coalesce(jsonb_object_agg(m.subscription, m.id), '{}') from (
+                    select t.subscription, max(t.id) as id
+                    from unnest(part.ids, part.subscriptions) as t (id, subscription)
+                    join runtime.deliveries d
+                        on d.message_id = t.id and d.subscription = t.subscription and d.priority = 0
+                    group by t.subscription
+                ) m
+            );
+        end if;
+    end if;
+
+    if heavy then
+        fitting := runtime.fits(result.ids, result.subscriptions, max_bytes);
+        if fitting < cardinality(result.ids) then
+            -- Given back untouched: what does not fit in one answer comes with the next.
+            update runtime.deliveries d
+            set lease = null,
+                visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
+            from unnest(result.ids[fitting + 1:], result.subscriptions[fitting + 1:]) as t (id, subscription)
+            where d.message_id = t.id and d.subscription = t.subscription;
+            result.filled := array(select distinct s from unnest(result.subscriptions) as s);
+            result.ids := result.ids[:fitting];
+            result.subscriptions := result.subscriptions[:fitting];
+            result.cursors := '{}';
+            return result;
+        end if;
+    end if;
+    result.filled := array(
+        select w.key::integer from jsonb_each_text(want) as w
+        where w.value::integer > 0 and (
+            select count(*) from unnest(result.subscriptions) as s where s = w.key::integer) >= w.value::integer
+    );
+    return result;
+end
+$$;
+comment on function runtime.take(jsonb, jsonb, boolean, boolean, timestamptz, uuid, bigint) is
+    'Leases what is wanted, within the bytes of one answer.';
+
+create function runtime.fall_asleep(me runtime.workers, free integer[], fence xid8)
+returns table (new_fence xid8, quiet boolean)
+language plpgsql set search_path = '' as $$
+begin
+    if not me.asleep or me.free is distinct from fall_asleep.free then
+        update runtime.workers w set asleep = true, free = fall_asleep.free where w.id = me.id;
+        return query select null::xid8, false;
+        return;
+    end if;
+    -- The mark was committed by an earlier exchange. A writer that could not see it has a lower xid than ours
+    -- had when we first came back; once all of those have ended, what they wrote is there to be taken.
+    return query select coalesce(fence, pg_current_xact_id()),
+        pg_snapshot_xmin(pg_current_snapshot()) >= coalesce(fence, pg_current_xact_id());
+end
+$$;
+comment on function runtime.fall_asleep(runtime.workers, integer[], xid8) is
+    'Marks a worker asleep; from the next exchange on, says whether nobody can still write without seeing the mark.';
+
+create function runtime.beat(me runtime.workers, nonce text) returns void
+language plpgsql set search_path = '' as $$
+begin
+    update runtime.workers w set seen_at = clock_timestamp() where w.id = me.id;
+    perform runtime.mark_unmarked();
+    delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
+    delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
+    delete from runtime.beats b where b.worker = me.id or b.sent_at < clock_timestamp() - interval '1 hour';
+    if nonce is not null then
+        insert into runtime.beats (nonce, worker) values (beat.nonce, me.id);
+        if 'notify' = any (me.announce) then
+            perform pg_notify(runtime.notify_channel(me.id), 'nonce:' || nonce);
+        end if;
+        if 'realtime' = any (me.announce) and runtime.realtime_is_there() then
+            perform realtime.send(
+                jsonb_build_object('nonce', nonce), 'nonce', 'runtime:' || me.id::text, true);
+        end if;
+    end if;
+end
+$$;
+comment on function runtime.beat(runtime.workers, text) is
+    'The sweep''s part of an exchange: heartbeat, leftovers, and a nonce that proves the push paths.';
+
+create function runtime.check_caller(caller text, done json, failed json, want jsonb) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+    stranger integer;
+begin
+    select named.id into stranger
+    from (
+        select (r ->> 'subscription')::integer as id from json_array_elements(coalesce(done, '[]')) as r
+        union select (r ->> 'subscription')::integer from json_array_elements(coalesce(failed, '[]')) as r
+        union select k::integer from jsonb_object_keys(coalesce(want, '{}')) as k
+    ) named
+    left join runtime.subscriptions s on s.id = named.id
+    where s.agent is distinct from caller limit 1;
+    if stranger is not null then
+        raise exception using errcode = '42501',
+            message = format('agent %L does not own subscription %s', caller, stranger);
+    end if;
+end
+$$;
+comment on function runtime.check_caller(text, json, json, jsonb) is 'An agent under its own identity reports and takes only its own deliveries.';
+
+create function public.stream_exchange(
+    worker uuid,
+    pump uuid,
+    n bigint,
+    done json default null,
+    failed json default null,
+    renew json default null,
+    want jsonb default null,
+    options jsonb default '{}'
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan set lock_timeout = '2s' as $$
+declare
+    me runtime.workers;
+    mine runtime.pumps;
+    caller text := runtime.caller_agent();
+    until timestamptz := clock_timestamp()
+        + make_interval(secs => coalesce((options ->> 'lease_seconds')::double precision, 30));
+    due boolean := coalesce((options ->> 'due')::boolean, false);
+    alone boolean := coalesce((options ->> 'alone')::boolean, false);
+    new_lease uuid;
+    refused jsonb := '[]';
+    lost jsonb;
+    nap record;
+    taking runtime.taking;
+    answer jsonb := '{}';
+    described json := '[]';
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
+    end if;
+    if done is null and failed is null then
+        -- Losing a lease in a crash of the database costs a lease time; losing a finish would repeat work.
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
+    if caller is not null then
+        perform runtime.check_caller(caller, done, failed, want);
+    end if;
+
+    select * into mine from runtime.pumps p where p.id = pump for update;
+    if not found then
+        insert into runtime.pumps (id, worker) values (pump, stream_exchange.worker) on conflict do nothing;
+        select * into mine from runtime.pumps p where p.id = pump for update;
+    end if;
+    if n < mine.n then
+        return json_build_object('n', mine.n, 'stale', true);
+    elsif n = mine.n then
+        return json_build_object(
+            'n', n, 'repeated', true, 'refused', mine.refused,
+            'taken', coalesce((
+                select runtime.describe(array_agg(d.message_id), array_agg(d.subscription))
+                from runtime.deliveries d
+                join jsonb_each_text(coalesce(want, '{}')) as w on w.key::integer = d.subscription
+                where d.lease = mine.lease and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
+            ), '[]'));
+    end if;
+
+    if done is not null then
+        refused := runtime.finish(done, stream_exchange.worker);
+    end if;
+    if failed is not null then
+        refused := refused || runtime.fail(failed, stream_exchange.worker);
+    end if;
+    if renew is not null then
+        lost := runtime.renew(renew, until);
+        answer := jsonb_build_object('lost', lost);
+    end if;
+
+    select * into me from runtime.workers w where w.id = stream_exchange.worker;
+    if not found then
+        -- Pruned, or the database was reset: the worker must subscribe again.
+        answer := answer || '{"unknown": true}';
+    else
+        if options ? 'beat' then
+            perform runtime.beat(me, options ->> 'nonce');
+        end if;
+        if options ? 'settle' then
+            perform runtime.settle(me.subscriptions);
+            answer := answer || jsonb_build_object('unsettled', array(
+                select s.id from runtime.subscriptions s where s.id = any (me.subscriptions) and not s.settled));
+        end if;
+        if options ? 'sleep' then
+            select * into nap from runtime.fall_asleep(
+                me, array(select k::integer from jsonb_object_keys(coalesce(want, '{}')) as k order by 1),
+                (options ->> 'fence')::xid8);
+            answer := answer || jsonb_build_object('fence', nap.new_fence::text, 'quiet', nap.quiet);
+        elsif me.asleep then
+            update runtime.workers w set asleep = false where w.id = me.id;
+        end if;
+    end if;
+
+    if want is not null and want <> '{}' then
+        new_lease := gen_random_uuid();
+        if due then
+            perform runtime.count_crashes(want);
+        end if;
+        taking := runtime.take(want, options -> 'cursors', due, alone, until, new_lease,
+                               coalesce((options ->> 'max_bytes')::bigint, 8000000));
+        if cardinality(taking.ids) > 0 then
+            described := runtime.describe(taking.ids, taking.subscriptions);
+            if exists (
+                select from unnest(taking.ids) as t (id)
+                left join public.consciousness_stream m on m.id = t.id
+                where m.id is null or m.expires_at <= clock_timestamp()
+            ) then
+                perform runtime.drop_undeliverable(taking.ids, taking.subscriptions);
+                described := runtime.describe(taking.ids, taking.subscriptions);
+            end if;
+        end if;
+        if cardinality(taking.filled) > 0 then
+            perform runtime.wake_sleepers(taking.filled, '{}');
+        end if;
+        answer := answer || jsonb_build_object(
+            'full', taking.filled, 'cursors', taking.cursors, 'look_again', taking.look_again);
+        if due then
+            answer := answer || jsonb_build_object(
+                'next_due', runtime.next_due_seconds(want),
+                'suspects', runtime.has_suspects(want));
+        end if;
+    end if;
+
+    update runtime.pumps p
+    set n = stream_exchange.n, lease = new_lease, refused = stream_exchange_refused.value
+    from (select refused as value) as stream_exchange_refused
+    where p.id = pump;
+    return json_build_object('n', n, 'refused', refused, 'taken', described, 'more', answer);
+end
+$$;
+comment on function public.stream_exchange(uuid, uuid, bigint, json, json, json, jsonb, jsonb) is
+    'Reports done, failed and renewed deliveries and takes up to want[subscription] due ones with their messages. '
+    'Each pump numbers its exchanges; a repeated number is answered again and applied once.';

@@ -1,0 +1,238 @@
+-- What an operator does: pause, replay, redrive, prune, look.
+
+create function runtime.subscription_of(name text) returns runtime.subscriptions
+language plpgsql stable set search_path = '' as $$
+declare
+    s runtime.subscriptions;
+begin
+    select * into s from runtime.subscriptions x where x.name = subscription_of.name;
+    if not found then
+        raise exception using errcode = '22023', message = format('there is no subscription %L', name),
+            hint = 'stream_stats() lists the subscriptions; they are named agent.handler.';
+    end if;
+    if runtime.caller_agent() is distinct from s.agent and runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = format('subscription %L belongs to another agent', name);
+    end if;
+    return s;
+end
+$$;
+
+create function public.stream_pause(subscription text) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    s runtime.subscriptions := runtime.subscription_of(subscription);
+begin
+    update runtime.subscriptions x set paused_at = clock_timestamp() where x.id = s.id and x.paused_at is null;
+    return json_build_object('subscription', s.name, 'paused', true);
+end
+$$;
+comment on function public.stream_pause(text) is 'Stops taking deliveries of a subscription; they gather until it is resumed.';
+
+create function public.stream_resume(subscription text) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    s runtime.subscriptions := runtime.subscription_of(subscription);
+begin
+    update runtime.subscriptions x set paused_at = null where x.id = s.id;
+    perform runtime.wake_sleepers(array[s.id], '{}');
+    return json_build_object('subscription', s.name, 'paused', false);
+end
+$$;
+comment on function public.stream_resume(text) is 'Takes deliveries of a paused subscription again.';
+
+create function public.stream_replay(
+    subscription text, since timestamptz default null, until timestamptz default null,
+    pattern text default '>', ids bigint[] default null, dry_run boolean default false
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    s runtime.subscriptions := runtime.subscription_of(subscription);
+    found bigint;
+    made bigint := 0;
+begin
+    perform runtime.check_pattern(pattern);
+    create temporary table if not exists replayed (id bigint primary key, key text, priority smallint, heavy boolean)
+        on commit drop;
+    truncate pg_temp.replayed;
+    insert into pg_temp.replayed
+    select m.id, m.key, m.priority, coalesce(pg_column_size(m.value) > 2000, false)
+    from public.consciousness_stream m
+    where (since is null or m.created_at >= since) and (stream_replay.until is null or m.created_at < stream_replay.until)
+      and (stream_replay.ids is null or m.id = any (stream_replay.ids))
+      and runtime.candidates(m.key) @> array[pattern]
+      and runtime.candidates(m.key) && s.patterns;
+    select count(*) into found from pg_temp.replayed;
+    if not dry_run then
+        insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
+        select r.id, s.id, case when s.ordered then 0 else r.priority end, false, false, r.heavy,
+               case when s.ordered then r.key end
+        from pg_temp.replayed r
+        order by r.id
+        on conflict do nothing;
+        get diagnostics made = row_count;
+        if made > 0 then
+            perform runtime.wake_sleepers(array[s.id], '{}');
+        end if;
+    end if;
+    drop table pg_temp.replayed;
+    return json_build_object('subscription', s.name, 'matching', found, 'replayed', made);
+end
+$$;
+comment on function public.stream_replay(text, timestamptz, timestamptz, text, bigint[], boolean) is
+    'Delivers history to a subscription again; a delivery still pending is left as it is. With dry_run, only counts.';
+
+create function public.stream_redrive(
+    ids bigint[] default null, subscription text default null, max integer default 1000
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    letters record;
+    caller text := runtime.caller_agent();
+begin
+    if ids is null and subscription is null then
+        raise exception using errcode = '22023', message = 'say which dead letters: ids or a subscription';
+    end if;
+    with chosen as (
+        select l.* from runtime.dead_letters l
+        join runtime.subscriptions s on s.id = l.subscription
+        where (stream_redrive.ids is null or l.id = any (stream_redrive.ids))
+          and (stream_redrive.subscription is null or l.subscription_name = stream_redrive.subscription)
+          and (caller is null or s.agent = caller)
+          and exists (select from public.consciousness_stream m where m.id = l.message_id)
+        order by l.id limit max for update of l skip locked
+    ), made as (
+        insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
+        select distinct on (c.message_id, c.subscription)
+               c.message_id, c.subscription, case when s.ordered then 0 else (c.message ->> 'priority')::smallint end,
+               false, false, true, case when s.ordered then c.key end
+        from chosen c join runtime.subscriptions s on s.id = c.subscription
+        order by c.message_id, c.subscription
+        on conflict do nothing
+        returning subscription
+    ), gone as (
+        delete from runtime.dead_letters l using chosen c where l.id = c.id returning l.id
+    )
+    select (select count(*) from gone) as redriven, (select array_agg(distinct m.subscription) from made m) as woken
+    into letters;
+    if letters.woken is not null then
+        perform runtime.wake_sleepers(letters.woken, '{}');
+    end if;
+    return json_build_object('redriven', letters.redriven);
+end
+$$;
+comment on function public.stream_redrive(bigint[], text, integer) is
+    'Delivers dead letters again, with fresh attempts; those whose message was pruned stay where they are.';
+
+create function public.stream_prune(
+    older_than_seconds double precision, max integer default 10000, after bigint default 0
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    horizon timestamptz := clock_timestamp() - make_interval(secs => older_than_seconds);
+    batch bigint[];
+    expired record;
+    pruned bigint;
+begin
+    if older_than_seconds is null or older_than_seconds < 0 then
+        raise exception using errcode = '22023', message = 'older_than_seconds must be 0 or more';
+    end if;
+    -- The lowest ids are the oldest, so the first page is looked at, not the whole table.
+    batch := array(
+        select page.id from (
+            select m.id, m.created_at from public.consciousness_stream m
+            where m.id > stream_prune.after order by m.id limit max
+        ) page
+        where page.created_at < horizon
+    );
+    -- A delivery nobody took within the retention ends here, so that an orphan cannot fill the disk. One that is
+    -- leased or put off is somebody's work in hand.
+    with ended as (
+        delete from runtime.deliveries d
+        where d.message_id = any (batch) and (d.visible_at is null or d.visible_at = 'infinity')
+        returning d.message_id, d.subscription, d.ordered_key
+    ), counted as (
+        update runtime.subscriptions s set expired = s.expired + c.amount
+        from (select e.subscription, count(*) as amount from ended e group by 1) c where s.id = c.subscription
+    )
+    select count(*) as amount,
+           array_agg(e.subscription) filter (where e.ordered_key is not null) as subscriptions,
+           array_agg(e.ordered_key) filter (where e.ordered_key is not null) as keys
+    into expired from ended e;
+    if expired.subscriptions is not null then
+        perform runtime.unpark(expired.subscriptions, expired.keys);
+    end if;
+    delete from public.consciousness_stream m
+    where m.id = any (batch) and not exists (select from runtime.deliveries d where d.message_id = m.id);
+    get diagnostics pruned = row_count;
+    delete from runtime.runs r where r.message_id = any (batch)
+        and not exists (select from public.consciousness_stream m where m.id = r.message_id);
+    delete from runtime.dedup d where d.forget_at < clock_timestamp();
+    return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', batch[cardinality(batch)]);
+end
+$$;
+comment on function public.stream_prune(double precision, integer, bigint) is
+    'Removes one batch of messages older than this, with their runs; deliveries nobody took are counted as expired. '
+    'Page on with after := last, until last is null.';
+
+create function public.stream_stats() returns json
+language sql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+    select json_build_object(
+        'now', clock_timestamp(),
+        'messages', (select greatest(c.reltuples, 0)::bigint from pg_class c where c.oid = 'public.consciousness_stream'::regclass),
+        'last_message', (select max(m.id) from public.consciousness_stream m),
+        'dead_letters', (select count(*) from runtime.dead_letters),
+        'broadcast', runtime.realtime_is_there(),
+        'oldest_transaction_seconds', (
+            select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_stat_activity a
+            where a.backend_xid is not null and a.pid <> pg_backend_pid()),
+        'subscriptions', coalesce((
+            select json_agg(json_build_object(
+                'id', s.id, 'name', s.name, 'agent', s.agent, 'patterns', s.patterns, 'ordered', s.ordered,
+                'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
+                'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
+                'parked', coalesce(b.parked, 0),
+                'dead', (select count(*) from runtime.dead_letters l where l.subscription = s.id),
+                'oldest_seconds', (
+                    select extract(epoch from clock_timestamp() - m.created_at)
+                    from public.consciousness_stream m where m.id = b.oldest),
+                'workers', (
+                    select count(*) from runtime.workers w
+                    where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp() - interval '60 s')
+            ) order by s.name)
+            from runtime.subscriptions s
+            left join (
+                select d.subscription,
+                       count(*) filter (where d.visible_at is null) as fresh,
+                       count(*) filter (where d.lease is not null) as leased,
+                       count(*) filter (where d.visible_at < 'infinity' and d.lease is null) as waiting,
+                       count(*) filter (where d.visible_at = 'infinity') as parked,
+                       min(d.message_id) as oldest
+                from runtime.deliveries d group by d.subscription
+            ) b on b.subscription = s.id), '[]'),
+        'workers', coalesce((
+            select json_agg(json_build_object(
+                'id', w.id, 'name', w.name, 'started_at', w.started_at,
+                'seen_seconds', extract(epoch from clock_timestamp() - w.seen_at),
+                'asleep', w.asleep, 'announce', w.announce, 'details', w.details) order by w.started_at)
+            from runtime.workers w), '[]')
+    )
+$$;
+comment on function public.stream_stats() is 'What is there and what waits: subscriptions, deliveries, workers, dead letters.';
+
+create function public.stream_leave(worker uuid) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+    delete from runtime.pumps p where p.worker = stream_leave.worker;
+    delete from runtime.beats b where b.worker = stream_leave.worker;
+    delete from runtime.workers w where w.id = stream_leave.worker;
+    return json_build_object('worker', worker, 'left', found);
+end
+$$;
+comment on function public.stream_leave(uuid) is 'Forgets a worker that has ended in good order.';

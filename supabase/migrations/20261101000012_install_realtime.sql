@@ -1,0 +1,42 @@
+-- What Realtime needs to push wake-ups. Idempotent, since Realtime's own tables may come after these migrations.
+
+create function public.stream_install_realtime() returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    published boolean := exists (select from pg_publication p where p.pubname = 'supabase_realtime');
+    messages regclass := to_regclass('realtime.messages');
+    wanted record;
+begin
+    if published then
+        for wanted in
+            select * from (values ('public', 'consciousness_stream'), ('runtime', 'beats')) as t (schema_name, table_name)
+        loop
+            if not exists (
+                select from pg_publication_tables t
+                where t.pubname = 'supabase_realtime'
+                  and t.schemaname = wanted.schema_name and t.tablename = wanted.table_name
+            ) then
+                execute format('alter publication supabase_realtime add table %I.%I', wanted.schema_name, wanted.table_name);
+            end if;
+        end loop;
+    end if;
+    if messages is not null
+        and exists (select from pg_roles r where r.rolname = 'service_role')
+        and pg_has_role(current_user, (select c.relowner from pg_class c where c.oid = messages), 'USAGE') then
+        grant select, insert on realtime.messages to service_role;
+        if not exists (
+            select from pg_policy p where p.polrelid = messages and p.polname = 'runtime workers hear their wake-ups'
+        ) then
+            create policy "runtime workers hear their wake-ups" on realtime.messages for select to service_role
+                using (realtime.topic() like 'runtime:%' and extension = 'broadcast');
+        end if;
+    end if;
+    return json_build_object(
+        'postgres_changes', published, 'broadcast', messages is not null and runtime.realtime_is_there());
+end
+$$;
+comment on function public.stream_install_realtime() is
+    'Publishes the stream and lets workers hear their private topics; may be called again at any time.';
+
+select public.stream_install_realtime();
