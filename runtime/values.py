@@ -48,7 +48,7 @@ def encode(value: object) -> str:
         raise InvalidValue(_complaint(value, error)) from None
     if len(data) > MAX_BYTES:
         raise InvalidValue(
-            f"The value takes {len(data) / 2**20:.1f} MB as JSON; at most {MAX_BYTES // 2**20} MB are stored. "
+            f"It takes {len(data) / 2**20:.1f} MB in JSON; at most {MAX_BYTES // 2**20} MB are stored. "
             "Put large things into a file or a bucket and send where they are."
         )
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and not _is_shallow(data):

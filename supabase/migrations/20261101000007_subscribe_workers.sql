@@ -31,7 +31,7 @@ begin
             raise exception using errcode = '42501',
                 message = format('agent %L may not subscribe as %L', caller, declared.agent);
         end if;
-        if declared.name !~ '^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$' then
+        if declared.name !~ '^[A-Za-z0-9_:-]+\.[A-Za-z0-9_:-]+$' then
             raise exception using errcode = '22023',
                 message = format('%L is not a subscription name', declared.name),
                 hint = 'A subscription is named agent.handler.';
