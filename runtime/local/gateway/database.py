@@ -1,0 +1,62 @@
+"""How does Realtime ask the database something? Over a few ordinary connections, made when first needed."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, TypeAlias
+
+import asyncpg
+
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+DATABASE_FAULTS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a query raises when the database is away, or says no."""
+
+_SESSION: Final = {
+    # Filters are compared with values as they stand in the log, so both sessions must print alike.
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "application_name": "agent-runtime gateway, realtime",
+}
+
+
+class Database:
+    """A pool of at most four connections.
+
+    Args:
+        url: as a superuser: it probes policies by becoming other roles.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection.
+
+        Raises:
+            OSError, asyncpg.PostgresError, asyncpg.InterfaceError: there is none to be had (DATABASE_FAULTS).
+        """
+        if self._pool is None:
+            # Statements are not kept: tables change under a development database all the time.
+            self._pool = asyncpg.create_pool(
+                self._url,
+                min_size=0,
+                max_size=4,
+                statement_cache_size=0,
+                timeout=10,
+                server_settings=_SESSION,
+            )
+        # Connects to nothing yet, and does not wait, so two who ask at once do not meet here.
+        pool = await self._pool
+        if pool is None:
+            raise asyncpg.InterfaceError("the pool is closed")
+        async with pool.acquire() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Drop all connections at once."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None

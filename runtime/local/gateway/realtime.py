@@ -1,0 +1,113 @@
+"""What does the gateway answer at /realtime/v1? A small, faithful stand-in for Supabase Realtime.
+
+Served: WebSockets of protocol 1.0.0 and 2.0.0 with `postgres_changes`, broadcast between clients, from the
+database and over HTTP, tokens and their expiry. Not served: presence, replay, rate limits, the comparing
+filters (`gt`, `like`, …).
+"""
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import anyio
+from pydantic import SecretStr
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from runtime.local.gateway.authorization import TopicPolicies
+from runtime.local.gateway.changes import ChangeFeed
+from runtime.local.gateway.channels import Services
+from runtime.local.gateway.database import Database
+from runtime.local.gateway.frames import Version, write_broadcast
+from runtime.local.gateway.http_broadcast import HttpBroadcast
+from runtime.local.gateway.hub import Hub
+from runtime.local.gateway.messages import MessageFeed, Sent
+from runtime.local.gateway.refusals import handshake_refusal
+from runtime.local.gateway.sockets import Socket
+from runtime.local.gateway.tokens import TokenError, Tokens
+from runtime.local.gateway.walsender import Address
+
+_VERSIONS: Final[dict[str, Version]] = {"1.0.0": "1.0.0", "2.0.0": "2.0.0"}
+
+
+class RealtimeSettings(Protocol):
+    """What the settings of the gateway must hold for Realtime. Times are in seconds."""
+
+    database_url: SecretStr
+    changes_poll_seconds: float
+    realtime_idle_seconds: float
+    realtime_handshake_refusal_seconds: float
+    realtime_join_refusal_seconds: float
+
+
+class Realtime:
+    """The Realtime side of the gateway: put `routes()` into the application and keep `run()` going beside it.
+
+    Args:
+        settings: where the database is, as a role that is a superuser, and how slow to be.
+        tokens: who may come in.
+    """
+
+    def __init__(self, settings: RealtimeSettings, tokens: Tokens) -> None:
+        self._settings = settings
+        self._tokens = tokens
+        url = settings.database_url.get_secret_value()
+        address = Address.parse(url)
+        self._database = Database(url)
+        self._hub = Hub()
+        self._messages = MessageFeed(address, self._database, self._deliver)
+        self._changes = ChangeFeed(address, self._database, settings.changes_poll_seconds)
+        policies = TopicPolicies(self._database)
+        self._http = HttpBroadcast(tokens, policies, self._hub)
+        self._services = Services(tokens, self._database, policies, self._changes, self._messages, self._hub)
+
+    async def run(self) -> None:
+        """Hear the database until cancelled. A database that is down is waited for."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._messages.run)
+                tasks.start_soon(self._changes.run)
+        finally:
+            self._database.close()
+
+    def routes(self) -> Sequence[BaseRoute]:
+        """The WebSocket and the HTTP broadcast."""
+        return [
+            WebSocketRoute("/realtime/v1/websocket", self._accept),
+            Route("/realtime/v1/api/broadcast", self._http.answer, methods=["POST"]),
+        ]
+
+    def _deliver(self, sent: Sent) -> None:
+        topic = f"realtime:{sent.topic}"
+        self._hub.publish(
+            topic, sent.private, lambda version: write_broadcast(version, topic, sent.broadcast)
+        )
+
+    async def _accept(self, websocket: WebSocket) -> None:
+        version = _VERSIONS.get(websocket.query_params.get("vsn", "1.0.0"))
+        if version is None:
+            await websocket.send_denial_response(Response(status_code=403))
+            return
+        key = websocket.headers.get("x-api-key") or websocket.query_params.get("apikey")
+        refusal = self._refusal(key)
+        if key is None or refusal is not None:
+            # The real server takes its time to say no, and so slows down a client that tries in a loop.
+            await anyio.sleep(self._settings.realtime_handshake_refusal_seconds)
+            await websocket.send_denial_response(JSONResponse({"error": refusal}, status_code=401))
+            return
+        await websocket.accept()
+        socket = Socket(
+            self._services, websocket, version, key,
+            idle_seconds=self._settings.realtime_idle_seconds,
+            refusal_seconds=self._settings.realtime_join_refusal_seconds,
+        )  # fmt: skip
+        await socket.run()
+
+    def _refusal(self, key: str | None) -> str | None:
+        if key is None:
+            return "API key is missing"
+        try:
+            self._tokens.verify(key)
+        except TokenError as error:
+            return handshake_refusal(error)
+        return None

@@ -1,0 +1,54 @@
+"""In which words does Realtime refuse a token? One fault reads differently in handshake, join and refresh."""
+
+from typing import Final
+
+from runtime.local.gateway.tokens import BadSignature, ClaimsMissing, TokenError, TokenExpired
+
+_CLAIMS: Final = "Fields `role` and `exp` are required in JWT"
+_MALFORMED: Final = "The token provided is not a valid JWT"
+_SIGNATURE: Final = "Failed to validate JWT signature"
+
+
+class JoinRefused(Exception):
+    """A join is refused; the text is the reason the client is told: `Code: words`."""
+
+
+def handshake_refusal(error: TokenError) -> str:
+    """The `error` of the answer to the upgrade."""
+    match error:
+        case TokenExpired():
+            return "Token has expired"
+        case ClaimsMissing():
+            return _CLAIMS
+        case BadSignature():
+            return _SIGNATURE
+    return _MALFORMED
+
+
+def join_refusal(error: TokenError) -> str:
+    """The `reason` of the join reply."""
+    match error:
+        case TokenExpired():
+            return f"InvalidJWTToken: {_expired(error)}"
+        case ClaimsMissing():
+            return f"InvalidJWTToken: {_CLAIMS}"
+        case BadSignature():
+            return f"JwtSignatureError: {_SIGNATURE}"
+    return f"MalformedJWT: {_MALFORMED}"
+
+
+def refresh_refusal(error: TokenError) -> str:
+    """The `message` of the system frame that precedes the end of the channel."""
+    match error:
+        case TokenExpired():
+            return _expired(error)
+        case ClaimsMissing():
+            return _CLAIMS
+        case BadSignature():
+            # Recorded: here the server prints its own symbol instead of a sentence.
+            return ":signature_error"
+    return _MALFORMED
+
+
+def _expired(error: TokenExpired) -> str:
+    return f"Token has expired {error.seconds_ago} seconds ago"

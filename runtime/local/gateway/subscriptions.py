@@ -1,0 +1,163 @@
+"""Does this subscription make sense, and which rows is it for? Checked in the database, as Realtime does."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import asyncpg
+
+from runtime.local.gateway.bindings import Binding, Condition, Event
+from runtime.local.gateway.database import Connection
+from runtime.local.gateway.encoding import parse_array
+
+PUBLICATION: Final = "supabase_realtime"
+_UNABLE: Final = "Unable to subscribe to changes with given parameters."
+_MAX_IN_VALUES: Final = 100
+_NUMERIC: Final = frozenset({"numeric", "real", "double precision"})
+
+_TABLES: Final = """
+select format('%I.%I', schemaname, tablename)::regclass::oid as oid
+from pg_publication_tables
+where pubname = $1 and schemaname like $2 escape '' and tablename like $3 escape ''
+"""
+
+_COLUMNS: Final = """
+select attname::text as name, atttypid::regtype::text as type
+from pg_attribute
+where attrelid = $1 and attnum > 0 and not attisdropped
+  and has_column_privilege($2::text::regrole, attrelid, attnum, 'SELECT')
+"""
+
+
+class SubscriptionRefused(Exception):
+    """The subscription cannot be; the text is what the client is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One condition, with its values as PostgreSQL prints them in that column's type."""
+
+    column: str
+    values: frozenset[str | Decimal]
+    is_numeric: bool
+    wants_equal: bool
+
+    def passes(self, row: Mapping[str, str | None]) -> bool:
+        """Whether a row passes. NULL passes nothing; a column that the log does not carry is not tested."""
+        if self.column not in row:
+            return True
+        text = row[self.column]
+        if text is None:
+            return False
+        value = _number(text) if self.is_numeric else text
+        return (value in self.values) is self.wants_equal
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """As whom a channel reads: the role and the claims of its token, the claims as JSON text."""
+
+    role: str
+    claims: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What one binding wants of one table."""
+
+    binding_id: int
+    table_oid: int
+    event: Event
+    tests: tuple[Test, ...]
+    select: frozenset[str] | None
+    identity: Identity
+
+    def matches(self, kind: str, row: Mapping[str, str | None]) -> bool:
+        """Whether a change of this kind, with this row, is one the binding asked for."""
+        return (self.event == "*" or self.event == kind) and all(test.passes(row) for test in self.tests)
+
+
+async def resolve(
+    connection: Connection, bindings: Iterable[Binding], identity: Identity
+) -> list[Subscription]:
+    """Look up the tables and check the filters of all bindings of one channel: all of them or none.
+
+    Raises:
+        SubscriptionRefused: with the server's text.
+        OSError, asyncpg.PostgresError: the database could not be asked.
+    """
+    found: list[Subscription] = []
+    for binding in bindings:
+        try:
+            subscriptions = await _resolve_one(connection, binding, identity)
+        except (asyncpg.DataError, asyncpg.RaiseError, asyncpg.SyntaxOrAccessError) as error:
+            raise SubscriptionRefused(
+                f"{_UNABLE} An exception happened so please check your connect parameters: "
+                f"{binding.describe()}. Exception: {describe_error(error)}"
+            ) from error
+        if not subscriptions:
+            raise SubscriptionRefused(
+                f"{_UNABLE} Please check Realtime is enabled for the given connect parameters: "
+                f"{binding.describe()}"
+            )
+        found += subscriptions
+    return found
+
+
+async def _resolve_one(connection: Connection, binding: Binding, identity: Identity) -> list[Subscription]:
+    names = ["%" if name == "*" else name for name in (binding.schema, binding.table)]
+    found: list[Subscription] = []
+    for table in await connection.fetch(_TABLES, PUBLICATION, *names):
+        rows = await connection.fetch(_COLUMNS, table["oid"], identity.role)
+        types: dict[str, str] = {row["name"]: row["type"] for row in rows}
+        tests = [await _test(connection, condition, types) for condition in binding.conditions]
+        for name in binding.select or ():
+            if name not in types:
+                raise _raised(f"invalid column for select {name}")
+        select = None if binding.select is None else frozenset(binding.select)
+        found.append(Subscription(binding.id, table["oid"], binding.event, tuple(tests), select, identity))
+    return found
+
+
+async def _test(connection: Connection, condition: Condition, types: Mapping[str, str]) -> Test:
+    kind = types.get(condition.column)
+    if kind is None:
+        raise _raised(f"invalid column for filter {condition.column}")
+    # The type's own input and output decide what equals what: ' 7' is 7, and 't' is true.
+    if condition.operator == "in":
+        listed = f"select format('%s', $1::text::{kind}[])"
+        texts = [
+            text
+            for text in parse_array(await connection.fetchval(listed, condition.value))
+            if text is not None
+        ]
+        if len(texts) > _MAX_IN_VALUES:
+            raise _raised(f"too many values for `in` filter. Maximum {_MAX_IN_VALUES}")
+    else:
+        texts = [await connection.fetchval(f"select format('%s', $1::text::{kind})", condition.value)]
+    is_numeric = kind in _NUMERIC
+    values: frozenset[str | Decimal] = frozenset(map(_number, texts) if is_numeric else texts)
+    return Test(condition.column, values, is_numeric, (condition.operator != "neq") is not condition.negated)
+
+
+def _number(text: str) -> str | Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text
+
+
+def _raised(message: str) -> asyncpg.RaiseError:
+    """What the server's trigger raises, so that both kinds of refusal are told in one way."""
+    error: asyncpg.RaiseError = asyncpg.RaiseError(message)
+    return error
+
+
+def describe_error(error: Any) -> str:
+    """A database error as Postgrex prints it: ERROR 22P02 (invalid_text_representation) invalid input …"""
+    name = type(error).__name__.removesuffix("Error")
+    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+    if isinstance(error, asyncpg.RaiseError):
+        snake = "raise_exception"
+    return f"ERROR {error.sqlstate} ({snake}) {error}"
