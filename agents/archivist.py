@@ -1,0 +1,52 @@
+"""The archivist listens to everything and keeps an index: which message came when, from whom, after which."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from runtime import Agent, Message
+
+from ._desk import output_folder
+
+agent = Agent("archivist")
+
+TABLE = """
+create table if not exists messages (
+    id integer primary key,
+    key text not null,
+    agent text,
+    correlation_id text,
+    parent_id integer,
+    title text,
+    created_at text not null
+)
+"""
+# Replaced, not added: a message that comes a second time leaves the index as it is.
+RECORD = "insert or replace into messages values (?, ?, ?, ?, ?, ?, ?)"
+
+
+@agent.on(">", start="earliest", concurrency=1)
+def record(message: Message[Any]) -> None:
+    """Write one line about the message. It starts at the earliest: an archive that opens late is whole."""
+    line = (message.id, message.key, message.agent, message.correlation_id, message.parent_id)
+    with _archive() as archive:
+        archive.execute(RECORD, (*line, _title(message.value), message.created_at.isoformat()))
+
+
+def _title(value: Any) -> str | None:
+    """The title of what the message is about, wherever in it that is said."""
+    if isinstance(value, dict):
+        title = value.get("title") or _title(value.get("draft")) or value.get("path")
+        return title if isinstance(title, str) else None
+    return None
+
+
+@contextmanager
+def _archive() -> Iterator[sqlite3.Connection]:
+    """The archive, open for one transaction."""
+    output_folder().mkdir(parents=True, exist_ok=True)
+    # One transaction at a time may write; another worker waits for its turn.
+    with closing(sqlite3.connect(output_folder() / "archive.sqlite", timeout=30)) as archive, archive:
+        archive.execute(TABLE)
+        yield archive
