@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 _GAPS = {"softbreak": " ", "hardbreak": " "}
+_FRONT_MATTER = re.compile(r"\A---\r?\n.*?^---\s*$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[(?P<label>[^\]]*)\]\(\s*<?(?P<target>[^)>\s]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 
 
@@ -20,9 +21,12 @@ def _parser() -> MarkdownIt:
 
 
 def split_title(text: str) -> tuple[str | None, str]:
-    """The first line's heading, if it is one, and the text without it."""
-    head, _, rest = text.strip().partition("\n")
-    return (head[2:].strip(), rest.strip()) if head.startswith("# ") else (None, text.strip())
+    """The first line's heading in plain words, if it is one, and the text without it or front matter."""
+    body = _FRONT_MATTER.sub("", text.strip()).strip()
+    head, _, rest = body.partition("\n")
+    if not head.startswith("# "):
+        return None, body
+    return _words(_parser().parseInline(head[2:])[0]), rest.strip()
 
 
 def paragraphs(text: str) -> list[str]:

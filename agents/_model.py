@@ -20,7 +20,7 @@ async def summarise(text: str) -> str:
         Reject: the extra is not installed, or the service refuses for good.
     """
     try:
-        import anthropic
+        import anthropic  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise Reject('ANTHROPIC_API_KEY is set, but: pip install "agent-runtime[llm]"') from None
 

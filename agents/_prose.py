@@ -44,11 +44,11 @@ def summary(paragraphs: list[str], *, count: int = 2) -> str:
     """
     listed = [sentence for paragraph in paragraphs for sentence in sentences(paragraph)]
     weight = Counter(word for sentence in listed for word in _telling(sentence))
-    scores = {
-        number: sum(weight[word] for word in set(telling)) / (len(telling) + 4) * _standing(sentence, number)
-        for number, sentence in enumerate(listed)
-        if (telling := _telling(sentence))
-    }
+    scores: dict[int, float] = {}
+    for number, sentence in enumerate(listed):
+        telling = _telling(sentence)
+        density = sum(weight[word] for word in set(telling)) / (len(telling) + 4)
+        scores[number] = density * _standing(sentence, number)
     best = sorted(sorted(scores, key=lambda number: -scores[number])[:count])
     return " ".join(listed[number] for number in best)
 

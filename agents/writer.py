@@ -13,7 +13,9 @@ from ._prose import summary
 agent = Agent("writer")
 
 
-@agent.on("note.found", emits="draft.written", retry=Retry(attempts=3), concurrency=4, timeout=120)
+@agent.on(
+    "note.found", emits="draft.written", retry=Retry(never_on=(UnicodeError,)), concurrency=4, timeout=90
+)
 async def draft(note: Note) -> Draft:
     """Read the note and write its article: a title, a summary, a body."""
     title, body = split_title(note.text if note.text is not None else await _read(note.path))
