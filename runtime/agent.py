@@ -30,7 +30,7 @@ class Handler:
         patterns: what it listens to; a message that several of them match comes once.
         is_async: whether it runs on the main loop; a plain function runs in a worker thread.
         retry: what happens after a failure.
-        concurrency: how many may run at once in all workers together, or None for no limit of its own.
+        concurrency: how many may run at once in one worker, or None for the worker's own limit.
         emits: the key under which what it returns is written, or None.
         ordered: whether messages of one key are handled one after another, in the order they were written.
         start: whether a new subscription gets what is written from now on, or all there is.
@@ -122,7 +122,7 @@ class Agent:
         Args:
             patterns: keys, or patterns such as `task.*` and `task.>`.
             retry: what happens after a failure; five attempts with growing waits by default.
-            concurrency: how many may run at once in all workers together.
+            concurrency: how many may run at once in one worker.
             emits: the key under which what the function returns is written.
             ordered: handle messages of one key one after another.
             start: "earliest" makes a new subscription begin with all there is, "latest" with what comes.
