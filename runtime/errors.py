@@ -62,7 +62,15 @@ class StoreError(RuntimeFault):
 
 
 class StoreUnavailable(StoreError):
-    """The store was not reached, or its answer did not come. Trying again later is right."""
+    """The store was not reached, or its answer did not come. Trying again later is right.
+
+    Attributes:
+        maybe_applied: whether the request may have taken effect all the same.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None, maybe_applied: bool = True) -> None:
+        super().__init__(message, code=code)
+        self.maybe_applied = maybe_applied
 
 
 class Unauthorized(StoreError):

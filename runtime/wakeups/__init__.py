@@ -32,6 +32,9 @@ class Wakeups(Protocol):
     paths: tuple[Path, ...]
     """The paths this source can make live."""
 
+    def doubt(self) -> None:
+        """Work was found that no wake-up announced: ask for a nonce at once."""
+
     async def run(self, listener: Listener) -> None:
         """Listen for ever, reconnecting as often as needed, until cancelled.
 

@@ -254,7 +254,9 @@ create function runtime.next_due_seconds(wanted jsonb) returns double precision
 language plpgsql stable set search_path = '' as $$
 begin
     return (
-    select greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision
+    -- greatest() passes over a null, so that nothing due would read as due now.
+    select case when min(d.visible_at) is not null
+        then greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision end
     from jsonb_each_text(wanted) as w
     join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
     cross join lateral (

@@ -292,6 +292,22 @@ $$;
 comment on function runtime.fall_asleep(runtime.workers, integer[], xid8) is
     'Marks a worker asleep; from the next exchange on, says whether nobody can still write without seeing the mark.';
 
+create function runtime.send_nonce(worker uuid, announce text[], nonce text) returns void
+language plpgsql set search_path = '' as $$
+begin
+    delete from runtime.beats b where b.worker = send_nonce.worker or b.sent_at < clock_timestamp() - interval '1 hour';
+    insert into runtime.beats (nonce, worker) values (send_nonce.nonce, send_nonce.worker);
+    if 'notify' = any (announce) then
+        perform pg_notify(runtime.notify_channel(worker), 'nonce:' || nonce);
+    end if;
+    if 'realtime' = any (announce) and runtime.realtime_is_there() then
+        perform realtime.send(
+            jsonb_build_object('nonce', nonce), 'nonce', 'runtime:' || worker::text, true);
+    end if;
+end
+$$;
+comment on function runtime.send_nonce(uuid, text[], text) is 'Sends a nonce back over every push path, to prove each from end to end.';
+
 create function runtime.beat(me runtime.workers, nonce text) returns void
 language plpgsql set search_path = '' as $$
 begin
@@ -299,21 +315,23 @@ begin
     perform runtime.mark_unmarked();
     delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
-    delete from runtime.beats b where b.worker = me.id or b.sent_at < clock_timestamp() - interval '1 hour';
     if nonce is not null then
-        insert into runtime.beats (nonce, worker) values (beat.nonce, me.id);
-        if 'notify' = any (me.announce) then
-            perform pg_notify(runtime.notify_channel(me.id), 'nonce:' || nonce);
-        end if;
-        if 'realtime' = any (me.announce) and runtime.realtime_is_there() then
-            perform realtime.send(
-                jsonb_build_object('nonce', nonce), 'nonce', 'runtime:' || me.id::text, true);
-        end if;
+        perform runtime.send_nonce(me.id, me.announce, nonce);
     end if;
 end
 $$;
 comment on function runtime.beat(runtime.workers, text) is
     'The sweep''s part of an exchange: heartbeat, leftovers, and a nonce that proves the push paths.';
+
+create function public.stream_beat(worker uuid, nonce text) returns json
+language plpgsql security definer set search_path = '' as $$
+begin
+    perform runtime.send_nonce(worker, array['realtime', 'notify'], nonce);
+    return json_build_object('nonce', nonce);
+end
+$$;
+comment on function public.stream_beat(uuid, text) is
+    'Sends a nonce back over every push path, for a listener that takes no deliveries.';
 
 create function runtime.check_caller(caller text, done json, failed json, want jsonb) returns void
 language plpgsql stable set search_path = '' as $$

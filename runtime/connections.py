@@ -1,0 +1,80 @@
+"""Which store and which wake-ups do the settings mean?"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
+
+from runtime.errors import SettingsError
+from runtime.settings import Settings
+from runtime.store import Store
+from runtime.wakeups import Wakeups
+
+if TYPE_CHECKING:
+    from supabase import AsyncClient
+
+_NOWHERE = (
+    "Nothing says where the stream is. Set SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY), or "
+    "DATABASE_URL; or start a stack on this machine: `runtime local start`."
+)
+
+
+async def open_store(settings: Settings, client: "AsyncClient | None" = None) -> Store:
+    """Return the direct store where there is a DATABASE_URL, else the one over the REST API.
+
+    Args:
+        settings: where the stream is.
+        client: a supabase client of the user's own; it wins over the settings.
+
+    Raises:
+        SettingsError: nothing says where the stream is.
+    """
+    if client is None and settings.database_url is not None:
+        from runtime.store.postgres import PostgresStore
+
+        return PostgresStore(
+            settings.database_url.get_secret_value(), request_seconds=settings.request_seconds
+        )
+    from runtime.store.supabase import SupabaseStore
+
+    if client is not None:
+        return SupabaseStore(client, request_seconds=settings.request_seconds)
+    if settings.supabase_url is None or settings.supabase_key is None:
+        raise SettingsError(_NOWHERE)
+    return await SupabaseStore.connect(
+        settings.supabase_url,
+        settings.supabase_key.get_secret_value(),
+        request_seconds=settings.request_seconds,
+    )
+
+
+def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> list[Wakeups]:
+    """Return every source of wake-ups the settings switch on, for a worker with these patterns."""
+    sources: list[Wakeups] = []
+    if settings.supabase_url and settings.supabase_key and (settings.broadcast or settings.postgres_changes):
+        from runtime.wakeups.realtime import RealtimeWakeups
+
+        sources.append(
+            RealtimeWakeups(
+                settings.supabase_url,
+                settings.supabase_key.get_secret_value(),
+                worker,
+                keys=patterns,
+                settings=settings,
+            )
+        )
+    if settings.database_url and settings.notify:
+        from runtime.wakeups.notify import NotifyWakeups
+
+        sources.append(NotifyWakeups(settings.database_url.get_secret_value(), worker, settings=settings))
+    return sources
+
+
+def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notify"], ...]:
+    """How the database is to announce to a worker that listens to these."""
+    paths = {path for source in wakeups for path in source.paths}
+    ways: list[Literal["realtime", "notify"]] = []
+    if "broadcast" in paths:
+        ways.append("realtime")
+    if "notify" in paths:
+        ways.append("notify")
+    return tuple(ways)

@@ -1,0 +1,331 @@
+"""How does work get from the store to the handlers and back? One pump carries the plan out."""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from random import Random
+from uuid import uuid4
+
+import anyio
+
+from runtime.agent import Handler
+from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.plan import Lane, Look, Plan, Rest
+from runtime.retry import backoff_seconds
+from runtime.runner import Runner, failure
+from runtime.settings import Settings
+from runtime.store import Answer, Exchange, Report, Store, Subscribed, WorkerCard
+from runtime.wakeups import Path, Reach, Wakeups
+
+_log = logging.getLogger("runtime.dispatcher")
+_BLOCKED_WARNING_SECONDS = 1.0
+_LEAVE_SECONDS = 2.0
+
+
+class Dispatcher:
+    """The side of the runtime: talks to the store, listens for wake-ups, keeps leases.
+
+    It lives on the runtime's own loop, in a thread of its own. What is called from elsewhere says so.
+
+    Args:
+        store: where messages live.
+        wakeups: every source of wake-ups.
+        card: who this worker is.
+        handlers: by subscription name.
+        runner: where handlers run.
+        settings: paces and limits.
+        subscribe: declares the worker's subscriptions and returns their numbers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        wakeups: Sequence[Wakeups],
+        card: WorkerCard,
+        handlers: Mapping[str, Handler],
+        limits: Mapping[str, int],
+        runner: Runner,
+        settings: Settings,
+        subscribe: Callable[[], Awaitable[Subscribed]],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.ready = anyio.Event()
+        self._store = store
+        self._wakeups = wakeups
+        self._card = card
+        self._handlers = handlers
+        self._limits = limits
+        self._runner = runner
+        self._settings = settings
+        self._subscribe = subscribe
+        self._loop = asyncio.get_running_loop()
+        self._signal = anyio.Event()
+        self._is_signalled = False
+        self._inbox: deque[Report] = deque()
+        self._random = Random()
+        self._pump, self._n = uuid4(), 0
+        self._by_number: dict[int, Handler] = {}
+        paths = frozenset(path for source in wakeups for path in source.paths)
+        self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic())
+        self._is_in_trouble = False
+        self._stop_asking = anyio.Event()
+
+    # Called from the loop of user code
+
+    def report(self, report: Report) -> None:
+        """Take note of how an attempt ended. Called from the loop of user code."""
+        self._inbox.append(report)
+        if not self._is_signalled:
+            self._is_signalled = True
+            self._from_outside(self._signal_now)
+
+    def stop(self, drain_seconds: float) -> None:
+        """Take no new work and end when what runs has ended, or when the seconds are over. From any thread."""
+        self._from_outside(lambda: self._begin_stopping(drain_seconds))
+
+    def _from_outside(self, function: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
+    # Called by the wake-ups
+
+    def wake(self, why: str) -> None:
+        """Look again."""
+        self.counts[f"wake-ups by {why}"] += 1
+        self.plan.wake()
+        self._signal_now()
+
+    def live(self, path: Path) -> None:
+        """A push path delivers: sweep, and poll no longer."""
+        if self.plan.live(path, time.monotonic()):
+            _log.info("live: woken by %s; one sweep, then no more polling", path)
+        self._signal_now()
+
+    def gap(self, path: Path, why: str) -> None:
+        """A push path may have missed something: sweep."""
+        _log.info("%s may have missed something (%s): sweeping", path, why)
+        self.plan.sweep(time.monotonic())
+        self._signal_now()
+
+    def lost(self, path: Path, why: str) -> None:
+        """A push path went; without another one, poll."""
+        if self.plan.lost(path, time.monotonic()):
+            _log.warning(
+                "polling: %s is gone (%s); polling goes on until a push path is live again", path, why
+            )
+        self._signal_now()
+
+    def prove(self, nonce: str) -> None:
+        """Send a nonce through the database with the next exchange."""
+        self.plan.prove(nonce)
+        self._signal_now()
+
+    # The loop
+
+    async def run(self) -> None:
+        """Work until stopped.
+
+        Raises:
+            StoreError: the store cannot be used at all, found out at the start.
+        """
+        await self._introduce()
+        async with anyio.create_task_group() as tasks:
+            for source in self._wakeups:
+                tasks.start_soon(source.run, self)
+            tasks.start_soon(self._watch_user_loop)
+            if not self.plan.reach.expected:
+                _log.info("polling: every push path is switched off")
+            self.ready.set()
+            try:
+                await self._pump_until_stopped()
+            finally:
+                tasks.cancel_scope.cancel()
+        with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
+            await self._leave()
+
+    async def _introduce(self) -> None:
+        """Declare this worker and its subscriptions, also again after the database forgot them."""
+        subscribed = await self._subscribe()
+        self._runner.know(subscribed.numbers)
+        for name, number in subscribed.numbers.items():
+            self._by_number[number] = self._handlers[name]
+        # What is held under numbers that are no more is reported, and refused, as it ends.
+        wanted = {
+            number: self.plan.lanes.get(number)
+            or Lane(self._limits[name], in_threads=not self._handlers[name].is_async)
+            for name, number in subscribed.numbers.items()
+        }
+        kept = {
+            number: lane for number, lane in self.plan.lanes.items() if lane.held and number not in wanted
+        }
+        for lane in kept.values():
+            lane.limit = 0
+        self.plan.lanes.clear()
+        self.plan.lanes.update(wanted | kept)
+        self.plan.unsettled = subscribed.unsettled
+        self.plan.sweep(time.monotonic())
+
+    async def _pump_until_stopped(self) -> None:
+        plan = self.plan
+        while True:
+            self._is_signalled = False
+            self._signal = anyio.Event()
+            while self._inbox:
+                plan.finished([self._inbox.popleft()])
+            if plan.stopping and not plan.held:
+                return
+            step = plan.decide(time.monotonic())
+            if isinstance(step, Rest):
+                with anyio.move_on_after(step.seconds):
+                    await self._signal.wait()
+                continue
+            await self._carry_out(step)
+
+    async def _carry_out(self, look: Look) -> None:
+        """Make one exchange and act on its answer."""
+        sent_at = time.monotonic()
+        try:
+            answer = await self._exchange(look)
+        except (Refused, Unauthorized) as error:
+            await self._one_by_one(look, error)
+            return
+        self._absorb(look, answer, sent_at)
+        if answer.unknown:
+            _log.warning("the database does not know this worker any more: subscribing again")
+            await self._introduce_patiently()
+
+    def _absorb(self, look: Look, answer: Answer, sent_at: float) -> None:
+        self.plan.absorb(look, answer, sent_at=sent_at, now=time.monotonic())
+        if answer.taken:
+            self._runner.hand_over(answer.taken)
+        self.counts["exchanges"] += 1
+        self.counts["taken"] += len(answer.taken)
+        self.counts["done"] += len(look.done)
+        for message, subscription in answer.refused:
+            self.counts["refused"] += 1
+            _log.warning(
+                "the late result of %s on message %s was refused: its lease had passed to another worker",
+                self._name(subscription),
+                message,
+            )
+        for message, subscription in answer.lost:
+            self.counts["leases lost"] += 1
+            self.plan.give_up((message, subscription))
+            _log.warning("the lease of %s on message %s is lost", self._name(subscription), message)
+        if self.plan.unannounced:
+            for source in self._wakeups:
+                source.doubt()
+
+    async def _exchange(self, look: Look) -> Answer:
+        """Make one exchange, repeated under its number until it is answered."""
+        self._n += 1
+        exchange = Exchange(
+            worker=self._card.id,
+            pump=self._pump,
+            n=self._n,
+            lease_seconds=self._settings.lease_seconds,
+            **look.fields(),  # type: ignore[arg-type]
+        )
+        attempt = 0
+        while True:
+            try:
+                answer = await self._store.exchange(exchange)
+            except StoreUnavailable as error:
+                attempt += 1
+                wait = backoff_seconds(min(attempt, 8), first=0.1, cap=5.0, random=self._random)
+                if not self._is_in_trouble:
+                    self._is_in_trouble = True
+                    _log.warning("the store is away: %s Asking again until it answers.", error)
+                with anyio.move_on_after(wait):
+                    await self._stop_asking.wait()
+                if self._stop_asking.is_set():
+                    raise
+                continue
+            if self._is_in_trouble:
+                self._is_in_trouble = False
+                _log.info("the store answers again")
+            return answer
+
+    async def _one_by_one(self, look: Look, error: StoreError) -> None:
+        """After a refused exchange, find the report at fault: it alone becomes a failed attempt."""
+        reports = [*look.done, *look.failed]
+        if not reports:
+            _log.error("the store refuses this worker: %s", error)
+            self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
+            await anyio.sleep(backoff_seconds(3, first=0.5, cap=2.0, random=self._random))
+            return
+        if look.renew:
+            await self._carry_out(Look(renew=look.renew))
+        for report in reports:
+            single = Look(done=[report]) if report.outcome is None else Look(failed=[report])
+            sent_at = time.monotonic()
+            try:
+                self._absorb(single, await self._exchange(single), sent_at)
+            except (Refused, Unauthorized) as reason:
+                await self._fail_instead(report, reason)
+        self.plan.sweep(time.monotonic())
+
+    async def _fail_instead(self, report: Report, reason: StoreError) -> None:
+        """Report an attempt whose report the database refuses as a failed one."""
+        handler = self._by_number[report.delivery.subscription]
+        failed = Look(failed=[failure(handler, report.delivery, reason, self._random)])
+        sent_at = time.monotonic()
+        try:
+            self._absorb(failed, await self._exchange(failed), sent_at)
+        except (Refused, Unauthorized) as again:
+            # Its lease will lapse; nothing else can be done from here.
+            _log.error("message %s cannot even be reported as failed: %s", report.delivery.message.id, again)
+            self.plan.forget(report.delivery)
+
+    async def _introduce_patiently(self) -> None:
+        try:
+            await self._introduce()
+        except StoreError as error:
+            _log.error("subscribing again failed: %s", error)
+            await anyio.sleep(backoff_seconds(3, first=0.5, cap=2.0, random=self._random))
+
+    async def _watch_user_loop(self) -> None:
+        """Notice a handler that blocks the loop of user code, and stop renewing for one that does so for long."""
+        warned = False
+        while True:
+            await anyio.sleep(_BLOCKED_WARNING_SECONDS)
+            if not self.plan.held:
+                continue
+            self._runner.tick()
+            blocked = time.monotonic() - self._runner.ticked_at - _BLOCKED_WARNING_SECONDS
+            is_blocked = blocked > _BLOCKED_WARNING_SECONDS
+            if is_blocked and not warned:
+                names = ", ".join(self._runner.running) or "a handler"
+                _log.warning(
+                    "the event loop of the handlers has been blocked for %.1f s; running: %s. "
+                    "Declare a handler that blocks as a plain function: it then runs in a thread.",
+                    blocked,
+                    names,
+                )
+            warned = is_blocked
+            self.plan.renews_async = blocked < self._settings.blocked_loop_seconds
+
+    def _begin_stopping(self, drain_seconds: float) -> None:
+        if self.plan.stopping:
+            return
+        self.plan.stopping = True
+        self._runner.stop_waiting()
+        self._loop.call_later(drain_seconds, self._runner.cancel)
+        # A store that is away must not hold up the end for ever.
+        self._loop.call_later(drain_seconds + _LEAVE_SECONDS, self._stop_asking.set)
+        self._signal_now()
+
+    async def _leave(self) -> None:
+        try:
+            await self._store.operate("stream_leave", worker=str(self._card.id))
+        except StoreError as error:
+            _log.info("could not say goodbye: %s", error)
+
+    def _signal_now(self) -> None:
+        self._signal.set()
+
+    def _name(self, subscription: int) -> str:
+        handler = self._by_number.get(subscription)
+        return handler.name if handler else f"subscription {subscription}"

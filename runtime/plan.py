@@ -1,0 +1,381 @@
+"""Given what is due, running, finished and free: what does the pump do next?
+
+Pure: time comes in as monotonic seconds, decisions go out. No loop, no clock, no database.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from random import Random
+
+from runtime.settings import Settings
+from runtime.store import Answer, Delivery, Report
+from runtime.wakeups import Path, Reach
+from runtime.wakeups.polling import Pace
+
+MAX_REPORTS = 500
+_HINT_PAUSE_SECONDS = 0.005
+_RESCAN_PAUSE_SECONDS = 0.05
+_DROWSY_FIRST_SECONDS = 0.005
+_DROWSY_CAP_SECONDS = 0.05
+_DROWSY_PATIENCE_SECONDS = 3.0
+_PREFETCH_SECONDS = 0.05
+_PREFETCH_LIMIT = 400
+
+
+class Phase(Enum):
+    """How close to sleep the worker is, as the database knows it."""
+
+    AWAKE = "awake"
+    DROWSY = "drowsy"
+    ASLEEP = "asleep"
+
+
+@dataclass(slots=True)
+class Lane:
+    """One subscription's share of this worker.
+
+    Attributes:
+        limit: how many of its handlers may run at once.
+        in_threads: whether they run in threads, so that a blocked loop does not hold them up.
+        held: deliveries leased and not yet reported.
+        pace: how many it finishes in a second, lately.
+    """
+
+    limit: int
+    in_threads: bool = False
+    held: int = 0
+    pace: float = 0.0
+    finished: int = 0
+
+    def room(self) -> int:
+        """How many more to take: free slots, and what the measured pace drains in a moment."""
+        ahead = min(_PREFETCH_LIMIT, int(self.pace * _PREFETCH_SECONDS))
+        return max(0, self.limit + ahead - self.held)
+
+
+@dataclass(slots=True, kw_only=True)
+class Look:
+    """One exchange to be made: what it reports, and how it looks."""
+
+    done: list[Report] = field(default_factory=list)
+    failed: list[Report] = field(default_factory=list)
+    renew: list[Delivery] = field(default_factory=list)
+    want: dict[int, int] = field(default_factory=dict)
+    cursors: Mapping[str, int] | None = None
+    due: bool = False
+    alone: bool = False
+    sleep: bool = False
+    fence: str | None = None
+    beat: bool = False
+    nonce: str | None = None
+    settle: bool = False
+
+    def fields(self) -> dict[str, object]:
+        """What an `Exchange` needs beside the pump's own numbers."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Nothing to do for so many seconds, unless something happens."""
+
+    seconds: float
+
+
+class Plan:
+    """Every decision of one pump.
+
+    Args:
+        settings: paces and limits.
+        lanes: the subscriptions of this worker by their numbers.
+        reach: which push paths were asked for.
+        now: the moment it begins, in monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        lanes: dict[int, Lane],
+        reach: Reach,
+        *,
+        now: float,
+        random: Random | None = None,
+    ) -> None:
+        self.lanes = lanes
+        self.reach = reach
+        self.phase = Phase.AWAKE
+        self.stopping = False
+        self.held: dict[tuple[int, int], Delivery] = {}
+        self.unsettled: frozenset[int] = frozenset()
+        self.unannounced = False
+        self.renews_async = True
+        self._given_up: set[tuple[int, int]] = set()
+        self._settings = settings
+        self._reports: deque[Report] = deque()
+        self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds, random or Random())
+        self._cursors: Mapping[str, int] = {}
+        self._fence: str | None = None
+        self._hinted = True
+        self._hint_after = now
+        self._more = False
+        self._rescan_at: float | None = None
+        self._rescanned_at = now - _RESCAN_PAUSE_SECONDS
+        self._due_at: float | None = now
+        self._poll_at = now
+        self._sweep_at = now + settings.sweep_seconds
+        self._drowsy_since = now
+        self._drowsy_at = now
+        self._drowsy_seconds = 0.0
+        self._renewed_at = now
+        self._settle_at = now
+        self._settle_seconds = _DROWSY_FIRST_SECONDS
+        self._nonce: str | None = None
+        self._suspects = False
+        self._is_alone = False
+        self._paced_at = now
+
+    # What happens
+
+    def wake(self) -> None:
+        """A hint came."""
+        self._hinted = True
+
+    def sweep(self, now: float) -> None:
+        """Something may have been missed: look at everything once, soon."""
+        self._hinted = True
+        self._rescan_at = self._due_at = now
+
+    def live(self, path: Path, now: float) -> bool:
+        """A push path is proved; returns whether polling ends."""
+        ended_polling = self.reach.live(path)
+        self.sweep(now)
+        return ended_polling
+
+    def lost(self, path: Path, now: float) -> bool:
+        """A push path went; returns whether polling begins, at once."""
+        begins_polling = self.reach.lost(path)
+        if begins_polling:
+            self.phase = Phase.AWAKE
+            self._pace.active()
+            self._poll_at = now
+        return begins_polling
+
+    def prove(self, nonce: str) -> None:
+        """A push path wants this nonce sent back."""
+        self._nonce = nonce
+
+    def finished(self, reports: Iterable[Report]) -> None:
+        """Attempts ended; they are reported with the next exchange."""
+        self._reports.extend(reports)
+
+    def give_up(self, place: tuple[int, int]) -> None:
+        """A lease is lost: its attempt runs on, but is not renewed any more."""
+        if place in self.held:
+            self._given_up.add(place)
+
+    def forget(self, delivery: Delivery) -> None:
+        """A delivery cannot be reported: let its lease lapse."""
+        self._let_go(delivery)
+
+    def put_off(self, until: float) -> None:
+        """The store refuses to be looked at: not again before then."""
+        self._hint_after = max(self._hint_after, until)
+        self._poll_at = max(self._poll_at, until)
+
+    def renewable(self, now: float) -> bool:
+        """Whether leases should be renewed by now."""
+        return bool(self.held) and now >= self._renewed_at + self._settings.lease_seconds / 3
+
+    # What to do
+
+    def decide(self, now: float) -> Look | Rest:
+        """Return the next exchange, or how long there is none."""
+        settling = bool(self.unsettled) and now >= self._settle_at
+        polling = not self.reach.is_live and now >= self._poll_at and not self.stopping
+        sweeping = now >= self._sweep_at or self._nonce is not None
+        due = self._due_at is not None and now >= self._due_at
+        rescan = self._rescan_at is not None and now >= max(
+            self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS
+        )
+        hinted = self._hinted and now >= self._hint_after
+        drowsy = self.phase is Phase.DROWSY and now >= self._drowsy_at and not self.stopping
+        renewing = self.renewable(now)
+        want = {} if self.stopping else self._want()
+        # Taking needs room; without any, a hint waits until a report makes some.
+        taking = bool(want) and (hinted or self._more or due or rescan or polling or drowsy or self._is_alone)
+        if not (self._reports or renewing or taking or sweeping or settling):
+            return Rest(self._rest(now, bool(want)))
+
+        full = sweeping or polling or drowsy or rescan
+        reports = [self._reports.popleft() for _ in range(min(len(self._reports), MAX_REPORTS))]
+        look = Look(
+            done=[report for report in reports if report.outcome is None],
+            failed=[report for report in reports if report.outcome is not None],
+            renew=self._to_renew(now, reports) if renewing else [],
+            want=want,
+            cursors=None if full else self._cursors,
+            due=full or due or self._is_alone,
+            alone=self._is_alone,
+            beat=sweeping,
+            nonce=self._nonce,
+            settle=bool(self.unsettled),
+        )
+        if self._may_sleep(look):
+            look.sleep, look.fence = True, self._fence
+        if want:
+            self._hinted = False
+        self._nonce = None
+        if renewing:
+            self._renewed_at = now
+        if sweeping:
+            self._sweep_at = now + self._settings.sweep_seconds
+        if look.cursors is None and want:
+            self._rescan_at, self._rescanned_at = None, now
+        return look
+
+    def absorb(self, look: Look, answer: Answer, *, sent_at: float, now: float) -> None:
+        """Take note of what the database answered to a look sent at `sent_at`."""
+        was_asleep = self.phase is Phase.ASLEEP
+        for report in (*look.done, *look.failed):
+            self._let_go(report.delivery)
+        for delivery in answer.taken:
+            self.held[delivery.place] = delivery
+            self.lanes[delivery.subscription].held += 1
+        if answer.taken and len(self.held) == len(answer.taken):
+            self._renewed_at = sent_at
+        self._note_paces(now)
+        self._note_settling(look, answer, now)
+        self._note_taking(look, answer, now)
+        self._note_sleep(look, answer, now)
+        self.unannounced = bool(was_asleep and answer.taken and look.beat and look.nonce is None)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        self._given_up.discard(delivery.place)
+        if self.held.pop(delivery.place, None) is not None:
+            lane = self.lanes[delivery.subscription]
+            lane.held -= 1
+            lane.finished += 1
+
+    def _want(self) -> dict[int, int]:
+        if self._suspects or self._is_alone:
+            # What has crashed its worker twice runs with nothing beside it.
+            self._is_alone = self._suspects and not self.held
+            return dict.fromkeys(self.lanes, 1) if self._is_alone else {}
+        return {number: room for number, lane in self.lanes.items() if (room := lane.room()) > 0}
+
+    def _to_renew(self, now: float, reports: list[Report]) -> list[Delivery]:
+        ending = {report.delivery.place for report in (*reports, *self._reports)}
+        ending |= self._given_up
+        return [
+            delivery
+            for place, delivery in self.held.items()
+            if place not in ending and (self.renews_async or self.lanes[delivery.subscription].in_threads)
+        ]
+
+    def _may_sleep(self, look: Look) -> bool:
+        """Only a worker with room for something new sleeps, and only where a push path can wake it."""
+        reported = len(look.done) + len(look.failed)
+        return (
+            self.reach.is_live
+            and not self.stopping
+            and not look.alone
+            and not self.unsettled
+            and not self._more
+            and bool(look.want)
+            and (self.phase is not Phase.AWAKE or len(self.held) <= reported)
+        )
+
+    def _note_paces(self, now: float) -> None:
+        elapsed = now - self._paced_at
+        if elapsed < _PREFETCH_SECONDS / 5:
+            return
+        for lane in self.lanes.values():
+            lane.pace = 0.5 * lane.pace + 0.5 * lane.finished / elapsed
+            lane.finished = 0
+        self._paced_at = now
+
+    def _note_settling(self, look: Look, answer: Answer, now: float) -> None:
+        if not look.settle:
+            return
+        if answer.unsettled != self.unsettled:
+            self._settle_seconds = _DROWSY_FIRST_SECONDS
+            self.sweep(now)
+        self.unsettled = answer.unsettled
+        self._settle_at = now + self._settle_seconds
+        self._settle_seconds = min(self._settle_seconds * 1.5, 0.5)
+
+    def _note_taking(self, look: Look, answer: Answer, now: float) -> None:
+        self._more = bool(answer.filled) and not look.alone
+        self._suspects = (
+            bool(answer.taken) if look.alone else answer.suspects or (self._suspects and not look.due)
+        )
+        self._is_alone = False
+        if look.want and not look.alone:
+            self._cursors = answer.cursors
+        if look.cursors and len(answer.taken) < sum(look.want.values()):
+            # Ids below the cursor may have committed late.
+            self._rescan_at = now
+        if look.due:
+            self._due_at = None if answer.next_due is None else now + max(answer.next_due, 0.001)
+        for report in look.failed:
+            if report.delay is not None:
+                self._expect_due(now + report.delay)
+        if answer.look_again:
+            self._rescan_at = now + _HINT_PAUSE_SECONDS
+        self._hint_after = now if answer.taken else now + _HINT_PAUSE_SECONDS
+        if answer.taken or look.done:
+            self._pace.active()
+        if not self.reach.is_live:
+            self._poll_at = now + self._pace.next_seconds()
+
+    def _expect_due(self, at: float) -> None:
+        self._due_at = at if self._due_at is None else min(self._due_at, at)
+
+    def _note_sleep(self, look: Look, answer: Answer, now: float) -> None:
+        if not look.sleep or answer.taken or answer.filled:
+            self.phase, self._fence = Phase.AWAKE, None
+            if look.want and self.reach.is_live and not (self.stopping or answer.taken or answer.filled):
+                # Nothing came: try to fall asleep at once.
+                self._begin_drowsing(now)
+            return
+        # Only a look at everything, from the lowest id, proves that there is nothing.
+        if answer.quiet and look.cursors is None and look.due and not self._hinted:
+            self.phase, self._fence = Phase.ASLEEP, None
+            return
+        if self.phase is not Phase.DROWSY or answer.fence is None:
+            self._begin_drowsing(now)
+            return
+        self._fence = answer.fence
+        self._drowsy_seconds = min(max(self._drowsy_seconds * 2, _DROWSY_FIRST_SECONDS), _DROWSY_CAP_SECONDS)
+        if now - self._drowsy_since > _DROWSY_PATIENCE_SECONDS:
+            # A long foreign transaction: no reason to hurry.
+            self._drowsy_seconds = self._settings.poll_slow_seconds
+        self._drowsy_at = now + self._drowsy_seconds
+
+    def _begin_drowsing(self, now: float) -> None:
+        if self.phase is not Phase.DROWSY:
+            self._drowsy_since = now
+        self.phase, self._fence = Phase.DROWSY, None
+        self._drowsy_seconds = 0.0
+        self._drowsy_at = now
+
+    def _rest(self, now: float, has_room: bool) -> float:
+        moments = [self._sweep_at]
+        if self.held:
+            moments.append(self._renewed_at + self._settings.lease_seconds / 3)
+        if self.unsettled:
+            moments.append(self._settle_at)
+        if has_room:
+            if self._due_at is not None:
+                moments.append(self._due_at)
+            if self._rescan_at is not None:
+                moments.append(max(self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS))
+            if self._hinted:
+                moments.append(self._hint_after)
+            if self.phase is Phase.DROWSY:
+                moments.append(self._drowsy_at)
+        if not self.reach.is_live and not self.stopping:
+            moments.append(self._poll_at)
+        return max(0.0, min(moments) - now)

@@ -1,0 +1,224 @@
+"""How is a handler run? On the loop of user code, or in a thread; what comes of it is a report."""
+
+import asyncio
+import logging
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+
+import anyio
+from anyio.abc import TaskGroup
+
+from runtime.agent import Handler
+from runtime.errors import InvalidPayload
+from runtime.message import Context
+from runtime.retry import Reject, RetryLater
+from runtime.store import Delivery, Report
+
+_log = logging.getLogger("runtime.handlers")
+_ERROR_CHARACTERS = 4_000
+_TRACEBACK_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a handler, as observers see it.
+
+    Attributes:
+        began: when the handler began, in seconds since the epoch.
+        report: how it ended.
+    """
+
+    handler: Handler
+    delivery: Delivery
+    began: float
+    report: Report
+
+
+Observer = Callable[[Attempt], None]
+
+
+class Runner:
+    """The side of user code: runs handlers within their limits and gathers their reports.
+
+    Args:
+        tasks: the group its handlers run in, on the loop of user code.
+        handlers: what to run.
+        limits: how many of each may run at once, by the handler's name.
+        worker: the worker's name.
+        report: called with every report; from any thread, it must return at once.
+        observer: told of every attempt, on the loop of user code.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        handlers: Iterable[Handler],
+        limits: Mapping[str, int],
+        *,
+        worker: str,
+        report: Callable[[Report], None],
+        observer: Observer | None = None,
+    ) -> None:
+        self._tasks = tasks
+        self._by_name = {handler.name: handler for handler in handlers}
+        self._limits = limits
+        self._handlers: dict[int, Handler] = {}
+        self._worker = worker
+        self._report = report
+        self._observer = observer
+        self._random = Random()
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Delivery] = deque()
+        self._is_called = threading.Event()
+        self._waiting: dict[int, deque[Delivery]] = {}
+        self._running: dict[int, int] = {}
+        # A limiter each, so that a slow handler takes no other's threads.
+        self._threads = {
+            name: anyio.CapacityLimiter(limits[name])
+            for name, handler in self._by_name.items()
+            if not handler.is_async
+        }
+        self._is_stopping = False
+        self._scopes: set[anyio.CancelScope] = set()
+        self.ticked_at = time.monotonic()
+
+    @property
+    def running(self) -> list[str]:
+        """The names of the handlers that run now."""
+        return [self._handlers[number].name for number, count in self._running.items() if count]
+
+    def know(self, numbers: Mapping[str, int]) -> None:
+        """Learn the numbers of the subscriptions. Called from the runtime's thread, before they are used."""
+        for name, number in numbers.items():
+            self._waiting.setdefault(number, deque())
+            self._running.setdefault(number, 0)
+            self._handlers[number] = self._by_name[name]
+
+    def hand_over(self, deliveries: Iterable[Delivery]) -> None:
+        """Take deliveries to be run. Called from the runtime's thread; returns at once."""
+        self._inbox.extend(deliveries)
+        self._call()
+
+    def tick(self) -> None:
+        """Ask the loop of user code for a sign of life. Called from the runtime's thread."""
+        self._call()
+
+    def stop_waiting(self) -> None:
+        """Start nothing more, and give back what has not begun. Called from the runtime's thread."""
+        self._is_stopping = True
+        self._call()
+
+    def cancel(self) -> None:
+        """Cancel what still runs, and give it back. Called from the runtime's thread."""
+        self._soon(self._cancel)
+
+    def _call(self) -> None:
+        # One call covers everything that gathers until it is made.
+        if not self._is_called.is_set():
+            self._is_called.set()
+            self._soon(self._begin)
+
+    def _soon(self, function: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)
+
+    def _begin(self) -> None:
+        self._is_called.clear()
+        self.ticked_at = time.monotonic()
+        while self._inbox:
+            delivery = self._inbox.popleft()
+            self._waiting[delivery.subscription].append(delivery)
+        for number in tuple(self._handlers):
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        """Start as many of one handler's waiting deliveries as may run."""
+        waiting = self._waiting[number]
+        if self._is_stopping:
+            while waiting:
+                self._report(Report(waiting.popleft(), outcome="released"))
+        while waiting and self._running[number] < self._limits[self._handlers[number].name]:
+            self._running[number] += 1
+            self._tasks.start_soon(self._run, self._handlers[number], waiting.popleft())
+
+    async def _run(self, handler: Handler, delivery: Delivery) -> None:
+        began, clock = time.time(), time.monotonic()
+        report = Report(delivery, outcome="released")
+        try:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                report = await self._attempt(handler, delivery)
+        finally:
+            self._scopes.discard(scope)
+            report = replace(report, seconds=time.monotonic() - clock)
+            self._running[delivery.subscription] -= 1
+            self._report(report)
+            self._start(delivery.subscription)
+            if self._observer is not None and report.outcome != "released":
+                self._observer(Attempt(handler, delivery, began, report))
+
+    def _cancel(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _attempt(self, handler: Handler, delivery: Delivery) -> Report:
+        context = Context(delivery.message, handler.name, self._worker)
+        try:
+            arguments = handler.bind(delivery.message, context)
+            with anyio.fail_after(handler.timeout):
+                if handler.is_async:
+                    result = await handler.function(**arguments)  # type: ignore[misc]
+                else:
+                    result = await anyio.to_thread.run_sync(
+                        partial(handler.function, **arguments),
+                        abandon_on_cancel=True,
+                        limiter=self._threads[handler.name],
+                    )
+            handler.emit_result(result, context)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it becomes the report, and is logged there
+            return failure(handler, delivery, error, self._random)
+        return Report(delivery, emits=tuple(draft.json for draft in context.emitted))
+
+
+def failure(handler: Handler, delivery: Delivery, error: BaseException, random: Random) -> Report:
+    """Return what becomes of a delivery whose attempt ended in an error, and log it once."""
+    message = delivery.message
+    # Crashes count for themselves, so they use up no attempt of the handler's.
+    attempt = message.attempt - delivery.crashes
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, RetryLater):
+        _log.info("%s put message %s off: %s", handler.name, message.id, error.why)
+        return Report(delivery, outcome="later", delay=error.seconds, error=storable(text, _ERROR_CHARACTERS))
+    delay = handler.retry.decide(error, attempt, random)
+    reason = (
+        "rejected"
+        if isinstance(error, Reject)
+        else "invalid"
+        if isinstance(error, InvalidPayload)
+        else "failed"
+    )
+    then = "it is a dead letter now" if delay is None else f"trying again in {delay:.1f} s"
+    _log.warning(
+        "%s failed on message %s (attempt %s): %s; %s", handler.name, message.id, attempt, text, then
+    )
+    return Report(
+        delivery,
+        outcome="dead" if delay is None else "failed",
+        reason=reason,
+        delay=delay,
+        error=storable(text, _ERROR_CHARACTERS),
+        traceback=storable(trace, _TRACEBACK_CHARACTERS),
+    )
+
+
+def storable(text: str, limit: int) -> str:
+    """The text as PostgreSQL can keep it, its end rather than its beginning when it is long."""
+    cleaned = text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return cleaned if len(cleaned) <= limit else f"… {cleaned[-limit:]}"

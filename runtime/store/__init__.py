@@ -1,0 +1,208 @@
+"""Where do messages live? The port to the database: one call per SQL function, whatever carries it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+import anyio
+
+from runtime.errors import StoreError, StoreUnavailable
+from runtime.message import Draft, Message
+from runtime.retry import backoff_seconds
+from runtime.store.exchange import Answer, Delivery, Exchange, Outcome, Report
+from runtime.values import encode
+
+__all__ = [
+    "FUNCTIONS", "Answer", "Delivery", "Exchange", "Outcome", "Report", "Sent", "Store", "Subscribed", "Subscription",
+    "WorkerCard",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+# The SQL functions and the types of their arguments. JSON arguments travel as text, written once.
+FUNCTIONS: Mapping[str, Mapping[str, str]] = {
+    "stream_send": {"messages": "jsonb"},
+    "stream_read": {
+        "pattern": "text", "after": "bigint", "before": "bigint", "max": "integer", "latest": "boolean",
+    },
+    "stream_subscribe": {"worker": "jsonb", "subscriptions": "jsonb"},
+    "stream_exchange": {
+        "worker": "uuid", "pump": "uuid", "n": "bigint", "done": "json", "failed": "json", "renew": "json",
+        "want": "jsonb", "options": "jsonb",
+    },
+    "stream_beat": {"worker": "uuid", "nonce": "text"},
+    "stream_leave": {"worker": "uuid"},
+    "stream_stats": {},
+    "stream_pause": {"subscription": "text"},
+    "stream_resume": {"subscription": "text"},
+    "stream_redrive": {"ids": "bigint[]", "subscription": "text", "max": "integer"},
+    "stream_install_realtime": {},
+}  # fmt: skip
+
+MIGRATION_CURE = (
+    "Apply the migrations: `supabase db push` for a hosted project, `supabase db reset` or `supabase migration up` "
+    "for `supabase start`, `runtime local reset` for the local stack."
+)
+
+_SERIALIZATION = frozenset({"40001", "40P01"})
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of one sent message: its id, or the id of the one that was there before."""
+
+    id: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a worker declares of one handler, as the database keeps it."""
+
+    name: str
+    agent: str
+    patterns: tuple[str, ...]
+    ordered: bool = False
+    start: Literal["latest", "earliest"] = "latest"
+    max_attempts: int = 5
+    max_crashes: int = 5
+
+    def as_dict(self) -> dict[str, Any]:
+        """The declaration as `stream_subscribe` takes it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCard:
+    """Who a worker is: an id drawn at its start, a name for people, and how it can be reached."""
+
+    id: UUID
+    name: str
+    announce: tuple[Literal["realtime", "notify"], ...] = ()
+    details: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """What the database answered: the number of each subscription, and which are not settled yet."""
+
+    numbers: Mapping[str, int]
+    unsettled: frozenset[int]
+
+
+class Store(ABC):
+    """The port. An implementation carries `call`; everything else is the same for all of them."""
+
+    _random = Random()
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where this store is, for people: a host and port, never a secret."""
+
+    @abstractmethod
+    async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
+        """Call one SQL function once and return its JSON, decoded.
+
+        Args:
+            function: a name in `FUNCTIONS`.
+            arguments: by name; those of type json and jsonb as text. None is left to the default.
+
+        Raises:
+            StoreUnavailable: not reached, or no answer in time.
+            Unauthorized: the key or role may not do this.
+            MigrationMissing: the function is not there.
+            Refused: the database said no.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back every connection. A closed store is not used again."""
+
+    async def send(self, drafts: Sequence[Draft]) -> list[Sent]:
+        """Store messages in their order, in one transaction.
+
+        Raises:
+            StoreUnavailable: it is not known whether they were stored, unless every one has a dedup_key:
+                then it was tried again, and they were not.
+            StoreError: they were not stored.
+        """
+        messages = f"[{','.join(draft.json for draft in drafts)}]"
+        repeatable = all(draft.dedup_key is not None for draft in drafts)
+        rows = await self._persist("stream_send", {"messages": messages}, repeatable=repeatable)
+        return [Sent(row["id"], row["duplicate"]) for row in rows]
+
+    async def read(
+        self,
+        pattern: str,
+        *,
+        after: int | None = None,
+        before: int | None = None,
+        limit: int = 100,
+        latest: bool = False,
+    ) -> list[Message[Any]]:
+        """Return messages by pattern: the oldest after an id, else the newest; `latest`, one per key."""
+        rows = await self._persist(
+            "stream_read",
+            {"pattern": pattern, "after": after, "before": before, "max": limit, "latest": latest},
+            repeatable=True,
+        )
+        return [Message[Any].from_row(row) for row in rows]
+
+    async def subscribe(self, worker: WorkerCard, subscriptions: Sequence[Subscription]) -> Subscribed:
+        """Record the worker and its subscriptions."""
+        card = {
+            "id": worker.id, "name": worker.name, "announce": worker.announce, "details": worker.details or {},
+        }  # fmt: skip
+        answer = await self._persist(
+            "stream_subscribe",
+            {"worker": encode(card), "subscriptions": encode([each.as_dict() for each in subscriptions])},
+            repeatable=True,
+        )
+        found = answer["subscriptions"]
+        return Subscribed(
+            numbers={name: row["id"] for name, row in found.items()},
+            unsettled=frozenset(row["id"] for row in found.values() if not row["settled"]),
+        )
+
+    async def exchange(self, exchange: Exchange) -> Answer:
+        """Report and take in one transaction. Not repeated here: the pump repeats it under the same number."""
+        return Answer.from_wire(
+            await self._persist("stream_exchange", exchange.arguments(), repeatable=False)
+        )
+
+    async def operate(self, function: str, **arguments: Any) -> Any:
+        """Call one of the operations, such as `stream_stats`, and return its answer."""
+        return await self._persist(function, arguments, repeatable=function == "stream_stats")
+
+    async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:
+        """Call, and call again after what leaves no trace: a lost race, and for repeatable calls a lost answer."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return await persist(lambda: self.call(function, given), repeatable=repeatable, random=self._random)
+
+
+async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool, random: Random) -> T:
+    """Await the call, again with backoff and full jitter where that is safe.
+
+    Args:
+        call: makes one try.
+        repeatable: whether a try whose answer was lost may be made again.
+        random: where the jitter comes from.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return await call()
+        except StoreError as error:
+            rolled_back = error.code in _SERIALIZATION
+            lost = isinstance(error, StoreUnavailable) and (repeatable or not error.maybe_applied)
+            if attempt == _ATTEMPTS or not (rolled_back or lost):
+                raise
+        cap = 0.2 if rolled_back else 2.0
+        await anyio.sleep(
+            backoff_seconds(attempt, first=0.05 if rolled_back else 0.2, cap=cap, random=random)
+        )
+    raise AssertionError("unreachable")

@@ -1,0 +1,205 @@
+"""What crosses the wire in a worker's one round trip?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import UUID
+
+from runtime.message import Message
+from runtime.values import encode
+
+Outcome = Literal["failed", "dead", "later", "released"]
+
+_COLUMNS = (
+    "id", "key", "value", "agent", "created_at", "correlation_id", "parent_id", "headers", "priority",
+    "dedup_key", "deliver_at", "expires_at",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message leased for one subscription.
+
+    Attributes:
+        subscription: the subscription's number in this database.
+        message: the message, its value decoded but not validated.
+        lease: the right to finish it.
+    """
+
+    subscription: int
+    message: Message[Any]
+    lease: str
+    crashes: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What names a delivery: (message id, subscription)."""
+        return (self.message.id, self.subscription)
+
+    @classmethod
+    def from_wire(cls, row: Sequence[Any]) -> "Delivery":
+        """Read one delivery as `runtime.describe` writes it."""
+        subscription, attempts, crashes, *columns, lease = row
+        message = Message[Any].from_row(
+            dict(zip(_COLUMNS, columns, strict=True)), attempt=attempts + crashes + 1
+        )
+        return cls(subscription, message, lease, crashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How one attempt ended.
+
+    Attributes:
+        delivery: whose attempt it was.
+        seconds: how long the handler ran.
+        outcome: None when it is done, else what to do with the delivery.
+        emits: for a finished one, the drafts as JSON objects.
+        reason: one word for a dead letter: failed, rejected, invalid, crashed.
+        delay: seconds until it is due again.
+    """
+
+    delivery: Delivery
+    seconds: float = 0.0
+    outcome: Outcome | None = None
+    emits: tuple[str, ...] = ()
+    reason: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    delay: float | None = None
+
+    def to_wire(self) -> str:
+        """The report as a JSON object."""
+        delivery = self.delivery
+        head = (
+            f'{{"message":{delivery.message.id},"subscription":{delivery.subscription},'
+            f'"lease":"{delivery.lease}","seconds":{self.seconds:.6f}'
+        )
+        if self.outcome is None:
+            return f'{head},"emits":[{",".join(self.emits)}]}}' if self.emits else f"{head}}}"
+        details = {
+            name: given
+            for name in ("outcome", "reason", "error", "traceback", "delay")
+            if (given := getattr(self, name)) is not None
+        }
+        return f"{head},{encode(details)[1:]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """What a pump says and asks in one round trip; `n` makes a repeated one harmless.
+
+    Attributes:
+        want: how many deliveries to take, by subscription.
+        cursors: where to go on among fresh deliveries; None starts from the lowest id.
+        due: look at delayed, retrying and abandoned deliveries too.
+        alone: take one delivery that has crashed its worker twice, and nothing else.
+        sleep: this worker goes to sleep when nothing comes.
+        fence: what the last exchange said while falling asleep.
+        beat: count this as the worker's heartbeat and sweep.
+        nonce: have the database send this text back over every push path.
+        settle: bring new subscriptions closer to settled.
+    """
+
+    worker: UUID
+    pump: UUID
+    n: int
+    done: Sequence[Report] = ()
+    failed: Sequence[Report] = ()
+    renew: Sequence[Delivery] = ()
+    want: Mapping[int, int] = field(default_factory=dict)
+    lease_seconds: float = 30.0
+    cursors: Mapping[str, int] | None = None
+    due: bool = False
+    alone: bool = False
+    sleep: bool = False
+    fence: str | None = None
+    beat: bool = False
+    nonce: str | None = None
+    settle: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `stream_exchange`; JSON ones as text."""
+        options: dict[str, Any] = {"lease_seconds": self.lease_seconds}
+        if self.cursors:
+            options["cursors"] = self.cursors
+        for name in ("due", "alone", "sleep", "fence", "beat", "nonce", "settle"):
+            if given := getattr(self, name):
+                options[name] = given
+        return {
+            "worker": str(self.worker),
+            "pump": str(self.pump),
+            "n": self.n,
+            "done": _array(report.to_wire() for report in self.done),
+            "failed": _array(report.to_wire() for report in self.failed),
+            "renew": _array(
+                f'{{"message":{each.message.id},"subscription":{each.subscription},"lease":"{each.lease}"}}'
+                for each in self.renew
+            ),
+            "want": encode({str(subscription): count for subscription, count in self.want.items()}),
+            "options": encode(options),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the database said.
+
+    Attributes:
+        refused: reports whose lease was no longer the current one.
+        lost: leases that could not be renewed.
+        taken: deliveries leased by this exchange.
+        filled: subscriptions of which as many were taken as wanted: there may be more.
+        next_due: seconds until something is due, if that was asked and there is anything.
+        look_again: something stands behind a delivery that is just ending.
+        suspects: a delivery that has crashed its worker twice waits to be taken alone.
+        quiet: nobody can still write without seeing that this worker sleeps.
+        unsettled: subscriptions that are not settled yet.
+        unknown: the database does not know this worker: subscribe again.
+        stale: a later exchange of this pump was answered already.
+        repeated: this number was answered before; nothing was applied again.
+    """
+
+    refused: frozenset[tuple[int, int]] = frozenset()
+    lost: frozenset[tuple[int, int]] = frozenset()
+    taken: tuple[Delivery, ...] = ()
+    filled: frozenset[int] = frozenset()
+    cursors: Mapping[str, int] = field(default_factory=dict)
+    next_due: float | None = None
+    look_again: bool = False
+    suspects: bool = False
+    quiet: bool = False
+    fence: str | None = None
+    unsettled: frozenset[int] = frozenset()
+    unknown: bool = False
+    stale: bool = False
+    repeated: bool = False
+
+    @classmethod
+    def from_wire(cls, answer: Mapping[str, Any]) -> "Answer":
+        """Read what `stream_exchange` returns."""
+        more = answer.get("more") or {}
+        return cls(
+            refused=frozenset(
+                (message, subscription) for message, subscription in answer.get("refused") or ()
+            ),
+            lost=frozenset((message, subscription) for message, subscription in more.get("lost") or ()),
+            taken=tuple(Delivery.from_wire(row) for row in answer.get("taken") or ()),
+            filled=frozenset(more.get("full") or ()),
+            cursors=more.get("cursors") or {},
+            next_due=more.get("next_due"),
+            look_again=bool(more.get("look_again")),
+            suspects=bool(more.get("suspects")),
+            quiet=bool(more.get("quiet")),
+            fence=more.get("fence"),
+            unsettled=frozenset(more.get("unsettled") or ()),
+            unknown=bool(more.get("unknown")),
+            stale=bool(answer.get("stale")),
+            repeated=bool(answer.get("repeated")),
+        )
+
+
+def _array(items: Any) -> str | None:
+    """A JSON array of JSON texts, or None when there are none."""
+    joined = ",".join(items)
+    return f"[{joined}]" if joined else None

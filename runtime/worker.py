@@ -1,0 +1,197 @@
+"""What is one process that runs handlers? A store, wake-ups, a dispatcher in a thread of its own, and a runner."""
+
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterable
+from uuid import UUID, uuid4
+
+import anyio
+
+from runtime.agent import Agent, Handler
+from runtime.connections import open_store, open_wakeups, reachable_by
+from runtime.dispatcher import Dispatcher
+from runtime.errors import DeclarationError, RuntimeFault
+from runtime.runner import Attempt, Observer, Runner
+from runtime.settings import Settings
+from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
+
+__all__ = ["Attempt", "Worker"]
+
+_log = logging.getLogger("runtime.worker")
+_THREADS = 10
+
+
+class Worker:
+    """One process that runs the handlers of some agents until it is stopped.
+
+    Handlers run on the loop that awaits `run`; everything else has a thread and a loop of its own, so that
+    user code may block, crash or hog its loop and costs neither a lease nor the socket.
+
+    Args:
+        agents: whose handlers to run.
+        settings: where the stream is, paces and limits.
+        observer: told of every attempt, on the loop of user code.
+
+    Raises:
+        DeclarationError: there is no handler, or two agents share a name.
+    """
+
+    def __init__(
+        self, agents: Iterable[Agent], settings: Settings, *, observer: Observer | None = None
+    ) -> None:
+        self.id: UUID = uuid4()
+        self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
+        self.handlers: list[Handler] = _handlers(agents)
+        self._settings = settings
+        self._observer = observer
+        self._limits = {handler.name: _limit(handler, settings) for handler in self.handlers}
+        self._dispatcher: Dispatcher | None = None
+        self._started = threading.Lock()
+        self._is_stopping = False
+        self._drain_seconds = settings.drain_seconds
+
+    def __repr__(self) -> str:
+        state = "starting" if self._dispatcher is None else self.state
+        return f"<Worker {self.name} [{state}, {len(self.handlers)} handlers]>"
+
+    @property
+    def state(self) -> str:
+        """One of starting, live, polling and stopping."""
+        if self._dispatcher is None:
+            return "starting"
+        plan = self._dispatcher.plan
+        return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
+
+    @property
+    def live_paths(self) -> frozenset[str]:
+        """The push paths that are proved to deliver."""
+        return frozenset() if self._dispatcher is None else frozenset(self._dispatcher.plan.reach.lively)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What happened so far: exchanges, taken, done, refused, wake-ups by path."""
+        return {} if self._dispatcher is None else dict(self._dispatcher.counts)
+
+    def stop(self) -> None:
+        """Take no new work, let running handlers finish within the drain deadline, and end. From any thread."""
+        with self._started:
+            self._is_stopping = True
+            if self._dispatcher is not None:
+                self._dispatcher.stop(self._drain_seconds)
+
+    async def run(self) -> None:
+        """Run until `stop` is called, or until cancelled: then handlers are cancelled and their work given back.
+
+        Raises:
+            SettingsError: nothing says where the stream is.
+            Unauthorized: the key or the role is wrong.
+            MigrationMissing: the database lacks the schema.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                runner = Runner(
+                    tasks,
+                    self.handlers,
+                    self._limits,
+                    worker=self.name,
+                    report=self._report,
+                    observer=self._observer,
+                )
+                ended = anyio.Event()
+                tasks.start_soon(self._run_thread, runner, ended.set)
+                try:
+                    await ended.wait()
+                finally:
+                    self._drain_seconds = 0 if not ended.is_set() else self._drain_seconds
+                    self.stop()
+        except BaseExceptionGroup as group:
+            # One fault of ours needs no group around it.
+            faults, rest = group.split(RuntimeFault)
+            if faults is not None and rest is None:
+                raise _first(faults) from None
+            raise
+
+    def _report(self, report: Report) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.report(report)
+
+    async def _run_thread(self, runner: Runner, ended: Callable[[], None]) -> None:
+        try:
+            await anyio.to_thread.run_sync(
+                anyio.run, self._run_dispatcher, runner, limiter=anyio.CapacityLimiter(1)
+            )
+        finally:
+            ended()
+
+    async def _run_dispatcher(self, runner: Runner) -> None:
+        """The runtime's own side, on its own loop."""
+        store = await open_store(self._settings)
+        try:
+            wakeups = open_wakeups(
+                self._settings, self.id, [pattern for each in self.handlers for pattern in each.patterns]
+            )
+            card = WorkerCard(
+                self.id, self.name, reachable_by(wakeups), {"pid": os.getpid(), "host": platform.node()}
+            )
+            dispatcher = Dispatcher(
+                store,
+                wakeups,
+                card,
+                {handler.name: handler for handler in self.handlers},
+                self._limits,
+                runner,
+                self._settings,
+                lambda: self._subscribe(store, card),
+            )
+            with self._started:
+                self._dispatcher = dispatcher
+                if self._is_stopping:
+                    dispatcher.stop(self._drain_seconds)
+            await dispatcher.run()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await store.close()
+
+    async def _subscribe(self, store: Store, card: WorkerCard) -> Subscribed:
+        subscribed = await store.subscribe(card, [_subscription(handler) for handler in self.handlers])
+        _log.info("%s works for %d subscriptions at %s", self.name, len(subscribed.numbers), store.place)
+        return subscribed
+
+
+def _handlers(agents: Iterable[Agent]) -> list[Handler]:
+    handlers: dict[str, Handler] = {}
+    for agent in agents:
+        for handler in agent.handlers:
+            if handler.name in handlers:
+                raise DeclarationError(f"{handler.name} is declared by two agents. Rename one of them.")
+            handlers[handler.name] = handler
+    if not handlers:
+        raise DeclarationError("No agent has a handler: decorate a function with @agent.on(…).")
+    return list(handlers.values())
+
+
+def _limit(handler: Handler, settings: Settings) -> int:
+    """How many of a handler may run at once in this worker; threads are dearer than tasks."""
+    if handler.concurrency is not None:
+        return handler.concurrency
+    return settings.concurrency if handler.is_async else min(settings.concurrency, _THREADS)
+
+
+def _subscription(handler: Handler) -> Subscription:
+    return Subscription(
+        name=handler.name,
+        agent=handler.agent,
+        patterns=handler.patterns,
+        ordered=handler.ordered,
+        start=handler.start,
+        max_attempts=handler.retry.attempts,
+    )
+
+
+def _first(group: BaseExceptionGroup[RuntimeFault]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
