@@ -9,26 +9,22 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 import anyio
 
 from runtime.local.gateway.database import DATABASE_FAULTS, Connection, Database
-from runtime.local.gateway.encoding import json_object, json_value, quoted
 from runtime.local.gateway.frames import compact
-from runtime.local.gateway.pgoutput import UNCHANGED, Change, Row
+from runtime.local.gateway.payloads import PayloadWriter, Shown, Values, refused, values
+from runtime.local.gateway.pgoutput import Change
 from runtime.local.gateway.replication import LogStream
 from runtime.local.gateway.subscriptions import PUBLICATION, Identity, Subscription
-from runtime.local.gateway.visibility import Access, ColumnType, is_visible, read_access, read_types
+from runtime.local.gateway.visibility import Access, is_visible, read_access, read_types
 from runtime.local.gateway.walsender import Address
 
 logger = logging.getLogger(__name__)
 
-_MAX_RECORD_BYTES: Final = 1 << 20
-_SMALL_VALUE_BYTES: Final = 64
 _MAX_PENDING: Final = 10_000
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Subscriber(Protocol):
@@ -58,7 +54,7 @@ class ChangeFeed:
         self._pending: list[Change] = []
         self._arrived = anyio.Event()
         self._emptied = anyio.Event()
-        self._types: dict[int, ColumnType] = {}
+        self._writer = PayloadWriter()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -110,130 +106,73 @@ class ChangeFeed:
                 # The real server loses a batch this way too, and tells nobody.
                 logger.warning("%d changes were lost: %s", len(batch), error)
 
-    async def _deliver(self, batch: Sequence[Change]) -> None:
+    async def _deliver(self, changes: Sequence[Change]) -> None:
         async with self._database.connection() as connection:
-            accesses: dict[tuple[int, str], Access] = {}
-            for number, change in enumerate(batch):
+            batch = _Batch(connection, self._writer)
+            for number, change in enumerate(changes):
                 if number % 100 == 0:
                     await anyio.lowlevel.checkpoint()
-                await self._deliver_one(connection, change, accesses)
-
-    async def _deliver_one(
-        self,
-        connection: Connection,
-        change: Change,
-        accesses: dict[tuple[int, str], Access],
-    ) -> None:
-        table_oid = change.relation.oid
-        row = _row(change, change.new if change.new is not None else change.old)
-        seen: dict[Identity, bool] = {}
-        encoded: dict[tuple[frozenset[str], bool], str] = {}
-        for subscriber, subscriptions in list(self._by_table.get(table_oid, {}).items()):
-            ids_by_data: dict[str, list[int]] = {}
-            for subscription in subscriptions:
-                identity = subscription.identity
-                access = accesses.get((table_oid, identity.role))
-                if access is None:
-                    access = await read_access(connection, table_oid, identity.role)
-                    accesses[table_oid, identity.role] = access
-                refusal = access.refusal if change.kind != "DELETE" else None
-                if refusal is not None:
-                    ids_by_data.setdefault(_refused(change, refusal), []).append(subscription.binding_id)
-                    continue
-                if not subscription.matches(change.kind, row):
-                    continue
-                if access.is_guarded and change.kind != "DELETE":
-                    if identity not in seen:
-                        seen[identity] = await is_visible(
-                            connection, change.relation, access.key, row, identity
-                        )
-                    if not seen[identity]:
-                        continue
-                columns = access.readable
-                if subscription.select is not None:
-                    columns &= subscription.select | access.key.keys()
-                only_key = change.kind == "DELETE" and access.is_guarded
-                data = encoded.get((columns, only_key))
-                if data is None:
-                    await self._learn_types(connection, change)
-                    old_columns = columns & access.key.keys() if only_key else columns
-                    data = encoded[columns, only_key] = self._encode(change, columns, old_columns, access)
-                ids_by_data.setdefault(data, []).append(subscription.binding_id)
-            for data, ids in ids_by_data.items():
-                subscriber.push_change(f'{{"data":{data},"ids":{compact(ids)}}}')
-
-    async def _learn_types(self, connection: Connection, change: Change) -> None:
-        unknown = {column.type_oid for column in change.relation.columns} - self._types.keys()
-        if unknown:
-            self._types |= await read_types(connection, unknown)
-
-    def _encode(
-        self, change: Change, columns: frozenset[str], old_columns: frozenset[str], access: Access
-    ) -> str:
-        relation = change.relation
-        is_large = _wal_bytes(change) > _MAX_RECORD_BYTES
-        shown = ", ".join(
-            f'{{"name": {quoted(column.name)}, "type": {quoted(self._types[column.type_oid].shown)}}}'
-            for column in relation.columns
-            if column.name in columns
-        )
-        rows = ""
-        if change.new is not None:
-            rows += f'"record":{self._object(change, _row(change, change.new), columns, is_large)},'
-        if change.kind != "INSERT":
-            # An UPDATE that left the key alone does not repeat it in the log.
-            old = _row(change, change.old) if change.old is not None else _row(change, change.new)
-            kept = old_columns if relation.full_identity else old_columns & access.key.keys()
-            rows += f'"old_record":{self._object(change, old, kept, is_large)},'
-        errors = '["Error 413: Payload Too Large"]' if is_large else "null"
-        committed_at = (_EPOCH + timedelta(microseconds=change.committed_us)).strftime("%Y-%m-%dT%H:%M:%S.%f")
-        committed_at = f"{committed_at[:-3]}Z"
-        return (
-            f'{{"table":{quoted(relation.table)},"type":"{change.kind}",{rows}"columns":[{shown}],"errors":{errors},'
-            f'"schema":{quoted(relation.schema)},"commit_timestamp":"{committed_at}"}}'
-        )
-
-    def _object(
-        self, change: Change, row: dict[str, str | None], columns: frozenset[str], is_large: bool
-    ) -> str:
-        members = {
-            column.name: json_value(row[column.name], self._types[column.type_oid].written)
-            for column in change.relation.columns
-            if column.name in columns and column.name in row
-        }
-        if is_large:
-            members = {
-                name: text for name, text in members.items() if len(text.encode()) <= _SMALL_VALUE_BYTES
-            }
-        return json_object(members)
+                if unknown := self._writer.unknown_types(change.relation):
+                    self._writer.types |= await read_types(connection, unknown)
+                for subscriber, subscriptions in list(self._by_table.get(change.relation.oid, {}).items()):
+                    for data, ids in (await batch.match(change, subscriptions)).items():
+                        subscriber.push_change(f'{{"data":{data},"ids":{compact(ids)}}}')
 
 
-def _row(change: Change, cells: Row | None) -> dict[str, str | None]:
-    """The values by column; a value that the log left out is taken from the old row, if that is there."""
-    row: dict[str, str | None] = {}
-    for place, (column, cell) in enumerate(zip(change.relation.columns, cells or (), strict=False)):
-        if cell is UNCHANGED and change.old is not None:
-            cell = change.old[place]
-        if cell is not UNCHANGED:
-            row[column.name] = cell
-    return row
+class _Batch:
+    """The changes of one polling interval; what was asked of the database for one holds for all of them."""
 
+    def __init__(self, connection: Connection, writer: PayloadWriter) -> None:
+        self._connection = connection
+        self._writer = writer
+        self._accesses: dict[tuple[int, str], Access] = {}
+        self._change: Change | None = None
+        self._row: Values = {}
+        self._seen: dict[Identity, bool] = {}
+        self._written: dict[Shown, str] = {}
 
-def _refused(change: Change, why: str) -> str:
-    return (
-        f'{{"table":{quoted(change.relation.table)},"type":"{change.kind}","record":{{}},"columns":[],'
-        f'"errors":[{quoted(why)}],"schema":{quoted(change.relation.schema)},"commit_timestamp":null}}'
-    )
+    async def match(self, change: Change, subscriptions: Sequence[Subscription]) -> dict[str, list[int]]:
+        """What one subscriber is told of this change: the data, and the bindings it is for.
 
+        Bindings that select different columns are told different data.
+        """
+        if change is not self._change:
+            self._change, self._seen, self._written = change, {}, {}
+            self._row = values(change, change.new if change.new is not None else change.old)
+        found: dict[str, list[int]] = {}
+        for subscription in subscriptions:
+            if subscription.wants(change.kind):
+                data = await self._data(change, subscription)
+                if data is not None:
+                    found.setdefault(data, []).append(subscription.binding_id)
+        return found
 
-def _wal_bytes(change: Change) -> int:
-    """About how long wal2json's text of this change would be: the server's limit is measured in it."""
-    cells = [
-        cell for row in (change.new, change.old) if row is not None for cell in row if isinstance(cell, str)
-    ]
-    around = 300 + 90 * len(change.relation.columns)
-    plain = around + sum(map(len, cells))
-    # Escaping and UTF-8 can make it six times as long at most; most rows need no closer look.
-    if plain * 6 < _MAX_RECORD_BYTES:
-        return plain
-    return around + sum(len(quoted(cell).encode()) for cell in cells)
+    async def _data(self, change: Change, subscription: Subscription) -> str | None:
+        identity, is_gone = subscription.identity, change.kind == "DELETE"
+        access = await self._access(change.relation.oid, identity.role)
+        if access.refusal is not None and not is_gone:
+            return refused(change, access.refusal)
+        if not subscription.passes(self._row):
+            return None
+        if access.is_guarded and not is_gone:
+            if identity not in self._seen:
+                self._seen[identity] = await is_visible(
+                    self._connection, change.relation, access.key, self._row, identity
+                )
+            if not self._seen[identity]:
+                return None
+        now = access.readable
+        if subscription.select is not None:
+            now = now.intersection(subscription.select.union(access.key))
+        # Policies cannot be asked about a row that is gone, so where there are some only its key is told.
+        has_old_row = change.relation.full_identity and not (is_gone and access.is_guarded)
+        shown = Shown(now, now if has_old_row else now.intersection(access.key))
+        if shown not in self._written:
+            self._written[shown] = self._writer.write(change, shown)
+        return self._written[shown]
+
+    async def _access(self, table_oid: int, role: str) -> Access:
+        known = self._accesses.get((table_oid, role))
+        if known is None:
+            known = self._accesses[table_oid, role] = await read_access(self._connection, table_oid, role)
+        return known

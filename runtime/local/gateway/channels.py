@@ -224,7 +224,8 @@ class Channel:
             except JoinRefused as refusal:
                 self._fail(str(refusal).partition(": ")[2])
                 return
-        self._renewed.set()
+        renewed, self._renewed = self._renewed, anyio.Event()
+        renewed.set()
 
     async def broadcast(self, ref: str | None, payload: dict[str, Any], binary: Broadcast | None) -> None:
         """Pass a client's broadcast on to the others of the topic.
@@ -265,7 +266,8 @@ class Channel:
             if left_seconds <= 0:
                 self._fail(f"Token has expired {int(-left_seconds)} seconds ago")
                 return
-            await anyio.sleep(min(left_seconds, _TOKEN_CHECK_SECONDS))
+            with anyio.move_on_after(min(left_seconds, _TOKEN_CHECK_SECONDS)):
+                await self._renewed.wait()
 
     async def _announce_replication(self) -> None:
         await self._services.messages.stream.wait_live()
@@ -273,7 +275,7 @@ class Channel:
 
     async def _keep_subscribed(self) -> None:
         while True:
-            self._renewed = anyio.Event()
+            renewed = self._renewed
             try:
                 await self._subscribe()
             except (BindingRefused, SubscriptionRefused) as refusal:
@@ -282,7 +284,7 @@ class Channel:
                 self._push_system("postgres_changes", "error", str(refusal))
             else:
                 self._push_system("postgres_changes", "ok", "Subscribed to PostgreSQL")
-            await self._renewed.wait()
+            await renewed.wait()
 
     async def _subscribe(self) -> None:
         bindings = [read_binding(entry) for entry in self.config.bindings]

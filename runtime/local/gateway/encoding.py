@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from json.encoder import encode_basestring
 from typing import Any
 
 _NUMBERS = frozenset({"int2", "int4", "int8", "oid", "numeric"})
@@ -46,7 +47,7 @@ def json_value(text: str | None, kind: TypeName) -> str:
 
 def quoted(text: str) -> str:
     """A JSON string as PostgreSQL writes one: only quotes, backslashes and control characters are escaped."""
-    return json.dumps(text, ensure_ascii=False)
+    return encode_basestring(text)
 
 
 def json_object(members: Mapping[str, str]) -> str:
@@ -63,7 +64,7 @@ def jsonb_text(value: Any) -> str:
         return _list(jsonb_text(member) for member in value)
     if isinstance(value, Decimal):
         return format(value, "f")
-    return json.dumps(value, ensure_ascii=False)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _json(text: str) -> str:

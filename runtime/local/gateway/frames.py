@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 Version = Literal["1.0.0", "2.0.0"]
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 _PUSH: Final = 3
 _BROADCAST: Final = 4
 _JSON_ENCODING: Final = 1
@@ -37,7 +38,7 @@ class Broadcast:
 
 def compact(value: Any) -> str:
     """JSON as the server writes it: no spaces, keys in order, nothing escaped without need."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return _encode(value)
 
 
 def read_text(text: str, version: Version) -> Frame | None:

@@ -70,6 +70,10 @@ class Realtime:
         finally:
             self._database.close()
 
+    async def wait_live(self) -> None:
+        """Return when broadcasts from the database are heard."""
+        await self._messages.stream.wait_live()
+
     def routes(self) -> Sequence[BaseRoute]:
         """The WebSocket and the HTTP broadcast."""
         return [

@@ -73,9 +73,13 @@ class Subscription:
     select: frozenset[str] | None
     identity: Identity
 
-    def matches(self, kind: str, row: Mapping[str, str | None]) -> bool:
-        """Whether a change of this kind, with this row, is one the binding asked for."""
-        return (self.event == "*" or self.event == kind) and all(test.passes(row) for test in self.tests)
+    def wants(self, kind: str) -> bool:
+        """Whether the binding asked for changes of this kind."""
+        return self.event in ("*", kind)
+
+    def passes(self, row: Mapping[str, str | None]) -> bool:
+        """Whether a row passes all conditions of the filter."""
+        return all(test.passes(row) for test in self.tests)
 
 
 async def resolve(

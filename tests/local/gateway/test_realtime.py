@@ -1,0 +1,204 @@
+"""What no recording shows: refusals, outages, crowds, slow readers."""
+
+import json
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import websockets
+
+pytestmark = pytest.mark.anyio
+
+ANY_ROW = {"event": "INSERT", "schema": "public", "table": "consciousness_stream"}
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "text"),
+    [
+        (None, 401, "API key is missing"),
+        ("abc", 401, "The token provided is not a valid JWT"),
+        ("sb_publishable_abc", 401, "The token provided is not a valid JWT"),
+        ({"role": "service_role", "seconds": -5}, 401, "Token has expired"),
+        ({"role": "service_role", "secret": "x" * 40}, 401, "Failed to validate JWT signature"),
+        ({"role": "anon", "exp": None}, 401, "Fields `role` and `exp` are required in JWT"),
+        ({}, 401, "Fields `role` and `exp` are required in JWT"),
+    ],
+)
+async def test_handshakes_are_refused_in_the_servers_words(
+    server: Any, key: Any, status: int, text: str
+) -> None:
+    token = server.tokens(**key) if isinstance(key, dict) else key
+    query = f"?apikey={token}&vsn=2.0.0" if token else "?vsn=2.0.0"
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with websockets.connect(f"ws://127.0.0.1:{server.port}/realtime/v1/websocket{query}"):
+            pass
+    assert refused.value.response.status_code == status
+    assert json.loads(refused.value.response.body) == {"error": text}
+
+
+async def test_another_version_is_refused_without_words(server: Any) -> None:
+    key = server.tokens(role="anon")
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with websockets.connect(
+            f"ws://127.0.0.1:{server.port}/realtime/v1/websocket?apikey={key}&vsn=1.1.0"
+        ):
+            pass
+    assert (refused.value.response.status_code, refused.value.response.body) == (403, b"")
+
+
+async def test_http_broadcast_reaches_who_may_hear_it(server: Any) -> None:
+    key = server.tokens(role="service_role")
+    async with server.client() as client, httpx.AsyncClient(base_url=server.http_url) as http:
+        await client.join("realtime:h")
+        await client.join("realtime:h2", private=True)
+        path, headers = "/realtime/v1/api/broadcast", {"apikey": key}
+        message = {"topic": "h", "event": "ev", "payload": {"a": 1}}
+        for body in ({"messages": []}, {"x": 1}):
+            answer = await http.post(path, json=body, headers=headers)
+            assert (answer.status_code, answer.text) == (422, '{"errors":{"messages":["can\'t be blank"]}}')
+        assert (
+            await http.post(path, json={"messages": [message]}, headers={"apikey": "no"})
+        ).status_code == 401
+        both = [message, message | {"topic": "h2", "private": True}, message | {"topic": "h2"}]
+        answer = await http.post(path, json={"messages": both}, headers=headers)
+        assert (answer.status_code, answer.text) == (202, "")
+        payload = {"event": "ev", "payload": {"a": 1}, "type": "broadcast"}
+        assert await client.receive() == [None, None, "realtime:h", "broadcast", payload]
+        assert await client.receive() == [None, None, "realtime:h2", "broadcast", payload]
+
+
+async def test_lost_replication_connections_are_made_again_and_nobody_is_told(server: Any) -> None:
+    async with server.client() as client:
+        await client.join("realtime:x", ANY_ROW)
+        await server.sql("select pg_terminate_backend(pid) from pg_stat_replication")
+        # Rows and messages of the gap are lost, so write until each path delivers again.
+        heard: set[str] = set()
+        with anyio.fail_after(10):
+            while heard != {"row", "news"}:
+                await server.sql(
+                    "insert into public.consciousness_stream (key) values ('a');"
+                    "select realtime.send('{}', 'ev', 'x', false)"
+                )
+                with anyio.move_on_after(0.3):
+                    while True:
+                        frame = await client.receive()
+                        heard.add("news" if isinstance(frame, bytes) else "row")
+                        assert isinstance(frame, bytes) or frame[3] == "postgres_changes"
+
+
+async def test_a_huge_transaction_arrives_and_holds_up_nothing_for_long(server: Any) -> None:
+    async with server.client() as client:
+        await client.join("realtime:x", {**ANY_ROW, "select": ["id", "key"]})
+        await server.sql(
+            "insert into public.consciousness_stream (key) select 'k' from generate_series(1, 50000)"
+        )
+        await server.sql("select realtime.send('{}', 'ev', 'x', false)")
+        ids = []
+        with anyio.fail_after(60):
+            while len(ids) < 50_000:
+                frame = await client.receive(30)
+                if not isinstance(frame, bytes):
+                    ids.append(frame[4]["data"]["record"]["id"])
+        assert len(set(ids)) == 50_000
+
+
+async def read_to_the_end(client: Any) -> None:
+    while True:
+        await client.receive()
+
+
+async def test_a_client_that_does_not_read_is_dropped(server: Any) -> None:
+    async with server.client() as slow, server.client() as quick:
+        await slow.join("realtime:x")
+        await quick.join("realtime:y")
+        slow.socket.transport.pause_reading()
+        body = {"messages": [{"topic": "x", "event": "ev", "payload": {"x": "y" * 1_000_000}}] * 10}
+        async with httpx.AsyncClient(base_url=server.http_url) as http:
+            for _ in range(10):
+                headers = {"apikey": server.tokens(role="service_role")}
+                answer = await http.post("/realtime/v1/api/broadcast", json=body, headers=headers)
+                assert answer.status_code == 202
+        slow.socket.transport.resume_reading()
+        with anyio.fail_after(20), pytest.raises(websockets.ConnectionClosed):
+            await read_to_the_end(slow)
+        await quick.send("phoenix", "heartbeat")
+        assert (await quick.receive())[4]["status"] == "ok"
+
+
+async def test_silence_is_closed_with_1000(database: str, serving: Any) -> None:
+    async with serving(database, realtime_idle_seconds=0.3) as server, server.client() as client:
+        with pytest.raises(websockets.ConnectionClosedOK) as closed:
+            await client.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+
+
+async def test_several_gateways_share_one_database(server: Any, serving: Any) -> None:
+    async with serving(server.database_url) as other, server.client() as one, other.client() as two:
+        await one.join("realtime:x", ANY_ROW)
+        await two.join("realtime:x", ANY_ROW)
+        await server.sql("insert into public.consciousness_stream (key) values ('a')")
+        frames = [await one.receive(), await two.receive()]
+        assert [frame[4]["data"]["record"]["key"] for frame in frames] == ["a", "a"]
+
+
+async def test_no_more_than_a_hundred_channels(server: Any) -> None:
+    async with server.client() as client:
+        for number in range(100):
+            await client.join(f"realtime:c{number}")
+        await client.send("realtime:c100", "phx_join", {"config": {}})
+        assert (await client.receive())[4] == {
+            "status": "error", "response": {"reason": "ChannelRateLimitReached: Too many channels"}
+        }  # fmt: skip
+
+
+async def test_updates_and_deletes_with_their_old_rows(server: Any) -> None:
+    async with server.client() as client:
+        await client.join("realtime:x", {**ANY_ROW, "event": "*", "select": ["key"]})
+        await server.sql("insert into public.consciousness_stream (key, value) values ('a', '1')")
+        await server.sql("update public.consciousness_stream set key = 'b'")
+        await server.sql("delete from public.consciousness_stream")
+        changes = [(await client.receive())[4]["data"] for _ in range(3)]
+    assert [(c["type"], c.get("record"), c.get("old_record")) for c in changes] == [
+        ("INSERT", {"id": 1, "key": "a"}, None),
+        ("UPDATE", {"id": 1, "key": "b"}, {"id": 1}),
+        ("DELETE", None, {"id": 1}),
+    ]
+
+
+async def test_a_binary_push_is_passed_on(server: Any) -> None:
+    async with server.client() as one, server.client() as two:
+        join_ref = await one.join("realtime:x", ack=True)
+        await two.join("realtime:x")
+        parts = [join_ref.encode(), b"7", b"realtime:x", b"ev", b"{}"]
+        await one.socket.send(bytes([3, *map(len, parts), 0]) + b"".join(parts) + b"\x00\xff")
+        assert await two.receive() == b"\x04\x0a\x02\x00\x00realtime:xev\x00\xff"
+        assert await one.receive() == [
+            join_ref,
+            "7",
+            "realtime:x",
+            "phx_reply",
+            {"status": "ok", "response": {}},
+        ]
+
+
+async def test_too_large_a_broadcast_is_refused(server: Any) -> None:
+    async with server.client() as client:
+        join_ref = await client.join("realtime:x", ack=True)
+        payload = {"type": "broadcast", "event": "big", "payload": {"x": "y" * 3_200_000}}
+        await client.send("realtime:x", "broadcast", payload, join_ref)
+        assert (await client.receive())[4] == {"status": "error", "response": "payload_size_exceeded"}
+
+
+async def test_a_missing_partition_refuses_private_channels_only(server: Any) -> None:
+    async with server.client() as client:
+        await server.sql(
+            "do $$ declare p text; begin for p in select inhrelid::regclass::text from pg_inherits "
+            "where inhparent = 'realtime.messages'::regclass loop execute 'drop table ' || p; end loop; end $$"
+        )
+        await client.send("realtime:x", "phx_join", {"config": {"private": True}})
+        assert (await client.receive())[4]["response"] == {
+            "reason": "MissingPartition: Realtime was unable to find the expected messages partition"
+        }
+        await client.join("realtime:y", ANY_ROW)
