@@ -60,6 +60,8 @@ _EPOCH_US: Final = 946_684_800_000_000
 
 _BEGIN: Final = struct.Struct("!qqi")
 _LENGTH: Final = struct.Struct("!i")
+_COUNT: Final = struct.Struct("!h")
+_OID: Final = struct.Struct("!I")
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class Decoder:
         return None
 
     def _change(self, message: bytes) -> Change:
-        relation = self._relations[int.from_bytes(message[1:5], "big")]
+        relation = self._relations[_OID.unpack_from(message, 1)[0]]
         old: Row | None = None
         new: Row | None = None
         offset = 5
@@ -104,7 +106,7 @@ class Decoder:
 
 
 def _row(message: bytes, offset: int) -> tuple[Row, int]:
-    count = int.from_bytes(message[offset : offset + 2], "big")
+    (count,) = _COUNT.unpack_from(message, offset)
     offset += 2
     cells: list[Cell] = []
     for _ in range(count):
@@ -128,17 +130,17 @@ def _row(message: bytes, offset: int) -> tuple[Row, int]:
 
 
 def _relation(message: bytes) -> Relation:
-    oid = int.from_bytes(message[1:5], "big")
+    (oid,) = _OID.unpack_from(message, 1)
     schema, offset = _text(message, 5)
     table, offset = _text(message, offset)
     full_identity = message[offset] == ord("f")
-    count = int.from_bytes(message[offset + 1 : offset + 3], "big")
+    (count,) = _COUNT.unpack_from(message, offset + 1)
     offset += 3
     columns: list[Column] = []
     for _ in range(count):
         in_identity = bool(message[offset] & 1)
         name, offset = _text(message, offset + 1)
-        columns.append(Column(name, int.from_bytes(message[offset : offset + 4], "big"), in_identity))
+        columns.append(Column(name, _OID.unpack_from(message, offset)[0], in_identity))
         offset += 8
     # An empty schema name means pg_catalog.
     return Relation(oid, schema or "pg_catalog", table, full_identity, tuple(columns))
