@@ -1,0 +1,1 @@
+"""What stands in for `supabase start` where there is no Docker? PostgreSQL from a wheel, and a small gateway."""
