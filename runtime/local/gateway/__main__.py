@@ -1,0 +1,30 @@
+"""Run the gateway: `python -m runtime.local.gateway`, configured by `GATEWAY_…`."""
+
+import logging
+
+import uvicorn
+
+from runtime.local.gateway.app import make_app
+from runtime.local.gateway.settings import GatewaySettings
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = GatewaySettings()  # type: ignore[call-arg]
+    uvicorn.run(
+        make_app(settings),
+        host=settings.host,
+        port=settings.port,
+        # Its lines would hold query strings, and those hold keys.
+        access_log=False,
+        log_level="warning",
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
+        ws_max_size=5_000_000,
+        timeout_graceful_shutdown=1,
+    )
+
+
+if __name__ == "__main__":
+    main()
