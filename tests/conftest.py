@@ -3,30 +3,28 @@
 import itertools
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-import asyncpg
 import pytest
 
-from runtime.local.migrations import bootstrap, migrate
-from runtime.local.postgres import PostgresServer
+from runtime.local.bootstrap import connected, prepare_cluster, prepare_database
+from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
+from runtime.local.postgres import PostgresServer, free_port
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "runtime_template"
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "max_wal_senders": "50",
+    "max_replication_slots": "50",
+}
 _numbers = itertools.count(1)
-
-
-def free_port() -> int:
-    """A port nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")
@@ -51,29 +49,33 @@ class Cluster:
 
     def drop_database(self, name: str) -> None:
         """Drop it, whoever is connected."""
-        anyio.run(self._execute, f"drop database if exists {name} with (force)")
+        anyio.run(self._drop, name)
 
     def url(self, database: str, *, user: str = "postgres") -> str:
-        """Its URL, as the role that owns it, or as another one."""
+        """Its URL, as the role that owns it, or as another one: supabase_admin is the superuser."""
         return self.server.url(database, user=user)
 
     async def prepare(self) -> None:
         """Make the template."""
-        await self._execute(f"create database {_TEMPLATE}")
-        connection = await asyncpg.connect(self.server.url(_TEMPLATE))
-        await bootstrap(connection)
-        await connection.execute(f"alter database {_TEMPLATE} owner to postgres")
-        await connection.close()
-        connection = await asyncpg.connect(self.url(_TEMPLATE))
-        await migrate(connection)
-        await connection.close()
+        await prepare_cluster(self.server.url())
+        await self._execute(f"create database {_TEMPLATE} owner postgres")
+        template = self.server.url(_TEMPLATE)
+        await prepare_database(template)
+        await apply_migrations(template, read_migrations(migrations_folder()))
 
     async def _execute(self, statement: str) -> None:
-        connection = await asyncpg.connect(self.server.url())
-        try:
+        async with connected(self.server.url()) as connection:
             await connection.execute(statement)
-        finally:
-            await connection.close()
+
+    async def _drop(self, name: str) -> None:
+        async with connected(self.server.url()) as connection:
+            # A slot in use holds a database even against FORCE: end its walsender first, and wait until it has.
+            await connection.execute(
+                "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots "
+                "where database = $1 and active_pid is not null",
+                name,
+            )
+            await connection.execute(f"drop database if exists {name} with (force)")
 
 
 def _cluster(binaries: Path | None) -> Iterator[Cluster]:
@@ -81,17 +83,7 @@ def _cluster(binaries: Path | None) -> Iterator[Cluster]:
     # PostgreSQL may run as another user than the tests.
     folder.chmod(0o755)
     server = PostgresServer(
-        folder / "postgres",
-        free_port(),
-        password="postgres",
-        binaries=binaries,
-        settings={
-            "fsync": "off",
-            "full_page_writes": "off",
-            "max_wal_senders": "50",
-            "max_replication_slots": "50",
-            "max_connections": "300",
-        },
+        folder / "postgres", port=free_port(), binaries=binaries, settings=_SETTINGS, trust=True
     )
     try:
         server.start()
@@ -99,7 +91,7 @@ def _cluster(binaries: Path | None) -> Iterator[Cluster]:
         anyio.run(cluster.prepare)
         yield cluster
     finally:
-        server.stop(mode="immediate")
+        server.delete()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -119,7 +111,7 @@ def cluster_15() -> Iterator[Cluster]:
 
 @pytest.fixture
 def database(cluster: Cluster) -> Iterator[str]:
-    """The URL of a fresh database with every migration, on the embedded PostgreSQL."""
+    """The URL of a fresh database with every migration, on the embedded PostgreSQL, as the role postgres."""
     name = cluster.make_database()
     yield cluster.url(name)
     cluster.drop_database(name)

@@ -1,1 +1,1 @@
-"""What stands in for `supabase start` where there is no Docker? PostgreSQL from a wheel, and a small gateway."""
+"""How does a developer get a Supabase-compatible stack without Docker? PostgreSQL from a wheel, and a gateway."""

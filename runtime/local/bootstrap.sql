@@ -1,61 +1,94 @@
--- What a Supabase database has before any migration, as far as agents, their tests and this gateway use it.
+-- The part of a Supabase database that belongs to one database, as supabase/postgres and supabase/realtime make it.
+-- Run once, as a superuser, in one transaction, in a database that has no realtime.send yet.
 
+do $$
+begin
+    execute format('grant all on database %I to postgres, dashboard_user', current_database());
+    execute format('grant create on database %I to supabase_realtime_admin', current_database());
+end
+$$;
+
+-- Extensions, as far as this server has them.
 create schema if not exists extensions;
-create schema if not exists auth authorization supabase_auth_admin;
-create schema if not exists realtime;
-create schema if not exists supabase_migrations authorization postgres;
-grant usage on schema extensions, auth, realtime to postgres, anon, authenticated, service_role;
-grant all on schema public to postgres;
-grant usage on schema public to anon, authenticated, service_role;
-alter schema public owner to postgres;
+grant usage on schema extensions to postgres, anon, authenticated, service_role, supabase_realtime_admin;
+grant all on schema extensions to postgres, dashboard_user;
+do $$
+declare
+    extension text;
+begin
+    foreach extension in array array['uuid-ossp', 'pgcrypto'] loop
+        if exists (select from pg_available_extensions e where e.name = extension) then
+            execute format('create extension if not exists %I with schema extensions', extension);
+        end if;
+    end loop;
+end
+$$;
 
+-- Schema public: what postgres makes there is open to the API roles, and row level security guards it.
+grant usage on schema public to postgres, anon, authenticated, service_role;
+grant create, usage on schema public to supabase_realtime_admin;
 alter default privileges for role postgres in schema public
     grant all on tables to postgres, anon, authenticated, service_role;
 alter default privileges for role postgres in schema public
     grant all on functions to postgres, anon, authenticated, service_role;
 alter default privileges for role postgres in schema public
     grant all on sequences to postgres, anon, authenticated, service_role;
+alter default privileges for role supabase_admin in schema public
+    grant all on tables to postgres, anon, authenticated, service_role;
+alter default privileges for role supabase_admin in schema public
+    grant all on functions to postgres, anon, authenticated, service_role;
+alter default privileges for role supabase_admin in schema public
+    grant all on sequences to postgres, anon, authenticated, service_role;
 
+-- Who is asking? Read from what the gateway sets for the transaction.
+create schema if not exists auth authorization supabase_admin;
+grant usage on schema auth to anon, authenticated, service_role, supabase_realtime_admin;
+grant all on schema auth to postgres, dashboard_user, supabase_auth_admin;
+
+create or replace function auth.uid() returns uuid language sql stable as $$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+    )::uuid
+$$;
+create or replace function auth.role() returns text language sql stable as $$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim.role', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role')
+    )::text
+$$;
+create or replace function auth.email() returns text language sql stable as $$
+    select coalesce(
+        nullif(current_setting('request.jwt.claim.email', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email')
+    )::text
+$$;
 create or replace function auth.jwt() returns jsonb language sql stable as $$
     select coalesce(
         nullif(current_setting('request.jwt.claim', true), ''),
         nullif(current_setting('request.jwt.claims', true), '')
     )::jsonb
 $$;
-create or replace function auth.uid() returns uuid language sql stable as $$
-    select coalesce(
-        nullif(current_setting('request.jwt.claim.sub', true), ''),
-        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'
-    )::uuid
-$$;
-create or replace function auth.role() returns text language sql stable as $$
-    select coalesce(
-        nullif(current_setting('request.jwt.claim.role', true), ''),
-        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role'
-    )
-$$;
-create or replace function auth.email() returns text language sql stable as $$
-    select coalesce(
-        nullif(current_setting('request.jwt.claim.email', true), ''),
-        nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email'
-    )
-$$;
+alter function auth.uid() owner to supabase_auth_admin;
+alter function auth.role() owner to supabase_auth_admin;
+alter function auth.email() owner to supabase_auth_admin;
+alter function auth.jwt() owner to supabase_auth_admin;
+grant all on all routines in schema auth to postgres, dashboard_user;
 
-create table if not exists supabase_migrations.schema_migrations (
-    version text primary key,
-    statements text[],
-    name text
-);
-alter table supabase_migrations.schema_migrations owner to postgres;
-
+-- Realtime.
 do $$
 begin
-    if not exists (select from pg_publication where pubname = 'supabase_realtime') then
+    if not exists (select from pg_publication p where p.pubname = 'supabase_realtime') then
         create publication supabase_realtime;
+        alter publication supabase_realtime owner to postgres;
     end if;
 end
 $$;
-alter publication supabase_realtime owner to postgres;
+
+create schema if not exists realtime authorization supabase_admin;
+grant usage on schema realtime to postgres with grant option;
+grant usage on schema realtime to anon, authenticated, service_role;
+grant all on schema realtime to supabase_realtime_admin with grant option;
 
 create table if not exists realtime.messages (
     topic text not null,
@@ -63,36 +96,38 @@ create table if not exists realtime.messages (
     payload jsonb,
     event text,
     private boolean default false,
-    updated_at timestamp without time zone not null default now(),
-    inserted_at timestamp without time zone not null default now(),
+    updated_at timestamp without time zone not null default timezone('utc', now()),
+    inserted_at timestamp without time zone not null default timezone('utc', now()),
     id uuid not null default gen_random_uuid(),
-    primary key (id, inserted_at)
+    constraint messages_pkey primary key (id, inserted_at)
 ) partition by range (inserted_at);
-alter table realtime.messages enable row level security;
+create index if not exists messages_inserted_at_topic_index on only realtime.messages (inserted_at desc, topic)
+    where extension = 'broadcast' and private is true;
 alter table realtime.messages owner to supabase_realtime_admin;
+alter table realtime.messages enable row level security;
 grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
-grant usage, create on schema realtime to supabase_realtime_admin;
 
-create or replace function realtime.make_message_partitions() returns void language plpgsql as $$
+create or replace function realtime.make_message_partitions() returns void
+language plpgsql set search_path = '' as $$
 declare
+    today date := timezone('utc', clock_timestamp())::date;
     day date;
 begin
-    -- Yesterday to three days on, as the server's janitor keeps them; what is older than three days goes.
-    for day in select generate_series(current_date - 1, current_date + 3, interval '1 day')::date loop
-        execute format(
-            'create table if not exists realtime.%I partition of realtime.messages for values from (%L) to (%L)',
-            'messages_' || to_char(day, 'YYYY_MM_DD'), day, day + 1);
-    end loop;
-    for day in
-        select to_date(substr(c.relname, 10), 'YYYY_MM_DD') from pg_class c
-        where c.relnamespace = 'realtime'::regnamespace and c.relname ~ '^messages_\d{4}_\d\d_\d\d$'
-          and to_date(substr(c.relname, 10), 'YYYY_MM_DD') < current_date - 3
-    loop
-        execute format('drop table realtime.%I', 'messages_' || to_char(day, 'YYYY_MM_DD'));
+    -- Two who make the same partition at once would fail on its name.
+    perform pg_advisory_xact_lock(hashtext('realtime.make_message_partitions'));
+    for day in select today + i from generate_series(-1, 3) as i loop
+        if to_regclass(format('realtime.%I', to_char(day, '"messages_"YYYY_MM_DD'))) is null then
+            execute format(
+                'create table realtime.%I partition of realtime.messages for values from (%L) to (%L)',
+                to_char(day, '"messages_"YYYY_MM_DD'), day, day + 1
+            );
+        end if;
     end loop;
 end
 $$;
-select realtime.make_message_partitions();
+comment on function realtime.make_message_partitions() is
+    'Makes the partitions of realtime.messages from yesterday to three days ahead; the local stack''s own function.';
+revoke execute on function realtime.make_message_partitions() from public;
 
 create or replace function realtime.topic() returns text language sql stable as $$
     select nullif(current_setting('realtime.topic', true), '')::text
@@ -101,18 +136,49 @@ $$;
 create or replace function realtime.send(payload jsonb, event text, topic text, private boolean default true)
 returns void language plpgsql as $$
 declare
-    generated_id uuid := gen_random_uuid();
+    generated_id uuid;
+    final_payload jsonb;
 begin
     begin
+        generated_id := gen_random_uuid();
+        if payload ? 'id' then
+            final_payload := payload;
+        else
+            final_payload := jsonb_set(payload, '{id}', to_jsonb(generated_id));
+        end if;
+        execute format('set local realtime.topic to %L', topic);
         insert into realtime.messages (id, payload, event, topic, private, extension)
-        values (
-            generated_id,
-            case when payload ? 'id' then payload else payload || jsonb_build_object('id', generated_id) end,
-            event, topic, private, 'broadcast');
-    exception when others then
-        -- As the real one: a broadcast never fails its writer.
-        raise warning 'WarnSendingBroadcastMessage: %', sqlerrm;
+        values (generated_id, final_payload, event, topic, private, 'broadcast');
+    exception
+        when others then
+            raise warning 'WarnSendingBroadcastMessage: %', sqlerrm;
     end;
 end
 $$;
-grant execute on function realtime.send(jsonb, text, text, boolean), realtime.topic() to postgres, anon, authenticated, service_role;
+
+create or replace function realtime.broadcast_changes(
+    topic_name text, event_name text, operation text, table_name text, table_schema text,
+    new record, old record, level text default 'ROW'
+) returns void language plpgsql as $$
+begin
+    if level = 'STATEMENT' then
+        raise exception 'function can only be triggered for each row, not for each statement';
+    end if;
+    perform realtime.send(
+        jsonb_build_object(
+            'old_record', old, 'record', new, 'operation', operation, 'table', table_name, 'schema', table_schema
+        ),
+        event_name, topic_name
+    );
+exception
+    when others then
+        raise exception 'Failed to process the row: %', sqlerrm;
+end
+$$;
+
+alter function realtime.topic() owner to supabase_realtime_admin;
+alter function realtime.send(jsonb, text, text, boolean) owner to supabase_realtime_admin;
+alter function realtime.broadcast_changes(text, text, text, text, text, record, record, text)
+    owner to supabase_realtime_admin;
+
+select realtime.make_message_partitions();

@@ -1,4 +1,5 @@
--- The roles of a Supabase database, and what they may do. They belong to the cluster, so this may run often.
+-- The part of a Supabase database that is shared by a whole cluster: its roles. Applied at every start, so each
+-- statement does nothing when there is nothing to do, and a role that exists keeps its attributes.
 
 do $$
 declare
@@ -6,25 +7,65 @@ declare
 begin
     for wanted in
         select * from (values
-            ('anon', 'nologin noinherit'),
-            ('authenticated', 'nologin noinherit'),
-            ('service_role', 'nologin noinherit bypassrls'),
-            ('authenticator', 'login noinherit'),
-            ('postgres', 'login createdb createrole replication bypassrls'),
-            ('supabase_realtime_admin', 'nologin noinherit'),
-            ('supabase_auth_admin', 'login noinherit createrole')
-        ) as t (name, options)
+            ('supabase_admin', 'superuser createdb createrole replication bypassrls',
+                'search_path to "$user", public, auth, extensions'),
+            ('postgres', 'login createdb createrole replication bypassrls',
+                'search_path to "$user", public, extensions'),
+            ('anon', '', 'statement_timeout to ''3s'''),
+            ('authenticated', '', 'statement_timeout to ''8s'''),
+            ('service_role', 'bypassrls', null),
+            ('authenticator', 'login noinherit', 'statement_timeout to ''8s'''),
+            ('supabase_auth_admin', 'login noinherit', 'search_path to auth'),
+            ('supabase_storage_admin', 'login noinherit', 'search_path to storage'),
+            ('supabase_realtime_admin', 'login noinherit createrole replication',
+                'search_path to public, extensions, realtime'),
+            ('dashboard_user', 'createdb createrole replication', null)
+        ) as t (name, attributes, setting)
     loop
         if not exists (select from pg_roles r where r.rolname = wanted.name) then
-            execute format('create role %I %s', wanted.name, wanted.options);
-            if wanted.options like 'login%' then
-                -- The password that everyone knows: the CLI's.
-                execute format('alter role %I password %L', wanted.name, 'postgres');
+            execute format('create role %I %s', wanted.name, wanted.attributes);
+            if wanted.setting is not null then
+                execute format('alter role %I set %s', wanted.name, wanted.setting);
+            end if;
+            if wanted.name = 'authenticator' then
+                alter role authenticator set lock_timeout to '8s';
             end if;
         end if;
     end loop;
 end
 $$;
 
-grant anon, authenticated, service_role to authenticator;
-grant anon, authenticated, service_role, supabase_realtime_admin to postgres with admin option;
+do $$
+declare
+    wanted record;
+begin
+    for wanted in
+        select * from (values
+            ('anon', 'authenticator', false),
+            ('authenticated', 'authenticator', false),
+            ('service_role', 'authenticator', false),
+            ('anon', 'supabase_realtime_admin', false),
+            ('authenticated', 'supabase_realtime_admin', false),
+            ('service_role', 'supabase_realtime_admin', false),
+            ('anon', 'postgres', true),
+            ('authenticated', 'postgres', true),
+            ('service_role', 'postgres', true),
+            ('authenticator', 'postgres', true),
+            ('pg_monitor', 'postgres', true),
+            ('pg_read_all_data', 'postgres', true),
+            ('pg_signal_backend', 'postgres', true),
+            -- Where supautils is not loaded, this is how postgres may write policies on realtime.messages.
+            ('supabase_realtime_admin', 'postgres', false)
+        ) as t (role, member, admin)
+    loop
+        if not exists (
+            select from pg_auth_members m
+            where m.roleid = wanted.role::regrole and m.member = wanted.member::regrole
+        ) then
+            execute format(
+                'grant %I to %I %s', wanted.role, wanted.member, case when wanted.admin then 'with admin option' end
+            );
+        end if;
+    end loop;
+end
+$$;

@@ -1,0 +1,112 @@
+"""What makes a plain PostgreSQL database a Supabase one? Roles for the cluster, the rest for each database."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import asyncpg
+
+from runtime.errors import LocalStackError
+from runtime.local import keys
+
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection: TypeAlias = Any
+
+_LOCK: Final = 7_230_114_501
+"""Advisory lock of who prepares a cluster; two at once would fail on the same role."""
+
+_LOGIN_ROLES: Final = (
+    "postgres",
+    "authenticator",
+    "supabase_auth_admin",
+    "supabase_storage_admin",
+    "supabase_realtime_admin",
+)
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Connection]:
+    """One connection for as long as the block runs.
+
+    Raises:
+        LocalStackError: the database cannot be reached, or the password is wrong.
+    """
+    try:
+        connection = await asyncpg.connect(
+            url, timeout=20, server_settings={"application_name": "agent-runtime local"}
+        )
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise LocalStackError(f"The database cannot be reached: {error or type(error).__name__}") from error
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
+async def prepare_cluster(url: str, *, passwords: bool = False) -> None:
+    """Make the roles that are missing; those that exist stay as they are.
+
+    Args:
+        url: any database of the cluster, as a superuser.
+        passwords: give the roles that may log in the well-known password; only for a cluster of our own.
+
+    Raises:
+        LocalStackError: not reached, or no superuser.
+    """
+    async with connected(url) as connection, connection.transaction():
+        if not await connection.fetchval("select rolsuper from pg_roles where rolname = current_user"):
+            raise LocalStackError(
+                "The stack must be set up by a superuser; the URL names a role that is none."
+            )
+        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+        await connection.execute("set local client_min_messages to warning")
+        await connection.execute(_read("roles.sql"))
+        if passwords:
+            for role in _LOGIN_ROLES:
+                await connection.execute(f"alter role {role} password '{keys.DB_PASSWORD}'")
+
+
+async def prepare_database(url: str) -> None:
+    """Give a database what one of Supabase has. One that has it already only gets the partitions of these days.
+
+    Args:
+        url: the database, as a superuser, in a cluster with the roles.
+
+    Raises:
+        LocalStackError: not reached, or the database holds something that is in the way.
+    """
+    async with connected(url) as connection, connection.transaction():
+        await connection.execute("set local client_min_messages to warning")
+        await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
+        try:
+            if not await connection.fetchval(
+                "select to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null"
+            ):
+                await connection.execute(_read("bootstrap.sql"))
+            elif await connection.fetchval(
+                "select to_regprocedure('realtime.make_message_partitions()') is not null"
+            ):
+                await connection.execute("select realtime.make_message_partitions()")
+        except asyncpg.PostgresError as error:
+            raise LocalStackError(f"The database could not be made one of Supabase: {error}") from error
+
+
+async def check_decoding(url: str) -> None:
+    """Make sure that changes can be decoded from the log of a server that is not ours.
+
+    Raises:
+        LocalStackError: not reached, or `wal_level` is not logical; with the statement that mends it.
+    """
+    async with connected(url) as connection:
+        if await connection.fetchval("show wal_level") != "logical":
+            raise LocalStackError(
+                "Realtime needs wal_level = logical. Run `alter system set wal_level = 'logical'` "
+                "and restart PostgreSQL."
+            )
+
+
+def _read(name: str) -> str:
+    return files("runtime.local").joinpath(name).read_text(encoding="utf-8")
