@@ -108,7 +108,7 @@ alter table realtime.messages enable row level security;
 grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
 
 create or replace function realtime.make_message_partitions() returns void
-language plpgsql set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     today date := timezone('utc', clock_timestamp())::date;
     day date;
@@ -127,7 +127,9 @@ end
 $$;
 comment on function realtime.make_message_partitions() is
     'Makes the partitions of realtime.messages from yesterday to three days ahead; the local stack''s own function.';
+alter function realtime.make_message_partitions() owner to supabase_realtime_admin;
 revoke execute on function realtime.make_message_partitions() from public;
+grant execute on function realtime.make_message_partitions() to postgres;
 
 create or replace function realtime.topic() returns text language sql stable as $$
     select nullif(current_setting('realtime.topic', true), '')::text
