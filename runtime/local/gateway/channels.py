@@ -261,7 +261,7 @@ class Channel:
             self.reply(ref, "ok")
 
     async def _watch_expiry(self) -> None:
-        while True:
+        while "exp" in self._claims:
             left_seconds = float(self._claims["exp"]) - time.time()
             if left_seconds <= 0:
                 self._fail(f"Token has expired {int(-left_seconds)} seconds ago")

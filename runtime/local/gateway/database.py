@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, TypeAlias
 
+import anyio
 import asyncpg
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -11,6 +12,7 @@ Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 DATABASE_FAULTS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What a query raises when the database is away, or says no."""
 
+_CONNECT_SECONDS: Final = 5.0
 _SESSION: Final = {
     # Filters are compared with values as they stand in the log, so both sessions must print alike.
     "timezone": "UTC",
@@ -45,15 +47,21 @@ class Database:
                 min_size=0,
                 max_size=4,
                 statement_cache_size=0,
-                timeout=10,
+                timeout=_CONNECT_SECONDS,
                 server_settings=_SESSION,
             )
         # Connects to nothing yet, and does not wait, so two who ask at once do not meet here.
         pool = await self._pool
         if pool is None:
             raise asyncpg.InterfaceError("the pool is closed")
-        async with pool.acquire() as connection:
+        # asyncpg leaves an exception behind that nobody takes, when it is cancelled while it connects.
+        with anyio.CancelScope(shield=True):
+            connection = await pool.acquire()
+        try:
             yield connection
+        finally:
+            with anyio.CancelScope(shield=True):
+                await pool.release(connection)
 
     def close(self) -> None:
         """Drop all connections at once."""

@@ -6,10 +6,9 @@ filters (`gt`, `like`, …).
 """
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
-from pydantic import SecretStr
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -23,21 +22,12 @@ from runtime.local.gateway.http_broadcast import HttpBroadcast
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.messages import MessageFeed, Sent
 from runtime.local.gateway.refusals import handshake_refusal
+from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.sockets import Socket
 from runtime.local.gateway.tokens import TokenError, Tokens
 from runtime.local.gateway.walsender import Address
 
 _VERSIONS: Final[dict[str, Version]] = {"1.0.0": "1.0.0", "2.0.0": "2.0.0"}
-
-
-class RealtimeSettings(Protocol):
-    """What the settings of the gateway must hold for Realtime. Times are in seconds."""
-
-    database_url: SecretStr
-    changes_poll_seconds: float
-    realtime_idle_seconds: float
-    realtime_handshake_refusal_seconds: float
-    realtime_join_refusal_seconds: float
 
 
 class Realtime:
@@ -48,7 +38,7 @@ class Realtime:
         tokens: who may come in.
     """
 
-    def __init__(self, settings: RealtimeSettings, tokens: Tokens) -> None:
+    def __init__(self, settings: GatewaySettings, tokens: Tokens) -> None:
         self._settings = settings
         self._tokens = tokens
         url = settings.database_url.get_secret_value()
@@ -73,6 +63,10 @@ class Realtime:
     async def wait_live(self) -> None:
         """Return when broadcasts from the database are heard."""
         await self._messages.stream.wait_live()
+
+    async def make_partitions(self) -> None:
+        """Have the coming partitions of `realtime.messages` made, and drop the old; done hourly by `run` too."""
+        await self._messages.make_partitions()
 
     def routes(self) -> Sequence[BaseRoute]:
         """The WebSocket and the HTTP broadcast."""

@@ -54,7 +54,7 @@ class LogStream:
 
     async def run(self) -> None:
         """Stream for ever; only cancellation ends it. A lost connection is made again, with a new slot."""
-        pause_seconds = _FIRST_PAUSE_SECONDS
+        pause_seconds, said = _FIRST_PAUSE_SECONDS, ""
         while True:
             try:
                 if self._prepare is not None:
@@ -62,9 +62,11 @@ class LogStream:
                 await self._stream()
             except (WalsenderError, PgOutputError) as error:
                 if self.is_live:
-                    pause_seconds = _FIRST_PAUSE_SECONDS
+                    pause_seconds, said = _FIRST_PAUSE_SECONDS, ""
                     self._live = anyio.Event()
-                logger.warning("%s is not heard: %s; trying again", self._publication, error)
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("%s is not heard: %s; trying again", self._publication, said)
             await anyio.sleep(self._random.uniform(0.5, 1) * pause_seconds)
             pause_seconds = min(_LONGEST_PAUSE_SECONDS, pause_seconds * 2)
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -19,7 +18,9 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from runtime.local.gateway.realtime import Realtime
+from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.tokens import Tokens
+from runtime.local.keys import SUPERUSER
 
 SECRET = "super-secret-jwt-token-with-at-least-32-characters-long"
 
@@ -131,15 +132,13 @@ class Server:
 @asynccontextmanager
 async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
     """A stand-in on a free port, with short waits."""
-    settings = SimpleNamespace(
-        database_url=SecretStr(database_url),
-        changes_poll_seconds=0.05,
-        realtime_idle_seconds=60.0,
-        realtime_handshake_refusal_seconds=0.01,
-        realtime_join_refusal_seconds=0.2,
-    )
-    vars(settings).update(changed)
-    realtime = Realtime(settings, Tokens(SECRET))
+    quick = {
+        "changes_poll_seconds": 0.05,
+        "realtime_handshake_refusal_seconds": 0.01,
+        "realtime_join_refusal_seconds": 0.2,
+    }
+    settings = GatewaySettings(database_url=SecretStr(database_url), **{**quick, **changed})
+    realtime = Realtime(settings, Tokens(SECRET, {"sb_secret_x": "service_role"}))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             Starlette(routes=list(realtime.routes())), log_level="warning", lifespan="off",
@@ -160,13 +159,14 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def admin_url(database: str) -> str:
+    """The fresh database as the superuser, whom the gateway needs to be."""
+    return database.replace("://postgres:", f"://{SUPERUSER}:")
 
 
 @pytest.fixture
-async def server(database: str) -> AsyncIterator[Server]:
-    async with serve(database) as running:
+async def server(admin_url: str) -> AsyncIterator[Server]:
+    async with serve(admin_url) as running:
         await running.sql(SEED_TABLE)
         yield running
 

@@ -1,9 +1,11 @@
 """What no recording shows: refusals, outages, crowds, slow readers."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import asyncpg
 import httpx
 import pytest
 import websockets
@@ -45,6 +47,49 @@ async def test_another_version_is_refused_without_words(server: Any) -> None:
         ):
             pass
     assert (refused.value.response.status_code, refused.value.response.body) == (403, b"")
+
+
+async def test_a_secret_key_opens_the_socket_and_lends_the_join_its_role(server: Any) -> None:
+    async with server.client("sb_secret_x") as client:
+        await client.join("realtime:x", ANY_ROW, private=True)
+        await server.sql("insert into public.consciousness_stream (key) values ('a')")
+        assert (await client.receive())[4]["data"]["record"]["key"] == "a"
+
+
+async def test_a_refused_join_holds_up_the_whole_socket(server: Any) -> None:
+    async with server.client() as client:
+        await client.join("realtime:good", ANY_ROW)
+        token = server.tokens(role="service_role", seconds=-5)
+        await client.send("realtime:bad", "phx_join", {"config": {}, "access_token": token})
+        await client.send("phoenix", "heartbeat")
+        await server.sql("insert into public.consciousness_stream (key) values ('a')")
+        frames = [await client.receive() for _ in range(3)]
+        assert [frame[2] for frame in frames] == ["realtime:bad", "phoenix", "realtime:good"]
+
+
+async def test_partitions_are_made_ahead_and_dropped_after_their_time(server: Any) -> None:
+    await server.sql(
+        "create table realtime.messages_2020_01_01 partition of realtime.messages "
+        "for values from ('2020-01-01') to ('2020-01-02');"
+        "create table realtime.messages_by_hand partition of realtime.messages "
+        "for values from ('2020-02-01') to ('2020-02-02')"
+    )
+    connection = await asyncpg.connect(server.database_url)
+    try:
+        await server.realtime.make_partitions()
+        names = [
+            row["relname"]
+            for row in await connection.fetch(
+                "select relname from pg_inherits join pg_class c on c.oid = inhrelid "
+                "where inhparent = 'realtime.messages'::regclass order by relname"
+            )
+        ]
+    finally:
+        await connection.close()
+    assert "messages_2020_01_01" not in names
+    assert "messages_by_hand" in names
+    days = [datetime.now(UTC).date() + timedelta(days=ahead) for ahead in range(-1, 4)]
+    assert {f"messages_{day:%Y_%m_%d}" for day in days} <= set(names)
 
 
 async def test_http_broadcast_reaches_who_may_hear_it(server: Any) -> None:
@@ -126,8 +171,8 @@ async def test_a_client_that_does_not_read_is_dropped(server: Any) -> None:
         assert (await quick.receive())[4]["status"] == "ok"
 
 
-async def test_silence_is_closed_with_1000(database: str, serving: Any) -> None:
-    async with serving(database, realtime_idle_seconds=0.3) as server, server.client() as client:
+async def test_silence_is_closed_with_1000(admin_url: str, serving: Any) -> None:
+    async with serving(admin_url, realtime_idle_seconds=0.3) as server, server.client() as client:
         with pytest.raises(websockets.ConnectionClosedOK) as closed:
             await client.receive()
         assert closed.value.rcvd is not None
