@@ -91,11 +91,11 @@ class Dispatcher:
 
     # Called by the wake-ups
 
-    def wake(self, why: str) -> None:
+    def wake(self, why: str, message: int | None = None) -> None:
         """Look again."""
         self.counts[f"wake-ups by {why}"] += 1
-        self.plan.wake()
-        self._signal_now()
+        if self.plan.wake(message):
+            self._signal_now()
 
     def live(self, path: Path) -> None:
         """A push path delivers: sweep, and poll no longer."""
@@ -130,7 +130,7 @@ class Dispatcher:
         Raises:
             StoreError: the store cannot be used at all, found out at the start.
         """
-        await self._introduce()
+        await self._introduce_first()
         async with anyio.create_task_group() as tasks:
             for source in self._wakeups:
                 tasks.start_soon(source.run, self)
@@ -144,6 +144,22 @@ class Dispatcher:
                 tasks.cancel_scope.cancel()
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
             await self._leave()
+
+    async def _introduce_first(self) -> None:
+        """Declare everything for the first time; a store that is away is waited for."""
+        while True:
+            try:
+                await self._introduce()
+            except StoreUnavailable as error:
+                if not self._is_in_trouble:
+                    self._is_in_trouble = True
+                    _log.warning("the store is away: %s Asking again until it answers.", error)
+                with anyio.move_on_after(backoff_seconds(5, first=0.2, cap=3.0, random=self._random)):
+                    await self._stop_asking.wait()
+                    raise
+            else:
+                self._is_in_trouble = False
+                return
 
     async def _introduce(self) -> None:
         """Declare this worker and its subscriptions, also again after the database forgot them."""
@@ -311,6 +327,8 @@ class Dispatcher:
         if self.plan.stopping:
             return
         self.plan.stopping = True
+        if not self.ready.is_set():
+            self._stop_asking.set()
         self._runner.stop_waiting()
         self._loop.call_later(drain_seconds, self._runner.cancel)
         # A store that is away must not hold up the end for ever.

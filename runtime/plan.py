@@ -22,6 +22,7 @@ _DROWSY_CAP_SECONDS = 0.05
 _DROWSY_PATIENCE_SECONDS = 3.0
 _PREFETCH_SECONDS = 0.05
 _PREFETCH_LIMIT = 400
+_RECENT = 2000
 
 
 class Phase(Enum):
@@ -112,6 +113,8 @@ class Plan:
         self.unannounced = False
         self.renews_async = True
         self._given_up: set[tuple[int, int]] = set()
+        self._recent: set[int] = set()
+        self._recent_order: deque[int] = deque(maxlen=_RECENT)
         self._settings = settings
         self._reports: deque[Report] = deque()
         self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds, random or Random())
@@ -138,9 +141,13 @@ class Plan:
 
     # What happens
 
-    def wake(self) -> None:
-        """A hint came."""
+    def wake(self, message: int | None = None) -> bool:
+        """A hint came; returns whether there is any reason to look."""
+        if message is not None and message in self._recent:
+            # It was taken already: the slower of two paths tells of it again.
+            return False
         self._hinted = True
+        return True
 
     def sweep(self, now: float) -> None:
         """Something may have been missed: look at everything once, soon."""
@@ -224,6 +231,9 @@ class Plan:
         )
         if self._may_sleep(look):
             look.sleep, look.fence = True, self._fence
+            if reports and now >= self._rescanned_at + _RESCAN_PAUSE_SECONDS:
+                # The last of what there was: one look at everything, and it may sleep at once.
+                look.cursors, look.due = None, True
         if want:
             self._hinted = False
         self._nonce = None
@@ -243,6 +253,7 @@ class Plan:
         for delivery in answer.taken:
             self.held[delivery.place] = delivery
             self.lanes[delivery.subscription].held += 1
+            self._remember(delivery.message.id)
         if answer.taken and len(self.held) == len(answer.taken):
             self._renewed_at = sent_at
         self._note_paces(now)
@@ -250,6 +261,13 @@ class Plan:
         self._note_taking(look, answer, now)
         self._note_sleep(look, answer, now)
         self.unannounced = bool(was_asleep and answer.taken and look.beat and look.nonce is None)
+
+    def _remember(self, message: int) -> None:
+        if message not in self._recent:
+            if len(self._recent_order) == self._recent_order.maxlen:
+                self._recent.discard(self._recent_order[0])
+            self._recent_order.append(message)
+            self._recent.add(message)
 
     def _let_go(self, delivery: Delivery) -> None:
         self._given_up.discard(delivery.place)

@@ -237,7 +237,7 @@ class Listening:
                 # The nonce's deadline passes, and the path counts as deaf: polling goes on.
                 return
 
-    def wake(self, why: str) -> None:
+    def wake(self, why: str, message: int | None = None) -> None:
         """Read now."""
         self.woken.set()
 

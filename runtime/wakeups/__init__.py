@@ -10,8 +10,8 @@ Path = Literal["broadcast", "postgres_changes", "notify"]
 class Listener(Protocol):
     """Whom the wake-ups tell. Every method returns at once and never raises."""
 
-    def wake(self, why: str) -> None:
-        """Look again. `why` names the path, for the log and for tests."""
+    def wake(self, why: str, message: int | None = None) -> None:
+        """Look again. `why` names the path, for the log and for tests; `message` is what was written, if known."""
 
     def live(self, path: Path) -> None:
         """This path is proved: it has delivered. Called again after every reconnect."""

@@ -71,6 +71,8 @@ class Rest:
                 max_size=self._settings.connections,
                 max_inactive_connection_lifetime=0,
                 timeout=10,
+                # Everything is set for one transaction only, so there is nothing to reset after it.
+                reset=_leave_as_it_is,
                 server_settings={"application_name": "agent-runtime gateway, rest"},
             )
         pool = await self._pool
@@ -245,6 +247,10 @@ class Rest:
             async with (await self._open()).acquire() as connection:
                 self._catalog = await Catalog.read(connection)
         return self._catalog
+
+
+async def _leave_as_it_is(_: object) -> None:
+    """Reset nothing."""
 
 
 class _Refused(Problem):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -45,6 +46,8 @@ class Tokens:
     def __init__(self, secret: str, keys: Mapping[str, str] | None = None) -> None:
         self._secret = secret
         self._keys = dict(keys or {})
+        # Verifying a signature costs more than the query it lets in, and tokens are few.
+        self._decode = lru_cache(maxsize=256)(self._decode_anew)
 
     def verify(self, token: str) -> Claims:
         """Return the claims of a JWT, or those a key stands for.
@@ -54,20 +57,24 @@ class Tokens:
         """
         if (role := self._keys.get(token)) is not None:
             return {"role": role, "exp": int(time.time()) + _FOREVER_SECONDS}
+        claims = dict(self._decode(token))
+        if not claims.get("role") or not isinstance(claims.get("exp"), (int, float)):
+            raise ClaimsMissing("role and exp are required")
+        if (age := time.time() - claims["exp"]) >= 0:
+            raise TokenExpired(int(age))
+        return claims
+
+    def _decode_anew(self, token: str) -> Claims:
         try:
             claims: Claims = jwt.decode(
                 token,
                 self._secret,
                 algorithms=["HS256"],
-                # Expiry is told apart from the rest below, with its age.
+                # Expiry is told apart in `verify`, with its age.
                 options={"verify_exp": False, "verify_aud": False, "verify_iat": False, "verify_nbf": False},
             )
         except jwt.InvalidSignatureError:
             raise BadSignature("the signature is wrong") from None
         except jwt.InvalidTokenError:
             raise TokenMalformed("it is no JWT") from None
-        if not claims.get("role") or not isinstance(claims.get("exp"), (int, float)):
-            raise ClaimsMissing("role and exp are required")
-        if (age := time.time() - claims["exp"]) >= 0:
-            raise TokenExpired(int(age))
         return claims

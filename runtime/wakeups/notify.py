@@ -1,0 +1,143 @@
+"""How does a NOTIFY reach a worker? Over a connection of its own that only listens."""
+
+import logging
+import time
+from random import Random
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import anyio
+import asyncpg
+
+from runtime.retry import backoff_seconds
+from runtime.settings import Settings
+from runtime.wakeups import Listener, Path
+
+_log = logging.getLogger("runtime.wakeups")
+_FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_NONCE = "nonce:"
+
+
+class NotifyWakeups:
+    """Wake-ups by LISTEN, for whoever has a direct connection.
+
+    Through a transaction pooler LISTEN is not heard; the nonce shows it, it is said once, and the path stays lost.
+
+    Args:
+        url: a `postgresql://` URL.
+        worker: whose wake-ups these are.
+        settings: the intervals.
+    """
+
+    paths: tuple[Path, ...] = ("notify",)
+
+    def __init__(self, url: str, worker: UUID, *, settings: Settings) -> None:
+        self._url = url
+        self._place = urlsplit(url).hostname or "localhost"
+        self._channel = f"runtime_{str(worker).replace('-', '_')}"
+        self._nonce_seconds = settings.nonce_seconds
+        self._deadline_seconds = settings.nonce_deadline_seconds
+        self._random = Random()
+        self._has_worked = False
+        self._said = ""
+        self._doubted = anyio.Event()
+
+    def doubt(self) -> None:
+        """Work was found that no wake-up announced: ask for a nonce at once."""
+        self._doubted.set()
+
+    async def run(self, listener: Listener) -> None:
+        """Listen for ever, reconnecting as often as needed, until cancelled."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                why = await self._listen_once(listener)
+            except _FAULTS as error:
+                why = f"no connection ({type(error).__name__})"
+            listener.lost("notify", why)
+            failures = 1 if time.monotonic() - began > self._deadline_seconds * 3 else failures + 1
+            pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
+            if not self._has_worked and failures > 3:
+                pause = self._nonce_seconds
+            if why != self._said:
+                self._said = why
+                _log.warning("notify at %s is lost: %s; connecting again in %.1f s", self._place, why, pause)
+            await anyio.sleep(pause)
+
+    async def _listen_once(self, listener: Listener) -> str:
+        """Live through one connection and return why it ended."""
+        heard = _Heard(listener)
+        connection = await asyncpg.connect(self._url, timeout=10, statement_cache_size=0)
+        try:
+            connection.add_termination_listener(lambda _: heard.end())
+            await connection.add_listener(self._channel, heard.take)
+            while True:
+                nonce = uuid4().hex
+                heard.expect(nonce)
+                listener.prove(nonce)
+                with anyio.move_on_after(self._deadline_seconds):
+                    await heard.arrived.wait()
+                if heard.has_ended:
+                    return "the connection was closed"
+                if not heard.arrived.is_set():
+                    if self._has_worked:
+                        return "deaf: a nonce did not come back in time"
+                    return "no NOTIFY arrives; is this a transaction pooler?"
+                if not heard.is_live:
+                    heard.is_live = self._has_worked = True
+                    self._said = ""
+                    _log.info("notify is live at %s", self._place)
+                    listener.live("notify")
+                self._doubted = anyio.Event()
+                with anyio.move_on_after(self._nonce_seconds):
+                    await self._wait_for_doubt_or_end(heard)
+                if heard.has_ended:
+                    return "the connection was closed"
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+                await connection.close(timeout=1)
+
+    async def _wait_for_doubt_or_end(self, heard: "_Heard") -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def wait(event: anyio.Event) -> None:
+                await event.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(wait, self._doubted)
+            tasks.start_soon(wait, heard.ended)
+
+
+class _Heard:
+    """What came over one connection."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._expected = ""
+        self.arrived = anyio.Event()
+        self.ended = anyio.Event()
+        self.is_live = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection is gone."""
+        return self.ended.is_set()
+
+    def expect(self, nonce: str) -> None:
+        """Wait for this nonce from now on."""
+        self._expected = nonce
+        self.arrived = anyio.Event()
+
+    def take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        """A notification came."""
+        text = str(payload)
+        if not text.startswith(_NONCE):
+            self._listener.wake("notify")
+        elif text.removeprefix(_NONCE) == self._expected:
+            self.arrived.set()
+
+    def end(self) -> None:
+        """The connection is gone: whoever waits need wait no longer."""
+        self.ended.set()
+        self.arrived.set()

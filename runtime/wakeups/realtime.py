@@ -1,0 +1,314 @@
+"""How does a channel reach its server? A thin driver on `websockets` that reconnects for ever."""
+
+import base64
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from inspect import isawaitable
+from random import Random
+from urllib.parse import quote, urlsplit
+from uuid import UUID
+
+import anyio
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from runtime.errors import SettingsError
+from runtime.retry import backoff_seconds
+from runtime.settings import Settings
+from runtime.wakeups import Listener, Path
+from runtime.wakeups.phoenix import (
+    VERSION,
+    Channel,
+    Close,
+    Effect,
+    Gap,
+    Live,
+    Lost,
+    Prove,
+    Refusal,
+    Send,
+    Timings,
+    Wake,
+    classify,
+)  # fmt: skip
+
+TokenProvider = Callable[[], str | Awaitable[str]]
+
+_log = logging.getLogger("runtime.wakeups")
+# The library's own log lines hold the URL, and that holds the key.
+_quiet = logging.getLogger("runtime.wakeups.websockets")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
+_MAX_FRAME_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """How long to wait before the next connection, in seconds."""
+
+    first: float = 0.2
+    cap: float = 10.0
+    rate: float = 30.0
+    operator: float = 60.0
+    stable: float = 30.0
+    open: float = 10.0
+    close: float = 1.0
+
+
+class RealtimeWakeups:
+    """Wake-ups over Supabase Realtime: broadcast from the database and postgres_changes, on one channel.
+
+    Args:
+        url: the project's URL, as in SUPABASE_URL.
+        key: the service_role JWT or an `sb_secret_…` key.
+        worker: whose wake-ups these are.
+        keys: the patterns of its handlers.
+        settings: which paths to use, and the intervals.
+        token: where a JWT for the channel comes from, asked before each connection and before it expires; by
+            default the key itself, where it is one.
+        timings: the channel's intervals; by default those of the settings.
+        pauses: the driver's.
+
+    Raises:
+        SettingsError: `url` is no http or https URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        worker: UUID,
+        *,
+        keys: Sequence[str],
+        settings: Settings,
+        token: TokenProvider | None = None,
+        timings: Timings | None = None,
+        pauses: Pauses | None = None,
+    ) -> None:
+        wanted: dict[Path, bool] = {
+            "broadcast": settings.broadcast,
+            "postgres_changes": settings.postgres_changes,
+        }
+        self.paths: tuple[Path, ...] = tuple(path for path, is_on in wanted.items() if is_on)
+        self._address, self._place = _address(url)
+        self._key = key
+        self._worker = worker
+        self._patterns = keys
+        self._provider = token
+        self._timings = timings or Timings(
+            heartbeat=settings.heartbeat_seconds,
+            nonce=settings.nonce_seconds,
+            nonce_deadline=settings.nonce_deadline_seconds,
+        )
+        self._pauses = pauses or Pauses()
+        self._random = Random()
+        self._doubts = False
+        self._resting: anyio.CancelScope | None = None
+        self._said = ""
+
+    def doubt(self) -> None:
+        """Work was found that no wake-up announced: ask for a nonce at once."""
+        self._doubts = True
+        if self._resting is not None:
+            self._resting.cancel()
+
+    async def run(self, listener: Listener) -> None:
+        """Listen for ever, reconnecting as often as needed, until cancelled."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            close = await self._connect_once(listener)
+            # A server that accepts and hangs up at once must not be asked in a tight loop.
+            if time.monotonic() - began >= self._pauses.stable:
+                failures = 0
+            failures += 1
+            pause = self._pause(close.refusal, failures)
+            self._say(close, pause)
+            await anyio.sleep(pause)
+
+    async def _connect_once(self, listener: Listener) -> Close:
+        """Live through one socket and return why it ended."""
+        channel = Channel(self._worker, self._patterns, self.paths, self._timings)
+        try:
+            token = await self._token()
+            with anyio.fail_after(self._pauses.open):
+                socket = await connect(
+                    f"{self._address}?apikey={quote(self._key)}&vsn={VERSION}",
+                    max_size=_MAX_FRAME_BYTES,
+                    compression=None,
+                    ping_interval=None,
+                    open_timeout=None,
+                    close_timeout=self._pauses.close,
+                    logger=_quiet,
+                    # Redirects and proxies would be followed with the key in the URL.
+                    proxy=None,
+                )
+        except _NoToken as error:
+            return Close(str(error), Refusal.TOKEN)
+        except InvalidStatus as error:
+            return _refused(error)
+        except TimeoutError:
+            return Close("no connection in time")
+        except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
+            return Close(f"no connection: {type(error).__name__}")
+        try:
+            close = await self._converse(socket, channel, token, listener)
+        except ConnectionClosed as error:
+            received = error.rcvd
+            close = Close(f"the socket was closed with code {received.code if received else 1006}")
+        except TimeoutError:
+            close = Close("the server takes no frames")
+        except _NoToken as error:
+            close = Close(str(error), Refusal.TOKEN)
+        finally:
+            for effect in channel.end("the socket is gone"):
+                self._tell(effect, listener)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self._pauses.close):
+                await socket.close()
+        return close
+
+    async def _converse(
+        self, socket: ClientConnection, channel: Channel, token: "_Token", listener: Listener
+    ) -> Close:
+        effects = channel.open(time.monotonic(), token.text)
+        while True:
+            for effect in effects:
+                if isinstance(effect, Close):
+                    return effect
+                if isinstance(effect, Send):
+                    with anyio.fail_after(self._timings.heartbeat):
+                        await socket.send(effect.frame)
+                else:
+                    self._tell(effect, listener)
+            now = time.monotonic()
+            if token.renew_at is not None and now >= token.renew_at:
+                token = await self._token()
+                effects = channel.push_token(token.text) if token.text else []
+                continue
+            if self._doubts:
+                self._doubts = False
+                effects = channel.doubt(now)
+                if effects:
+                    continue
+            if effects := channel.tick(now):
+                continue
+            rest = channel.rest(now)
+            if token.renew_at is not None:
+                rest = min(rest, token.renew_at - now)
+            effects = await self._next(socket, channel, rest)
+
+    async def _next(self, socket: ClientConnection, channel: Channel, seconds: float) -> list[Effect]:
+        """What the next frame brings, or nothing when the time is over or a doubt came up."""
+        with anyio.move_on_after(seconds) as self._resting:
+            frame = await socket.recv()
+            return channel.receive(frame, time.monotonic())
+        return []
+
+    def _tell(self, effect: Effect, listener: Listener) -> None:
+        match effect:
+            case Wake(path, message):
+                listener.wake(path, message)
+            case Live(path):
+                self._said = ""
+                _log.info("%s is live at %s", path, self._place)
+                listener.live(path)
+            case Gap(path, why):
+                listener.gap(path, why)
+            case Lost(path, why):
+                _log.warning("%s is lost: %s", path, why)
+                listener.lost(path, why)
+            case Prove(nonce):
+                listener.prove(nonce)
+
+    async def _token(self) -> "_Token":
+        """The channel's token: the provider's, or the key itself where it is a JWT."""
+        if self._provider is None:
+            # An sb_… key is no JWT: the join takes its role from the socket.
+            return _Token(None if self._key.startswith("sb_") else self._key, None)
+        received = time.monotonic()
+        try:
+            with anyio.fail_after(self._pauses.open):
+                given = self._provider()
+                text = await given if isawaitable(given) else given
+        except Exception as error:
+            raise _NoToken(f"the token provider failed with {type(error).__name__}") from error
+        life = _life_seconds(text)
+        return _Token(text, None if life is None else received + 0.8 * life)
+
+    def _pause(self, refusal: Refusal, failures: int) -> float:
+        pause = backoff_seconds(failures, first=self._pauses.first, cap=self._pauses.cap, random=self._random)
+        if refusal is Refusal.RATE:
+            return self._pauses.rate + pause
+        if refusal is Refusal.OPERATOR:
+            return self._pauses.operator + pause
+        return pause
+
+    def _say(self, close: Close, pause: float) -> None:
+        """Log a cause once, and again only when it changes."""
+        if close.why == self._said:
+            return
+        self._said = close.why
+        if close.refusal is Refusal.OPERATOR:
+            _log.error(
+                "Realtime at %s: %s. Somebody must mend this; trying again every minute.",
+                self._place,
+                close.why,
+            )
+        elif close.refusal is Refusal.TOKEN:
+            _log.error(
+                "Realtime at %s: %s. Check the key; trying again in %.1f s.", self._place, close.why, pause
+            )
+        else:
+            _log.warning("Realtime at %s: %s; connecting again in %.1f s", self._place, close.why, pause)
+
+
+class _NoToken(Exception):
+    """The token provider gave none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A JWT for the channel, and when to get the next one, in monotonic seconds."""
+
+    text: str | None
+    renew_at: float | None
+
+
+def _address(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError("SUPABASE_URL must be an http or https URL, such as https://<ref>.supabase.co.")
+    scheme = "wss" if parts.scheme == "https" else "ws"
+    place = parts.netloc.rpartition("@")[2]
+    return f"{scheme}://{place}{parts.path.rstrip('/')}/realtime/v1/websocket", place
+
+
+def _refused(error: InvalidStatus) -> Close:
+    """A refused upgrade, told by its status and its JSON."""
+    status = error.response.status_code
+    try:
+        problem = json.loads(error.response.body or b"")
+        text = str(problem.get("error") or problem.get("message") or "") if isinstance(problem, dict) else ""
+    except ValueError:
+        text = ""
+    why = f"the handshake was refused with {status}" + (f": {text}" if text else "")
+    if status == 429:
+        return Close(why, Refusal.RATE)
+    if status in (401, 403, 404):
+        kind = classify(text) if text else Refusal.RETRY
+        return Close(why, Refusal.OPERATOR if kind is Refusal.RETRY else kind)
+    return Close(why)
+
+
+def _life_seconds(token: str) -> float | None:
+    """How long a JWT lives from now by its own word; None where it does not say."""
+    try:
+        body = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        left: float = claims["exp"] - time.time()
+    except (ValueError, IndexError, KeyError, TypeError):
+        return None
+    return max(1.0, left)
