@@ -25,7 +25,8 @@ end
 $$;
 
 -- Schema public: what postgres makes there is open to the API roles, and row level security guards it.
-grant usage on schema public to postgres, anon, authenticated, service_role;
+grant usage on schema public to anon, authenticated, service_role;
+grant all on schema public to postgres;
 grant create, usage on schema public to supabase_realtime_admin;
 alter default privileges for role postgres in schema public
     grant all on tables to postgres, anon, authenticated, service_role;

@@ -1,0 +1,161 @@
+"""`runtime local`: a Supabase-compatible stack on this machine, without Docker.
+
+Exit codes: 0 done, or there was nothing to do; 1 it could not be done, or `status` found something stopped;
+2 the command line makes no sense.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runtime.errors import LocalStackError
+from runtime.local.stack import LocalStack, StackStatus
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A Supabase-compatible stack on this machine, without Docker: PostgreSQL, REST and Realtime.",
+)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="RUNTIME_LOCAL_DIR",
+        help="Where the stack keeps its data; one folder per stack.",
+        file_okay=False,
+        show_default="your data folder",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+class Output(str, Enum):
+    """How `status` prints."""
+
+    PRETTY = "pretty"
+    ENV = "env"
+    JSON = "json"
+
+
+@app.command()
+def start(
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=0, max=65535, help="Port of the API; 0 for any free one.", show_default="54321"
+        ),
+    ] = None,
+    db_port: Annotated[
+        int | None,
+        typer.Option(
+            "--db-port",
+            min=0,
+            max=65535,
+            help="Port of PostgreSQL; 0 for any free one.",
+            show_default="54322",
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option("--database-url", help="Use this running PostgreSQL, as a superuser, and start none."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the stack, and bring its database up to the migrations; does nothing when it runs already."""
+    stack = LocalStack(data_dir, api_port=port, db_port=db_port, database_url=database_url)
+    with _complaints():
+        has_started = stack.start()
+        status = stack.status()
+    if as_json:
+        _print_json(status, started=has_started)
+        return
+    typer.echo("Started the local stack." if has_started else "The local stack runs already.", err=True)
+    _print_pretty(status)
+
+
+@app.command()
+def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Stop the stack; its data stays."""
+    with _complaints():
+        has_stopped = LocalStack(data_dir).stop()
+    if as_json:
+        typer.echo(json.dumps({"stopped": has_stopped}))
+        return
+    typer.echo("Stopped the local stack." if has_stopped else "The local stack does not run.", err=True)
+
+
+@app.command()
+def status(
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="How to print; env fits `eval` and .env files.")
+    ] = Output.PRETTY,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what runs and print its URLs and keys, under the names of `supabase status`."""
+    with _complaints():
+        found = LocalStack(data_dir).status()
+    if not found.is_running:
+        typer.echo(f"Stopped: {', '.join(found.stopped)}. Start with: runtime local start", err=True)
+    printers: dict[Output, Callable[[StackStatus], None]] = {
+        Output.PRETTY: _print_pretty,
+        Output.ENV: _print_env,
+        Output.JSON: _print_json,
+    }
+    if found.is_running or found.is_gateway_running or (found.is_database_ours and found.is_database_running):
+        printers[Output.JSON if as_json else output](found)
+    if not found.is_running:
+        raise typer.Exit(1)
+
+
+@app.command()
+def reset(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Delete the database with all its data and make it anew from the migrations."""
+    stack = LocalStack(data_dir)
+    with _complaints():
+        stack.reset()
+        found = stack.status()
+    if as_json:
+        _print_json(found, reset=True)
+        return
+    typer.echo("Reset the local stack" + (", which runs." if found.is_running else "."), err=True)
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Say on one page what went wrong, and end with 1."""
+    try:
+        yield
+    except LocalStackError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _print_json(status: StackStatus, **more: bool) -> None:
+    parts = {"database": status.is_database_running, "gateway": status.is_gateway_running}
+    typer.echo(json.dumps({**more, "running": parts, **status.values}, indent=2))
+
+
+def _print_env(status: StackStatus) -> None:
+    for name, value in status.values.items():
+        typer.echo(f'{name}="{value}"')
+
+
+def _print_pretty(status: StackStatus) -> None:
+    values = status.values
+    lines = {
+        "API URL": values["API_URL"],
+        "REST URL": values["REST_URL"],
+        "Database URL": values["DB_URL"],
+        "Publishable key": values["PUBLISHABLE_KEY"],
+        "Secret key": values["SECRET_KEY"],
+        "Data folder": str(status.folder),
+    }
+    for label, value in lines.items():
+        typer.echo(f"{label:>16}: {value}")

@@ -1,0 +1,316 @@
+"""How does one command give a developer what `supabase start` gives, without Docker?"""
+
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+from pydantic import SecretStr
+
+from runtime.errors import LocalStackError
+from runtime.local import keys
+from runtime.local.bootstrap import check_decoding, prepare_cluster, prepare_database
+from runtime.local.gateway_process import GatewayProcess
+from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
+from runtime.local.postgres import PostgresServer, free_port
+from runtime.local.state import StackState, default_folder, locked, place_cluster
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class StackStatus:
+    """What of a stack runs, and how it is reached.
+
+    Attributes:
+        folder: its data folder.
+        api_url: of the gateway.
+        db_url: of the database, with its password.
+        is_database_ours: false when a PostgreSQL is used that somebody else runs.
+        is_database_running: whether our PostgreSQL runs; taken for granted when it is not ours.
+        is_gateway_running: whether the gateway runs.
+    """
+
+    folder: Path
+    api_url: str
+    db_url: str
+    is_database_ours: bool
+    is_database_running: bool
+    is_gateway_running: bool
+
+    @property
+    def is_running(self) -> bool:
+        """Whether everything runs."""
+        return self.is_database_running and self.is_gateway_running
+
+    @property
+    def stopped(self) -> list[str]:
+        """The parts that do not run."""
+        parts = {"database": self.is_database_running, "gateway": self.is_gateway_running}
+        return [name for name, is_running in parts.items() if not is_running]
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """What `supabase status -o env` prints, under the very names, as far as the stack has it."""
+        return {
+            "ANON_KEY": keys.ANON_KEY,
+            "API_URL": self.api_url,
+            "DB_URL": self.db_url,
+            "JWT_SECRET": keys.JWT_SECRET,
+            "PUBLISHABLE_KEY": keys.PUBLISHABLE_KEY,
+            "REST_URL": f"{self.api_url}/rest/v1",
+            "SECRET_KEY": keys.SECRET_KEY,
+            "SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
+        }
+
+
+class LocalStack:
+    """PostgreSQL and the gateway, with their state in one data folder. All methods block.
+
+    From an event loop call them in a thread: `await anyio.to_thread.run_sync(stack.start)`.
+
+    Args:
+        folder: the data folder; `default_folder()` when None.
+        api_port: of the gateway; 0 for any free one; the one used last, or 54321, when None.
+        db_port: of PostgreSQL; 0 for any free one; the one used last, or 54322, when None.
+        database_url: use this running PostgreSQL, as a superuser, instead of starting one.
+        settings: server settings of an own PostgreSQL, by name.
+    """
+
+    anon_key = keys.ANON_KEY
+    service_role_key = keys.SERVICE_ROLE_KEY
+    publishable_key = keys.PUBLISHABLE_KEY
+    secret_key = keys.SECRET_KEY
+    jwt_secret = keys.JWT_SECRET
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        api_port: int | None = None,
+        db_port: int | None = None,
+        database_url: str | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = (folder or default_folder()).expanduser().resolve()
+        self._api_port = free_port() if api_port == 0 else api_port
+        self._db_port = free_port() if db_port == 0 else db_port
+        self._database_url = database_url
+        self._settings = settings
+        self._gateway: GatewayProcess | None = None
+
+    @classmethod
+    @contextmanager
+    def temporary(cls) -> Iterator["LocalStack"]:
+        """A stack of its own, not yet started, in a folder that is deleted with all it holds when the block ends."""
+        folder = Path(tempfile.mkdtemp(prefix="agent-runtime-"))
+        # It is ours, and the account of PostgreSQL must get through it.
+        folder.chmod(0o755)
+        # Nothing of it is to survive a loss of power.
+        settings = {"fsync": "off", "full_page_writes": "off"}
+        stack = cls(folder, api_port=0, db_port=0, settings=settings)
+        try:
+            yield stack
+        finally:
+            try:
+                stack.delete()
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        return f"<LocalStack {self.folder}>"
+
+    @property
+    def api_url(self) -> str:
+        """The URL a Supabase client is given."""
+        return self.status().api_url
+
+    @property
+    def db_url(self) -> str:
+        """The database as the role postgres, who is no superuser; with `database_url`, that very URL."""
+        return self.status().db_url
+
+    @property
+    def admin_url(self) -> str:
+        """The database as a superuser."""
+        return self._admin_url(self._state())
+
+    def start(self, gateway: bool = True) -> bool:
+        """Start what does not run, and bring the database up to the migrations of this package.
+
+        Args:
+            gateway: false for the database alone.
+
+        Returns:
+            False when everything ran already.
+
+        Raises:
+            LocalStackError: something could not be started; what this call started is stopped again.
+        """
+        self._make_folder()
+        with locked(self.folder):
+            state = self._state_to_start()
+            state.save(self.folder)
+            server = self._server(state)
+            has_started_server = server.start() if server is not None else False
+            try:
+                self._prepare(state, is_ours=server is not None)
+                has_started_gateway = self._gateway_of(state).start() if gateway else False
+            except BaseException:
+                if has_started_server and server is not None:
+                    server.stop()
+                raise
+        return has_started_server or has_started_gateway
+
+    def stop(self) -> bool:
+        """Stop what runs; a PostgreSQL that is not ours goes on.
+
+        Returns:
+            False when nothing ran.
+
+        Raises:
+            LocalStackError: something does not end.
+        """
+        if not self.folder.exists():
+            return False
+        with locked(self.folder):
+            return self._stop(self._state())
+
+    def status(self) -> StackStatus:
+        """What runs right now, and where."""
+        state = self._state()
+        server = self._server(state)
+        external = state.database_url
+        return StackStatus(
+            folder=self.folder,
+            api_url=f"http://127.0.0.1:{state.api_port}",
+            db_url=external.get_secret_value()
+            if external is not None
+            else f"postgresql://{keys.DB_USER}:{keys.DB_PASSWORD}@127.0.0.1:{state.db_port}/{keys.DATABASE}",
+            is_database_ours=external is None,
+            is_database_running=server is None or server.is_running,
+            is_gateway_running=self._gateway_of(state).is_running,
+        )
+
+    def reset(self) -> None:
+        """Delete the database with all data; what ran runs again afterwards, on a fresh one.
+
+        Raises:
+            LocalStackError: the database is not ours to delete, or something does not end or start.
+        """
+        if self._state().database_url is not None:
+            raise LocalStackError(
+                "The stack uses a PostgreSQL that is not its own, so its data is not deleted. "
+                "Stop the stack, and recreate the database yourself."
+            )
+        before = self.status()
+        self.delete()
+        if before.is_database_running or before.is_gateway_running:
+            self.start(gateway=before.is_gateway_running)
+
+    def delete(self) -> None:
+        """Stop the stack and delete its cluster; logs and ports stay known.
+
+        Raises:
+            LocalStackError: something does not end, or cannot be deleted.
+        """
+        if not self.folder.exists():
+            return
+        with locked(self.folder):
+            state = self._state()
+            self._stop(state)
+            if (server := self._server(state)) is not None and state.cluster is not None:
+                server.delete()
+
+    def _stop(self, state: StackState) -> bool:
+        has_stopped_gateway = self._gateway_of(state).stop()
+        server = self._server(state)
+        has_stopped_server = server.stop() if server is not None else False
+        return has_stopped_gateway or has_stopped_server
+
+    def _prepare(self, state: StackState, *, is_ours: bool) -> None:
+        url = self._admin_url(state)
+        if not is_ours:
+            _wait_for(check_decoding, url)
+        _wait_for(_prepare, url, is_ours)
+
+    def _state(self) -> StackState:
+        """What is remembered, or would be once it starts."""
+        state = StackState.load(self.folder)
+        if not (self.folder / "stack.json").exists():
+            state.api_port = self._api_port or state.api_port
+            state.db_port = self._db_port or state.db_port
+        return state
+
+    def _state_to_start(self) -> StackState:
+        remembered = StackState.load(self.folder)
+        wanted = StackState(
+            api_port=self._api_port or remembered.api_port,
+            db_port=self._db_port or remembered.db_port,
+            cluster=remembered.cluster or place_cluster(self.folder),
+            database_url=None if self._database_url is None else SecretStr(self._database_url),
+        )
+        server = self._server(remembered)
+        if (server is not None and server.is_running) or self._gateway_of(remembered).is_running:
+            self._refuse_changes(remembered, wanted)
+            return remembered
+        return wanted
+
+    def _refuse_changes(self, running: StackState, wanted: StackState) -> None:
+        changed = [
+            option
+            for option, is_other in {
+                "--port": wanted.api_port != running.api_port,
+                "--db-port": wanted.db_port != running.db_port,
+                "--database-url": self._database_url is not None
+                and wanted.database_url != running.database_url,
+            }.items()
+            if is_other
+        ]
+        if changed:
+            raise LocalStackError(
+                f"The stack in {self.folder} runs already, with another {' and '.join(changed)}. "
+                "Stop it first, or start a second one with another --data-dir."
+            )
+
+    def _server(self, state: StackState) -> PostgresServer | None:
+        if state.database_url is not None:
+            return None
+        folder = state.cluster or self.folder / "postgres"
+        return PostgresServer(folder, port=state.db_port, settings=self._settings)
+
+    def _gateway_of(self, state: StackState) -> GatewayProcess:
+        # Kept, since it reaps its child.
+        if self._gateway is None or self._gateway.port != state.api_port:
+            self._gateway = GatewayProcess(
+                self.folder, port=state.api_port, database_url=self._admin_url(state)
+            )
+        return self._gateway
+
+    def _admin_url(self, state: StackState) -> str:
+        if state.database_url is not None:
+            return state.database_url.get_secret_value()
+        return f"postgresql://{keys.SUPERUSER}:{keys.DB_PASSWORD}@127.0.0.1:{state.db_port}/{keys.DATABASE}"
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalStackError(f"{self.folder} could not be made: {error}") from error
+
+
+async def _prepare(url: str, is_ours: bool) -> None:
+    await prepare_cluster(url, passwords=is_ours)
+    await prepare_database(url)
+    await apply_migrations(url, read_migrations(migrations_folder()))
+
+
+def _wait_for(function: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+    # In a thread, so that it works whether or not the caller's has an event loop already.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(anyio.run, function, *arguments).result()
