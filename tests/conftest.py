@@ -11,7 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from runtime.local import keys
 from runtime.local.bootstrap import connected, prepare_cluster, prepare_database
+from runtime.local.gateway_process import GatewayProcess
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.postgres import PostgresServer, free_port
 
@@ -124,3 +126,50 @@ def kernel_database(request: pytest.FixtureRequest) -> Iterator[str]:
     name = cluster.make_database()
     yield cluster.url(name)
     cluster.drop_database(name)
+
+
+@dataclass
+class GatewayStack:
+    """A gateway over a fresh database. Its methods block for up to a second: from a loop, call them in a thread."""
+
+    gateway: GatewayProcess
+    db_url: str
+    admin_url: str
+    anon_key: str = keys.ANON_KEY
+    service_role_key: str = keys.SERVICE_ROLE_KEY
+    publishable_key: str = keys.PUBLISHABLE_KEY
+    secret_key: str = keys.SECRET_KEY
+    jwt_secret: str = keys.JWT_SECRET
+
+    @property
+    def api_url(self) -> str:
+        """What a Supabase client is given; the same after a restart."""
+        return f"http://127.0.0.1:{self.gateway.port}"
+
+    def kill_gateway(self) -> None:
+        """End the gateway as a crash would."""
+        self.gateway.kill()
+
+    def stop_gateway(self) -> None:
+        """End the gateway as a deploy would."""
+        self.gateway.stop()
+
+    def start_gateway(self) -> None:
+        """Start it again, on the same port, and wait until it is healthy."""
+        self.gateway.start()
+
+
+@pytest.fixture
+def stack(cluster: Cluster) -> Iterator[GatewayStack]:
+    """What `runtime local start` gives: a gateway of the test's own on a database of its own."""
+    name = cluster.make_database()
+    folder = Path(tempfile.mkdtemp(prefix="agent-runtime-test-"))
+    admin_url = cluster.url(name, user=keys.SUPERUSER)
+    gateway = GatewayProcess(folder, port=free_port(), database_url=admin_url)
+    try:
+        gateway.start()
+        yield GatewayStack(gateway, cluster.url(name), admin_url)
+    finally:
+        gateway.kill()
+        cluster.drop_database(name)
+        shutil.rmtree(folder, ignore_errors=True)

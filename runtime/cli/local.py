@@ -7,7 +7,7 @@ Exit codes: 0 done, or there was nothing to do; 1 it could not be done, or `stat
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +34,7 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-class Output(str, Enum):
+class Output(StrEnum):
     """How `status` prints."""
 
     PRETTY = "pretty"
