@@ -285,7 +285,7 @@ class PostgresServer:
                 f"No database cluster could be made in {self.folder}",
                 binaries / "initdb", f"--pgdata={unfinished}", f"--username={keys.SUPERUSER}",
                 f"--auth={'trust' if self._trust else 'scram-sha-256'}", f"--pwfile={password}",
-                "--encoding=UTF8", *self._locale(binaries), *(["--no-sync"] if self._trust else []),
+                "--encoding=UTF8", *self._locale(binaries), *(["--no-sync"] if self._settings.get("fsync") == "off" else []),
             )  # fmt: skip
             unfinished.rename(self.data)
         except OSError as error:
