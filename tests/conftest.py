@@ -49,6 +49,10 @@ class Cluster:
         )
         return name
 
+    def execute(self, statement: str) -> None:
+        """Run a statement as the superuser."""
+        anyio.run(self._execute, statement)
+
     def drop_database(self, name: str) -> None:
         """Drop it, whoever is connected."""
         anyio.run(self._drop, name)

@@ -197,6 +197,16 @@ class LocalStack:
             is_gateway_running=self._gateway_of(state).is_running,
         )
 
+    def pids(self) -> dict[str, int]:
+        """The processes of the parts that run and are ours, by name."""
+        state = self._state()
+        server = self._server(state)
+        parts = {
+            "database": server.pid if server is not None else None,
+            "gateway": self._gateway_of(state).pid,
+        }
+        return {name: pid for name, pid in parts.items() if pid is not None}
+
     def reset(self) -> None:
         """Delete the database with all data; what ran runs again afterwards, on a fresh one.
 

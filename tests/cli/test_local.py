@@ -1,0 +1,69 @@
+"""`runtime local`, as a shell sees it: exit codes, what is printed where."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from runtime.cli.local import app
+from runtime.local import keys
+from runtime.local.stack import LocalStack
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[LocalStack]:
+    """A stack whose folder the commands are told by the environment."""
+    with LocalStack.temporary() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNTIME_LOCAL_DIR", str(stack.folder))
+        yield stack
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_day_with_the_stack(stack: LocalStack) -> None:
+    assert stack.folder.exists()
+    nothing = run("status")
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert "runtime local start" in nothing.stderr
+    assert run("stop").exit_code == 0
+
+    started = run("start", "--port", "0", "--db-port", "0", "--json")
+    assert started.exit_code == 0, started.stderr
+    values = json.loads(started.stdout)
+    assert values["started"] is True
+    assert values["running"] == {"database": True, "gateway": True}
+
+    again = run("start")
+    assert again.exit_code == 0
+    assert "runs already" in again.stderr
+    assert values["API_URL"] in again.stdout
+
+    printed = run("status", "-o", "env")
+    assert printed.exit_code == 0
+    lines = dict(line.split("=", 1) for line in printed.stdout.splitlines())
+    assert lines["SERVICE_ROLE_KEY"] == f'"{keys.SERVICE_ROLE_KEY}"'
+    assert lines["API_URL"] == f'"{values["API_URL"]}"'
+    assert set(lines) == {
+        "API_URL", "REST_URL", "DB_URL", "JWT_SECRET", "ANON_KEY", "SERVICE_ROLE_KEY", "PUBLISHABLE_KEY", "SECRET_KEY",
+    }  # fmt: skip
+    assert json.loads(run("status", "--json").stdout)["DB_URL"] == values["DB_URL"]
+    assert json.loads(run("status", "-o", "json").stdout)["DB_URL"] == values["DB_URL"]
+
+    refused = run("start", "--port", "1")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("Error: ")
+    assert "--port" in refused.stderr
+
+    assert run("reset").exit_code == 0
+    assert run("status").exit_code == 0
+
+    stopped = run("stop", "--json")
+    assert (stopped.exit_code, json.loads(stopped.stdout)) == (0, {"stopped": True})
+    assert run("status").exit_code == 1
+
+
+def test_a_port_that_is_none_is_a_matter_of_usage() -> None:
+    assert run("start", "--port", "70000").exit_code == 2
