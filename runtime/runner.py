@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -78,6 +79,7 @@ class Runner:
         self._is_called = threading.Event()
         self._waiting: dict[int, deque[Delivery]] = {}
         self._running: dict[int, int] = {}
+        self._starting: set[int] = set()
         # A limiter each, so that a slow handler takes no other's threads.
         self._threads = {
             name: anyio.CapacityLimiter(limits[name])
@@ -138,28 +140,45 @@ class Runner:
             self._start(number)
 
     def _start(self, number: int) -> None:
-        """Start as many of one handler's waiting deliveries as may run."""
+        """Have one handler's waiting deliveries run, or given back when everything ends."""
         waiting = self._waiting[number]
         if self._is_stopping:
             while waiting:
                 self._report(Report(waiting.popleft(), outcome="released"))
-        while waiting and self._running[number] < self._limits[self._handlers[number].name]:
+        # One task is started at a time, and it starts the next: handlers that never wait need only one.
+        if (
+            waiting
+            and number not in self._starting
+            and self._running[number] < self._limits[self._handlers[number].name]
+        ):
+            self._starting.add(number)
             self._running[number] += 1
-            self._tasks.start_soon(self._run, self._handlers[number], waiting.popleft())
+            self._tasks.start_soon(self._work, number)
+
+    async def _work(self, number: int) -> None:
+        """Run waiting deliveries of one handler, one after another, until there are none."""
+        self._starting.discard(number)
+        waiting, handler = self._waiting[number], self._handlers[number]
+        try:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                while waiting and not self._is_stopping:
+                    delivery = waiting.popleft()
+                    self._start(number)
+                    await self._run(handler, delivery)
+        finally:
+            self._scopes.discard(scope)
+            self._running[number] -= 1
+            self._start(number)
 
     async def _run(self, handler: Handler, delivery: Delivery) -> None:
         began, clock = time.time(), time.monotonic()
         report = Report(delivery, outcome="released")
         try:
-            with anyio.CancelScope() as scope:
-                self._scopes.add(scope)
-                report = await self._attempt(handler, delivery)
+            report = await self._attempt(handler, delivery)
         finally:
-            self._scopes.discard(scope)
             report = replace(report, seconds=time.monotonic() - clock)
-            self._running[delivery.subscription] -= 1
             self._report(report)
-            self._start(delivery.subscription)
             if self._observer is not None and report.outcome != "released":
                 self._observer(Attempt(handler, delivery, began, report))
 
@@ -171,19 +190,25 @@ class Runner:
         context = Context(delivery.message, handler.name, self._worker)
         try:
             arguments = handler.bind(delivery.message, context)
-            with anyio.fail_after(handler.timeout):
-                if handler.is_async:
-                    result = await handler.function(**arguments)  # type: ignore[misc]
-                else:
-                    result = await anyio.to_thread.run_sync(
-                        partial(handler.function, **arguments),
-                        abandon_on_cancel=True,
-                        limiter=self._threads[handler.name],
-                    )
+            if handler.timeout is None:
+                result = await self._call_handler(handler, arguments)
+            else:
+                with anyio.fail_after(handler.timeout):
+                    result = await self._call_handler(handler, arguments)
             handler.emit_result(result, context)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it becomes the report, and is logged there
             return failure(handler, delivery, error, self._random)
         return Report(delivery, emits=tuple(draft.json for draft in context.emitted))
+
+    async def _call_handler(self, handler: Handler, arguments: dict[str, Any]) -> object:
+        if handler.is_async:
+            result: object = await handler.function(**arguments)  # type: ignore[misc]
+            return result
+        return await anyio.to_thread.run_sync(
+            partial(handler.function, **arguments),
+            abandon_on_cancel=True,
+            limiter=self._threads[handler.name],
+        )
 
 
 def failure(handler: Handler, delivery: Delivery, error: BaseException, random: Random) -> Report:

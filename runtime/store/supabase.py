@@ -48,10 +48,11 @@ class SupabaseStore(Store):
         Raises:
             SettingsError: `url` is no URL of a project, or the key has no form that a key can have.
         """
-        from supabase import SupabaseException, create_async_client
+        from supabase import AsyncClientOptions, SupabaseException, create_async_client
 
+        session = httpx.AsyncClient(http2=True, follow_redirects=True, timeout=request_seconds)
         try:
-            client = await create_async_client(url, key)
+            client = await create_async_client(url, key, AsyncClientOptions(httpx_client=session))
         except SupabaseException as error:
             raise SettingsError(f"SUPABASE_URL or the key cannot be used: {error}.") from None
         store = cls(client, request_seconds=request_seconds)

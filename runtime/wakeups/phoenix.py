@@ -203,6 +203,10 @@ class Channel:
         if self._heartbeat_deadline is not None and now >= self._heartbeat_deadline:
             return self._close("a heartbeat was not answered")
         if self._heartbeat_at is not None and now >= self._heartbeat_at:
+            if self._heartbeat_ref is not None:
+                # The last one is not answered yet: its deadline stands, and a new one would move it.
+                self._heartbeat_at = now + self.timings.heartbeat
+                return effects
             self._heartbeat_ref = self._next_ref()
             self._heartbeat_at = now + self.timings.heartbeat
             self._heartbeat_deadline = now + self.timings.heartbeat_reply

@@ -208,6 +208,13 @@ class RealtimeWakeups:
         return []
 
     def _tell(self, effect: Effect, listener: Listener) -> None:
+        """Pass an effect on. A listener that raises must not end the conversation, as it does elsewhere."""
+        try:
+            self._pass_on(effect, listener)
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged, and the socket is not to blame
+            _log.exception("the listener failed on %s; listening goes on", type(effect).__name__)
+
+    def _pass_on(self, effect: Effect, listener: Listener) -> None:
         match effect:
             case Wake(path, message):
                 listener.wake(path, message)

@@ -1,0 +1,347 @@
+"""Does listening survive what a server, a network and a listener can do? Over real sockets, at short intervals."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import jwt
+import pytest
+
+from runtime.settings import Settings
+from runtime.wakeups.phoenix import Timings
+from runtime.wakeups.realtime import Pauses, RealtimeWakeups
+from tests.wakeups.phoenix_server import PhoenixServer, Recorder, listening
+
+pytestmark = pytest.mark.anyio
+
+BOTH = ("broadcast", "postgres_changes")
+KEY = jwt.encode({"role": "service_role", "exp": 4_000_000_000}, "x" * 32)
+TIMINGS = Timings(
+    heartbeat=0.1, heartbeat_reply=0.3, join=0.4, subscribe=0.5, nonce=0.3, nonce_deadline=0.4, mend=1.0
+)
+PAUSES = Pauses(first=0.02, cap=0.1, rate=0.5, operator=0.5, stable=5.0, open=0.5, close=0.2)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[PhoenixServer]:
+    server = PhoenixServer()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+def recorder(server: PhoenixServer) -> Recorder:
+    return Recorder(server)
+
+
+def wakeups(server: PhoenixServer, **changes: Any) -> RealtimeWakeups:
+    settings = Settings.load(
+        broadcast=changes.pop("broadcast", True), postgres_changes=changes.pop("postgres_changes", True)
+    )
+    options = {"keys": ["task.output"], "settings": settings, "timings": TIMINGS, "pauses": PAUSES, **changes}
+    return RealtimeWakeups(server.url, options.pop("key", KEY), uuid4(), **options)
+
+
+async def both_live(recorder: Recorder, times: int = 1) -> None:
+    await recorder.until(lambda told: all(told.count("live", path) >= times for path in BOTH))
+
+
+# The twelve injections under which the published client falls silent, or does not
+
+
+async def test_t1_a_listener_that_raises_on_a_row_hears_the_next_ones(
+    server: Any, recorder: Recorder
+) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        recorder.fails_on = {"wake"}
+        for number in range(1, 5):
+            await server.insert(number)
+        await recorder.until(lambda told: told.count("wake", "postgres_changes") == 4)
+        assert server.connects == 1
+
+
+async def test_t2_what_a_listener_returns_is_never_left_to_be_awaited(
+    server: Any, recorder: Recorder
+) -> None:
+    # Handlers, async or plain, run elsewhere; the socket's side only ever takes a hint and returns.
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.insert(7)
+        await recorder.until(lambda told: ("wake", "postgres_changes", "7") in told.told)
+
+
+async def test_t3_a_server_that_is_away_for_long_is_found_again(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.stop()
+        await recorder.until(lambda told: told.count("lost") >= 2)
+        # Far more tries than the published client makes in all.
+        await anyio.sleep(1.0)
+        await server.start()
+        await both_live(recorder, 2)
+
+
+async def test_t4_heartbeats_never_answered_end_the_socket(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        server.answers_heartbeats = False
+        await recorder.until(lambda told: told.count("lost") >= 2)
+        server.answers_heartbeats = True
+        await both_live(recorder, 2)
+
+
+async def test_t5_a_socket_cut_without_a_word_is_replaced(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        server.abort()
+        await both_live(recorder, 2)
+
+
+async def test_t6_a_join_answered_is_not_yet_live(server: Any, recorder: Recorder) -> None:
+    server.subscribes = False
+    async with listening(wakeups(server).run, recorder):
+        await recorder.until(lambda told: told.count("live", "broadcast") == 1)
+        assert recorder.count("live", "postgres_changes") == 0
+        await server.system("Subscribed to PostgreSQL")
+        await recorder.until(lambda told: told.count("live", "postgres_changes") == 1)
+
+
+async def test_t7_a_truncated_row_and_a_frame_without_sense_are_hints_at_most(
+    server: Any, recorder: Recorder
+) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.insert(1, errors=["Error 413: Payload Too Large"], record={})
+        await recorder.until(lambda told: told.count("gap") == 1 and told.count("wake") == 1)
+        for nonsense in ({"data": 7}, {"data": {"record": []}}, {}):
+            await server.say("postgres_changes", nonsense)
+        await server.connections[0].send("{no json")
+        await server.connections[0].send(b"\x04\xff\xff")
+        await server.insert(2)
+        await recorder.until(lambda told: ("wake", "postgres_changes", "2") in told.told)
+        assert server.connects == 1
+
+
+async def test_t8_a_slow_listener_is_still_heard_from_by_the_server(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        before = server.heartbeats
+        for number in range(200):
+            await server.insert(number)
+        await recorder.until(lambda told: told.count("wake", "postgres_changes") >= 200)
+        with anyio.fail_after(3):
+            while server.heartbeats < before + 2:
+                await anyio.sleep(0.01)
+        assert server.connects == 1
+
+
+async def test_t9_a_change_without_our_ids_is_a_hint_all_the_same(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.say(
+            "postgres_changes", {"ids": [], "data": {"table": "consciousness_stream", "record": {"id": 5}}}
+        )
+        await recorder.until(lambda told: told.count("wake", "postgres_changes") == 1)
+
+
+async def test_t10_a_system_error_leads_to_a_fresh_socket(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.system('{:error, "Too many database timeouts"}', "error")
+        await recorder.until(lambda told: told.count("lost", "postgres_changes") >= 1)
+        await both_live(recorder, 2)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012])
+async def test_t11_a_close_of_any_code_is_followed_by_a_fresh_socket(
+    server: Any, recorder: Recorder, code: int
+) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.connections[0].close(code)
+        await both_live(recorder, 2)
+
+
+async def test_t12_a_listener_that_raises_on_a_change_of_state_goes_on_listening(
+    server: Any, recorder: Recorder
+) -> None:
+    recorder.fails_on = {"live", "lost"}
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.insert(3)
+        await recorder.until(lambda told: ("wake", "postgres_changes", "3") in told.told)
+
+
+# What else an ordinary day brings
+
+
+async def test_a_server_that_accepts_and_hangs_up_is_not_asked_in_a_tight_loop(
+    server: Any, recorder: Recorder
+) -> None:
+    server.hangs_up_at_once = True
+    slow = replace(PAUSES, first=0.2, cap=10.0)
+    async with listening(wakeups(server, pauses=slow).run, recorder):
+        await anyio.sleep(2.0)
+    # Doubling waits with full jitter: far from the hundreds that no wait would give.
+    assert 1 < server.connects <= 14
+
+
+async def test_too_many_requests_on_the_upgrade_waits_longer(server: Any, recorder: Recorder) -> None:
+    server.refuses_upgrade_with = (429, b'{"error":"Too many joins per second"}')
+    began = time.monotonic()
+    async with listening(wakeups(server).run, recorder):
+        with anyio.fail_after(5):
+            while server.connects < 2:
+                await anyio.sleep(0.005)
+        assert time.monotonic() - began >= PAUSES.rate
+        server.refuses_upgrade_with = None
+        await both_live(recorder)
+
+
+async def test_a_refused_key_is_said_once_and_asked_about_again(
+    server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.refuses_upgrade_with = (401, b'{"error":"Failed to validate JWT signature"}')
+    with caplog.at_level(logging.DEBUG):
+        async with listening(wakeups(server).run, recorder):
+            with anyio.fail_after(5):
+                while server.connects < 3:
+                    await anyio.sleep(0.005)
+            server.refuses_upgrade_with = None
+            await both_live(recorder)
+    said = [
+        record.getMessage() for record in caplog.records if "Failed to validate JWT" in record.getMessage()
+    ]
+    assert len(said) == 1
+    assert KEY not in caplog.text
+
+
+async def test_a_peer_that_answers_tcp_and_nothing_else_is_given_up(recorder: Recorder) -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        connects = 0
+
+        async def hold(stream: Any) -> None:
+            nonlocal connects
+            connects += 1
+            await anyio.sleep_forever()
+
+        silent = PhoenixServer(port=listener.extra(anyio.abc.SocketAttribute.local_port))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, hold)
+            async with listening(wakeups(silent).run, recorder):
+                with anyio.fail_after(5):
+                    while connects < 2:
+                        await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_peer_that_never_answers_the_join_is_given_up(server: Any, recorder: Recorder) -> None:
+    server.answers_joins = False
+    async with listening(wakeups(server).run, recorder):
+        with anyio.fail_after(5):
+            while server.connects < 2:
+                await anyio.sleep(0.005)
+        server.answers_joins = True
+        await both_live(recorder)
+
+
+async def test_a_path_gone_deaf_is_found_out_by_its_nonce(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        recorder.echoes = False
+        await recorder.until(lambda told: told.count("lost") >= 2)
+        assert server.heartbeats > 0
+        recorder.echoes = True
+        await both_live(recorder, 2)
+
+
+async def test_doubt_asks_for_a_nonce_at_once(server: Any, recorder: Recorder) -> None:
+    source = wakeups(server, timings=replace(TIMINGS, nonce=60, heartbeat=20))
+    async with listening(source.run, recorder):
+        await both_live(recorder)
+        await recorder.until(lambda told: not told.nonces)
+        recorder.echoes = False
+        source.doubt()
+        await recorder.until(lambda told: len(told.nonces) == 1)
+
+
+async def test_a_second_subscribed_is_a_gap(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.system("Subscribed to PostgreSQL")
+        await recorder.until(lambda told: told.count("gap", "postgres_changes") == 1)
+        assert server.connects == 1
+
+
+async def test_one_path_that_never_works_leaves_the_other_alone(server: Any, recorder: Recorder) -> None:
+    server.subscribes = False
+    timings = replace(TIMINGS, mend=60)
+    async with listening(wakeups(server, timings=timings).run, recorder):
+        await recorder.until(lambda told: told.count("lost", "postgres_changes") >= 1)
+        assert recorder.count("live", "broadcast") == 1
+        assert recorder.count("lost", "broadcast") == 0
+        assert server.connects == 1
+
+
+async def test_a_token_is_renewed_before_it_expires_and_before_a_rejoin(
+    server: Any, recorder: Recorder
+) -> None:
+    given: list[str] = []
+
+    def provide() -> str:
+        claims = {"role": "service_role", "exp": int(time.time()) + 2, "n": len(given)}
+        given.append(jwt.encode(claims, "x" * 32))
+        return given[-1]
+
+    async with listening(wakeups(server, token=provide).run, recorder):
+        await both_live(recorder)
+        with anyio.fail_after(5):
+            while len(server.tokens) < 1:
+                await anyio.sleep(0.01)
+        assert server.joins[0]["access_token"] == given[0]
+        assert server.tokens[0] == given[1]
+        count = len(given)
+        server.abort()
+        await both_live(recorder, 2)
+        assert server.joins[1]["access_token"] in given[count:]
+
+
+async def test_an_expired_token_ends_the_channel_and_a_fresh_one_begins(
+    server: Any, recorder: Recorder
+) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        await server.system("Token has expired 0 seconds ago", "error", "system")
+        await server.say("phx_close", {}, join_ref="1")
+        await both_live(recorder, 2)
+
+
+async def test_an_sb_secret_key_opens_the_socket_and_is_no_token(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server, key="sb_secret_abc").run, recorder):
+        await both_live(recorder)
+    assert "access_token" not in server.joins[0]
+
+
+async def test_cancelling_with_a_dead_peer_ends_at_once(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server).run, recorder):
+        await both_live(recorder)
+        server.answers_heartbeats = False
+        began = time.monotonic()
+    assert time.monotonic() - began < 1
+
+
+async def test_the_join_asks_for_our_keys_and_our_nonces_only(server: Any, recorder: Recorder) -> None:
+    async with listening(wakeups(server, keys=["b.c", "a.b"]).run, recorder):
+        await both_live(recorder)
+    config = server.joins[0]["config"]
+    stream, beats = config["postgres_changes"]
+    assert config["private"] is True
+    assert (stream["filter"], stream["select"]) == ("key=in.(a.b,b.c)", ["id", "key"])
+    assert (beats["schema"], beats["table"]) == ("runtime", "beats")
+    assert beats["filter"].startswith("worker=eq.")
