@@ -15,7 +15,8 @@ from runtime.local import keys
 from runtime.local.bootstrap import connected, prepare_cluster, prepare_database
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
-from runtime.local.postgres import PostgresServer, free_port
+from runtime.local.ports import free_port
+from runtime.local.postgres import PostgresServer
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "runtime_template"

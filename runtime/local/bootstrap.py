@@ -32,7 +32,8 @@ async def connected(url: str) -> AsyncIterator[Connection]:
     """One connection for as long as the block runs.
 
     Raises:
-        LocalStackError: the database cannot be reached, or the password is wrong.
+        LocalStackError: the database cannot be reached, the password is wrong, or the block left an error of the
+            database alone.
     """
     try:
         connection = await asyncpg.connect(
@@ -42,6 +43,8 @@ async def connected(url: str) -> AsyncIterator[Connection]:
         raise LocalStackError(f"The database cannot be reached: {error or type(error).__name__}") from error
     try:
         yield connection
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise LocalStackError(f"The database failed: {error}") from error
     finally:
         await connection.close(timeout=5)
 

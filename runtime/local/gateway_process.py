@@ -15,7 +15,8 @@ import psutil
 
 from runtime.errors import LocalStackError
 from runtime.local import keys
-from runtime.local.postgres import last_lines, port_is_free
+from runtime.local.logs import begin_log, last_lines
+from runtime.local.ports import port_is_free
 
 _MODULE: Final = "runtime.local.gateway"
 _START_SECONDS: Final = 30
@@ -77,20 +78,12 @@ class GatewayProcess:
                 f"Port {self.port} of 127.0.0.1 is taken, so the gateway cannot listen there. "
                 "Choose another with --port, or stop the program that holds it."
             )
-        if self.log.exists():
-            os.replace(self.log, self.log.with_suffix(".log.1"))
-        with self.log.open("wb") as log:
-            self._child = subprocess.Popen(
-                # The folder says nothing to the gateway: it tells this process from those of other stacks.
-                [sys.executable, "-P", "-m", _MODULE, str(self.folder)],
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._pid_file.write_text(f"{self._child.pid}\n")
+        try:
+            self._child = self._spawn()
+            self._pid_file.write_text(f"{self._child.pid}\n")
+        except OSError as error:
+            self._end_child()
+            raise LocalStackError(f"The gateway could not be started in {self.folder}: {error}") from error
         try:
             self._wait_healthy(self._child)
         except BaseException:
@@ -119,6 +112,21 @@ class GatewayProcess:
             self._signal(pid, signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
             self._wait(lambda: self.pid is None, _STOP_SECONDS)
         self._forget()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        begin_log(self.log)
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                # The folder says nothing to the gateway: it tells this process from those of other stacks.
+                [sys.executable, "-P", "-m", _MODULE, str(self.folder)],
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in the terminal that started it is not meant for it.
+                start_new_session=True,
+            )
 
     def _environment(self) -> dict[str, str]:
         package = str(Path(__file__).resolve().parents[2])
@@ -173,7 +181,11 @@ class GatewayProcess:
 
     def _forget(self) -> None:
         self._pid_file.unlink(missing_ok=True)
+        self._end_child()
+
+    def _end_child(self) -> None:
+        """Reap what this very object has started; a process without a pid file goes for good."""
         if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(_STOP_SECONDS)
+            self._child.kill()
+            self._child.wait()
             self._child = None

@@ -17,7 +17,8 @@ from runtime.local import keys
 from runtime.local.bootstrap import check_decoding, prepare_cluster, prepare_database
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
-from runtime.local.postgres import PostgresServer, free_port
+from runtime.local.ports import free_port
+from runtime.local.postgres import PostgresServer
 from runtime.local.state import StackState, default_folder, locked, place_cluster
 
 Result = TypeVar("Result")
@@ -100,6 +101,9 @@ class LocalStack:
         self.folder = (folder or default_folder()).expanduser().resolve()
         self._api_port = free_port() if api_port == 0 else api_port
         self._db_port = free_port() if db_port == 0 else db_port
+        self._port_options = {
+            option for option, port in {"--port": api_port, "--db-port": db_port}.items() if port
+        }
         self._database_url = database_url
         self._settings = settings
         self._gateway: GatewayProcess | None = None
@@ -275,8 +279,8 @@ class LocalStack:
         changed = [
             option
             for option, is_other in {
-                "--port": wanted.api_port != running.api_port,
-                "--db-port": wanted.db_port != running.db_port,
+                "--port": "--port" in self._port_options and wanted.api_port != running.api_port,
+                "--db-port": "--db-port" in self._port_options and wanted.db_port != running.db_port,
                 "--database-url": self._database_url is not None
                 and wanted.database_url != running.database_url,
             }.items()

@@ -40,8 +40,7 @@ TokenProvider = Callable[[], str | Awaitable[str]]
 _log = logging.getLogger("runtime.wakeups")
 # The library's own log lines hold the URL, and that holds the key.
 _quiet = logging.getLogger("runtime.wakeups.websockets")
-_quiet.addHandler(logging.NullHandler())
-_quiet.propagate = False
+_quiet.setLevel(logging.CRITICAL + 1)
 _MAX_FRAME_BYTES = 8 * 2**20
 
 

@@ -14,7 +14,9 @@ import asyncpg
 import pytest
 
 from runtime.errors import LocalStackError
-from runtime.local.postgres import PostgresServer, embedded_binaries, free_port
+from runtime.local.ports import free_port
+from runtime.local.postgres import PostgresServer
+from runtime.local.programs import embedded_binaries
 from runtime.local.state import place_cluster
 
 SETTINGS = {"fsync": "off", "full_page_writes": "off"}

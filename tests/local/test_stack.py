@@ -15,7 +15,7 @@ import pytest
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.bootstrap import connected
-from runtime.local.postgres import free_port
+from runtime.local.ports import free_port
 from runtime.local.stack import LocalStack
 
 
@@ -110,7 +110,8 @@ def test_other_ports_are_refused_while_it_runs(running: LocalStack) -> None:
     with pytest.raises(
         LocalStackError, match=r"runs already, with another --port and --db-port\. Stop it first"
     ):
-        LocalStack(running.folder, api_port=0, db_port=0).start()
+        LocalStack(running.folder, api_port=free_port(), db_port=free_port()).start()
+    assert LocalStack(running.folder, api_port=0).start() is False
 
 
 def test_a_taken_port_of_the_gateway_stops_what_was_started(running: LocalStack) -> None:

@@ -208,7 +208,7 @@ async def test_a_refused_key_is_said_once_and_asked_about_again(
     server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.refuses_upgrade_with = (401, b'{"error":"Failed to validate JWT signature"}')
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.WARNING, "websockets.server"):
         async with listening(wakeups(server).run, recorder):
             with anyio.fail_after(5):
                 while server.connects < 3:
