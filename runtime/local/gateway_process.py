@@ -78,6 +78,7 @@ class GatewayProcess:
                 f"Port {self.port} of 127.0.0.1 is taken, so the gateway cannot listen there. "
                 "Choose another with --port, or stop the program that holds it."
             )
+        self._end_child()
         try:
             self._child = self._spawn()
             self._pid_file.write_text(f"{self._child.pid}\n")

@@ -1,0 +1,30 @@
+"""What did a process say before it failed? Logs of one run each, with the run before kept beside."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_LINES: Final = 12
+_BYTES: Final = 16_384
+
+
+def begin_log(log: Path) -> None:
+    """Make room for a new run: what the last one wrote moves to `.log.1`, and what stood there goes."""
+    if log.exists():
+        os.replace(log, log.with_suffix(".log.1"))
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log, to be put under an error message; empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _BYTES))
+            return indented(file.read().decode(errors="replace").splitlines())
+    except OSError:
+        return ""
+
+
+def indented(lines: Iterable[str]) -> str:
+    """The last of these lines, each on one of its own below what was said before."""
+    return "".join(f"\n    {line}" for line in list(lines)[-_LINES:])

