@@ -146,7 +146,7 @@ async def test_a_value_no_json_can_hold_is_refused_and_costs_nobody_else_anythin
     async with running(agents, settings), connect(settings) as stream:
         async with connected(stack.db_url) as connection:
             await until(lambda: settled(connection, "careless.echo", "reader.collect"))
-        with pytest.raises(InvalidValue, match="NaN|nan"):
+        with pytest.raises(InvalidValue, match=r"NaN|nan"):
             await stream.send("odd.input", float("nan"))
         await stream.send_all([Draft("odd.input", number) for number in range(6)])
         await until(lambda: len(seen) == 5)

@@ -78,7 +78,8 @@ async def test_g7_a_gateway_that_is_store_and_socket_is_killed_and_comes_back(st
         stack.kill_gateway()
         await until(lambda: worker.state == "polling")
         await connection.execute(
-            "insert into consciousness_stream (key, value) select 'rest.task', to_jsonb(n) from generate_series(10, 59) n"
+            "insert into consciousness_stream (key, value) "
+            "select 'rest.task', to_jsonb(n) from generate_series(10, 59) n"
         )
         await anyio.to_thread.run_sync(stack.start_gateway)
         await until(lambda: len(seen) == 60 and worker.state == "live")
