@@ -1,20 +1,20 @@
 """What can go wrong, and what to do about it?
 
-    RuntimeFault                    the root: catch this to catch everything the package raises
-    ├── SettingsError               a setting is missing or makes no sense
-    ├── DeclarationError            an agent or a handler is declared wrongly
-    │   └── DiscoveryError          a module or folder of agents cannot be loaded
-    ├── InvalidKey                  a key or a pattern is not one
-    ├── InvalidValue                a value cannot be stored as JSON
-    ├── InvalidPayload              a message's value is not what its handler declared
-    ├── StoreError                  the store refused or could not be reached
-    │   ├── StoreUnavailable        not reached, or an answer did not come: try again
-    │   ├── Unauthorized            a wrong or powerless key
-    │   ├── MigrationMissing        the database lacks our schema, or has another version of it
-    │   └── Refused                 the database understood and said no
-    │       └── Duplicate           the dedup_key was used before
-    ├── WakeupError                 the way in failed in a way an operator must mend
-    └── LocalStackError             the local stack could not do as told
+RuntimeFault                    the root: catch this to catch everything the package raises
+├── SettingsError               a setting is missing or makes no sense
+├── DeclarationError            an agent or a handler is declared wrongly
+│   └── DiscoveryError          a module or folder of agents cannot be loaded
+├── InvalidKey                  a key or a pattern is not one
+├── InvalidValue                a value cannot be stored as JSON
+├── InvalidPayload              a message's value is not what its handler declared
+├── StoreError                  the store refused or could not be reached
+│   ├── StoreUnavailable        not reached, or an answer did not come: try again
+│   ├── Unauthorized            a wrong or powerless key
+│   ├── MigrationMissing        the database lacks our schema, or has another version of it
+│   └── Refused                 the database understood and said no
+│       └── Duplicate           the dedup_key was used before
+├── WakeupError                 the way in failed in a way an operator must mend
+└── LocalStackError             the local stack could not do as told
 """
 
 

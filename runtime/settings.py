@@ -21,15 +21,18 @@ class Settings(BaseSettings):
     )
 
     supabase_url: str | None = Field(
-        default=None, validation_alias=AliasChoices("SUPABASE_URL", "API_URL"),
+        default=None,
+        validation_alias=AliasChoices("SUPABASE_URL", "API_URL"),
         description="The project's URL, such as https://<ref>.supabase.co.",
     )
     supabase_key: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"),
+        default=None,
+        validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"),
         description="The service_role JWT or an sb_secret_… key.",
     )
     database_url: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("DATABASE_URL"),
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL"),
         description="A PostgreSQL URL: adds the direct store, the fast path.",
     )
 
@@ -39,21 +42,33 @@ class Settings(BaseSettings):
 
     concurrency: int = Field(default=100, ge=1, description="Handlers running at once in one worker.")
     pumps: int = Field(default=1, ge=1, le=8, description="Exchanges under way at once in one worker.")
-    lease_seconds: float = Field(default=30, ge=1, description="How long a delivery stays taken without renewal.")
-    drain_seconds: float = Field(default=30, ge=0, description="How long running handlers may finish at shutdown.")
+    lease_seconds: float = Field(
+        default=30, ge=1, description="How long a delivery stays taken without renewal."
+    )
+    drain_seconds: float = Field(
+        default=30, ge=0, description="How long running handlers may finish at shutdown."
+    )
     blocked_loop_seconds: float = Field(
         default=60, ge=1, description="How long a handler may block its event loop before its leases lapse."
     )
-    sweep_seconds: float = Field(default=20, ge=1, description="How often a worker looks though nothing woke it.")
+    sweep_seconds: float = Field(
+        default=20, ge=1, description="How often a worker looks though nothing woke it."
+    )
     poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
     poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when nothing happens.")
-    request_seconds: float = Field(default=15, gt=0, description="How long one request to the store may take.")
+    request_seconds: float = Field(
+        default=15, gt=0, description="How long one request to the store may take."
+    )
     heartbeat_seconds: float = Field(default=25, gt=0, le=30, description="Realtime heartbeat interval.")
-    nonce_seconds: float = Field(default=60, gt=0, description="How often the push path is proved end to end.")
+    nonce_seconds: float = Field(
+        default=60, gt=0, description="How often the push path is proved end to end."
+    )
     nonce_deadline_seconds: float = Field(
         default=10, gt=0, description="How long a nonce may take before the path counts as deaf."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level logged."
+    )
 
     @model_validator(mode="after")
     def _paces_agree(self) -> Self:
@@ -79,4 +94,6 @@ class Settings(BaseSettings):
                 f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
                 for item in error.errors(include_input=False, include_url=False)
             )
-            raise SettingsError(f"The settings are not usable: {wrong}. Mend the environment or .env.") from None
+            raise SettingsError(
+                f"The settings are not usable: {wrong}. Mend the environment or .env."
+            ) from None

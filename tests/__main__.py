@@ -20,7 +20,11 @@ def main() -> int:
         print(f"\n== {name}", flush=True)
         command = [sys.executable, "-m", module, *arguments]
         if module == "importlinter.cli":
-            command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
+            command = [
+                sys.executable,
+                "-c",
+                "from importlinter.cli import lint_imports_command as run; run()",
+            ]
         if subprocess.run(command, check=False).returncode != 0:
             failed.append(name)
         print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)

@@ -240,7 +240,7 @@ def test_patterns_are_checked() -> None:
         agent.on("task.>.x")
     with pytest.raises(DeclarationError, match="at least one pattern"):
         agent.on()
-    with pytest.raises(DeclarationError, match=r'not @agent\.on alone'):
+    with pytest.raises(DeclarationError, match=r"not @agent\.on alone"):
         agent.on(plain)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,9 @@ def settings_of(stack: Any, **overrides: object) -> Settings:
     )
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = DEADLINE_SECONDS) -> None:
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = DEADLINE_SECONDS
+) -> None:
     """Return when the condition holds, looked at every few milliseconds; fail at the deadline."""
     with anyio.fail_after(seconds):
         while True:

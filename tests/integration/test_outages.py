@@ -38,7 +38,8 @@ async def test_g7_the_gateway_is_killed_and_comes_back(stack: Any) -> None:
             nonlocal sent
             for _ in range(count):
                 await connection.execute(
-                    "insert into consciousness_stream (key, value) values ('steady.task', to_jsonb($1::int))", sent
+                    "insert into consciousness_stream (key, value) values ('steady.task', to_jsonb($1::int))",
+                    sent,
                 )
                 sent += 1
 

@@ -43,7 +43,9 @@ class Taken:
     @classmethod
     def from_wire(cls, row: Sequence[Any]) -> "Taken":
         """The order is that of `runtime.describe`."""
-        subscription, attempts, crashes, id_, key, value, agent, _created, correlation, parent, *_, lease = row
+        subscription, attempts, crashes, id_, key, value, agent, _created, correlation, parent, *_, lease = (
+            row
+        )
         return cls(subscription, attempts, crashes, id_, key, value, agent, correlation, parent, lease)
 
     def report(self, **more: Any) -> dict[str, Any]:
@@ -168,7 +170,7 @@ async def insert(connection: Any, key: str, value: Any = None, **columns: Any) -
     """Insert one row by plain SQL, as the seed's writers do; returns its id."""
     given = {"key": key, "value": value, **columns}
     places = ", ".join(f"${place}" for place in range(1, len(given) + 1))
-    statement = f"insert into consciousness_stream ({', '.join(given)}) values ({places}) returning id"  # noqa: S608
+    statement = f"insert into consciousness_stream ({', '.join(given)}) values ({places}) returning id"
     return int(await connection.fetchval(statement, *given.values()))
 
 
