@@ -60,7 +60,12 @@ class Stream:
         self._tasks = tasks
 
     def __repr__(self) -> str:
-        return f"<Stream at {self._store.place}>"
+        return f"<Stream at {self.place}>"
+
+    @property
+    def place(self) -> str:
+        """Where the stream is, for people: a host and port, never a secret."""
+        return self._store.place
 
     async def send(
         self,

@@ -5,18 +5,18 @@ Exit codes: 0 done, or there was nothing to do; 1 it could not be done, or `stat
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from runtime.errors import LocalStackError
+from runtime.cli.faults import Commands
 from runtime.local.stack import LocalStack, StackStatus
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     help="A Supabase-compatible stack on this machine, without Docker: PostgreSQL, REST and Realtime.",
 )
@@ -69,9 +69,8 @@ def start(
 ) -> None:
     """Start the stack, and bring its database up to the migrations; does nothing when it runs already."""
     stack = LocalStack(data_dir, api_port=port, db_port=db_port, database_url=database_url)
-    with _complaints():
-        has_started = stack.start()
-        status = stack.status()
+    has_started = stack.start()
+    status = stack.status()
     if as_json:
         _print_json(status, started=has_started)
         return
@@ -82,8 +81,7 @@ def start(
 @app.command()
 def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Stop the stack; its data stays."""
-    with _complaints():
-        has_stopped = LocalStack(data_dir).stop()
+    has_stopped = LocalStack(data_dir).stop()
     if as_json:
         typer.echo(json.dumps({"stopped": has_stopped}))
         return
@@ -99,8 +97,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say what runs and print its URLs and keys, under the names of `supabase status`."""
-    with _complaints():
-        found = LocalStack(data_dir).status()
+    found = LocalStack(data_dir).status()
     if not found.is_running:
         typer.echo(f"Stopped: {', '.join(found.stopped)}. Start with: runtime local start", err=True)
     printers: dict[Output, Callable[[StackStatus], None]] = {
@@ -118,23 +115,12 @@ def status(
 def reset(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Delete the database with all its data and make it anew from the migrations."""
     stack = LocalStack(data_dir)
-    with _complaints():
-        stack.reset()
-        found = stack.status()
+    stack.reset()
+    found = stack.status()
     if as_json:
         _print_json(found, reset=True)
         return
     typer.echo("Reset the local stack" + (", which runs." if found.is_running else "."), err=True)
-
-
-@contextmanager
-def _complaints() -> Iterator[None]:
-    """Say on one page what went wrong, and end with 1."""
-    try:
-        yield
-    except LocalStackError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def _print_json(status: StackStatus, **more: bool) -> None:

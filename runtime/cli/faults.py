@@ -1,0 +1,40 @@
+"""How does a command end when something goes wrong? One line that says what to do, and exit code 1."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from runtime.errors import RuntimeFault
+
+
+class Commands(TyperGroup):
+    """A group of commands; a fault of ours is told in words, anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was called.
+
+        Raises:
+            typer.Exit: with code 1, after an error was told.
+        """
+        try:
+            return super().invoke(ctx)
+        except RuntimeFault as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except BaseExceptionGroup as group:
+            faults, others = group.split(RuntimeFault)
+            if faults is None or others is not None:
+                raise
+            for text in dict.fromkeys(str(error) for error in _leaves(faults)):
+                typer.echo(f"Error: {text}", err=True)
+            raise typer.Exit(1) from None
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    """The errors in a group, however deep."""
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]

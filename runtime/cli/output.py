@@ -1,0 +1,117 @@
+"""What does a command print, and how? Results go to stdout, everything about them to stderr."""
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
+from rich.console import Console
+from rich.text import Text
+
+from runtime.message import Message, Priority
+from runtime.values import encode
+
+out = Console(highlight=False)
+err = Console(highlight=False, stderr=True)
+
+_LEVEL_STYLES = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+
+
+def print_line(line: Text) -> None:
+    """Print one line: cut at the edge of a terminal, whole into a file or pipe."""
+    out.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=not out.is_terminal)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON text on a line of its own, at once."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, default=_plain) + "\n")
+    sys.stdout.flush()
+
+
+def plain(text: str | None) -> str:
+    """The text without anything a terminal would obey."""
+    return "".join(
+        character if character.isprintable() else f"\\x{ord(character):02x}" for character in text or ""
+    )
+
+
+def message_line(message: Message[Any]) -> Text:
+    """One message on one line."""
+    return Text.assemble(
+        (f"{message.created_at.astimezone():%H:%M:%S}", "dim"),
+        "  ",
+        (f"#{message.id:<6}", "cyan"),
+        " ",
+        (f"{message.key:<20}", "bold"),
+        "  ",
+        (f"{plain(message.agent) or '-':<12}", "magenta"),
+        "  ",
+        encode(message.value),
+    )
+
+
+def message_json(message: Message[Any]) -> dict[str, Any]:
+    """One message as JSON data, under the names of the table's columns."""
+    fields = asdict(message)
+    del fields["attempt"]
+    return fields
+
+
+def print_message(message: Message[Any], *, as_json: bool) -> None:
+    """Print one message."""
+    if as_json:
+        print_json(message_json(message))
+    else:
+        print_line(message_line(message))
+
+
+def start_logs(level: str, *, as_json: bool) -> None:
+    """Send the log to stderr: lines for people, or JSON lines."""
+    handler: logging.Handler
+    if as_json:
+        handler = logging.StreamHandler()
+        handler.setFormatter(
+            JsonFormatter(
+                "{levelname}{name}{message}",
+                style="{",
+                timestamp=True,
+                rename_fields={"levelname": "level", "name": "logger"},
+            )
+        )
+    else:
+        handler = _Lines()
+    root = logging.getLogger()
+    root.handlers = [handler]
+    # Libraries speak up only when something is wrong; their lower levels may hold URLs and headers.
+    root.setLevel(logging.WARNING)
+    logging.getLogger("runtime").setLevel(level.upper())
+
+
+class _Lines(logging.Handler):
+    """One line per record on stderr, coloured where that is wanted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record."""
+        try:
+            line = Text.assemble(
+                (f"{datetime.fromtimestamp(record.created):%H:%M:%S}", "dim"),
+                "  ",
+                (f"{record.levelname.lower():<8}", _LEVEL_STYLES.get(record.levelname, "")),
+                record.getMessage(),
+            )
+            err.print(line, soft_wrap=True)
+            if record.exc_info:
+                err.print(Text(logging.Formatter().formatException(record.exc_info)), soft_wrap=True)
+        except Exception:  # noqa: BLE001 - logging never ends a program; handleError tells of it
+            self.handleError(record)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Priority):
+        return int(value)
+    return json.loads(encode(value))

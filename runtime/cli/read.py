@@ -1,0 +1,42 @@
+"""`runtime read`: messages that are there."""
+
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from runtime.cli.output import err, print_message
+from runtime.cli.place import find_settings
+from runtime.keys import check_pattern
+from runtime.message import Message
+from runtime.stream import connect
+
+
+def read(
+    pattern: Annotated[str, typer.Argument(help="A key, or a pattern: task.* or task.> or just >.")],
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")] = 20,
+    after: Annotated[int | None, typer.Option(help="The oldest with a higher id than this one.")] = None,
+    before: Annotated[int | None, typer.Option(help="Only those with a lower id.")] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="Only the newest message of each key.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """Print the newest messages under a key or pattern, in the order of their ids."""
+    check_pattern(pattern)
+    if latest and (after is not None or before is not None):
+        raise typer.BadParameter(
+            "the newest of each key cannot be asked for in a range of ids", param_hint="--latest"
+        )
+    found = anyio.run(_read, pattern, limit, after, before, latest)
+    for message in found:
+        print_message(message, as_json=as_json)
+    if not found and not as_json:
+        err.print(f"There is no message under {pattern}.", style="dim")
+
+
+async def _read(
+    pattern: str, limit: int, after: int | None, before: int | None, latest: bool
+) -> list[Message[Any]]:
+    async with connect(find_settings()) as stream:
+        if latest:
+            return await stream.latest_of_each(pattern, limit=limit)
+        return await stream.read(pattern, after=after, before=before, limit=limit)

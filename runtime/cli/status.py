@@ -1,0 +1,119 @@
+"""`runtime status`: who runs, what waits, what died."""
+
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from runtime.cli.output import out, plain, print_json
+from runtime.cli.place import find_settings
+from runtime.stream import connect
+
+_GONE_SECONDS = 60
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Show the subscriptions with what waits for them, the workers, and what needs a person."""
+    place, stats = anyio.run(_stats)
+    if as_json:
+        print_json({"place": place, **stats})
+        return
+    out.print(f"{place}: about {stats['messages']:,} messages, the last is #{stats['last_message'] or 0}")
+    if stats["subscriptions"]:
+        out.print(_subscriptions(stats))
+    if stats["workers"]:
+        out.print(_workers(stats))
+    for line in advice(stats):
+        out.print(Text.assemble(("! ", "yellow"), line))
+
+
+async def _stats() -> tuple[str, dict[str, Any]]:
+    async with connect(find_settings()) as stream:
+        return stream.place, await stream.stats()
+
+
+def _subscriptions(stats: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("subscription")
+    table.add_column("patterns", overflow="fold")
+    for name in ("workers", "due", "running", "later", "dead", "oldest"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for each in stats["subscriptions"]:
+        oldest = each["oldest_seconds"]
+        state = "paused" if each["paused"] else "" if each["settled"] else "settling"
+        table.add_row(
+            each["name"],
+            " ".join(each["patterns"]),
+            str(each["workers"]),
+            str(each["fresh"]),
+            str(each["leased"]),
+            str(each["waiting"] + each["parked"]),
+            Text(str(each["dead"]), style="red" if each["dead"] else ""),
+            "" if oldest is None else duration(oldest),
+            Text(state, style="yellow"),
+        )
+    return table
+
+
+def _workers(stats: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("worker", "state", "woken by", "seen"):
+        table.add_column(name)
+    for each in stats["workers"]:
+        is_gone = each["seen_seconds"] > _GONE_SECONDS
+        table.add_row(
+            plain(each["name"]),
+            Text("gone", style="red") if is_gone else "asleep" if each["asleep"] else "awake",
+            ", ".join(plain(way) for way in each["announce"]) or "polling",
+            f"{duration(each['seen_seconds'])} ago",
+        )
+    return table
+
+
+def advice(stats: dict[str, Any]) -> list[str]:
+    """What a person should know or do, one line each."""
+    lines = []
+    if not stats["subscriptions"]:
+        lines.append("No agent has subscribed yet: runtime run PATH")
+    unsettled = [each["name"] for each in stats["subscriptions"] if not each["settled"]]
+    if unsettled:
+        oldest = stats["oldest_transaction_seconds"]
+        why = (
+            f"a writing transaction has been open for {duration(oldest)} somewhere in this database cluster"
+            if oldest
+            else "a worker that runs it brings it there"
+        )
+        lines.append(f"Not settled, so nothing is taken yet: {', '.join(unsettled)}; {why}.")
+    idle = [
+        each["name"]
+        for each in stats["subscriptions"]
+        if not each["workers"] and not each["paused"] and each["fresh"] + each["waiting"] + each["parked"]
+    ]
+    if idle:
+        lines.append(f"Work waits and no worker runs: {', '.join(idle)}")
+    paused = [each["name"] for each in stats["subscriptions"] if each["paused"]]
+    if paused:
+        lines.append(f"Paused, its work gathers: {', '.join(paused)}")
+    if stats["dead_letters"]:
+        lines.append(
+            f"{stats['dead_letters']:,} dead letters; their errors are in runtime.dead_letters. "
+            "When mended: select stream_redrive(subscription => 'agent.handler')"
+        )
+    if not stats["broadcast"]:
+        lines.append(
+            "Realtime broadcast from the database is not there; postgres_changes and polling work without it."
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would use."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
