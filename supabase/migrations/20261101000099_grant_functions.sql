@@ -1,4 +1,4 @@
--- service_role runs workers; nobody else may call anything.
+-- service_role runs workers; nobody else may call anything. Kept last, so that it speaks of every function.
 
 do $$
 declare
