@@ -105,14 +105,14 @@ begin
           and exists (select from public.consciousness_stream m where m.id = l.message_id)
         order by l.id limit max for update of l skip locked
     ), made as (
-        insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
+        insert into runtime.deliveries as d (message_id, subscription, priority, marks, sole, heavy, ordered_key)
         select distinct on (c.message_id, c.subscription)
                c.message_id, c.subscription, case when s.ordered then 0 else (c.message ->> 'priority')::smallint end,
                false, false, true, case when s.ordered then c.key end
         from chosen c join runtime.subscriptions s on s.id = c.subscription
         order by c.message_id, c.subscription
         on conflict do nothing
-        returning subscription
+        returning d.subscription
     ), gone as (
         delete from runtime.dead_letters l using chosen c where l.id = c.id returning l.id
     )
