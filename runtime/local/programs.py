@@ -105,17 +105,36 @@ class Programs:
 
 def _copied(account: Account, binaries: Path, copy: Path) -> Path:
     package = binaries.parent.parent
-    copied = copy / package.name / "pginstall" / "bin"
-    if account.can_run(copied / "initdb"):
-        return copied
+    within = Path(package.name, "pginstall")
+    if account.can_run(copy / within / "bin" / "initdb"):
+        return copy / within / "bin"
     logger.info("Copying the programs of PostgreSQL to %s", copy)
+    # Made aside and then renamed, so that one cut short is never taken for whole.
+    unfinished = copy.with_name(f"{copy.name}.unfinished")
     try:
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(binaries.parent, copied.parent, symlinks=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(binaries.parent, unfinished / within, symlinks=True)
         # The programs find their libraries by the way from one folder to the other.
         libraries = package.parent / f"{package.name}.libs"
         if libraries.is_dir():
-            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
-    except (OSError, shutil.Error) as error:
-        raise LocalStackError(f"The programs of PostgreSQL could not be copied to {copy}: {error}") from error
-    return copied
+            shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
+        shutil.rmtree(copy, ignore_errors=True)
+        unfinished.rename(copy)
+    except OSError as error:
+        raise LocalStackError(
+            f"The programs of PostgreSQL could not be copied to {copy}: {_reason(error)}. Make room there, "
+            "or choose another place with --data-dir. "
+            f"They are copied since the account PostgreSQL runs as cannot read {package}."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return copy / within / "bin"
+
+
+def _reason(error: OSError) -> str:
+    """Why a file could not be copied; of many in a tree, why the first could not."""
+    if isinstance(error, shutil.Error):
+        # Its only argument is a list of (from, to, why), and why is the text of an OSError.
+        first: str = error.args[0][0][2]
+        return first.partition("] ")[2].partition(":")[0] or first
+    return error.strerror or str(error)

