@@ -16,7 +16,6 @@ create function runtime.store(messages jsonb) returns jsonb
 language plpgsql set search_path = '' as $$
 declare
     reserved text[];
-    earlier jsonb := '{}';
     ids bigint[];
     places bigint[];
 begin
@@ -58,7 +57,8 @@ begin
     ), stored as (
         insert into public.consciousness_stream
             (key, value, agent, deliver_at, expires_at, priority, dedup_key, correlation_id, parent_id, headers)
-        select w.key, w.value, w.agent,
+        -- A missing key is a bad one, and refused in the words of check_key.
+        select coalesce(w.key, ''), w.value, w.agent,
                coalesce(clock_timestamp() + make_interval(secs => w.delay), w.deliver_at),
                coalesce(clock_timestamp() + make_interval(secs => w.expires_in), w.expires_at),
                coalesce(w.priority, 0), w.dedup_key, w.correlation_id, w.parent_id, w.headers
