@@ -179,3 +179,19 @@ async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 20
     with anyio.fail_after(seconds):
         while not await condition():
             await anyio.sleep(0.005)
+
+
+async def advance(connection: Any, seconds: float) -> None:
+    """Let so much time pass: the times in the rows move into the past, since the kernel has no second clock."""
+    await connection.execute(
+        "update runtime.deliveries set visible_at = visible_at - make_interval(secs => $1) "
+        "where visible_at < 'infinity'", seconds,
+    )  # fmt: skip
+    await connection.execute(
+        "update consciousness_stream set created_at = created_at - make_interval(secs => $1), "
+        "deliver_at = deliver_at - make_interval(secs => $1), expires_at = expires_at - make_interval(secs => $1)",
+        seconds,
+    )
+    await connection.execute(
+        "update runtime.dedup set forget_at = forget_at - make_interval(secs => $1)", seconds
+    )
