@@ -66,6 +66,11 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
         from runtime.wakeups.notify import NotifyWakeups
 
         sources.append(NotifyWakeups(settings.database_url.get_secret_value(), worker, settings=settings))
+    if settings.webhook:
+        from runtime.wakeups.webhook import WebhookWakeups
+
+        secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
+        sources.append(WebhookWakeups(settings.webhook, secret, patterns=patterns))
     return sources
 
 

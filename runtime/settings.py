@@ -40,6 +40,13 @@ class Settings(BaseSettings):
     postgres_changes: bool = Field(default=True, description="Listen to Realtime postgres_changes.")
     notify: bool = Field(default=True, description="LISTEN for NOTIFY when there is a direct connection.")
 
+    webhook: str | None = Field(
+        default=None, description="HOST:PORT where a Supabase Database Webhook may post, as one more wake-up."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="What the webhook sends as `authorization: Bearer …` or `x-webhook-secret`."
+    )
+
     concurrency: int = Field(default=100, ge=1, description="Handlers running at once in one worker.")
     pumps: int = Field(default=1, ge=1, le=8, description="Exchanges under way at once in one worker.")
     lease_seconds: float = Field(

@@ -27,6 +27,13 @@ def run(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Handlers running at once, where they do not say.")
     ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Let a Supabase Database Webhook wake the agents too; its secret is RUNTIME_WEBHOOK_SECRET.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no line per attempt.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
@@ -34,7 +41,7 @@ def run(
 ) -> None:
     """Run agents until Ctrl-C or SIGTERM; then running handlers finish, and nothing is lost."""
     agents = discover(paths)
-    settings = find_settings(concurrency=concurrency)
+    settings = find_settings(concurrency=concurrency, webhook=webhook)
     start_logs(settings.log_level, as_json=as_json)
     worker = Worker(agents, settings, observer=None if quiet else _print_json if as_json else _print)
     if not as_json:

@@ -1,0 +1,202 @@
+"""How does a Supabase Database Webhook reach a worker? By a small HTTP server that takes each POST as one more hint.
+
+It is no path that can be live: only the database posts, and nothing here can make it post a nonce. So it wakes, and
+polling or another path goes on beside it.
+"""
+
+import errno
+import hmac
+import json
+import logging
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from runtime.errors import SettingsError
+from runtime.keys import matches
+from runtime.wakeups import Listener, Path
+
+_log = logging.getLogger("runtime.wakeups")
+_MAX_BODY_BYTES = 2**20
+_RETRY_SECONDS = 2.0
+_TABLE = ("public", "consciousness_stream")
+
+
+class WebhookWakeups:
+    """Wake-ups by HTTP: the INSERT that `supabase_functions.http_request` posts, from whoever knows the secret.
+
+    Args:
+        address: where to listen, as HOST:PORT.
+        secret: what the webhook must send as `authorization: Bearer …` or as `x-webhook-secret`; None only on
+            an address that nobody else can reach.
+        patterns: what the worker's handlers listen to; a message under any other key wakes nobody.
+
+    Raises:
+        SettingsError: `address` is none, or it can be reached from outside and there is no secret.
+    """
+
+    paths: tuple[Path, ...] = ()
+
+    def __init__(self, address: str, secret: str | None, *, patterns: Sequence[str]) -> None:
+        self.host, self.port = _parse(address)
+        if not secret and not _is_loopback(self.host):
+            raise SettingsError(
+                f"The webhook would listen on {address}, which others can reach, and has no secret. Set "
+                "RUNTIME_WEBHOOK_SECRET, and send it from the webhook as the header `authorization: Bearer …`."
+            )
+        self._secret = secret.encode() if secret else None
+        self._patterns = tuple(patterns)
+        self._said = ""
+
+    def doubt(self) -> None:
+        """Nothing here can be proved, so nothing is doubted."""
+
+    async def run(self, listener: Listener) -> None:
+        """Listen until cancelled; while another process has the port, ask for it again and again."""
+        while True:
+            try:
+                listening = _bind(self.host, self.port)
+            except OSError as error:
+                self._say(error)
+                await anyio.sleep(_RETRY_SECONDS)
+                continue
+            self._said = ""
+            _log.info("the webhook listens at http://%s:%d/", self.host, listening.getsockname()[1])
+            await self._serve(listening, listener)
+
+    def app(self, listener: Listener) -> Starlette:
+        """The HTTP application: any path, POST alone."""
+
+        async def receive(request: Request) -> Response:
+            return await self._receive(request, listener)
+
+        return Starlette(routes=[Route("/{path:path}", receive, methods=["POST"])])
+
+    async def _serve(self, listening: socket.socket, listener: Listener) -> None:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                self.app(listener),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+                limit_concurrency=100,
+            )
+        )
+        try:
+            await server.serve(sockets=[listening])
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+                if server.started:
+                    await server.shutdown(sockets=[listening])
+            listening.close()
+
+    async def _receive(self, request: Request, listener: Listener) -> Response:
+        if not self._knows_secret(request):
+            return PlainTextResponse("The secret is missing or wrong.\n", 401)
+        try:
+            body = await _body(request)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if body is None:
+            # Whoever knows the secret has something to tell, though it is more than is read here.
+            listener.wake("webhook")
+            return PlainTextResponse(f"More than {_MAX_BODY_BYTES} bytes: taken as a hint, not read.\n", 413)
+        try:
+            record = _record(json.loads(body))
+        except (ValueError, RecursionError) as error:
+            text = str(error) if isinstance(error, _NotOurs) else "This is not JSON."
+            return PlainTextResponse(f"{text}\n", 400)
+        if any(matches(pattern, record["key"]) for pattern in self._patterns):
+            listener.wake("webhook", record["id"])
+        return Response(status_code=202)
+
+    def _knows_secret(self, request: Request) -> bool:
+        if self._secret is None:
+            return True
+        given = request.headers.get("x-webhook-secret", "")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and not given:
+            given = token.strip()
+        return hmac.compare_digest(given.encode("latin-1"), self._secret)
+
+    def _say(self, error: OSError) -> None:
+        """Log once why the port cannot be had."""
+        why = "another process has it" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        if why != self._said:
+            self._said = why
+            _log.error(
+                "the webhook cannot listen at %s:%d: %s. The other ways in go on; trying again every %.0f s.",
+                self.host,
+                self.port,
+                why,
+                _RETRY_SECONDS,
+            )
+
+
+class _NotOurs(ValueError):
+    """JSON, but not what a webhook on the stream posts."""
+
+
+def _record(payload: Any) -> dict[str, Any]:
+    """The message's id and key out of what was posted."""
+    if not isinstance(payload, dict) or payload.get("type") != "INSERT":
+        raise _NotOurs("Expected a Database Webhook for INSERT: tick Insert alone in the webhook's events.")
+    if (payload.get("schema"), payload.get("table")) != _TABLE:
+        raise _NotOurs("Expected a Database Webhook on public.consciousness_stream.")
+    record = payload.get("record")
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("key"), str)
+        or type(record.get("id")) is not int
+    ):
+        raise _NotOurs("The record has no id and key.")
+    return record
+
+
+async def _body(request: Request) -> bytes | None:
+    """The request's body, or None when it is too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            return None
+    return bytes(body)
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise SettingsError(
+            f"{address!r} is no address for the webhook. Write HOST:PORT, as in 127.0.0.1:8787."
+        )
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(place)
+    except OSError:
+        listening.close()
+        raise
+    return listening
