@@ -10,6 +10,8 @@ create table runtime.subscriptions (
     marks_processed boolean not null,
     max_attempts integer not null default 5 check (max_attempts >= 1),
     max_crashes integer not null default 5 check (max_crashes >= 1),
+    -- Whether a dead letter holds up its key until it is redriven or discarded; else the next passes.
+    dead_blocks boolean not null default false check (ordered or not dead_blocks),
     start text not null default 'latest' check (start in ('latest', 'earliest')),
     -- The start of the worker that declared it: an older worker may not take a declaration back.
     declared_at timestamptz not null,
@@ -71,6 +73,9 @@ create table runtime.runs (
     traceback text,
     primary key (message_id, subscription, ended_at)
 );
+-- Attempts end nearly in the order of time, so a summary of blocks finds the last minute at hardly any cost.
+create index runs_ended on runtime.runs using brin (ended_at) with (pages_per_range = 16, autosummarize = on);
+create index runs_failed on runtime.runs (subscription, ended_at) where error is not null;
 comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed or expired.';
 
 create table runtime.dead_letters (

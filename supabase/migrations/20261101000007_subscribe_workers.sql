@@ -24,7 +24,7 @@ begin
     for declared in
         select s.* from jsonb_to_recordset(subscriptions) as s (
             name text, agent text, patterns text[], ordered boolean, max_attempts integer,
-            max_crashes integer, start text, marks_processed boolean
+            max_crashes integer, start text, marks_processed boolean, dead_blocks boolean
         ) order by s.name
     loop
         if caller is not null and declared.agent is distinct from caller then
@@ -36,6 +36,11 @@ begin
                 message = format('%L is not a subscription name', declared.name),
                 hint = 'A subscription is named agent.handler.';
         end if;
+        if declared.agent is distinct from split_part(declared.name, '.', 1) then
+            raise exception using errcode = '22023',
+                message = format('subscription %s cannot belong to agent %L', declared.name, declared.agent),
+                hint = 'A subscription is named agent.handler, after the agent it belongs to.';
+        end if;
         if coalesce(cardinality(declared.patterns), 0) = 0 then
             raise exception using errcode = '22023', message = format('subscription %s has no patterns', declared.name);
         end if;
@@ -43,9 +48,11 @@ begin
 
         known := null;
         insert into runtime.subscriptions as s
-            (name, agent, patterns, ordered, marks_processed, max_attempts, max_crashes, start, declared_at)
+            (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
+             declared_at)
         values (
             declared.name, declared.agent, declared.patterns, coalesce(declared.ordered, false),
+            coalesce(declared.dead_blocks, false),
             coalesce(declared.marks_processed,
                      not exists (select from unnest(declared.patterns) as p where p ~ '[*>]')),
             coalesce(declared.max_attempts, 5), coalesce(declared.max_crashes, 5),
@@ -53,12 +60,18 @@ begin
         )
         on conflict (name) do update
             set agent = excluded.agent, patterns = excluded.patterns, ordered = excluded.ordered,
-                marks_processed = excluded.marks_processed, max_attempts = excluded.max_attempts,
-                max_crashes = excluded.max_crashes, declared_at = excluded.declared_at
+                dead_blocks = excluded.dead_blocks, marks_processed = excluded.marks_processed,
+                max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
+                declared_at = excluded.declared_at,
+                -- Newly ordered: writers that still see it otherwise must end before an order can be kept.
+                settled = s.settled and (s.ordered or not excluded.ordered),
+                settling_fenced = s.settling_fenced and (s.ordered or not excluded.ordered),
+                settling_xid = case when s.ordered or not excluded.ordered then s.settling_xid end
             where s.declared_at < excluded.declared_at
-              and (s.patterns, s.ordered, s.marks_processed, s.max_attempts, s.max_crashes, s.agent)
-                  is distinct from (excluded.patterns, excluded.ordered, excluded.marks_processed,
-                                    excluded.max_attempts, excluded.max_crashes, excluded.agent)
+              and (s.patterns, s.ordered, s.dead_blocks, s.marks_processed, s.max_attempts, s.max_crashes, s.agent)
+                  is distinct from (excluded.patterns, excluded.ordered, excluded.dead_blocks,
+                                    excluded.marks_processed, excluded.max_attempts, excluded.max_crashes,
+                                    excluded.agent)
         returning s.id into known;
         if known is not null then
             delete from runtime.patterns p
@@ -66,6 +79,9 @@ begin
             insert into runtime.patterns (pattern, subscription)
             select distinct p, known from unnest(declared.patterns) as p
             on conflict do nothing;
+            if not coalesce(declared.dead_blocks, false) then
+                perform runtime.release_dead(known);
+            end if;
         end if;
     end loop;
 
@@ -90,7 +106,7 @@ end
 $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Records the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
-    'max_attempts, max_crashes, start, marks_processed}]; a declaration gives way only to a later started worker''s.';
+    'dead_blocks, max_attempts, max_crashes, start, marks_processed}]; a declaration gives way only to a later started worker''s.';
 
 create function runtime.backfill(target runtime.subscriptions) returns boolean
 language plpgsql set search_path = '' as $$
@@ -130,6 +146,15 @@ $$;
 comment on function runtime.backfill(runtime.subscriptions) is
     'Delivers one page (5,000 messages) of history to a new subscription; true when there is no more.';
 
+create function runtime.begin_order(target integer) returns void
+language sql set search_path = '' as $$
+    -- What was written while it was declared unordered.
+    update runtime.deliveries d set ordered_key = m.key, priority = 0
+    from public.consciousness_stream m
+    where d.subscription = target and d.ordered_key is null and m.id = d.message_id
+$$;
+comment on function runtime.begin_order(integer) is 'Puts the waiting deliveries of a newly ordered subscription in order.';
+
 create function runtime.settle(wanted integer[]) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -152,7 +177,12 @@ begin
         elsif pg_snapshot_xmin(pg_current_snapshot()) > s.settling_xid then
             -- Everyone who could have missed the subscription has ended; what they wrote is history now.
             if s.start = 'latest' or runtime.backfill(s) then
-                update runtime.subscriptions x set settled = true where x.id = s.id;
+                if s.ordered then
+                    perform runtime.begin_order(s.id);
+                end if;
+                -- It may have to settle again, but its history is read once.
+                update runtime.subscriptions x set settled = true, backfilled_to = 9223372036854775807
+                where x.id = s.id;
             end if;
         end if;
     end loop;

@@ -75,7 +75,8 @@ begin
     from (select distinct * from unnest(subscriptions, keys) as e (subscription, key)) ended
     cross join lateral (
         select n.message_id from runtime.deliveries n
-        where n.subscription = ended.subscription and n.ordered_key = ended.key and n.visible_at = 'infinity'
+        where n.subscription = ended.subscription and n.ordered_key = ended.key
+          and n.visible_at = 'infinity' and n.lease is null
         order by n.message_id limit 1
     ) next
     where d.message_id = next.message_id and d.subscription = ended.subscription;
@@ -104,6 +105,12 @@ $$;
 comment on function runtime.after_end(bigint[], integer[], boolean[], boolean[], text[]) is
     'What follows the deletion of deliveries, in later statements of the same transaction.';
 
+create function runtime.dead_lease() returns uuid
+language sql immutable parallel safe set search_path = '' as $$
+    select '00000000-0000-0000-0000-000000000000'::uuid
+$$;
+comment on function runtime.dead_lease() is 'The lease of a dead letter that holds up its ordered key: nobody draws it.';
+
 create function runtime.bury(
     ids bigint[], subscriptions integer[], reasons text[], errors text[], tracebacks text[]
 ) returns void
@@ -112,26 +119,38 @@ declare
     gone record;
 begin
     with victims as (
-        select * from unnest(ids, subscriptions, reasons, errors, tracebacks)
+        select v.*, s.name, s.ordered and s.dead_blocks as blocks
+        from unnest(ids, subscriptions, reasons, errors, tracebacks)
             as v (id, subscription, reason, error, traceback)
+        join runtime.subscriptions s on s.id = v.subscription
+    ), blocking as (
+        -- It stays at the head of its key, leased to nobody for ever, until somebody redrives or discards it.
+        update runtime.deliveries d set lease = runtime.dead_lease(), visible_at = 'infinity'
+        from victims v
+        where v.blocks and d.message_id = v.id and d.subscription = v.subscription
+        returning d.message_id, d.subscription
     ), ended as (
         delete from runtime.deliveries d using victims v
-        where d.message_id = v.id and d.subscription = v.subscription
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key, v.reason, v.error, v.traceback
+        where not v.blocks and d.message_id = v.id and d.subscription = v.subscription
+        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+    ), buried as (
+        select e.message_id, e.subscription from ended e
+        union all
+        select b.message_id, b.subscription from blocking b
     ), letters as (
         insert into runtime.dead_letters
             (message_id, subscription, subscription_name, key, message, reason, error, traceback, attempts)
-        select e.message_id, e.subscription, s.name, m.key, to_jsonb(m), e.reason, e.error, e.traceback,
+        select b.message_id, b.subscription, v.name, m.key, to_jsonb(m), v.reason, v.error, v.traceback,
                coalesce((
                    select jsonb_agg(jsonb_build_object(
                        'attempt', r.attempt, 'outcome', r.outcome, 'worker', r.worker, 'seconds', r.seconds,
                        'ended_at', r.ended_at, 'error', r.error, 'traceback', r.traceback) order by r.ended_at)
                    from runtime.runs r
-                   where r.message_id = e.message_id and r.subscription = e.subscription
+                   where r.message_id = b.message_id and r.subscription = b.subscription
                ), '[]')
-        from ended e
-        join runtime.subscriptions s on s.id = e.subscription
-        join public.consciousness_stream m on m.id = e.message_id
+        from buried b
+        join victims v on v.id = b.message_id and v.subscription = b.subscription
+        join public.consciousness_stream m on m.id = b.message_id
     )
     select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
            array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys

@@ -1,4 +1,4 @@
--- What an operator does: pause, replay, redrive, prune, look.
+-- What an operator does: pause, replay, prune, look.
 
 create function runtime.subscription_of(name text) returns runtime.subscriptions
 language plpgsql stable set search_path = '' as $$
@@ -84,49 +84,6 @@ $$;
 comment on function public.stream_replay(text, timestamptz, timestamptz, text, bigint[], boolean) is
     'Delivers history to a subscription again; a delivery still pending is left as it is. With dry_run, only counts.';
 
-create function public.stream_redrive(
-    ids bigint[] default null, subscription text default null, max integer default 1000
-) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    letters record;
-    caller text := runtime.caller_agent();
-begin
-    if ids is null and subscription is null then
-        raise exception using errcode = '22023', message = 'say which dead letters: ids or a subscription';
-    end if;
-    with chosen as (
-        select l.* from runtime.dead_letters l
-        join runtime.subscriptions s on s.id = l.subscription
-        where (stream_redrive.ids is null or l.id = any (stream_redrive.ids))
-          and (stream_redrive.subscription is null or l.subscription_name = stream_redrive.subscription)
-          and (caller is null or s.agent = caller)
-          and exists (select from public.consciousness_stream m where m.id = l.message_id)
-        order by l.id limit max for update of l skip locked
-    ), made as (
-        insert into runtime.deliveries as d (message_id, subscription, priority, marks, sole, heavy, ordered_key)
-        select distinct on (c.message_id, c.subscription)
-               c.message_id, c.subscription, case when s.ordered then 0 else (c.message ->> 'priority')::smallint end,
-               false, false, true, case when s.ordered then c.key end
-        from chosen c join runtime.subscriptions s on s.id = c.subscription
-        order by c.message_id, c.subscription
-        on conflict do nothing
-        returning d.subscription
-    ), gone as (
-        delete from runtime.dead_letters l using chosen c where l.id = c.id returning l.id
-    )
-    select (select count(*) from gone) as redriven, (select array_agg(distinct m.subscription) from made m) as woken
-    into letters;
-    if letters.woken is not null then
-        perform runtime.wake_sleepers(letters.woken, '{}');
-    end if;
-    return json_build_object('redriven', letters.redriven);
-end
-$$;
-comment on function public.stream_redrive(bigint[], text, integer) is
-    'Delivers dead letters again, with fresh attempts; those whose message was pruned stay where they are.';
-
 create function public.stream_prune(
     older_than_seconds double precision, max integer default 10000, after bigint default 0
 ) returns json
@@ -171,7 +128,6 @@ begin
     get diagnostics pruned = row_count;
     delete from runtime.runs r where r.message_id = any (batch)
         and not exists (select from public.consciousness_stream m where m.id = r.message_id);
-    delete from runtime.dedup d where d.forget_at < clock_timestamp();
     return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', batch[cardinality(batch)]);
 end
 $$;
@@ -196,7 +152,7 @@ language sql stable security definer set search_path = ''
                 'id', s.id, 'name', s.name, 'agent', s.agent, 'patterns', s.patterns, 'ordered', s.ordered,
                 'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
                 'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
-                'parked', coalesce(b.parked, 0),
+                'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
                 'dead', (select count(*) from runtime.dead_letters l where l.subscription = s.id),
                 'oldest_seconds', (
                     select extract(epoch from clock_timestamp() - m.created_at)
@@ -209,9 +165,10 @@ language sql stable security definer set search_path = ''
             left join (
                 select d.subscription,
                        count(*) filter (where d.visible_at is null) as fresh,
-                       count(*) filter (where d.lease is not null) as leased,
+                       count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as leased,
                        count(*) filter (where d.visible_at < 'infinity' and d.lease is null) as waiting,
-                       count(*) filter (where d.visible_at = 'infinity') as parked,
+                       count(*) filter (where d.visible_at = 'infinity' and d.lease is null) as parked,
+                       count(*) filter (where d.visible_at = 'infinity' and d.lease is not null) as blocked,
                        min(d.message_id) as oldest
                 from runtime.deliveries d group by d.subscription
             ) b on b.subscription = s.id), '[]'),
