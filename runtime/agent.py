@@ -33,6 +33,7 @@ class Handler:
         concurrency: how many may run at once in one worker, or None for the worker's own limit.
         emits: the key under which what it returns is written, or None.
         ordered: whether messages of one key are handled one after another, in the order they were written.
+        dead_blocks: whether a dead letter holds up its key until somebody redrives or discards it.
         start: whether a new subscription gets what is written from now on, or all there is.
         timeout: seconds one attempt may take, or None for no limit.
     """
@@ -46,6 +47,7 @@ class Handler:
     concurrency: int | None
     emits: str | None
     ordered: bool
+    dead_blocks: bool
     start: Start
     timeout: float | None
     signature: Signature = field(repr=False)
@@ -111,6 +113,7 @@ class Agent:
         concurrency: int | None = None,
         emits: str | None = None,
         ordered: bool = False,
+        dead_blocks: bool = False,
         start: Start = "latest",
         timeout: float | None = None,
         name: str | None = None,
@@ -125,6 +128,8 @@ class Agent:
             concurrency: how many may run at once in one worker.
             emits: the key under which what the function returns is written.
             ordered: handle messages of one key one after another.
+            dead_blocks: with `ordered`, a dead letter holds up its key until it is redriven or discarded;
+                otherwise the next message passes it.
             start: "earliest" makes a new subscription begin with all there is, "latest" with what comes.
             timeout: seconds one attempt may take.
             name: the handler's name instead of the function's; work waiting in the store is found by it.
@@ -141,6 +146,7 @@ class Agent:
             "concurrency": _concurrency(concurrency),
             "emits": _emits(emits),
             "ordered": bool(ordered),
+            "dead_blocks": _dead_blocks(dead_blocks, ordered),
             "start": _start(start),
             "timeout": _timeout(timeout),
         }
@@ -225,6 +231,14 @@ def _concurrency(limit: object) -> int | None:
     if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
         return limit
     raise DeclarationError(f"@agent.on(concurrency=…) must be a whole number of 1 or more, not {limit!r}.")
+
+
+def _dead_blocks(dead_blocks: bool, ordered: bool) -> bool:
+    if dead_blocks and not ordered:
+        raise DeclarationError(
+            "@agent.on(dead_blocks=True) needs ordered=True: without an order nothing waits."
+        )
+    return bool(dead_blocks)
 
 
 def _start(start: object) -> Start:

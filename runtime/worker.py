@@ -185,6 +185,7 @@ def _subscription(handler: Handler) -> Subscription:
         agent=handler.agent,
         patterns=handler.patterns,
         ordered=handler.ordered,
+        dead_blocks=handler.dead_blocks,
         start=handler.start,
         max_attempts=handler.retry.attempts,
     )

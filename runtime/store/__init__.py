@@ -22,6 +22,12 @@ __all__ = [
 
 T = TypeVar("T")
 
+# Which dead letters are meant.
+_LETTERS = {
+    "ids": "bigint[]", "subscription": "text", "pattern": "text", "older_than_seconds": "double precision",
+    "error": "text", "max": "integer",
+}  # fmt: skip
+
 # The SQL functions and the types of their arguments. JSON arguments travel as text, written once.
 FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_send": {"messages": "jsonb"},
@@ -38,7 +44,18 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_stats": {},
     "stream_pause": {"subscription": "text"},
     "stream_resume": {"subscription": "text"},
-    "stream_redrive": {"ids": "bigint[]", "subscription": "text", "max": "integer"},
+    "stream_replay": {
+        "subscription": "text", "since": "timestamptz", "until": "timestamptz", "pattern": "text",
+        "ids": "bigint[]", "dry_run": "boolean",
+    },
+    "stream_dead": {**_LETTERS, "before": "bigint", "details": "boolean"},
+    "stream_redrive": {**_LETTERS, "dry_run": "boolean"},
+    "stream_discard": {**_LETTERS, "dry_run": "boolean"},
+    "stream_remove": {"subscription": "text", "dry_run": "boolean"},
+    "stream_prune": {"older_than_seconds": "double precision", "max": "integer", "after": "bigint"},
+    "stream_maintain": {
+        "worker": "uuid", "retention_seconds": "double precision", "after": "bigint", "max": "integer",
+    },
     "stream_install_realtime": {},
 }  # fmt: skip
 
@@ -67,6 +84,7 @@ class Subscription:
     agent: str
     patterns: tuple[str, ...]
     ordered: bool = False
+    dead_blocks: bool = False
     start: Literal["latest", "earliest"] = "latest"
     max_attempts: int = 5
     max_crashes: int = 5
