@@ -12,8 +12,8 @@ class Settings(BaseSettings):
     """Everything that can be set from outside, with its default.
 
     Names in the environment are the field names in capitals with the prefix `RUNTIME_`, but for the Supabase
-    variables, which keep the names every Supabase project uses. A `.env` file in the working directory is
-    read too; the environment wins.
+    variables, which keep the names every Supabase project uses; those of `supabase status -o env` do too. A
+    `.env` file in the working directory is read as well; the environment wins.
     """
 
     model_config = SettingsConfigDict(
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     )
     supabase_key: SecretStr | None = Field(
         default=None,
-        validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY"),
+        validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY", "SERVICE_ROLE_KEY"),
         description="The service_role JWT or an sb_secret_… key.",
     )
     database_url: SecretStr | None = Field(

@@ -1,36 +1,66 @@
 """The command `runtime`: one file per command, each loaded when it is called.
 
 Exit codes: 0 done; 1 it could not be done, and stderr says why and what to do; 2 the command line makes no sense;
-130 ended by Ctrl-C, 143 by a second SIGTERM.
+130 ended by Ctrl-C, 143 by SIGTERM where a command does not drain, or by a second one where it does.
 """
 
-from importlib.metadata import version
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
-from runtime.cli import demo, local, read, run, send, status, tail
 from runtime.cli.faults import Commands
 
+# What the list of commands says of each: so that printing it loads none of them.
+COMMANDS: Final = {
+    "demo": "Watch four agents turn notes into a site.",
+    "run": "Run agents until Ctrl-C or SIGTERM.",
+    "send": "Write one message.",
+    "tail": "Print messages as they are written.",
+    "read": "Print messages that are there.",
+    "status": "Say who runs, what waits and what died.",
+    "local": "A Supabase-compatible stack on this machine, without Docker.",
+}
+
+
+class _LoadedWhenCalled(Commands):
+    """The commands by name; the module of one is imported when it is called, or its own help is asked for."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command these arguments begin with, and load it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and _load(name), rest
+
+
+def _load(name: str | None) -> Any:
+    """The command in the file of this name: a function, or an app with commands of its own."""
+    module = import_module(f"runtime.cli.{name}")
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(add_completion=False)
+        app.command(name)(getattr(module, str(name)))
+    return typer.main.get_command(app)
+
+
 app = typer.Typer(
-    cls=Commands,
+    cls=_LoadedWhenCalled,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents that wake on a row: a realtime event-driven agent runtime on Supabase.",
     epilog="Commands find the stream by SUPABASE_URL and a key, or DATABASE_URL, else the local stack that runs.",
 )
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("send")(send.send)
-app.command("tail")(tail.tail)
-app.command("read")(read.read)
-app.command("status")(status.status)
-app.add_typer(local.app, name="local")
 
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
+        from importlib.metadata import version
+
         typer.echo(f"agent-runtime {version('agent-runtime')}")
         raise typer.Exit
 

@@ -17,6 +17,7 @@ from runtime.local.stack import LocalStack, StackStatus
 
 app = typer.Typer(
     cls=Commands,
+    add_completion=False,
     no_args_is_help=True,
     help="A Supabase-compatible stack on this machine, without Docker: PostgreSQL, REST and Realtime.",
 )

@@ -3,7 +3,6 @@
 import typer
 from pydantic import SecretStr
 
-from runtime.local.stack import LocalStack
 from runtime.settings import Settings
 
 
@@ -19,6 +18,9 @@ def find_settings(**overrides: object) -> Settings:
     settings = Settings.load(**{name: value for name, value in overrides.items() if value is not None})
     if settings.supabase_url is not None or settings.database_url is not None:
         return settings
+    # The stack brings servers and drivers along that a command for a hosted project does without.
+    from runtime.local.stack import LocalStack
+
     stack = LocalStack().status()
     if not stack.is_running:
         # The store says what to set.

@@ -1,0 +1,21 @@
+"""A shell without a stream, and one whose environment names a stack with a database of the test's own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.shell import Shell
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Shell:
+    """A shell in which nothing says where the stream is."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, stack: Any) -> Shell:
+    """A shell whose environment names a stack, as one that uses a hosted project would."""
+    named = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
+    return Shell(tmp_path, named)

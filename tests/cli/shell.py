@@ -1,0 +1,81 @@
+"""The command `runtime` as a shell runs it: a process of its own, its streams and its exit code."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# What a developer's shell may hold and would mislead a test, or colour its output.
+_LEFT_OUT = (
+    "SUPABASE_",
+    "RUNTIME_",
+    "DATABASE_URL",
+    "API_URL",
+    "SERVICE_ROLE_KEY",
+    "NEWSROOM_",
+    "ANTHROPIC_",
+)
+_LEFT_OUT += ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM")
+SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Shell:
+    """A working directory and an environment to run commands in.
+
+    Attributes:
+        folder: the working directory; a `.env` in it is read.
+        environment: on top of the tests' own, which names no stream.
+    """
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, given: str = "", **environment: str) -> Ended:
+        """Run `runtime` with these arguments until it ends."""
+        ended = subprocess.run(
+            [sys.executable, "-m", "runtime", *arguments],
+            cwd=self.folder, env=self._environment(environment), input=given,
+            capture_output=True, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start `runtime` with these arguments and leave it running; both streams are pipes."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "runtime", *arguments],
+            cwd=self.folder, env=self._environment(environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
+        # No stack of the developer's own is found.
+        nowhere = {"RUNTIME_LOCAL_DIR": str(self.folder / "no-stack-here")}
+        return {**kept, **nowhere, **self.environment, **more}
+
+
+def error_line(ended: Ended) -> str:
+    """The one line in which a command said what was wrong: with exit code 1, no traceback, nothing on stdout."""
+    assert (ended.code, ended.stdout) == (1, ""), ended
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def usage_error(ended: Ended) -> str:
+    """What a command said of a command line that makes no sense: with exit code 2, no traceback."""
+    assert (ended.code, ended.stdout) == (2, ""), ended
+    assert "Traceback" not in ended.stderr
+    return " ".join(ended.stderr.replace("│", " ").split())
