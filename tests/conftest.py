@@ -50,6 +50,13 @@ class Cluster:
         )
         return name
 
+    def make_empty_database(self) -> str:
+        """A fresh database of Supabase, without our migrations; returns its name."""
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        anyio.run(self._execute, f"create database {name} owner postgres")
+        anyio.run(prepare_database, self.server.url(name))
+        return name
+
     def execute(self, statement: str) -> None:
         """Run a statement as the superuser."""
         anyio.run(self._execute, statement)
@@ -178,3 +185,11 @@ def stack(cluster: Cluster) -> Iterator[GatewayStack]:
         gateway.kill()
         cluster.drop_database(name)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def empty_database(cluster: Cluster) -> Iterator[str]:
+    """The URL of a Supabase database without our migrations, as the superuser."""
+    name = cluster.make_empty_database()
+    yield cluster.url(name, user=keys.SUPERUSER)
+    cluster.drop_database(name)

@@ -15,6 +15,7 @@ from runtime.cli.faults import Commands
 # What the list of commands says of each: so that printing it loads none of them.
 COMMANDS: Final = {
     "demo": "Watch four agents turn notes into a site.",
+    "init": "Put the migrations and a first agent into a Supabase project.",
     "run": "Run agents until Ctrl-C or SIGTERM.",
     "send": "Write one message.",
     "tail": "Print messages as they are written.",
