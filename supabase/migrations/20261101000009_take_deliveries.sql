@@ -7,7 +7,7 @@ begin
     select coalesce(json_agg(json_build_array(
         t.subscription, d.attempts, d.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
         m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, d.lease
-    ) order by m.priority desc, m.id), '[]')
+    ) order by d.priority desc, m.id), '[]')
     from unnest(ids, subscriptions) as t (id, subscription)
     join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
     join public.consciousness_stream m on m.id = t.id
@@ -165,28 +165,35 @@ comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid) is
 
 create function runtime.take_ordered(
     wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid,
-    out ids bigint[], out heavy boolean, out look_again boolean
+    out ids bigint[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
+    looks constant integer := 4 * amount;
     seen bigint[];
+    seen_due bigint[];
     locked bigint[];
+    parked integer;
 begin
+    is_full := false;
     look_again := false;
     -- Locked first, judged after: the judging statement's snapshot is younger than the locks.
     seen := array(
         select f.message_id from runtime.deliveries f
         where f.subscription = wanted and f.priority = 0 and f.visible_at is null and not alone
-        order by f.message_id limit 4 * amount
+        order by f.message_id limit looks
         for update skip locked
     );
+    is_full := cardinality(seen) = looks;
     if due then
-        seen := seen || array(
+        seen_due := array(
             select f.message_id from runtime.deliveries f
             where f.subscription = wanted and f.visible_at <= clock_timestamp()
               and f.lease is null and (f.crashes >= 2) = alone
-            order by f.visible_at limit 4 * amount
+            order by f.visible_at limit looks
             for update skip locked
         );
+        is_full := is_full or cardinality(seen_due) = looks;
+        seen := seen || seen_due;
     end if;
     if cardinality(seen) = 0 then
         return;
@@ -238,6 +245,9 @@ begin
           where h.subscription = wanted and h.ordered_key = d.ordered_key
             and h.message_id = any (locked) and h.message_id < d.message_id
       );
+    get diagnostics parked = row_count;
+    -- Those of a hot key are out of the way now: what stands behind them can be seen.
+    is_full := is_full and parked > 0;
     look_again := exists (
         select from runtime.deliveries d
         where d.subscription = wanted and d.message_id = any (seen)

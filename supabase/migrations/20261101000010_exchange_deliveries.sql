@@ -176,6 +176,27 @@ end
 $$;
 comment on function runtime.drop_undeliverable(bigint[], integer[]) is 'Ends deliveries whose message is gone or has expired.';
 
+create function runtime.hand_on(me runtime.workers, want jsonb) returns void
+language plpgsql set search_path = '' as $$
+declare
+    waiting integer[] := array(
+        select s.id from runtime.subscriptions s
+        where s.id = any (me.subscriptions) and s.ordered and s.settled and s.paused_at is null
+          and coalesce((want ->> s.id::text)::integer, 0) = 0
+          and exists (
+              select from runtime.deliveries d
+              where d.subscription = s.id and d.priority = 0 and d.visible_at is null
+          )
+    );
+begin
+    if cardinality(waiting) > 0 then
+        perform runtime.wake_sleepers(waiting, '{}');
+    end if;
+end
+$$;
+comment on function runtime.hand_on(runtime.workers, jsonb) is
+    'Wakes somebody for what an end has let go and this worker has no room for.';
+
 create type runtime.taking as (
     ids bigint[], subscriptions integer[], cursors jsonb, filled integer[], look_again boolean
 );
@@ -191,6 +212,7 @@ declare
     left_over jsonb := want;
     heavy boolean := false;
     fitting integer;
+    crowded integer[] := '{}';
 begin
     result.ids := '{}';
     result.subscriptions := '{}';
@@ -208,6 +230,9 @@ begin
         result.subscriptions := result.subscriptions
             || array_fill(part.id, array[coalesce(cardinality(one.ids), 0)]);
         result.look_again := result.look_again or one.look_again;
+        if one.is_full then
+            crowded := crowded || part.id;
+        end if;
         heavy := heavy or coalesce(one.heavy, false);
     end loop;
 
@@ -265,8 +290,8 @@ begin
     end if;
     result.filled := array(
         select w.key::integer from jsonb_each_text(want) as w
-        where w.value::integer > 0 and (
-            select count(*) from unnest(result.subscriptions) as s where s = w.key::integer) >= w.value::integer
+        where w.value::integer > 0 and (w.key::integer = any (crowded) or (
+            select count(*) from unnest(result.subscriptions) as s where s = w.key::integer) >= w.value::integer)
     );
     return result;
 end
@@ -460,6 +485,8 @@ begin
                 where m.id is null or m.expires_at <= clock_timestamp()
             ) then
                 perform runtime.drop_undeliverable(taking.ids, taking.subscriptions);
+                -- What stood behind them may go now.
+                taking.look_again := true;
                 described := runtime.describe(taking.ids, taking.subscriptions);
             end if;
         end if;
@@ -473,6 +500,10 @@ begin
                 'next_due', runtime.next_due_seconds(want),
                 'suspects', runtime.has_suspects(want));
         end if;
+    end if;
+
+    if done is not null or failed is not null then
+        perform runtime.hand_on(me, want);
     end if;
 
     update runtime.pumps p

@@ -122,6 +122,7 @@ begin
     into expired from ended e;
     if expired.subscriptions is not null then
         perform runtime.unpark(expired.subscriptions, expired.keys);
+        perform runtime.wake_sleepers(expired.subscriptions, '{}');
     end if;
     delete from public.consciousness_stream m
     where m.id = any (batch) and not exists (select from runtime.deliveries d where d.message_id = m.id);
