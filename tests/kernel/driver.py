@@ -141,6 +141,25 @@ class Worker:
         """Take so many of each subscription, looking everywhere as a sweep does."""
         return (await self.exchange(want=count, **{"due": True, **options})).taken
 
+    @property
+    def channel(self) -> str:
+        """The NOTIFY channel it is woken on."""
+        return f"runtime_{str(self.id).replace('-', '_')}"
+
+    @property
+    def topic(self) -> str:
+        """The topic it is woken on over Realtime."""
+        return f"runtime:{self.id}"
+
+    async def fall_asleep(self, want: Mapping[str | int, int] | int = 1) -> None:
+        """Go to sleep step by step, until nobody can write unseen; fail if there is work, or at the deadline."""
+        fence, is_quiet = None, False
+        with anyio.fail_after(20):
+            while not is_quiet:
+                nap = await self.exchange(want=want, due=True, sleep=True, fence=fence)
+                assert nap.taken == []
+                fence, is_quiet = nap.more["fence"], nap.more["quiet"]
+
     async def finish(self, *taken: Taken, emits: Sequence[Mapping[str, Any]] | None = None) -> Answer:
         """Report them done."""
         more = {} if emits is None else {"emits": list(emits)}
