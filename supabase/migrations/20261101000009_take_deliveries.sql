@@ -29,7 +29,8 @@ begin
         select t.place, case when pg_column_size(m.value) > 2000 then octet_length(m.value::text)
                              else coalesce(pg_column_size(m.value), 0) end as bytes
         from unnest(ids) with ordinality as t (id, place)
-        join public.consciousness_stream m on m.id = t.id
+        -- One whose message is gone weighs nothing, but has to come along to be dropped.
+        left join public.consciousness_stream m on m.id = t.id
         order by t.place
     loop
         total := total + weighed.bytes;
