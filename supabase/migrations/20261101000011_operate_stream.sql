@@ -107,26 +107,28 @@ begin
         where page.created_at < horizon
     );
     -- A delivery nobody took within the retention ends here, so that an orphan cannot fill the disk. One that is
-    -- leased or put off is somebody's work in hand.
+    -- leased or put off is somebody's work in hand, until that too has come due and lain about for as long.
     with ended as (
         delete from runtime.deliveries d
-        where d.message_id = any (batch) and (d.visible_at is null or d.visible_at = 'infinity')
-        returning d.message_id, d.subscription, d.ordered_key
+        where d.message_id = any (batch)
+          and (d.visible_at is null or d.visible_at = 'infinity' or d.visible_at < horizon)
+        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
     ), counted as (
         update runtime.subscriptions s set expired = s.expired + c.amount
         from (select e.subscription, count(*) as amount from ended e group by 1) c where s.id = c.subscription
     )
-    select count(*) as amount,
-           array_agg(e.subscription) filter (where e.ordered_key is not null) as subscriptions,
-           array_agg(e.ordered_key) filter (where e.ordered_key is not null) as keys
+    select count(*) as amount, array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
+           array_agg(distinct e.subscription) filter (where e.ordered_key is not null) as woken
     into expired from ended e;
-    if expired.subscriptions is not null then
-        perform runtime.unpark(expired.subscriptions, expired.keys);
-        perform runtime.wake_sleepers(expired.subscriptions, '{}');
-    end if;
     delete from public.consciousness_stream m
     where m.id = any (batch) and not exists (select from runtime.deliveries d where d.message_id = m.id);
     get diagnostics pruned = row_count;
+    if expired.amount > 0 then
+        perform runtime.after_end(
+            expired.ids, expired.subscriptions, expired.marks, expired.soles, expired.ordered_keys);
+        perform runtime.wake_sleepers(expired.woken, '{}');
+    end if;
     delete from runtime.runs r where r.message_id = any (batch)
         and not exists (select from public.consciousness_stream m where m.id = r.message_id);
     return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', batch[cardinality(batch)]);
