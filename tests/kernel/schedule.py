@@ -45,11 +45,17 @@ class Started(Generic[T]):
 @asynccontextmanager
 async def started(call: Callable[[], Awaitable[T]]) -> AsyncIterator[Started[T]]:
     """Start a call; on the way out it is cancelled if it is still under way."""
+    under_way: Started[T] = Started()
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        under_way: Started[T] = Started()
         tasks.start_soon(under_way._run, call)
-        yield under_way
+        try:
+            yield under_way
+        except Exception as error:  # noqa: BLE001 - raised below, by itself and not as a group of one
+            failure = error
         tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def until_waiting(observer: Any, connection: Any) -> None:
@@ -75,8 +81,9 @@ async def transaction(connection: Any) -> AsyncIterator[Any]:
     try:
         yield open_one
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await open_one.rollback()
+        if connection.is_in_transaction():
+            with anyio.CancelScope(shield=True):
+                await open_one.rollback()
         raise
     else:
         if connection.is_in_transaction():
