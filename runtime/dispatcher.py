@@ -13,6 +13,7 @@ import anyio
 from runtime.agent import Handler
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.plan import Lane, Look, Plan, Rest
+from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds
 from runtime.runner import Runner, failure
 from runtime.settings import Settings
@@ -135,6 +136,7 @@ class Dispatcher:
             for source in self._wakeups:
                 tasks.start_soon(source.run, self)
             tasks.start_soon(self._watch_user_loop)
+            tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
             if not self.plan.reach.expected:
                 _log.info("polling: every push path is switched off")
             self.ready.set()

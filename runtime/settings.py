@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         default=20, ge=1, description="How often a worker looks though nothing woke it."
     )
+    retention_days: float | None = Field(
+        default=None, ge=0, description="How long messages are kept; for ever by default."
+    )
+    upkeep_seconds: float = Field(
+        default=60, gt=0, description="How often the elected worker removes what is too old."
+    )
     poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
     poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when nothing happens.")
     request_seconds: float = Field(

@@ -13,6 +13,7 @@ from runtime.connections import open_store, open_wakeups
 from runtime.errors import StoreUnavailable
 from runtime.keys import check_key, check_pattern
 from runtime.message import Draft, Message, Priority
+from runtime.operations import Operations
 from runtime.settings import Settings
 from runtime.store import Sent, Store
 from runtime.wakeups import Path, Reach
@@ -165,6 +166,11 @@ class Stream:
                     await listening.rest()
         finally:
             listening.scope.cancel()
+
+    @property
+    def operations(self) -> Operations:
+        """What an operator does: pause, replay, redrive and so on."""
+        return Operations(self._store)
 
     async def stats(self) -> dict[str, Any]:
         """Return what is there and what waits: subscriptions, deliveries, workers."""

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.moments import duration
 from runtime.cli.output import out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
@@ -96,24 +97,19 @@ def advice(stats: dict[str, Any]) -> list[str]:
     ]
     if idle:
         lines.append(f"Work waits and no worker runs: {', '.join(idle)}")
+    blocked = [each["name"] for each in stats["subscriptions"] if each["blocked"]]
+    if blocked:
+        lines.append(f"A dead letter holds up its key, until it is redriven or discarded: {', '.join(blocked)}")
     paused = [each["name"] for each in stats["subscriptions"] if each["paused"]]
     if paused:
         lines.append(f"Paused, its work gathers: {', '.join(paused)}")
     if stats["dead_letters"]:
         lines.append(
-            f"{stats['dead_letters']:,} dead letters; their errors are in runtime.dead_letters. "
-            "When mended: select stream_redrive(subscription => 'agent.handler')"
+            f"{stats['dead_letters']:,} dead letters: `runtime dead list` shows them, and when their cause is "
+            "mended, `runtime dead redrive` delivers them again"
         )
     if not stats["broadcast"]:
         lines.append(
             "Realtime broadcast from the database is not there; postgres_changes and polling work without it."
         )
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would use."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

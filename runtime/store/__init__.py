@@ -195,7 +195,8 @@ class Store(ABC):
 
     async def operate(self, function: str, **arguments: Any) -> Any:
         """Call one of the operations, such as `stream_stats`, and return its answer."""
-        return await self._persist(function, arguments, repeatable=function == "stream_stats")
+        # A replay whose answer was lost may have been handled already: a second one would do it all again.
+        return await self._persist(function, arguments, repeatable=function != "stream_replay")
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:
         """Call, and call again after what leaves no trace: a lost race, and for repeatable calls a lost answer."""

@@ -138,6 +138,19 @@ comment on function public.stream_prune(double precision, integer, bigint) is
     'Removes one batch of messages older than this, with their runs; deliveries nobody took are counted as expired. '
     'Page on with after := last, until last is null.';
 
+create function runtime.recent_runs(seconds double precision)
+returns table (subscription integer, done bigint, failed bigint)
+language sql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+    -- By the summary of blocks: only what was written lately is read.
+    select r.subscription, count(*) filter (where r.outcome = 'done'),
+           count(*) filter (where r.outcome in ('failed', 'dead', 'crashed'))
+    from runtime.runs r
+    where r.ended_at > clock_timestamp() - make_interval(secs => seconds)
+    group by r.subscription
+$$;
+comment on function runtime.recent_runs(double precision) is
+    'How many attempts of each subscription ended well and badly in the last seconds.';
+
 create function public.stream_stats() returns json
 language sql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -160,6 +173,11 @@ language sql stable security definer set search_path = ''
                 'oldest_seconds', (
                     select extract(epoch from clock_timestamp() - m.created_at)
                     from public.consciousness_stream m where m.id = b.oldest),
+                'done_last_minute', coalesce(r.done, 0), 'failed_last_minute', coalesce(r.failed, 0),
+                'last_error', (
+                    select json_build_object('message', e.message_id, 'error', e.error, 'at', e.ended_at)
+                    from runtime.runs e where e.subscription = s.id and e.error is not null
+                    order by e.ended_at desc limit 1),
                 'workers', (
                     select count(*) from runtime.workers w
                     where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp() - interval '60 s')
@@ -174,7 +192,8 @@ language sql stable security definer set search_path = ''
                        count(*) filter (where d.visible_at = 'infinity' and d.lease is not null) as blocked,
                        min(d.message_id) as oldest
                 from runtime.deliveries d group by d.subscription
-            ) b on b.subscription = s.id), '[]'),
+            ) b on b.subscription = s.id
+            left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
         'workers', coalesce((
             select json_agg(json_build_object(
                 'id', w.id, 'name', w.name, 'started_at', w.started_at,

@@ -1,0 +1,211 @@
+"""`runtime dead`: the deliveries that failed for good."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from runtime.cli.confirm import DryRun, Yes, confirm
+from runtime.cli.faults import Commands
+from runtime.cli.moments import ago, span
+from runtime.cli.output import err, out, plain, print_json
+from runtime.cli.place import find_settings
+from runtime.errors import Refused
+from runtime.operations import Letters, Operations
+from runtime.stream import connect
+from runtime.values import encode
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Dead letters: deliveries that used up their attempts or may not be retried.",
+)
+
+Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]…", help="Numbers of dead letters.")]
+Subscription = Annotated[str | None, typer.Option("--subscription", "-s", help="Whose: agent.handler.")]
+Key = Annotated[str | None, typer.Option("--key", "-k", help="A key or pattern of the messages.")]
+OlderThan = Annotated[
+    float | None, typer.Option(parser=span, metavar="SPAN", help="Died so long ago: 90s, 15m, 12h, 7d.")
+]
+Error = Annotated[str | None, typer.Option("--error", "-e", help="A part of the error's text.")]
+Everything = Annotated[bool, typer.Option("--all", help="All of them, where nothing else says which.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.command("list")
+def list_(
+    subscription: Subscription = None,
+    key: Key = None,
+    older_than: OlderThan = None,
+    error: Error = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")] = 50,
+    before: Annotated[int | None, typer.Option(help="Only those with a lower number, to page on.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, the newest first."""
+    which = _letters(None, subscription, key, older_than, error)
+    found = anyio.run(_with, lambda it: it.dead_letters(which, before=before, limit=limit))
+    if as_json:
+        for letter in found:
+            print_json(letter)
+        return
+    if not found:
+        err.print("There are no such dead letters.", style="dim")
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("dead", "died", "subscription", "message", "key", "tries"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "tries" else "left")
+    table.add_column("error", overflow="ellipsis", no_wrap=True)
+    for letter in found:
+        table.add_row(
+            Text(str(letter["id"]), style="cyan"),
+            ago(letter["died_at"]),
+            letter["subscription"],
+            f"#{letter['message_id']}",
+            letter["key"],
+            str(letter["attempt_count"]),
+            plain(letter["error"] or letter["reason"]).split("\\x0a")[0],
+        )
+    out.print(table)
+    if len(found) == limit:
+        err.print(f"More: --before {found[-1]['id']}", style="dim")
+
+
+@app.command()
+def show(number: Annotated[int, typer.Argument(metavar="ID", help="Its number.")], as_json: Json = False) -> None:
+    """Show one dead letter whole: the message, every attempt, the traceback."""
+    found = anyio.run(_with, lambda it: it.dead_letters(Letters(ids=[number]), details=True))
+    if not found:
+        raise Refused(f"There is no dead letter {number}. `runtime dead list` lists them.")
+    (letter,) = found
+    if as_json:
+        print_json(letter)
+        return
+    message = letter["message"]
+    out.print(
+        Text.assemble(
+            (f"dead letter {letter['id']}", "bold"),
+            f"  {letter['subscription']}  {letter['reason']}  {ago(letter['died_at'])}",
+        )
+    )
+    out.print(Text.assemble((f"#{letter['message_id']} ", "cyan"), (letter["key"], "bold"), _by(message)))
+    out.print(Text(encode(message["value"])), soft_wrap=True)
+    for attempt in letter["attempts"]:
+        worker = f" on {attempt['worker']}" if attempt["worker"] else ""
+        seconds = f" after {attempt['seconds']:.3f} s" if attempt["seconds"] is not None else ""
+        out.print(
+            Text(f"\nattempt {attempt['attempt']}: {attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}", "dim")
+        )
+        if attempt["error"]:
+            out.print(Text(_lines(attempt["error"]), style="red"), soft_wrap=True)
+    if letter["traceback"]:
+        out.print(Text(f"\n{_lines(letter['traceback'])}"), soft_wrap=True)
+
+
+@app.command()
+def redrive(
+    ids: Ids = None,
+    subscription: Subscription = None,
+    key: Key = None,
+    older_than: OlderThan = None,
+    error: Error = None,
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Deliver dead letters again, with fresh attempts."""
+    which = _letters(ids, subscription, key, older_than, error)
+    _change("Redrive", "redriven", Operations.redrive, which, everything, dry_run, yes, as_json)
+
+
+@app.command()
+def discard(
+    ids: Ids = None,
+    subscription: Subscription = None,
+    key: Key = None,
+    older_than: OlderThan = None,
+    error: Error = None,
+    everything: Everything = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Remove dead letters for good; a key that one of them held up goes on."""
+    which = _letters(ids, subscription, key, older_than, error)
+    _change("Discard", "discarded", Operations.discard, which, everything, dry_run, yes, as_json)
+
+
+def _letters(
+    ids: list[int] | None, subscription: str | None, key: str | None, older_than: float | None, error: str | None
+) -> Letters:
+    return Letters(
+        ids=ids or None, subscription=subscription, pattern=key, older_than_seconds=older_than, error=error
+    )
+
+
+def _change(
+    verb: str,
+    done: str,
+    change: Callable[[Operations, Letters], AsyncIterator[int]],
+    which: Letters,
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Show what is meant, ask, and do it with a bar."""
+    if which == Letters() and not everything:
+        raise typer.BadParameter("say which dead letters: numbers, a condition, or --all")
+    meant = anyio.run(_with, lambda it: it.preview(which))
+    total = sum(meant.values())
+    if not as_json:
+        for name, count in sorted(meant.items()):
+            out.print(f"{count:>8,}  {name}")
+    if dry_run or not total:
+        if as_json:
+            print_json({"matching": meant, done: 0})
+        elif not total:
+            err.print("There are no such dead letters.", style="dim")
+        return
+    letters = "dead letter" if total == 1 else "dead letters"
+    confirm(f"{verb} {total:,} {letters}?", yes=yes)
+    count = anyio.run(_count, change, which, total)
+    if as_json:
+        print_json({"matching": meant, done: count})
+    else:
+        out.print(f"{count:,} {done}")
+
+
+async def _count(
+    change: Callable[[Operations, Letters], AsyncIterator[int]], which: Letters, total: int
+) -> int:
+    async with connect(find_settings()) as stream:
+        with Progress(console=err, transient=True) as progress:
+            bar = progress.add_task("", total=total)
+            count = 0
+            async for batch in change(stream.operations, which):
+                count += batch
+                progress.update(bar, completed=count)
+                # Letters that die meanwhile were not shown: they are left alone.
+                if count >= total:
+                    break
+            return count
+
+
+async def _with(call: Callable[[Operations], Any]) -> Any:
+    async with connect(find_settings()) as stream:
+        return await call(stream.operations)
+
+
+def _by(message: dict[str, Any]) -> str:
+    return f" by {plain(message['agent'])}" if message.get("agent") else ""
+
+
+def _lines(text: str) -> str:
+    """The text without anything a terminal would obey, its lines kept."""
+    return "\n".join(plain(line) for line in text.rstrip().split("\n"))

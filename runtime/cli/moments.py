@@ -1,0 +1,50 @@
+"""How do people write a span of time or a moment, and read one? `90s`, `12h`, `7d`, or a date."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import typer
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+
+
+def span(text: str) -> float:
+    """Return the seconds that `90`, `90s`, `15m`, `12h`, `7d` or `2w` mean.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    found = _SPAN.fullmatch(text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no span of time; write 90s, 15m, 12h, 7d or 2w")
+    return float(found[1]) * _SECONDS[found[2] or "s"]
+
+
+def moment(text: str) -> datetime:
+    """Return the time that a date means, or a span of time before now. A time without a zone is local.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if _SPAN.fullmatch(text.strip().lower()):
+        return datetime.now(UTC) - timedelta(seconds=span(text))
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time; write 2h for two hours ago, or a date as in 2026-11-23T08:00"
+        ) from None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would use."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def ago(moment: str) -> str:
+    """How long ago a moment in ISO 8601 was."""
+    return f"{duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))} ago"

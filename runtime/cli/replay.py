@@ -1,0 +1,53 @@
+"""`runtime replay`: history once more, for one subscription."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import anyio
+import typer
+
+from runtime.cli.confirm import DryRun, Yes, confirm
+from runtime.cli.moments import moment
+from runtime.cli.output import err, out, print_json
+from runtime.cli.place import find_settings
+from runtime.stream import connect
+
+Moment = Annotated[
+    datetime | None, typer.Option(parser=moment, metavar="TIME", help="2h for two hours ago, or a date.")
+]
+
+
+def replay(
+    subscription: Annotated[str, typer.Argument(help="Its name: agent.handler.")],
+    since: Moment = None,
+    until: Moment = None,
+    key: Annotated[str, typer.Option("--key", "-k", help="Only keys that this pattern matches.")] = ">",
+    ids: Annotated[
+        list[int] | None, typer.Option("--message", "-m", metavar="ID", help="Only this message; may be repeated.")
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Deliver messages of the past to a subscription again; what still waits for it is left as it is."""
+    if since is None and until is None and key == ">" and not ids:
+        raise typer.BadParameter("say what to replay: --since, --until, --key or --message; --key '>' alone is all")
+    options = {"since": since, "until": until, "pattern": key, "ids": ids or None}
+    meant = anyio.run(_replay, subscription, {**options, "dry_run": True})
+    if not dry_run and meant["matching"]:
+        messages = "message" if meant["matching"] == 1 else "messages"
+        confirm(f"Deliver {meant['matching']:,} {messages} to {subscription} again?", yes=yes)
+        meant = anyio.run(_replay, subscription, options)
+    if as_json:
+        print_json(meant)
+    elif dry_run or not meant["matching"]:
+        out.print(f"{meant['matching']:,} messages would be delivered to {subscription} again")
+    else:
+        out.print(f"{meant['replayed']:,} messages are due for {subscription} again")
+        if left := meant["matching"] - meant["replayed"]:
+            err.print(f"{left:,} were still waiting for it and stay as they are", style="dim")
+
+
+async def _replay(subscription: str, options: dict[str, Any]) -> dict[str, Any]:
+    async with connect(find_settings()) as stream:
+        return await stream.operations.replay(subscription, **options)

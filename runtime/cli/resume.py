@@ -1,0 +1,21 @@
+"""`runtime resume`: the end of a pause."""
+
+from typing import Annotated
+
+import anyio
+import typer
+
+from runtime.cli.output import out
+from runtime.cli.place import find_settings
+from runtime.stream import connect
+
+
+def resume(subscription: Annotated[str, typer.Argument(help="Its name: agent.handler.")]) -> None:
+    """Take deliveries of a paused subscription again."""
+    anyio.run(_resume, subscription)
+    out.print(f"{subscription} goes on")
+
+
+async def _resume(subscription: str) -> None:
+    async with connect(find_settings()) as stream:
+        await stream.operations.resume(subscription)

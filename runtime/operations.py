@@ -1,0 +1,174 @@
+"""What does an operator do with a stream? Pause, resume, replay, redrive, discard, remove, prune."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from runtime.keys import check_pattern
+from runtime.store import Store
+
+_ALL = 10_000_000
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letters:
+    """Which dead letters are meant: those that all given conditions hold for.
+
+    Args:
+        ids: their numbers.
+        subscription: whose, as `agent.handler`.
+        pattern: a pattern that matches the message's key.
+        older_than_seconds: died at least so long ago.
+        error: a part of the error's text, in any case.
+
+    Raises:
+        InvalidKey: `pattern` is none.
+    """
+
+    ids: Sequence[int] | None = None
+    subscription: str | None = None
+    pattern: str | None = None
+    older_than_seconds: float | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+
+    def arguments(self) -> dict[str, Any]:
+        """The conditions as the SQL functions take them."""
+        given = {name: getattr(self, name) for name in self.__slots__}
+        return {name: list(value) if name == "ids" else value for name, value in given.items() if value is not None}
+
+
+class Operations:
+    """The operator's hand on a stream.
+
+    Every method raises `StoreError` when the store cannot be reached or says no; a subscription that is not
+    there is `Refused`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def dead_letters(
+        self, which: Letters, *, before: int | None = None, limit: int = 100, details: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return dead letters, the newest first.
+
+        Args:
+            which: the conditions.
+            before: only those with a lower number, to page on.
+            limit: how many at most.
+            details: with the message, the traceback and every attempt.
+        """
+        found: list[dict[str, Any]] = await self._store.operate(
+            "stream_dead", **which.arguments(), before=before, max=limit, details=details
+        )
+        return found
+
+    async def preview(self, which: Letters) -> dict[str, int]:
+        """Return how many dead letters of each subscription are meant, without touching them."""
+        answer = await self._store.operate(
+            "stream_discard", **which.arguments(), max=_ALL, dry_run=True
+        )
+        found: dict[str, int] = answer["matching"]
+        return found
+
+    def redrive(self, which: Letters) -> AsyncIterator[int]:
+        """Deliver dead letters again, with fresh attempts, in batches; yields the size of each."""
+        return self._in_batches("redrive", which)
+
+    def discard(self, which: Letters) -> AsyncIterator[int]:
+        """Remove dead letters for good, in batches; yields the size of each."""
+        return self._in_batches("discard", which)
+
+    async def _in_batches(self, what: Literal["redrive", "discard"], which: Letters) -> AsyncIterator[int]:
+        counted = {"redrive": "redriven", "discard": "discarded"}[what]
+        while True:
+            answer = await self._store.operate(f"stream_{what}", **which.arguments(), max=_BATCH)
+            if not answer[counted]:
+                return
+            yield answer[counted]
+
+    async def pause(self, subscription: str) -> None:
+        """Take no more deliveries of a subscription; they gather."""
+        await self._store.operate("stream_pause", subscription=subscription)
+
+    async def resume(self, subscription: str) -> None:
+        """Take deliveries of a paused subscription again."""
+        await self._store.operate("stream_resume", subscription=subscription)
+
+    async def replay(
+        self,
+        subscription: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        pattern: str = ">",
+        ids: Sequence[int] | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Deliver history to a subscription again; what is still pending is left as it is.
+
+        Args:
+            subscription: its name, `agent.handler`.
+            since: only messages written at this time or later.
+            until: only messages written before this time.
+            pattern: only messages whose key it matches.
+            ids: only these messages.
+            dry_run: count only.
+
+        Returns:
+            `matching` messages, and how many were `replayed`.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_replay",
+            subscription=subscription,
+            since=since,
+            until=until,
+            pattern=check_pattern(pattern),
+            ids=None if ids is None else list(ids),
+            dry_run=dry_run,
+        )
+        return answer
+
+    async def remove(self, subscription: str, *, dry_run: bool = False) -> dict[str, Any]:
+        """Remove a subscription that no worker serves, with what waits for it.
+
+        Returns:
+            How many deliveries were `waiting`, and by how many `workers` it is served.
+
+        Raises:
+            Refused: a worker serves it.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_remove", subscription=subscription, dry_run=dry_run
+        )
+        return answer
+
+    async def prune(
+        self, older_than_seconds: float, *, progress: Callable[[int, int], Awaitable[None]] | None = None
+    ) -> tuple[int, int]:
+        """Remove messages older than this, in bounded batches; deliveries nobody took count as expired.
+
+        Args:
+            older_than_seconds: the age from which a message goes.
+            progress: told after each batch how many went and how many deliveries expired, so far.
+
+        Returns:
+            How many messages went, and how many deliveries expired.
+        """
+        pruned, expired, after = 0, 0, 0
+        while True:
+            answer = await self._store.operate(
+                "stream_prune", older_than_seconds=older_than_seconds, max=5_000, after=after
+            )
+            pruned, expired = pruned + answer["pruned"], expired + answer["expired"]
+            if progress is not None:
+                await progress(pruned, expired)
+            if answer["last"] is None:
+                return pruned, expired
+            after = answer["last"]
