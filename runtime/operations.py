@@ -40,7 +40,11 @@ class Letters:
     def arguments(self) -> dict[str, Any]:
         """The conditions as the SQL functions take them."""
         given = {name: getattr(self, name) for name in self.__slots__}
-        return {name: list(value) if name == "ids" else value for name, value in given.items() if value is not None}
+        return {
+            name: list(value) if name == "ids" else value
+            for name, value in given.items()
+            if value is not None
+        }
 
 
 class Operations:
@@ -71,9 +75,7 @@ class Operations:
 
     async def preview(self, which: Letters) -> dict[str, int]:
         """Return how many dead letters of each subscription are meant, without touching them."""
-        answer = await self._store.operate(
-            "stream_discard", **which.arguments(), max=_ALL, dry_run=True
-        )
+        answer = await self._store.operate("stream_discard", **which.arguments(), max=_ALL, dry_run=True)
         found: dict[str, int] = answer["matching"]
         return found
 

@@ -43,7 +43,8 @@ async def keep_retention(store: Store, worker: UUID, settings: Settings) -> None
 
 async def _round(store: Store, worker: UUID, retention_days: float | None) -> int:
     """Go once through everything that is too old; returns how many messages were removed."""
-    pruned, after = 0, 0
+    pruned: int = 0
+    after: int = 0
     while True:
         answer = await store.operate(
             "stream_maintain",

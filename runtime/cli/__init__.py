@@ -21,6 +21,12 @@ COMMANDS: Final = {
     "tail": "Print messages as they are written.",
     "read": "Print messages that are there.",
     "status": "Say who runs, what waits and what died.",
+    "subscriptions": "Show what listens, how far behind it is, and who serves it.",
+    "dead": "Show dead letters, deliver them again, or discard them.",
+    "pause": "Let a subscription's work gather.",
+    "resume": "Take deliveries of a paused subscription again.",
+    "replay": "Deliver messages of the past to a subscription again.",
+    "prune": "Remove old messages.",
     "local": "A Supabase-compatible stack on this machine, without Docker.",
 }
 

@@ -76,7 +76,9 @@ def list_(
 
 
 @app.command()
-def show(number: Annotated[int, typer.Argument(metavar="ID", help="Its number.")], as_json: Json = False) -> None:
+def show(
+    number: Annotated[int, typer.Argument(metavar="ID", help="Its number.")], as_json: Json = False
+) -> None:
     """Show one dead letter whole: the message, every attempt, the traceback."""
     found = anyio.run(_with, lambda it: it.dead_letters(Letters(ids=[number]), details=True))
     if not found:
@@ -98,7 +100,10 @@ def show(number: Annotated[int, typer.Argument(metavar="ID", help="Its number.")
         worker = f" on {attempt['worker']}" if attempt["worker"] else ""
         seconds = f" after {attempt['seconds']:.3f} s" if attempt["seconds"] is not None else ""
         out.print(
-            Text(f"\nattempt {attempt['attempt']}: {attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}", "dim")
+            Text(
+                f"\nattempt {attempt['attempt']}: {attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}",
+                "dim",
+            )
         )
         if attempt["error"]:
             out.print(Text(_lines(attempt["error"]), style="red"), soft_wrap=True)
@@ -141,7 +146,11 @@ def discard(
 
 
 def _letters(
-    ids: list[int] | None, subscription: str | None, key: str | None, older_than: float | None, error: str | None
+    ids: list[int] | None,
+    subscription: str | None,
+    key: str | None,
+    older_than: float | None,
+    error: str | None,
 ) -> Letters:
     return Letters(
         ids=ids or None, subscription=subscription, pattern=key, older_than_seconds=older_than, error=error

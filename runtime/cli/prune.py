@@ -15,7 +15,8 @@ from runtime.stream import connect
 
 def prune(
     older_than: Annotated[
-        float, typer.Option(parser=span, metavar="SPAN", help="From which age on: 12h, 30d.", show_default=False)
+        float,
+        typer.Option(parser=span, metavar="SPAN", help="From which age on: 12h, 30d.", show_default=False),
     ],
     yes: Yes = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,

@@ -23,7 +23,8 @@ def replay(
     until: Moment = None,
     key: Annotated[str, typer.Option("--key", "-k", help="Only keys that this pattern matches.")] = ">",
     ids: Annotated[
-        list[int] | None, typer.Option("--message", "-m", metavar="ID", help="Only this message; may be repeated.")
+        list[int] | None,
+        typer.Option("--message", "-m", metavar="ID", help="Only this message; may be repeated."),
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -31,7 +32,9 @@ def replay(
 ) -> None:
     """Deliver messages of the past to a subscription again; what still waits for it is left as it is."""
     if since is None and until is None and key == ">" and not ids:
-        raise typer.BadParameter("say what to replay: --since, --until, --key or --message; --key '>' alone is all")
+        raise typer.BadParameter(
+            "say what to replay: --since, --until, --key or --message; --key '>' alone is all"
+        )
     options = {"since": since, "until": until, "pattern": key, "ids": ids or None}
     meant = anyio.run(_replay, subscription, {**options, "dry_run": True})
     if not dry_run and meant["matching"]:

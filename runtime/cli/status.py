@@ -99,7 +99,9 @@ def advice(stats: dict[str, Any]) -> list[str]:
         lines.append(f"Work waits and no worker runs: {', '.join(idle)}")
     blocked = [each["name"] for each in stats["subscriptions"] if each["blocked"]]
     if blocked:
-        lines.append(f"A dead letter holds up its key, until it is redriven or discarded: {', '.join(blocked)}")
+        lines.append(
+            f"A dead letter holds up its key, until it is redriven or discarded: {', '.join(blocked)}"
+        )
     paused = [each["name"] for each in stats["subscriptions"] if each["paused"]]
     if paused:
         lines.append(f"Paused, its work gathers: {', '.join(paused)}")

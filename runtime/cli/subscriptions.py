@@ -14,7 +14,9 @@ from runtime.cli.output import err, out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
 
-app = typer.Typer(cls=Commands, help="The subscriptions: backlog, lag, rate, last error, and who serves them.")
+app = typer.Typer(
+    cls=Commands, help="The subscriptions: backlog, lag, rate, last error, and who serves them."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

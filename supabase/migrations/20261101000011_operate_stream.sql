@@ -140,13 +140,18 @@ comment on function public.stream_prune(double precision, integer, bigint) is
 
 create function runtime.recent_runs(seconds double precision)
 returns table (subscription integer, done bigint, failed bigint)
-language sql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+declare
+    since timestamptz := clock_timestamp() - make_interval(secs => seconds);
+begin
     -- By the summary of blocks: only what was written lately is read.
+    return query
     select r.subscription, count(*) filter (where r.outcome = 'done'),
            count(*) filter (where r.outcome in ('failed', 'dead', 'crashed'))
     from runtime.runs r
-    where r.ended_at > clock_timestamp() - make_interval(secs => seconds)
-    group by r.subscription
+    where r.ended_at > since
+    group by r.subscription;
+end
 $$;
 comment on function runtime.recent_runs(double precision) is
     'How many attempts of each subscription ended well and badly in the last seconds.';
