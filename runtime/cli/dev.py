@@ -1,0 +1,115 @@
+"""`runtime dev`: a stack, the agents, reloaded when their files change, and what flows between them."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+from pydantic import SecretStr
+from rich.text import Text
+
+from runtime.cli.output import err, print_message, start_logs
+from runtime.cli.place import find_settings
+from runtime.errors import DiscoveryError, StoreError
+from runtime.local.stack import LocalStack
+from runtime.reload import Reloading
+from runtime.settings import Settings
+from runtime.stream import connect
+
+_AGENTS = "agents"
+_RETRY_SECONDS = 1.0
+
+
+def dev(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="What `runtime run` takes.", show_default=f"{_AGENTS}/"),
+    ] = None,
+) -> None:
+    """Run agents over a stack on this machine, reload them when a file changes, and watch what flows.
+
+    A reload drains: running handlers finish, and what is written meanwhile waits. Where SUPABASE_URL or DATABASE_URL
+    is set that stream is used; otherwise the local stack is started, and stopped again at Ctrl-C.
+    """
+    paths = paths or [_AGENTS]
+    if paths == [_AGENTS] and not Path(_AGENTS).is_dir():
+        raise DiscoveryError(
+            f"There is no folder {_AGENTS}/ here. Name your agents, or make some: runtime init"
+        )
+    start_logs("warning", as_json=False)
+    with _settings() as settings:
+        anyio.run(_dev, settings, paths)
+
+
+@contextmanager
+def _settings() -> Iterator[Settings]:
+    """The settings of the stream that is configured, or of the local stack, which runs as long as it is needed."""
+    settings = Settings.load()
+    if settings.supabase_url is not None or settings.database_url is not None:
+        yield settings
+        return
+    stack = LocalStack()
+    with err.status("Starting PostgreSQL and the gateway …"):
+        has_started = stack.start()
+    try:
+        yield find_settings()
+    finally:
+        if has_started:
+            stack.stop()
+            err.print("The local stack is stopped; its data stays.", style="dim")
+
+
+async def _dev(settings: Settings, paths: list[str]) -> None:
+    reloading = Reloading(paths, _environment(settings), drain_seconds=settings.drain_seconds, say=_say)
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_obey, signals, reloading)
+            tasks.start_soon(_tail, settings)
+            await reloading.run()
+            tasks.cancel_scope.cancel()
+
+
+async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloading) -> None:
+    async for _ in signals:
+        _say("ending: running handlers finish; once more to end at once")
+        reloading.stop()
+
+
+async def _tail(settings: Settings) -> None:
+    """Print messages as they are written; a stream that is away is asked for until it answers."""
+    said = ""
+    while True:
+        try:
+            async with connect(settings) as stream:
+                async for message in stream.listen(">"):
+                    said = ""
+                    print_message(message, as_json=False)
+        except* StoreError as group:
+            # The agents' own process tells of it as well, in more words.
+            why = str(group.exceptions[0])
+            if why != said:
+                said = why
+                _say("the stream cannot be read at the moment; looking again until it can")
+        await anyio.sleep(_RETRY_SECONDS)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The agents' environment: ours, and where the stream is."""
+    found: dict[str, str | SecretStr | None] = {
+        "SUPABASE_URL": settings.supabase_url,
+        "SUPABASE_SERVICE_ROLE_KEY": settings.supabase_key,
+    }
+    named = {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in found.items()
+        if value is not None
+    }
+    return {**os.environ, **named}
+
+
+def _say(text: str) -> None:
+    err.print(Text(f"── {text}", style="bold blue"), soft_wrap=True)
