@@ -272,7 +272,6 @@ class Dispatcher:
         if not reports:
             _log.error("the store refuses this worker: %s", error)
             self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
-            await anyio.sleep(backoff_seconds(3, first=0.5, cap=2.0, random=self._random))
             return
         if look.renew:
             await self._carry_out(Look(renew=look.renew))

@@ -4,7 +4,7 @@ Pure: time comes in as monotonic seconds, decisions go out. No loop, no clock, n
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
@@ -15,10 +15,10 @@ from runtime.wakeups import Path, Reach
 from runtime.wakeups.polling import Pace
 
 MAX_REPORTS = 500
-_HINT_PAUSE_SECONDS = 0.005
+MAX_EMIT_BYTES = 8_000_000
+_PAUSE_FIRST_SECONDS = 0.005
+_PAUSE_CAP_SECONDS = 0.05
 _RESCAN_PAUSE_SECONDS = 0.05
-_DROWSY_FIRST_SECONDS = 0.005
-_DROWSY_CAP_SECONDS = 0.05
 _DROWSY_PATIENCE_SECONDS = 3.0
 _PREFETCH_SECONDS = 0.05
 _PREFETCH_LIMIT = 400
@@ -40,7 +40,7 @@ class Lane:
     Attributes:
         limit: how many of its handlers may run at once.
         in_threads: whether they run in threads, so that a blocked loop does not hold them up.
-        held: deliveries leased and not yet reported.
+        held: deliveries taken whose attempts have not ended.
         pace: how many it finishes in a second, lately.
     """
 
@@ -52,6 +52,8 @@ class Lane:
 
     def room(self) -> int:
         """How many more to take: free slots, and what the measured pace drains in a moment."""
+        if self.limit == 0:
+            return 0
         ahead = min(_PREFETCH_LIMIT, int(self.pace * _PREFETCH_SECONDS))
         return max(0, self.limit + ahead - self.held)
 
@@ -121,22 +123,27 @@ class Plan:
         self._cursors: Mapping[str, int] = {}
         self._fence: str | None = None
         self._hinted = True
+        self._follows_hint = False
         self._hint_after = now
-        self._more = False
+        self._hint_pause = _PAUSE_FIRST_SECONDS
+        self._silent_until = now
+        self._filled: set[int] = set()
         self._rescan_at: float | None = None
         self._rescanned_at = now - _RESCAN_PAUSE_SECONDS
         self._due_at: float | None = now
         self._poll_at = now
         self._sweep_at = now + settings.sweep_seconds
-        self._drowsy_since = now
-        self._drowsy_at = now
-        self._drowsy_seconds = 0.0
+        self._look_at = now
+        self._look_pause = _PAUSE_FIRST_SECONDS
+        self._looking_since = now
         self._renewed_at = now
         self._settle_at = now
-        self._settle_seconds = _DROWSY_FIRST_SECONDS
+        self._settle_seconds = _PAUSE_FIRST_SECONDS
         self._nonce: str | None = None
         self._suspects = False
+        self._suspects_since = now
         self._is_alone = False
+        self._runs_suspect = False
         self._paced_at = now
 
     # What happens
@@ -174,8 +181,12 @@ class Plan:
         self._nonce = nonce
 
     def finished(self, reports: Iterable[Report]) -> None:
-        """Attempts ended; they are reported with the next exchange."""
-        self._reports.extend(reports)
+        """Attempts ended: their slots are free, and they are reported with the next exchange."""
+        for report in reports:
+            self._reports.append(report)
+            lane = self.lanes[report.delivery.subscription]
+            lane.held -= 1
+            lane.finished += 1
 
     def give_up(self, place: tuple[int, int]) -> None:
         """A lease is lost: its attempt runs on, but is not renewed any more."""
@@ -187,9 +198,16 @@ class Plan:
         self._let_go(delivery)
 
     def put_off(self, until: float) -> None:
-        """The store refuses to be looked at: not again before then."""
-        self._hint_after = max(self._hint_after, until)
-        self._poll_at = max(self._poll_at, until)
+        """The store refuses to be looked at: not again before then, unless there is something to report."""
+        self._silent_until = until
+        self.sweep(until)
+
+    def begin_anew(self, now: float) -> None:
+        """The database knows nothing of this worker any more, and its ids may begin anew."""
+        self._recent.clear()
+        self._recent_order.clear()
+        self._cursors = {}
+        self.sweep(now)
 
     def renewable(self, now: float) -> bool:
         """Whether leases should be renewed by now."""
@@ -199,6 +217,8 @@ class Plan:
 
     def decide(self, now: float) -> Look | Rest:
         """Return the next exchange, or how long there is none."""
+        if now < self._silent_until and not self._reports:
+            return Rest(self._silent_until - now)
         settling = bool(self.unsettled) and now >= self._settle_at
         polling = not self.reach.is_live and now >= self._poll_at and not self.stopping
         sweeping = now >= self._sweep_at or self._nonce is not None
@@ -207,16 +227,18 @@ class Plan:
             self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS
         )
         hinted = self._hinted and now >= self._hint_after
-        drowsy = self.phase is Phase.DROWSY and now >= self._drowsy_at and not self.stopping
+        # Awake, nobody announces anything to this worker: it looks by itself until it may sleep.
+        looking = self.phase is not Phase.ASLEEP and self.reach.is_live and now >= self._look_at
         renewing = self.renewable(now)
-        want = {} if self.stopping else self._want()
+        want = {} if self.stopping else self._want(now)
         # Taking needs room; without any, a hint waits until a report makes some.
-        taking = bool(want) and (hinted or self._more or due or rescan or polling or drowsy or self._is_alone)
+        more = not self._filled.isdisjoint(want)
+        taking = bool(want) and (hinted or more or due or rescan or polling or looking or self._is_alone)
         if not (self._reports or renewing or taking or sweeping or settling):
             return Rest(self._rest(now, bool(want)))
 
-        full = sweeping or polling or drowsy or rescan
-        reports = [self._reports.popleft() for _ in range(min(len(self._reports), MAX_REPORTS))]
+        full = sweeping or polling or rescan or (looking and self.phase is Phase.DROWSY)
+        reports = list(self._next_reports())
         look = Look(
             done=[report for report in reports if report.outcome is None],
             failed=[report for report in reports if report.outcome is not None],
@@ -229,13 +251,13 @@ class Plan:
             nonce=self._nonce,
             settle=bool(self.unsettled),
         )
-        if self._may_sleep(look):
+        if self._may_sleep(look, looking):
             look.sleep, look.fence = True, self._fence
             if reports and now >= self._rescanned_at + _RESCAN_PAUSE_SECONDS:
                 # The last of what there was: one look at everything, and it may sleep at once.
                 look.cursors, look.due = None, True
         if want:
-            self._hinted = False
+            self._hinted, self._follows_hint = False, self._hinted
         self._nonce = None
         if renewing:
             self._renewed_at = now
@@ -248,19 +270,29 @@ class Plan:
     def absorb(self, look: Look, answer: Answer, *, sent_at: float, now: float) -> None:
         """Take note of what the database answered to a look sent at `sent_at`."""
         was_asleep = self.phase is Phase.ASLEEP
+        announced = self._follows_hint or self._hinted
+        self.unannounced = bool(was_asleep and answer.taken and look.beat and not announced)
         for report in (*look.done, *look.failed):
             self._let_go(report.delivery)
         for delivery in answer.taken:
+            # It may be one that lapsed here and is still running: then its old attempt ends unheeded.
+            self._given_up.discard(delivery.place)
             self.held[delivery.place] = delivery
             self.lanes[delivery.subscription].held += 1
             self._remember(delivery.message.id)
         if answer.taken and len(self.held) == len(answer.taken):
             self._renewed_at = sent_at
         self._note_paces(now)
+        if answer.repeated:
+            # Only what was taken is told a second time; everything else is to be asked again.
+            self._is_alone = False
+            self._runs_suspect = look.alone and bool(answer.taken)
+            self._stay_awake(now)
+            self.sweep(now)
+            return
         self._note_settling(look, answer, now)
         self._note_taking(look, answer, now)
         self._note_sleep(look, answer, now)
-        self.unannounced = bool(was_asleep and answer.taken and look.beat and look.nonce is None)
 
     def _remember(self, message: int) -> None:
         if message not in self._recent:
@@ -270,18 +302,34 @@ class Plan:
             self._recent.add(message)
 
     def _let_go(self, delivery: Delivery) -> None:
-        self._given_up.discard(delivery.place)
-        if self.held.pop(delivery.place, None) is not None:
-            lane = self.lanes[delivery.subscription]
-            lane.held -= 1
-            lane.finished += 1
+        current = self.held.get(delivery.place)
+        if current is not None and current.lease == delivery.lease:
+            del self.held[delivery.place]
+            self._given_up.discard(delivery.place)
 
-    def _want(self) -> dict[int, int]:
-        if self._suspects or self._is_alone:
+    def _next_reports(self) -> Iterator[Report]:
+        """As many reports as one exchange carries; at least one, where there is any."""
+        size = 0
+        for count in range(min(len(self._reports), MAX_REPORTS)):
+            size += sum(map(len, self._reports[0].emits))
+            if size > MAX_EMIT_BYTES and count:
+                return
+            yield self._reports.popleft()
+
+    def _want(self, now: float) -> dict[int, int]:
+        self._is_alone = self._suspects and not self.held
+        if self._is_alone:
             # What has crashed its worker twice runs with nothing beside it.
-            self._is_alone = self._suspects and not self.held
-            return dict.fromkeys(self.lanes, 1) if self._is_alone else {}
+            return {number: 1 for number, lane in self.lanes.items() if lane.limit}
+        self._runs_suspect = self._runs_suspect and bool(self.held)
+        if self._runs_suspect or (self._suspects and self._holds_back(now)):
+            return {}
         return {number: room for number, lane in self.lanes.items() if (room := lane.room()) > 0}
+
+    def _holds_back(self, now: float) -> bool:
+        """Suspects wait for a moment when nothing runs; if none comes, taking pauses, a lease's time at most."""
+        lease_times = (now - self._suspects_since) // self._settings.lease_seconds
+        return lease_times % 2 == 1
 
     def _to_renew(self, now: float, reports: list[Report]) -> list[Delivery]:
         ending = {report.delivery.place for report in (*reports, *self._reports)}
@@ -292,7 +340,7 @@ class Plan:
             if place not in ending and (self.renews_async or self.lanes[delivery.subscription].in_threads)
         ]
 
-    def _may_sleep(self, look: Look) -> bool:
+    def _may_sleep(self, look: Look, looking: bool) -> bool:
         """Only a worker with room for something new sleeps, and only where a push path can wake it."""
         reported = len(look.done) + len(look.failed)
         return (
@@ -300,9 +348,9 @@ class Plan:
             and not self.stopping
             and not look.alone
             and not self.unsettled
-            and not self._more
+            and self._filled.isdisjoint(look.want)
             and bool(look.want)
-            and (self.phase is not Phase.AWAKE or len(self.held) <= reported)
+            and (looking or self.phase is not Phase.AWAKE or len(self.held) <= reported)
         )
 
     def _note_paces(self, now: float) -> None:
@@ -318,22 +366,20 @@ class Plan:
         if not look.settle:
             return
         if answer.unsettled != self.unsettled:
-            self._settle_seconds = _DROWSY_FIRST_SECONDS
+            self._settle_seconds = _PAUSE_FIRST_SECONDS
             self.sweep(now)
         self.unsettled = answer.unsettled
         self._settle_at = now + self._settle_seconds
         self._settle_seconds = min(self._settle_seconds * 1.5, 0.5)
 
     def _note_taking(self, look: Look, answer: Answer, now: float) -> None:
-        self._more = bool(answer.filled) and not look.alone
-        self._suspects = (
-            bool(answer.taken) if look.alone else answer.suspects or (self._suspects and not look.due)
-        )
-        self._is_alone = False
+        if not look.alone:
+            self._filled = (self._filled - look.want.keys()) | answer.filled
+        self._note_suspects(look, answer, now)
         if look.want and not look.alone:
             self._cursors = answer.cursors
-        if look.cursors and len(answer.taken) < sum(look.want.values()):
-            # Ids below the cursor may have committed late.
+        if look.cursors is not None and len(answer.taken) < sum(look.want.values()):
+            # Ids below the cursor may have committed late, and what is due was not looked at.
             self._rescan_at = now
         if look.due:
             self._due_at = None if answer.next_due is None else now + max(answer.next_due, 0.001)
@@ -341,8 +387,13 @@ class Plan:
             if report.delay is not None:
                 self._expect_due(now + report.delay)
         if answer.look_again:
-            self._rescan_at = now + _HINT_PAUSE_SECONDS
-        self._hint_after = now if answer.taken else now + _HINT_PAUSE_SECONDS
+            self._rescan_at = now + _PAUSE_FIRST_SECONDS
+        if answer.taken:
+            self._hint_after, self._hint_pause = now, _PAUSE_FIRST_SECONDS
+        elif self._follows_hint:
+            # Hints can be forged: a flood of them costs a few looks a second.
+            self._hint_after = now + self._hint_pause
+            self._hint_pause = min(2 * self._hint_pause, _PAUSE_CAP_SECONDS)
         if answer.taken or look.done:
             self._pace.active()
         if not self.reach.is_live:
@@ -351,33 +402,50 @@ class Plan:
     def _expect_due(self, at: float) -> None:
         self._due_at = at if self._due_at is None else min(self._due_at, at)
 
-    def _note_sleep(self, look: Look, answer: Answer, now: float) -> None:
-        if not look.sleep or answer.taken or answer.filled:
-            self.phase, self._fence = Phase.AWAKE, None
-            if look.want and self.reach.is_live and not (self.stopping or answer.taken or answer.filled):
-                # Nothing came: try to fall asleep at once.
-                self._begin_drowsing(now)
-            return
-        # Only a look at everything, from the lowest id, proves that there is nothing.
-        if answer.quiet and look.cursors is None and look.due and not self._hinted:
-            self.phase, self._fence = Phase.ASLEEP, None
-            return
-        if self.phase is not Phase.DROWSY or answer.fence is None:
-            self._begin_drowsing(now)
-            return
-        self._fence = answer.fence
-        self._drowsy_seconds = min(max(self._drowsy_seconds * 2, _DROWSY_FIRST_SECONDS), _DROWSY_CAP_SECONDS)
-        if now - self._drowsy_since > _DROWSY_PATIENCE_SECONDS:
-            # A long foreign transaction: no reason to hurry.
-            self._drowsy_seconds = self._settings.poll_slow_seconds
-        self._drowsy_at = now + self._drowsy_seconds
+    def _note_suspects(self, look: Look, answer: Answer, now: float) -> None:
+        if look.alone:
+            self._suspects = self._runs_suspect = bool(answer.taken)
+            self._is_alone = False
+        elif look.due:
+            if answer.suspects and not self._suspects:
+                self._suspects_since = now
+            self._suspects = answer.suspects
 
-    def _begin_drowsing(self, now: float) -> None:
-        if self.phase is not Phase.DROWSY:
-            self._drowsy_since = now
-        self.phase, self._fence = Phase.DROWSY, None
-        self._drowsy_seconds = 0.0
-        self._drowsy_at = now
+    def _note_sleep(self, look: Look, answer: Answer, now: float) -> None:
+        if answer.taken or answer.filled or look.alone:
+            self._stay_awake(now)
+        elif not (look.want and self.reach.is_live) or self.stopping:
+            self.phase, self._fence = Phase.AWAKE, None
+        elif not look.sleep:
+            # A look that had no reason to lie down: the next one has, unless something is not settled yet.
+            self.phase, self._fence = Phase.AWAKE, None
+            if self.unsettled:
+                self._look_later(now)
+            else:
+                self._look_at = now + _PAUSE_FIRST_SECONDS
+        elif answer.fence is None:
+            # Marked only now. Who began to write before cannot have seen it, so nothing is proved yet.
+            self._stay_awake(now)
+            self.phase, self._look_at = Phase.DROWSY, now
+        elif self.phase is not Phase.ASLEEP:
+            # Only a look at everything, from the lowest id, proves that there is nothing.
+            if answer.quiet and look.cursors is None and look.due and not self._hinted:
+                self.phase, self._fence = Phase.ASLEEP, None
+                return
+            self.phase, self._fence = Phase.DROWSY, answer.fence
+            self._look_later(now)
+
+    def _stay_awake(self, now: float) -> None:
+        self.phase, self._fence = Phase.AWAKE, None
+        self._looking_since, self._look_pause = now, _PAUSE_FIRST_SECONDS
+        self._look_at = now + _PAUSE_FIRST_SECONDS
+
+    def _look_later(self, now: float) -> None:
+        self._look_at = now + self._look_pause
+        self._look_pause = min(2 * self._look_pause, _PAUSE_CAP_SECONDS)
+        if now - self._looking_since > _DROWSY_PATIENCE_SECONDS:
+            # A long foreign transaction: no reason to hurry.
+            self._look_pause = self._settings.poll_slow_seconds
 
     def _rest(self, now: float, has_room: bool) -> float:
         moments = [self._sweep_at]
@@ -392,8 +460,11 @@ class Plan:
                 moments.append(max(self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS))
             if self._hinted:
                 moments.append(self._hint_after)
-            if self.phase is Phase.DROWSY:
-                moments.append(self._drowsy_at)
-        if not self.reach.is_live and not self.stopping:
-            moments.append(self._poll_at)
+            if not self.reach.is_live:
+                moments.append(self._poll_at)
+            elif self.phase is not Phase.ASLEEP:
+                moments.append(self._look_at)
+        if self._suspects:
+            lease = self._settings.lease_seconds
+            moments.append(now + lease - (now - self._suspects_since) % lease)
         return max(0.0, min(moments) - now)
