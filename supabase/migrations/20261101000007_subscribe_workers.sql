@@ -31,7 +31,7 @@ begin
             raise exception using errcode = '42501',
                 message = format('agent %L may not subscribe as %L', caller, declared.agent);
         end if;
-        if declared.name !~ '^[A-Za-z0-9_:-]+\.[A-Za-z0-9_:-]+$' then
+        if declared.name is null or declared.name !~ '^[A-Za-z0-9_:-]+\.[A-Za-z0-9_:-]+$' then
             raise exception using errcode = '22023',
                 message = format('%L is not a subscription name', declared.name),
                 hint = 'A subscription is named agent.handler.';
@@ -67,11 +67,8 @@ begin
                 settled = s.settled and (s.ordered or not excluded.ordered),
                 settling_fenced = s.settling_fenced and (s.ordered or not excluded.ordered),
                 settling_xid = case when s.ordered or not excluded.ordered then s.settling_xid end
+            -- The same said again by a later worker is that worker's: one started in between does not replace it.
             where s.declared_at < excluded.declared_at
-              and (s.patterns, s.ordered, s.dead_blocks, s.marks_processed, s.max_attempts, s.max_crashes, s.agent)
-                  is distinct from (excluded.patterns, excluded.ordered, excluded.dead_blocks,
-                                    excluded.marks_processed, excluded.max_attempts, excluded.max_crashes,
-                                    excluded.agent)
         returning s.id into known;
         if known is not null then
             delete from runtime.patterns p
