@@ -65,9 +65,12 @@ begin
         cross join lateral (
             select distinct p.subscription
             from unnest(runtime.candidates(k.key)) as c (pattern)
-            join runtime.patterns p on p.pattern = c.pattern
+            cross join lateral (
+                -- offset 0: looked up one by one. A planner that knows the table would rather read it whole, per key.
+                select l.subscription from runtime.patterns l where l.pattern = c.pattern offset 0
+            ) p
         ) hit
-        join runtime.subscriptions s on s.id = hit.subscription
+        cross join lateral (select * from runtime.subscriptions l where l.id = hit.subscription offset 0) s
     ), fanned as (
         insert into runtime.deliveries
             (message_id, subscription, visible_at, priority, marks, sole, heavy, ordered_key)
