@@ -78,7 +78,7 @@ begin
                case when n.deliver_at > clock_timestamp() then n.deliver_at end,
                case when r.ordered then 0 else n.priority end,
                r.marks_processed, r.sole and r.marks_processed,
-               coalesce(pg_column_size(n.value) > 2000, false),
+               coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false),
                case when r.ordered then n.key end
         from new_messages n
         join routes r on r.key = n.key

@@ -26,7 +26,8 @@ declare
     counted integer := 0;
 begin
     for weighed in
-        select t.place, case when pg_column_size(m.value) > 2000 then octet_length(m.value::text)
+        select t.place, case when pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null
+                             then octet_length(m.value::text)
                              else coalesce(pg_column_size(m.value), 0) end as bytes
         from unnest(ids) with ordinality as t (id, place)
         -- One whose message is gone weighs nothing, but has to come along to be dropped.

@@ -58,7 +58,7 @@ begin
         on commit drop;
     truncate pg_temp.replayed;
     insert into pg_temp.replayed
-    select m.id, m.key, m.priority, coalesce(pg_column_size(m.value) > 2000, false)
+    select m.id, m.key, m.priority, coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false)
     from public.consciousness_stream m
     where (since is null or m.created_at >= since) and (stream_replay.until is null or m.created_at < stream_replay.until)
       and (stream_replay.ids is null or m.id = any (stream_replay.ids))
