@@ -123,10 +123,13 @@ async def test_k5_a_snapshots_xmax_is_no_mark(db: Any, worker: Worker, writer: A
 async def test_g1_k5_a_stricter_writer_with_a_snapshot_too_old_begins_anew(
     db: Any, worker: Worker, writer: Any, isolation: str
 ) -> None:
-    with pytest.raises(asyncpg.SerializationError) as refused:
+    async def write_while_somebody_subscribes() -> None:
         async with with_old_snapshot(writer, isolation):
             await worker.subscribe(EARLIEST)
             await insert(writer, "task.a", 1)
+
+    with pytest.raises(asyncpg.SerializationError) as refused:
+        await write_while_somebody_subscribes()
     assert refused.value.sqlstate == "40001"
     async with with_old_snapshot(writer, isolation):
         message = await insert(writer, "task.a", 1)

@@ -1,0 +1,167 @@
+"""K6: is what is due found cheaply, and all of it in the end?"""
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.kernel.conftest import Connect
+from tests.kernel.driver import Answer, Worker, advance, insert, send
+from tests.kernel.plans import Plans, explained
+from tests.kernel.schedule import transaction
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_g1_k6_what_commits_late_below_the_cursor_is_found_without_it(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    numbers = await worker.subscribe("a.one=task.>", "b.two=other")
+    async with connect() as writer, transaction(writer) as writing:
+        late = await insert(writer, "task.a", "late")
+        first, _second = await send(db, ("task.a", 1), ("task.a", 2))
+        looked = await worker.exchange(want=1)
+        assert looked.ids == [first]
+        cursors = looked.more["cursors"]
+        assert cursors == {str(numbers["a.one"]): first}
+        await writing.commit()
+    beyond = await worker.exchange(want={"a.one": 10}, cursors=cursors)
+    assert beyond.ids == [first + 1]
+    assert beyond.more["cursors"] == {str(numbers["a.one"]): first + 1}
+    # It found too little: the next look starts from the lowest again.
+    assert (await worker.exchange(want=10)).ids == [late]
+
+
+async def test_k6_classes_go_before_ids_and_before_the_cursor(db: Any, worker: Worker) -> None:
+    (number,) = (await worker.subscribe("a.one=task.>")).values()
+
+    async def wave(n: int) -> list[int]:
+        return await send(db, *[{"key": "task.a", "value": n, "priority": p} for p in (0, -1, 1, 0)])
+
+    (normal1, low, high, normal2), (_, low2, high2, _) = await wave(1), await wave(2)
+    looked = await worker.exchange(want=3)
+    assert looked.ids == [high, high2, normal1]
+    cursors = looked.more["cursors"]
+    assert cursors == {str(number): normal1}
+    (urgent,) = await send(db, {"key": "task.a", "value": 3, "priority": 1})
+    looked = await worker.exchange(want=2, cursors=cursors)
+    assert looked.ids == [urgent, normal2]
+    assert [each.id for each in await worker.take()][-2:] == [low, low2]
+
+
+async def test_k6_a_paused_subscription_is_skipped_in_taking_and_in_next_due(db: Any, worker: Worker) -> None:
+    await worker.subscribe(
+        "a.one=task.>", "b.two=task.>", {"name": "c.three", "patterns": ["task.>"], "ordered": True}
+    )
+    retrying, delayed = await send(db, ("task.a", 1), {"key": "task.a", "value": 2, "delay": 20})
+    await worker.fail(*await worker.take(), delay=10)
+    for name in worker.numbers:
+        await db.fetchval("select stream_pause($1)", name)
+    fresh = await insert(db, "task.b", 3)
+    looked = await worker.exchange(want=10, due=True)
+    assert (looked.taken, looked.more["next_due"]) == ([], None)
+    await advance(db, 30)
+    assert await worker.take() == []
+    await db.fetchval("select stream_resume('b.two')")
+    assert sorted(each.id for each in await worker.take()) == [retrying, delayed, fresh]
+    await db.fetchval("select stream_resume('c.three')")
+    # The delayed one stands behind its lower one; the other key goes.
+    assert sorted(each.id for each in await worker.take()) == [retrying, fresh]
+
+
+async def test_k6_what_is_due_is_read_only_when_asked_for(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>")
+    first, second = await send(db, *[{"key": "task.a", "value": n, "delay": 10 * n} for n in (1, 2)])
+    looked = await worker.exchange(want=10, due=True)
+    assert looked.taken == []
+    assert 5 < looked.more["next_due"] <= 10
+    await advance(db, 10)
+    fresh = await insert(db, "task.b", 3)
+    looked = await worker.exchange(want=10)
+    assert looked.ids == [fresh]
+    assert "next_due" not in looked.more
+    looked = await worker.exchange(want=10, due=True)
+    assert looked.ids == [first]
+    assert 5 < looked.more["next_due"] <= 10
+    assert second not in looked.ids
+
+
+async def test_k6_an_answer_is_bounded_in_bytes(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>", {"name": "b.two", "patterns": ["task.>"], "ordered": True})
+    # What compresses well is as long on the wire as what does not.
+    noise = Random(6).randbytes(1500).hex()
+    ids = await send(db, *[(f"task.k{n}", noise if n % 2 else "x" * 3000) for n in range(4)])
+
+    async def look() -> Answer:
+        return await worker.exchange(want=10, due=True, max_bytes=7000)
+
+    looks = [await look() for _ in range(4)]
+    assert [len(each.taken) for each in looks] == [2, 2, 2, 2]
+    assert all(each.more["full"] for each in looks[:3])
+    assert {each.attempts + each.crashes for look in looks for each in look.taken} == {0}
+    assert sorted(message for each in looks for message in each.ids) == sorted(2 * ids)
+    (huge,) = await send(db, ("task.huge", "x" * 20000))
+    assert [(await look()).ids for _ in range(2)] == [[huge], [huge]]
+    # Values nobody can read any more take no room, and do not come again and again.
+    await send(db, *[(f"task.gone{n}", "x" * 3000) for n in range(4)])
+    await db.execute("delete from consciousness_stream where key like 'task.gone%'")
+    for _ in range(2):
+        assert (await look()).taken == []
+    assert await db.fetchval("select count(*) from runtime.deliveries where lease is null") == 0
+
+
+async def taking(worker: Worker, db: Any, **options: Any) -> Plans:
+    """The plans of an exchange, made as the superuser so that they can be seen."""
+    sharp = Worker(db, id=worker.id, numbers=worker.numbers)
+    async with explained(db) as plans:
+        assert (await sharp.exchange(want=5, **options)).taken
+    return plans
+
+
+async def test_k6_taking_reads_the_index_of_what_it_takes(
+    connect_as_superuser: Connect, worker: Worker
+) -> None:
+    (number,) = (await worker.subscribe("a.one=task.>")).values()
+    async with connect_as_superuser() as db:
+        await db.execute(
+            "insert into consciousness_stream (key) select 'task.a' from generate_series(1, 3000)"
+        )
+        await db.execute(
+            "update runtime.deliveries set visible_at = clock_timestamp() where message_id <= 1000"
+        )
+        await db.execute("analyze")
+
+        plans = await taking(worker, db, cursors={str(number): 2000})
+        (fresh,) = plans.of("f.visible_at is null and f.message_id > class.past")
+        assert fresh.scans_of("deliveries") == {"deliveries_fresh", "deliveries_pkey"}
+        assert "message_id > " in fresh.conditions_on("deliveries_fresh")
+        # The order is the index's own.
+        assert "Sort" not in fresh.kinds
+        assert not [plan for plan in plans.all if "deliveries_due" in plan.scans_of("deliveries")]
+
+        plans = await taking(worker, db, due=True)
+        (due,) = plans.of("(one.crashes >= 2) = alone")
+        assert due.scans_of("deliveries") == {"deliveries_due", "deliveries_pkey"}
+        assert "Sort" not in due.kinds
+        for plan in plans.all:
+            assert "Seq Scan" not in plan.scans_of("deliveries") | plan.scans_of("consciousness_stream")
+
+
+async def test_k6_an_ordered_key_is_looked_up_in_an_index(
+    connect_as_superuser: Connect, worker: Worker
+) -> None:
+    await worker.subscribe({"name": "a.one", "patterns": ["task.>"], "ordered": True})
+    async with connect_as_superuser() as db:
+        await db.execute(
+            "insert into consciousness_stream (key) select 'task.k' || n % 100 from generate_series(1, 3000) n"
+        )
+        await db.execute("analyze")
+        plans = await taking(worker, db, due=True)
+    (heads,) = plans.of("heads as (")
+    assert heads.scans_of("deliveries") == {"deliveries_ordered", "deliveries_pkey"}
+    for plan in plans.all:
+        assert "Seq Scan" not in plan.scans_of("deliveries")
+        assert all(
+            "message_id" in plan.conditions_on(index) or "ordered_key" in plan.conditions_on(index)
+            for index in plan.scans_of("deliveries") & {"deliveries_pkey", "deliveries_ordered"}
+        )
