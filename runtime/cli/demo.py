@@ -4,13 +4,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import anyio
 import typer
@@ -20,8 +20,8 @@ from rich.text import Text
 
 import runtime
 from runtime.agent import Agent
-from runtime.cli.output import err, out, print_json, print_line, start_logs
-from runtime.cli.run import attempt_json, milliseconds
+from runtime.cli.output import err, out, plain, print_json, print_line, start_logs
+from runtime.cli.run import attempt_json
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError, LocalStackError
 from runtime.local.stack import LocalStack
@@ -123,27 +123,33 @@ class Show:
         outcome = report.outcome or "done"
         print_line(
             Text.assemble(
-                (f"{time.monotonic() - self.began:7.3f} s  ", "dim"),
-                (f"#{message.id:<4}", "cyan"),
-                (f"{message.key:<16}", "bold"),
+                (f"{time.monotonic() - self.began:6.3f} ", "dim"),
+                (f"{'#' + str(message.id):>4} ", "cyan"),
+                (f"{message.key:<15} ", "bold"),
                 ("→ ", "dim"),
-                f"{attempt.handler.name:<18}",
-                (f"{milliseconds(latency(attempt))}  ", "green"),
+                f"{attempt.handler.name:<17} ",
+                (f"{latency(attempt) * 1000:6.1f}  ", "green"),
                 "" if outcome == "done" else (f"{outcome}  ", "yellow"),
-                (_subject(message.value), "dim"),
+                (plain(_subject(message.value)), "dim"),
             )
         )
+
+    def begin(self, notes: int, paths: Iterable[str]) -> None:
+        """Say that it begins, and what the columns of its lines are."""
+        self.say(f"Live, woken by {' and '.join(sorted(paths))}. {notes} notes go in.\n")
+        self.say("     s  msg key               handled by          ms     note")
+        self.began = time.monotonic()
 
     def end(self, result: dict[str, Any], output: Path) -> None:
         """Print the summary."""
         if self.as_json:
             print_json({"summary": result})
             return
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(justify="right", style="bold")
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
         table.add_column()
-        for number, text in _summary(result):
-            table.add_row(number, text)
+        for name, text in _summary(result):
+            table.add_row(name, text)
         out.print()
         out.print(table)
         out.print(f"\nThe site: {output / 'index.html'}")
@@ -162,8 +168,7 @@ async def _play(settings: Settings, agents: list[Agent], paths: list[str], show:
             tasks.start_soon(worker.run)
             await _until(lambda: worker.state == "live", "the worker is live")
             stats = await _settled(stream)
-            show.say(f"Live, woken by {' and '.join(sorted(worker.live_paths))}. {len(paths)} notes go in.\n")
-            show.began = time.monotonic()
+            show.begin(len(paths), worker.live_paths)
             await stream.send_all([Draft("note.found", {"path": path}, agent="demo") for path in paths])
             stats = await _quiet(stream, show)
             flow = time.monotonic() - show.began
@@ -247,51 +252,62 @@ def _waiting(subscription: dict[str, Any]) -> int:
 
 
 def _subject(value: Any) -> str:
-    """What a message of the newsroom is about."""
+    """The note that a message of the newsroom is about."""
     inner = value.get("draft", value) if isinstance(value, dict) else {}
-    return str(inner.get("path", ""))
+    return str(inner.get("path", "")).removesuffix(".md")
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
     if len(seconds) < 2:
         return {}
     return {
-        "median": round(median(seconds) * 1000, 2),
-        "p95": round(quantiles(seconds, n=20)[-1] * 1000, 2),
-        "min": round(min(seconds) * 1000, 2),
+        "median": round(median(seconds) * 1000, 1),
+        "p95": round(quantiles(seconds, n=20)[-1] * 1000, 1),
+        "min": round(min(seconds) * 1000, 1),
     }
 
 
 def _summary(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    messages = sum(result["messages"].values())
-    kinds = ", ".join(f"{count} {key}" for key, count in sorted(result["messages"].items()))
-    yield str(result["notes"]), "notes"
-    yield str(messages), f"messages: {kinds}"
+    messages, runs, ways = result["messages"], result["attempts"], result["wake_ups"]
+    kinds = ", ".join(f"{count} {key}" for key, count in messages.items())
+    yield "messages", f"{sum(messages.values())} from {result['notes']} notes: {kinds}"
+    dead = result["dead_letters"]
     yield (
-        str(sum(result["attempts"].values())),
-        f"runs of {len(result['attempts'])} handlers in {result['flow_seconds']:.2f} s, "
-        f"{result['dead_letters']} dead letters",
+        "handled",
+        f"{sum(runs.values())} runs of {len(runs)} handlers in {result['flow_seconds']:.2f} s, "
+        f"{dead} dead letter{'' if dead == 1 else 's'}",
     )
-    ways = ", ".join(f"{count} by {way}" for way, count in sorted(result["wake_ups"].items()))
-    yield str(result["exchanges"]), f"exchanges with the database; wake-ups: {ways}"
+    woken = ", ".join(f"{count} by {way}" for way, count in sorted(ways.items()))
+    yield "woken", f"{woken}; {result['exchanges']} exchanges with the database"
     idle, flow = result["idle_latency_ms"], result["flow_latency_ms"]
     yield (
-        f"{idle['median']} ms",
-        f"median from insert to handler start, idle (p95 {idle['p95']} ms, {_PINGS} messages one at a time)",
+        "idle",
+        f"{idle['median']} ms from insert to handler start, median of {_PINGS} (p95 {idle['p95']} ms)",
     )
-    yield f"{flow['median']} ms", f"the same while the newsroom worked (p95 {flow['p95']} ms)"
-    yield f"{result['seconds']} s", "in all, with starting and stopping PostgreSQL and the gateway"
+    yield "busy", f"{flow['median']} ms, waiting for their turn included (p95 {flow['p95']} ms)"
+    yield "in all", f"{result['seconds']} s, with starting and stopping PostgreSQL and the gateway"
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """A SIGTERM ends the block as Ctrl-C does, so that no process of the stack is left behind."""
+    """A SIGTERM ends the block as Ctrl-C does, so that no process of the stack is left behind.
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+    Raises:
+        typer.Exit: with code 143, when it came.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        # An event loop turns SIGINT into a clean end; outside of one it is a KeyboardInterrupt.
+        signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        if received:
+            raise typer.Exit(128 + received[0]) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

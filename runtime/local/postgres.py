@@ -3,6 +3,7 @@
 import logging
 import shlex
 import shutil
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 60
 _STOP_SECONDS: Final = 20
+_DELETE_SECONDS: Final = 5
+_LOOK_SECONDS: Final = 0.02
 
 _SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": "127.0.0.1",
@@ -157,11 +160,15 @@ class PostgresServer:
             LocalStackError: it does not end, or something cannot be deleted.
         """
         self.stop()
-        try:
-            if self.folder.exists():
+        deadline = time.monotonic() + _DELETE_SECONDS
+        while self.folder.exists():
+            try:
                 shutil.rmtree(self.folder)
-        except OSError as error:
-            raise LocalStackError(f"{self.folder} could not be deleted: {error}") from error
+            except OSError as error:
+                # What an initdb cut short had started may still be writing as it ends.
+                if time.monotonic() > deadline:
+                    raise LocalStackError(f"{self.folder} could not be deleted: {error}") from error
+                time.sleep(_LOOK_SECONDS)
 
     def _programs(self) -> Programs:
         return Programs.find(self._account, wanted=self._binaries, copy=self.folder / "binaries")

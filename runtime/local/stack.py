@@ -16,6 +16,7 @@ from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.bootstrap import check_decoding, prepare_cluster, prepare_database
 from runtime.local.gateway_process import GatewayProcess
+from runtime.local.guard import guarded
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
@@ -111,20 +112,24 @@ class LocalStack:
     @classmethod
     @contextmanager
     def temporary(cls) -> Iterator["LocalStack"]:
-        """A stack of its own, not yet started, in a folder that is deleted with all it holds when the block ends."""
+        """A stack of its own, not yet started, in a folder that is deleted with all it holds when the block ends.
+
+        When the process is killed meanwhile, a guard ends and deletes what is left.
+        """
         folder = Path(tempfile.mkdtemp(prefix="agent-runtime-"))
         # It is ours, and the account of PostgreSQL must get through it.
         folder.chmod(0o755)
         # Nothing of it is to survive a loss of power.
         settings = {"fsync": "off", "full_page_writes": "off"}
         stack = cls(folder, api_port=0, db_port=0, settings=settings)
-        try:
-            yield stack
-        finally:
+        with guarded(folder):
             try:
-                stack.delete()
+                yield stack
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                try:
+                    stack.delete()
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def __repr__(self) -> str:
         return f"<LocalStack {self.folder}>"

@@ -18,7 +18,7 @@ _LEFT_OUT = (
     "ANTHROPIC_",
 )
 _LEFT_OUT += ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM")
-SECONDS = 60
+SECONDS = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,14 @@ class Shell:
         )  # fmt: skip
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start `runtime` with these arguments and leave it running; both streams are pipes."""
+    def start(
+        self, *arguments: str, stdout: int = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start `runtime` with these arguments and leave it running; its streams are pipes."""
         return subprocess.Popen(
             [sys.executable, "-m", "runtime", *arguments],
             cwd=self.folder, env=self._environment(environment), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+            stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
