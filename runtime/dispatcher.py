@@ -86,6 +86,14 @@ class Dispatcher:
         """Take no new work and end when what runs has ended, or when the seconds are over. From any thread."""
         self._from_outside(lambda: self._begin_stopping(drain_seconds))
 
+    def look(self) -> None:
+        """Look at everything once, though nothing woke this worker. From any thread."""
+        self._from_outside(self._look)
+
+    def _look(self) -> None:
+        self.plan.sweep(time.monotonic())
+        self._signal_now()
+
     def _from_outside(self, function: Callable[[], object]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function)

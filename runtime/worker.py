@@ -81,6 +81,12 @@ class Worker:
             if self._dispatcher is not None:
                 self._dispatcher.stop(self._drain_seconds)
 
+    def look(self) -> None:
+        """Look for work now, though nothing woke this worker. From any thread."""
+        with self._started:
+            if self._dispatcher is not None:
+                self._dispatcher.look()
+
     async def run(self) -> None:
         """Run until `stop` is called, or until cancelled: then handlers are cancelled and their work given back.
 

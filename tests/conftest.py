@@ -23,10 +23,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """The embedded PostgreSQL 18."""
-    with running_cluster() as cluster:
-        yield cluster
+def cluster(runtime_cluster: Cluster) -> Cluster:
+    """The embedded PostgreSQL 18, from the plugin that users have too."""
+    return runtime_cluster
 
 
 @pytest.fixture(scope="session")

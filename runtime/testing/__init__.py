@@ -1,0 +1,5 @@
+"""Test your agents over a real PostgreSQL: `async def test_it(harness): async with harness.running(agent): …`."""
+
+from runtime.testing.harness import Harness, NotDrained
+
+__all__ = ["Harness", "NotDrained"]

@@ -1,0 +1,31 @@
+"""The pytest plugin: `harness`, a stream of each test's own over a real PostgreSQL, in a few milliseconds."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Loaded by every pytest run on the machine: nothing heavy before it is asked for.
+if TYPE_CHECKING:
+    from runtime.testing.cluster import Cluster
+    from runtime.testing.harness import Harness
+
+
+@pytest.fixture(scope="session")
+def runtime_cluster() -> "Iterator[Cluster]":
+    """A PostgreSQL from the wheel, for this run of the tests; each test gets a database of it."""
+    from runtime.testing.cluster import running_cluster
+
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def harness(runtime_cluster: "Cluster") -> "Iterator[Harness]":
+    """A stream of this test's own, empty and with every migration."""
+    from runtime.local import keys
+    from runtime.testing.harness import Harness
+
+    name = runtime_cluster.make_database()
+    yield Harness(runtime_cluster.url(name), runtime_cluster.url(name, user=keys.SUPERUSER))
+    runtime_cluster.drop_database(name)

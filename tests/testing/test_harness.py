@@ -1,0 +1,150 @@
+"""Does the harness do for a user's test what it says: send, drain, advance, and say what is wrong?"""
+
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import pytest
+
+from runtime import Agent, Context, Message, Reject, Retry
+from runtime.testing import Harness, NotDrained
+
+pytestmark = pytest.mark.anyio
+
+agent = Agent("shop")
+
+
+@agent.on("order.placed", emits="order.packed")
+async def pack(order: dict[str, int]) -> dict[str, int]:
+    """Pack an order."""
+    if order["items"] < 0:
+        raise Reject("nobody can pack that")
+    return {"parcels": order["items"]}
+
+
+@agent.on("order.packed", retry=Retry(attempts=3, first_seconds=3600, cap_seconds=3600))
+def ship(message: Message[dict[str, int]], context: Context) -> None:
+    """Ship at the second attempt."""
+    if context.attempt == 1:
+        raise ConnectionError("the lorry is late")
+    context.emit("order.shipped", message.value, delay=86_400)
+
+
+async def test_a_chain_is_driven_through_retries_and_delays_without_waiting(harness: Harness) -> None:
+    async with harness.running(agent):
+        sent = await harness.send("order.placed", {"items": 2})
+        await harness.drain()
+        (packed,) = await harness.assert_emitted("order.packed", {"parcels": 2})
+        assert packed.parent_id == sent.id
+        assert await harness.messages("order.shipped") == []
+        await harness.advance(3600)
+        await harness.drain()
+        (shipped,) = await harness.assert_emitted("order.shipped")
+        assert shipped.deliver_at is not None
+        assert shipped.deliver_at > datetime.now(UTC) + timedelta(hours=23)
+        await harness.advance(86_400)
+        (shipped,) = await harness.messages("order.shipped")
+        assert shipped.deliver_at is not None
+        assert shipped.deliver_at <= datetime.now(UTC)
+    await harness.assert_no_dead_letters()
+
+
+async def test_dead_letters_are_returned_whole_and_asserted_against(harness: Harness) -> None:
+    async with harness.running(agent):
+        await harness.send("order.placed", {"items": -1})
+        await harness.drain()
+    (letter,) = await harness.dead_letters("shop.pack")
+    assert letter["error"] == "Reject: nobody can pack that"
+    assert letter["message"]["value"] == {"items": -1}
+    assert await harness.dead_letters("shop.ship") == []
+    with pytest.raises(
+        AssertionError, match=r"(?s)shop\.pack on #1: Reject: nobody can pack that.*Traceback"
+    ):
+        await harness.assert_no_dead_letters()
+
+
+async def test_expired_messages_are_not_delivered(harness: Harness) -> None:
+    seen = []
+    late = Agent("late")
+
+    @late.on("k")
+    async def note(value: int) -> None:
+        seen.append(value)
+
+    async with harness.running(late):
+        await harness.send("k", 1, delay=60, expires_in=30)
+        await harness.send("k", 2, delay=60, expires_in=90)
+        await harness.advance(61)
+        await harness.drain()
+    assert seen == [2]
+
+
+async def test_what_does_not_drain_is_named(harness: Harness) -> None:
+    stuck = Agent("stuck")
+    release = anyio.Event()
+
+    @stuck.on("k", concurrency=1)
+    async def wait() -> None:
+        await release.wait()
+
+    async with harness.running(stuck):
+        await harness.send("k")
+        await harness.send("k")
+        with pytest.raises(NotDrained, match=r"Work was left after 0\.2 s:\nstuck\.wait: 1 due, 1 running"):
+            await harness.drain(seconds=0.2)
+        release.set()
+        await harness.drain()
+    await harness.send("k")
+    with pytest.raises(NotDrained, match=r"stuck\.wait: 1 due, 0 running\nNo agent runs here"):
+        await harness.drain(seconds=0.1)
+
+
+async def test_a_wrong_count_shows_what_there_is(harness: Harness) -> None:
+    await harness.send("a.b", {"n": 1})
+    with pytest.raises(AssertionError, match=r'0 messages under a\.b with the value \{"n":2\}, not 1'):
+        await harness.assert_emitted("a.b", {"n": 2})
+    with pytest.raises(
+        AssertionError, match=r'(?s)0 messages under c\.d, not 1\. There are:\n#1 a\.b \{"n":1\}'
+    ):
+        await harness.assert_emitted("c.d")
+    assert await harness.assert_emitted("c.d", times=0) == []
+
+
+def test_the_plugin_is_there_for_any_project(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        from runtime import Agent
+
+        agent = Agent("writer")
+
+        @agent.on("note.found", emits="note.read")
+        async def read(note: str) -> str:
+            return note.upper()
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+
+        @pytest.mark.anyio
+        @pytest.mark.parametrize("number", [1, 2])
+        async def test_read(harness, number):
+            async with harness.running(agent):
+                await harness.send("note.found", "hello")
+                await harness.drain()
+            await harness.assert_emitted("note.read", "HELLO")
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
+    result.assert_outcomes(passed=2)
+
+
+def test_a_run_of_tests_that_does_not_ask_for_it_loads_nothing_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing():
+            assert not {"asyncpg", "psutil", "runtime.testing", "runtime.settings"} & set(sys.modules)
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q").assert_outcomes(passed=1)
