@@ -11,6 +11,10 @@ import pytest
 from runtime.local import keys
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.ports import free_port
+
+# The plugin's, also where this checkout was installed before it had one.
+from runtime.pytest_plugin import harness as harness
+from runtime.pytest_plugin import runtime_cluster as runtime_cluster
 from runtime.testing.cluster import Cluster, running_cluster
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
