@@ -29,18 +29,58 @@ begin
     if 'realtime' = any (announce) and runtime.realtime_is_there() then
         -- No exception block: realtime.send swallows its own errors, and a block would cost every writer.
         perform realtime.send(
-            jsonb_build_object('keys', to_jsonb(keys[1:4])), 'wake', 'runtime:' || target::text, true
+            jsonb_build_object('keys', to_jsonb(keys[1:3])), 'wake', 'runtime:' || target::text, true
         );
     end if;
 end
 $$;
-comment on function runtime.wake(uuid, text[], text[]) is 'Sends one hint to one worker, by each way it can be reached: keys only, under 1 kB.';
+comment on function runtime.wake(uuid, text[], text[]) is
+    'Sends one hint to one worker, by each way it can be reached: at most three keys, so under 1 kB.';
+
+create function runtime.is_stricter() returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return current_setting('transaction_isolation') <> 'read committed';
+end
+$$;
+comment on function runtime.is_stricter() is
+    'Whether this transaction looks through one old snapshot, which cannot tell who sleeps.';
+
+create function runtime.wake_everybody(keys text[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    stricter boolean := runtime.is_stricter();
+    target record;
+begin
+    if stricter then
+        -- The channel of all: a worker may have begun since the snapshot, so that its row is not seen. (Over
+        -- Realtime it hears of the INSERT by postgres_changes, or sweeps.)
+        perform pg_notify('runtime_workers', 'wake');
+    end if;
+    for target in
+        select w.id, case when stricter then array_remove(w.announce, 'notify') else w.announce end as announce
+        from runtime.workers w
+        where (stricter or w.asleep)
+          -- Heartbeats are as old as the snapshot.
+          and w.seen_at > case when stricter then now() else clock_timestamp() end
+              - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
+    loop
+        perform runtime.wake(target.id, target.announce, keys);
+    end loop;
+end
+$$;
+comment on function runtime.wake_everybody(text[]) is
+    'Wakes every sleeper; in stricter isolation every worker, by a common channel.';
 
 create function runtime.wake_sleepers(matched integer[], keys text[]) returns void
 language plpgsql set search_path = '' as $$
 declare
     target record;
 begin
+    if runtime.is_stricter() then
+        perform runtime.wake_everybody(keys);
+        return;
+    end if;
     for target in
         select distinct on (chosen.id) chosen.id, chosen.announce
         from unnest(matched) as m (subscription)
@@ -61,46 +101,33 @@ $$;
 comment on function runtime.wake_sleepers(integer[], text[]) is
     'Wakes, for each subscription, two sleeping workers at random that have free slots for it.';
 
-create function runtime.announce(keys text[], matched integer[]) returns void
+create function runtime.announce(keys text[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
 declare
-    everywhere boolean := current_setting('transaction_isolation') <> 'read committed';
-    -- What this transaction has announced: keys between line feeds, or * when it became too long to remember.
-    said text := coalesce(current_setting('runtime.announced', true), '');
-    fresh_since timestamptz;
+    -- What this transaction has announced: keys between line feeds, or * when it is too much to remember.
+    said text := coalesce(nullif(current_setting('runtime.announced', true), ''), E'\n');
     unsaid text[];
-    target record;
+    matched integer[];
 begin
-    if said = '*' or cardinality(matched) = 0
-        or not (everywhere or exists (select from runtime.workers w where w.asleep)) then
+    if said = '*' or not (runtime.is_stricter() or exists (select from runtime.workers w where w.asleep)) then
         return;
     end if;
-    unsaid := array(select k from unnest(keys) as k where position(E'\n' || k || E'\n' in said) = 0);
-    if cardinality(unsaid) = 0 then
+    select array_agg(distinct r.key), array_agg(distinct r.subscription) into unsaid, matched
+    from unnest(keys, subscriptions) as r (key, subscription)
+    where position(E'\n' || r.key || E'\n' in said) = 0;
+    if unsaid is null then
         return;
     end if;
+    said := said || array_to_string(unsaid, E'\n') || E'\n';
     if length(said) > 4000 then
-        everywhere := true;
+        -- A huge transaction is for everybody, once.
         perform set_config('runtime.announced', '*', true);
+        perform runtime.wake_everybody(unsaid);
     else
-        perform set_config(
-            'runtime.announced',
-            coalesce(nullif(said, ''), E'\n') || array_to_string(unsaid, E'\n') || E'\n', true
-        );
+        perform set_config('runtime.announced', said, true);
+        perform runtime.wake_sleepers(matched, unsaid);
     end if;
-    fresh_since := clock_timestamp() - make_interval(secs => (select p.sleeper_seconds from runtime.policy p));
-    if everywhere then
-        -- An old snapshot cannot tell who sleeps, and a huge transaction is for everybody.
-        for target in
-            select w.id, w.announce from runtime.workers w
-            where w.seen_at > fresh_since and (w.asleep or current_setting('transaction_isolation') <> 'read committed')
-        loop
-            perform runtime.wake(target.id, target.announce, unsaid);
-        end loop;
-        return;
-    end if;
-    perform runtime.wake_sleepers(matched, unsaid);
 end
 $$;
 comment on function runtime.announce(text[], integer[]) is
-    'Wakes, for each subscription, two sleeping workers at random, at most once per transaction and key.';
+    'Announces messages, given as pairs of a key and a subscription that it matches: at most once per transaction and key.';

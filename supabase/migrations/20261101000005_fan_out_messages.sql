@@ -83,7 +83,7 @@ begin
         from new_messages n
         join routes r on r.key = n.key
     )
-    select array_agg(distinct r.id) into matched from routes r;
+    select array_agg(r.key), array_agg(r.id) into keys, matched from routes r;
 
     if matched is not null then
         perform runtime.announce(keys, matched);
