@@ -72,7 +72,7 @@ $$;
 comment on function runtime.wake_everybody(text[]) is
     'Wakes every sleeper; in stricter isolation every worker, by a common channel.';
 
-create function runtime.wake_sleepers(matched integer[], keys text[]) returns void
+create function runtime.wake_sleepers(matched integer[], keys text[], but uuid default null) returns void
 language plpgsql set search_path = '' as $$
 declare
     target record;
@@ -87,7 +87,7 @@ begin
         cross join lateral (
             -- A sleeper that is not seen any more must not swallow the only wake-up.
             select w.id, w.announce from runtime.workers w
-            where w.asleep and w.free @> array[m.subscription]
+            where w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
               and w.seen_at > clock_timestamp()
                   - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
             order by random()
@@ -98,8 +98,8 @@ begin
     end loop;
 end
 $$;
-comment on function runtime.wake_sleepers(integer[], text[]) is
-    'Wakes, for each subscription, two sleeping workers at random that have free slots for it.';
+comment on function runtime.wake_sleepers(integer[], text[], uuid) is
+    'Wakes, for each subscription, two sleeping workers at random that have free slots for it, but not the caller.';
 
 create function runtime.announce(keys text[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$

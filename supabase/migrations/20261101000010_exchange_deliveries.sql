@@ -190,7 +190,7 @@ declare
     );
 begin
     if cardinality(waiting) > 0 then
-        perform runtime.wake_sleepers(waiting, '{}');
+        perform runtime.wake_sleepers(waiting, '{}', but => me.id);
     end if;
 end
 $$;
@@ -491,7 +491,7 @@ begin
             end if;
         end if;
         if cardinality(taking.filled) > 0 then
-            perform runtime.wake_sleepers(taking.filled, '{}');
+            perform runtime.wake_sleepers(taking.filled, '{}', but => me.id);
         end if;
         answer := answer || jsonb_build_object(
             'full', taking.filled, 'cursors', taking.cursors, 'look_again', taking.look_again);
