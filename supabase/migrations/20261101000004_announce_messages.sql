@@ -50,8 +50,12 @@ create function runtime.wake_everybody(keys text[]) returns void
 language plpgsql set search_path = '' as $$
 declare
     stricter boolean := runtime.is_stricter();
+    fresh_since timestamptz;
     target record;
 begin
+    -- Heartbeats are as old as the snapshot: in an old one, fresh is what the latest of them leaves fresh.
+    fresh_since := case when stricter then (select max(w.seen_at) from runtime.workers w) else clock_timestamp() end
+        - make_interval(secs => (select p.sleeper_seconds from runtime.policy p));
     if stricter then
         -- The channel of all: a worker may have begun since the snapshot, so that its row is not seen. (Over
         -- Realtime it hears of the INSERT by postgres_changes, or sweeps.)
@@ -60,10 +64,7 @@ begin
     for target in
         select w.id, case when stricter then array_remove(w.announce, 'notify') else w.announce end as announce
         from runtime.workers w
-        where (stricter or w.asleep)
-          -- Heartbeats are as old as the snapshot.
-          and w.seen_at > case when stricter then now() else clock_timestamp() end
-              - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
+        where (stricter or w.asleep) and w.seen_at > fresh_since
     loop
         perform runtime.wake(target.id, target.announce, keys);
     end loop;

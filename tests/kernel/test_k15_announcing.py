@@ -254,14 +254,12 @@ async def test_k15_an_old_snapshot_shows_old_heartbeats(
 ) -> None:
     await worker.subscribe("a.task=task.>", announce=["realtime"])
     async with connect() as writer, connect_as_superuser() as superuser:
-        # Fresh for another second.
-        await superuser.execute("update runtime.policy set sleeper_seconds = 3600")
-        await superuser.execute("update runtime.workers set seen_at = clock_timestamp() - interval '3599 s'")
+        # As if the snapshot were taken an hour ago.
+        await superuser.execute("update runtime.workers set seen_at = seen_at - interval '1 hour'")
         async with writer.transaction(isolation="repeatable_read"):
             await writer.fetchval("select 1")
             await worker.exchange(beat=True, want=1)
             await worker.fall_asleep()
-            await writer.fetchval("select pg_sleep(1)")
             await insert(writer, "task.a", 1)
         assert [message["topic"] for message in await told(superuser)] == [worker.topic]
 
