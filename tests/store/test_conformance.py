@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +20,8 @@ from runtime.errors import (
 )
 from runtime.local import keys
 from runtime.message import Draft
-from runtime.store import Exchange, Report, Sent, Store, Subscription, WorkerCard
+from runtime.operations import Letters, Operations
+from runtime.store import FUNCTIONS, Exchange, Report, Sent, Store, Subscription, WorkerCard
 from tests.store.conftest import Way
 
 pytestmark = pytest.mark.anyio
@@ -167,16 +169,50 @@ async def test_subscribe_exchange_and_leave(store: Store, key: str) -> None:
 
 async def test_operations(store: Store, key: str) -> None:
     worker = card()
-    name = f"{key.replace('.', '-')}.ops"
-    await store.subscribe(worker, [Subscription(name, "a", (key,), ordered=True, max_attempts=3)])
+    agent = key.replace(".", "-")
+    name = f"{agent}.ops"
+    await store.subscribe(worker, [Subscription(name, agent, (key,), ordered=True, max_attempts=3)])
     assert await store.operate("stream_pause", subscription=name) == {"subscription": name, "paused": True}
     stats = await store.operate("stream_stats")
     (mine,) = [each for each in stats["subscriptions"] if each["name"] == name]
     assert (mine["paused"], mine["ordered"], mine["patterns"]) == (True, True, [key])
     await store.operate("stream_resume", subscription=name)
-    assert await store.operate("stream_redrive", subscription=name) == {"redriven": 0}
-    assert await store.operate("stream_redrive", ids=[-1, -2]) == {"redriven": 0}
     assert await store.operate("stream_beat", worker=str(worker.id), nonce=key) == {"nonce": key}
+
+    operations = Operations(store)
+    (sent,) = await store.send([Draft(key, 1)])
+    now = datetime.now(UTC)
+    day = timedelta(days=1)
+    history = {"since": now - day, "until": now + day, "pattern": key, "ids": [sent.id]}
+    assert (await operations.replay(name, **history, dry_run=True))["matching"] == 1
+    assert (await operations.replay(name, since=now + day))["matching"] == 0
+    letters = Letters(ids=[-1, -2], subscription=name, pattern=">", older_than_seconds=0.5, error="%")
+    assert await operations.dead_letters(letters, before=5, details=True) == []
+    assert await operations.preview(letters) == {}
+    assert [size async for size in operations.redrive(letters)] == []
+    assert [size async for size in operations.discard(Letters(subscription=name))] == []
+    assert await operations.prune(3600 * 24.0) == (0, 0)
+    upkeep = {"worker": str(worker.id), "retention_seconds": 3600.0, "after": 0, "max": 10}
+    assert await store.operate("stream_maintain", **upkeep) is not None
+    await store.operate("stream_leave", worker=str(worker.id))
+    assert (await operations.remove(name, dry_run=True))["workers"] == 0
+    assert await store.operate("stream_install_realtime") is not None
+
+
+async def test_every_function_is_called_as_the_database_has_it(way: Way) -> None:
+    async with way.server.admin() as admin:
+        rows = await admin.fetch(
+            "select p.proname, a.name, format_type(a.type, null) as type from pg_proc p, "
+            "unnest(p.proargnames, p.proargtypes::oid[]) as a (name, type) "
+            "where p.pronamespace = 'public'::regnamespace and p.proname like 'stream\\_%'"
+        )
+    known = {(row["proname"], row["name"]): row["type"] for row in rows}
+    ours = {
+        (function, name): {"timestamptz": "timestamp with time zone"}.get(kind, kind)
+        for function, arguments in FUNCTIONS.items()
+        for name, kind in arguments.items()
+    }
+    assert ours.items() <= known.items()
 
 
 async def test_a_refusal_says_what_the_database_says(store: Store) -> None:
