@@ -12,7 +12,8 @@ import anyio
 
 from runtime.agent import Handler
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
-from runtime.plan import Lane, Look, Plan, Rest
+from runtime.gauges import Gauges
+from runtime.plan import Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds
 from runtime.runner import Runner, failure
@@ -37,6 +38,8 @@ class Dispatcher:
         handlers: by subscription name.
         runner: where handlers run.
         settings: paces and limits.
+        suspects: whether to take what has crashed its worker twice.
+        gauges: how this process is, told with every heartbeat.
         subscribe: declares the worker's subscriptions and returns their numbers.
     """
 
@@ -49,6 +52,8 @@ class Dispatcher:
         limits: Mapping[str, int],
         runner: Runner,
         settings: Settings,
+        suspects: Suspects,
+        gauges: Gauges,
         subscribe: Callable[[], Awaitable[Subscribed]],
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -60,6 +65,7 @@ class Dispatcher:
         self._limits = limits
         self._runner = runner
         self._settings = settings
+        self._gauges = gauges
         self._subscribe = subscribe
         self._loop = asyncio.get_running_loop()
         self._signal = anyio.Event()
@@ -69,7 +75,7 @@ class Dispatcher:
         self._pump, self._n = uuid4(), 0
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
-        self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic())
+        self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic(), suspects=suspects)
         self._is_in_trouble = False
         self._stop_asking = anyio.Event()
 
@@ -145,7 +151,7 @@ class Dispatcher:
                 tasks.start_soon(source.run, self)
             tasks.start_soon(self._watch_user_loop)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
-            if not self.plan.reach.expected:
+            if not self.plan.reach.expected and not self.plan.is_spare:
                 _log.info("polling: every push path is switched off")
             self.ready.set()
             try:
@@ -252,6 +258,7 @@ class Dispatcher:
             pump=self._pump,
             n=self._n,
             lease_seconds=self._settings.lease_seconds,
+            gauges={**self._gauges.read(), **self._runner.load()} if look.beat else None,
             **look.fields(),  # type: ignore[arg-type]
         )
         attempt = 0

@@ -3,10 +3,11 @@
 Pure: time comes in as monotonic seconds, decisions go out. No loop, no clock, no database.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from random import Random
 
 from runtime.settings import Settings
@@ -31,6 +32,14 @@ class Phase(Enum):
     AWAKE = "awake"
     DROWSY = "drowsy"
     ASLEEP = "asleep"
+
+
+class Suspects(StrEnum):
+    """Does this worker take deliveries that have crashed their worker twice? They are taken alone."""
+
+    TOO = "too"
+    NEVER = "never"
+    ONLY = "only"
 
 
 @dataclass(slots=True)
@@ -94,6 +103,8 @@ class Plan:
         settings: paces and limits.
         lanes: the subscriptions of this worker by their numbers.
         reach: which push paths were asked for.
+        suspects: whether to take what has crashed its worker twice; a spare worker takes nothing else, and is woken
+            by the time alone.
         now: the moment it begins, in monotonic seconds.
     """
 
@@ -104,6 +115,7 @@ class Plan:
         reach: Reach,
         *,
         now: float,
+        suspects: Suspects = Suspects.TOO,
         random: Random | None = None,
     ) -> None:
         self.lanes = lanes
@@ -122,7 +134,9 @@ class Plan:
         self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds, random or Random())
         self._cursors: Mapping[str, int] = {}
         self._fence: str | None = None
-        self._hinted = True
+        self.is_spare = suspects is Suspects.ONLY
+        self._passes_suspects = suspects is Suspects.NEVER
+        self._hinted = not self.is_spare
         self._follows_hint = False
         self._hint_after = now
         self._hint_pause = _PAUSE_FIRST_SECONDS
@@ -131,7 +145,7 @@ class Plan:
         self._rescan_at: float | None = None
         self._rescanned_at = now - _RESCAN_PAUSE_SECONDS
         self._due_at: float | None = now
-        self._poll_at = now
+        self._poll_at = math.inf if self.is_spare else now
         self._sweep_at = now + settings.sweep_seconds
         self._look_at = now
         self._look_pause = _PAUSE_FIRST_SECONDS
@@ -153,12 +167,12 @@ class Plan:
         if message is not None and message in self._recent:
             # It was taken already: the slower of two paths tells of it again.
             return False
-        self._hinted = True
-        return True
+        self._hinted = not self.is_spare
+        return self._hinted
 
     def sweep(self, now: float) -> None:
         """Something may have been missed: look at everything once, soon."""
-        self._hinted = True
+        self._hinted = not self.is_spare
         self._rescan_at = self._due_at = now
 
     def live(self, path: Path, now: float) -> bool:
@@ -233,11 +247,12 @@ class Plan:
         want = {} if self.stopping else self._want(now)
         # Taking needs room; without any, a hint waits until a report makes some.
         more = not self._filled.isdisjoint(want)
-        taking = bool(want) and (hinted or more or due or rescan or polling or looking or self._is_alone)
+        suspected = self._is_alone and self._suspects
+        taking = bool(want) and (hinted or more or due or rescan or polling or looking or suspected)
         if not (self._reports or renewing or taking or sweeping or settling):
             return Rest(self._rest(now, bool(want)))
 
-        full = sweeping or polling or rescan or (looking and self.phase is Phase.DROWSY)
+        full = sweeping or polling or rescan or self._is_alone or (looking and self.phase is Phase.DROWSY)
         reports = list(self._next_reports())
         look = Look(
             done=[report for report in reports if report.outcome is None],
@@ -245,7 +260,7 @@ class Plan:
             renew=self._to_renew(now, reports) if renewing else [],
             want=want,
             cursors=None if full else self._cursors,
-            due=full or due or self._is_alone,
+            due=full or due,
             alone=self._is_alone,
             beat=sweeping,
             nonce=self._nonce,
@@ -317,12 +332,12 @@ class Plan:
             yield self._reports.popleft()
 
     def _want(self, now: float) -> dict[int, int]:
-        self._is_alone = self._suspects and not self.held
+        self._is_alone = (self._suspects or self.is_spare) and not self.held
         if self._is_alone:
             # What has crashed its worker twice runs with nothing beside it.
             return {number: 1 for number, lane in self.lanes.items() if lane.limit}
         self._runs_suspect = self._runs_suspect and bool(self.held)
-        if self._runs_suspect or (self._suspects and self._holds_back(now)):
+        if self.is_spare or self._runs_suspect or (self._suspects and self._holds_back(now)):
             return {}
         return {number: room for number, lane in self.lanes.items() if (room := lane.room()) > 0}
 
@@ -396,7 +411,7 @@ class Plan:
             self._hint_pause = min(2 * self._hint_pause, _PAUSE_CAP_SECONDS)
         if answer.taken or look.done:
             self._pace.active()
-        if not self.reach.is_live:
+        if not (self.reach.is_live or self.is_spare):
             self._poll_at = now + self._pace.next_seconds()
 
     def _expect_due(self, at: float) -> None:
@@ -406,7 +421,7 @@ class Plan:
         if look.alone:
             self._suspects = self._runs_suspect = bool(answer.taken)
             self._is_alone = False
-        elif look.due:
+        elif look.due and look.want and not self._passes_suspects:
             if answer.suspects and not self._suspects:
                 self._suspects_since = now
             self._suspects = answer.suspects
@@ -466,5 +481,6 @@ class Plan:
                 moments.append(self._look_at)
         if self._suspects:
             lease = self._settings.lease_seconds
-            moments.append(now + lease - (now - self._suspects_since) % lease)
+            # Never so little that no clock would show it.
+            moments.append(now + max(0.001, lease - (now - self._suspects_since) % lease))
         return max(0.0, min(moments) - now)

@@ -89,11 +89,22 @@ class Runner:
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
         self.ticked_at = time.monotonic()
+        self._called_at = self.ticked_at
+        self._lag_seconds = 0.0
 
     @property
     def running(self) -> list[str]:
         """The names of the handlers that run now."""
         return [self._handlers[number].name for number, count in self._running.items() if count]
+
+    def load(self) -> dict[str, float]:
+        """How many handlers run, and the longest their loop has kept others waiting, in seconds, since last asked.
+
+        Called from the runtime's thread.
+        """
+        now_waiting = time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
+        lag, self._lag_seconds = max(self._lag_seconds, now_waiting), 0.0
+        return {"running": sum(self._running.values()), "loop_lag_seconds": round(lag, 3)}
 
     def know(self, numbers: Mapping[str, int]) -> None:
         """Learn the numbers of the subscriptions. Called from the runtime's thread, before they are used."""
@@ -123,6 +134,7 @@ class Runner:
     def _call(self) -> None:
         # One call covers everything that gathers until it is made.
         if not self._is_called.is_set():
+            self._called_at = time.monotonic()
             self._is_called.set()
             self._soon(self._begin)
 
@@ -133,6 +145,7 @@ class Runner:
     def _begin(self) -> None:
         self._is_called.clear()
         self.ticked_at = time.monotonic()
+        self._lag_seconds = max(self._lag_seconds, self.ticked_at - self._called_at)
         while self._inbox:
             delivery = self._inbox.popleft()
             self._waiting[delivery.subscription].append(delivery)

@@ -13,6 +13,8 @@ from runtime.agent import Agent, Handler
 from runtime.connections import open_store, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
 from runtime.errors import DeclarationError, RuntimeFault
+from runtime.gauges import Gauges
+from runtime.plan import Suspects
 from runtime.runner import Attempt, Observer, Runner
 from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
@@ -33,19 +35,27 @@ class Worker:
         agents: whose handlers to run.
         settings: where the stream is, paces and limits.
         observer: told of every attempt, on the loop of user code.
+        suspects: whether to take deliveries that have crashed their worker twice. Where a supervisor keeps a spare
+            worker for them, the others never do, and it takes nothing else.
 
     Raises:
         DeclarationError: there is no handler, or two agents share a name.
     """
 
     def __init__(
-        self, agents: Iterable[Agent], settings: Settings, *, observer: Observer | None = None
+        self,
+        agents: Iterable[Agent],
+        settings: Settings,
+        *,
+        observer: Observer | None = None,
+        suspects: Suspects = Suspects.TOO,
     ) -> None:
         self.id: UUID = uuid4()
         self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
         self.handlers: list[Handler] = _handlers(agents)
         self._settings = settings
         self._observer = observer
+        self._suspects = suspects
         self._limits = {handler.name: _limit(handler, settings) for handler in self.handlers}
         self._dispatcher: Dispatcher | None = None
         self._started = threading.Lock()
@@ -58,10 +68,12 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """One of starting, live, polling and stopping."""
+        """One of starting, live, polling, spare and stopping."""
         if self._dispatcher is None:
             return "starting"
         plan = self._dispatcher.plan
+        if self._suspects is Suspects.ONLY and not plan.stopping:
+            return "spare"
         return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
 
     @property
@@ -135,12 +147,15 @@ class Worker:
         """The runtime's own side, on its own loop."""
         store = await open_store(self._settings)
         try:
-            wakeups = open_wakeups(
-                self._settings, self.id, [pattern for each in self.handlers for pattern in each.patterns]
-            )
-            card = WorkerCard(
-                self.id, self.name, reachable_by(wakeups), {"pid": os.getpid(), "host": platform.node()}
-            )
+            patterns = [pattern for each in self.handlers for pattern in each.patterns]
+            # A spare is woken by the time alone: a crash shows when a lease ends.
+            is_spare = self._suspects is Suspects.ONLY
+            wakeups = [] if is_spare else open_wakeups(self._settings, self.id, patterns)
+            gauges = Gauges()
+            details = {
+                "pid": os.getpid(), "host": platform.node(), "is_spare": is_spare, **gauges.read(),
+            }  # fmt: skip
+            card = WorkerCard(self.id, self.name, reachable_by(wakeups), details)
             dispatcher = Dispatcher(
                 store,
                 wakeups,
@@ -149,6 +164,8 @@ class Worker:
                 self._limits,
                 runner,
                 self._settings,
+                self._suspects,
+                gauges,
                 lambda: self._subscribe(store, card),
             )
             with self._started:

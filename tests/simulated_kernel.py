@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from runtime.message import Message
-from runtime.plan import Lane, Look, Phase, Plan, Rest
+from runtime.plan import Lane, Look, Phase, Plan, Rest, Suspects
 from runtime.settings import Settings
 from runtime.store import Answer, Delivery, Report
 from runtime.wakeups import Path, Reach
@@ -175,7 +175,12 @@ class Simulation:
     """
 
     def __init__(
-        self, limits: dict[int, int], *, paths: tuple[Path, ...] = ("broadcast",), **settings: Any
+        self,
+        limits: dict[int, int],
+        *,
+        paths: tuple[Path, ...] = ("broadcast",),
+        suspects: Suspects = Suspects.TOO,
+        **settings: Any,
     ) -> None:
         self.settings = Settings.load(**settings)
         self.kernel = Kernel()
@@ -184,6 +189,7 @@ class Simulation:
             {number: Lane(limit) for number, limit in limits.items()},
             Reach(frozenset(paths)),
             now=self.kernel.now,
+            suspects=suspects,
             random=Random(0),
         )
         self.running: dict[str, Delivery] = {}

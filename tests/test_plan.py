@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runtime.plan import MAX_EMIT_BYTES, MAX_REPORTS, Lane, Look, Phase, Plan, Rest
+from runtime.plan import MAX_EMIT_BYTES, MAX_REPORTS, Lane, Look, Phase, Plan, Rest, Suspects
 from runtime.settings import Settings
 from runtime.store import Answer
 from runtime.wakeups import Reach
@@ -421,7 +421,7 @@ def test_polling_never_sleeps_in_the_eyes_of_the_database(simulation: Simulation
 
 def make_suspect(simulation: Simulation, subscription: int = 1) -> None:
     simulation.write(subscription)
-    message, row = max(simulation.kernel.rows.items())
+    row = max(simulation.kernel.rows.items())[1]
     row.crashes, row.visible_at = 2, simulation.now
     simulation.plan.sweep(simulation.now)
 
@@ -466,6 +466,54 @@ def test_k8_a_suspect_waits_for_what_runs_and_holds_up_nobody_for_long(simulatio
     simulation.advance(1)
     assert len(simulation.running) == 1
     assert [each.crashes for each in simulation.running.values()] == [2]
+
+
+def test_k8_beside_a_spare_a_worker_goes_on_and_leaves_suspects_alone() -> None:
+    simulation = Simulation({1: 10, 2: 10}, suspects=Suspects.NEVER, lease_seconds=LEASE_SECONDS)
+    simulation.plan.live("broadcast", simulation.now)
+    make_suspect(simulation)
+    simulation.advance(3 * LEASE_SECONDS)
+    assert not simulation.running
+    assert not any(look.alone for _, look in simulation.looks)
+    simulation.write(1)
+    simulation.plan.wake()
+    simulation.advance(1)
+    assert [each.crashes for each in simulation.running.values()] == [0]
+
+
+def test_k8_a_spare_takes_one_suspect_at_a_time_and_nothing_else() -> None:
+    simulation = Simulation({1: 10, 2: 10}, paths=(), suspects=Suspects.ONLY, lease_seconds=LEASE_SECONDS)
+    simulation.write(1)
+    make_suspect(simulation, 1)
+    make_suspect(simulation, 2)
+    simulation.advance(1)
+    assert [each.crashes for each in simulation.running.values()] == [2]
+    simulation.advance(LEASE_SECONDS)
+    assert len(simulation.running) == 1
+    simulation.finish()
+    simulation.advance(1)
+    assert [each.crashes for each in simulation.running.values()] == [2]
+    simulation.finish()
+    simulation.advance(LEASE_SECONDS)
+    assert not simulation.running
+    assert [row.crashes for row in simulation.kernel.rows.values()] == [0]
+
+
+def test_k8_a_spare_looks_when_a_lease_ends_and_rests_meanwhile() -> None:
+    simulation = Simulation({1: 10}, paths=(), suspects=Suspects.ONLY, lease_seconds=LEASE_SECONDS)
+    simulation.write(1)
+    (row,) = simulation.kernel.rows.values()
+    row.lease, row.visible_at, row.crashes = "of another", simulation.now + 7, 1
+    began = simulation.now
+    simulation.advance(10, until=lambda: bool(simulation.running))
+    assert 7 <= simulation.now - began < 7.1
+    assert simulation.count_looks(began) <= 4
+    simulation.finish()
+    simulation.advance(1)
+    began = simulation.now
+    assert simulation.plan.wake() is False
+    simulation.advance(100)
+    assert simulation.count_looks(began) <= 100 / simulation.settings.sweep_seconds + 1
 
 
 # Stopping, and answers that are not what was hoped for

@@ -1,7 +1,9 @@
-"""`runtime run`: one worker for the agents in files, folders and modules."""
+"""`runtime run`: workers for the agents in files, folders and modules, in one process or in several."""
 
+import os
 import signal
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import anyio
@@ -9,9 +11,13 @@ import typer
 from anyio import CancelScope
 from rich.text import Text
 
+from runtime.agent import Agent
 from runtime.cli.output import err, print_json, print_line, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover
+from runtime.errors import DiscoveryError
+from runtime.plan import Suspects
+from runtime.supervisor import Child, Supervisor
 from runtime.worker import Attempt, Worker
 
 _OUTCOME_STYLES = {"done": "green", "later": "yellow", "failed": "yellow", "dead": "bold red"}
@@ -34,33 +40,117 @@ def run(
             help="Let a Supabase Database Webhook wake the agents too; its secret is RUNTIME_WEBHOOK_SECRET.",
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", "-p", min=1, help="How many processes run all the agents.")
+    ] = 1,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Give each agent as many processes of its own.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--agent", "-a", metavar="NAME", help="Only this agent; may be repeated."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no line per attempt.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
     ] = False,
+    suspects: Annotated[Suspects, typer.Option(hidden=True)] = Suspects.TOO,
+    is_supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    """Run agents until Ctrl-C or SIGTERM; then running handlers finish, and nothing is lost."""
-    agents = discover(paths)
+    """Run agents until Ctrl-C or SIGTERM; then running handlers finish, and nothing is lost.
+
+    With several processes, one that dies is started again, and one more is kept for deliveries that have killed a
+    process twice: there they run with nothing beside them.
+    """
+    agents = _chosen(discover(paths), only)
     settings = find_settings(concurrency=concurrency, webhook=webhook)
     start_logs(settings.log_level, as_json=as_json)
-    worker = Worker(agents, settings, observer=None if quiet else _print_json if as_json else _print)
-    if not as_json:
+    if processes > 1 or isolate:
+        if webhook is not None:
+            raise typer.BadParameter("a port has one owner: give --webhook to a `runtime run` of one process")
+        options = [
+            *(["--concurrency", str(concurrency)] if concurrency else []),
+            *(["--quiet"] if quiet else []),
+        ]
+        options += ["--json"] if as_json else []
+        supervisor = Supervisor(
+            _children(paths, agents, processes, isolate, options), drain_seconds=settings.drain_seconds
+        )
+        raise typer.Exit(anyio.run(_supervise, supervisor))
+    worker = Worker(
+        agents, settings, observer=None if quiet else _print_json if as_json else _print, suspects=suspects
+    )
+    if not as_json and not is_supervised:
         for handler in worker.handlers:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim")
-    signal_number = anyio.run(_run, worker)
+    signal_number = anyio.run(_run, worker, is_supervised)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
 
-async def _run(worker: Worker) -> int | None:
+def _chosen(agents: list[Agent], names: Sequence[str] | None) -> list[Agent]:
+    """The agents of these names, or all of them."""
+    if not names:
+        return agents
+    known = {agent.name for agent in agents}
+    if unknown := sorted(set(names) - known):
+        raise DiscoveryError(f"There is no agent {', '.join(unknown)} here, only {', '.join(sorted(known))}.")
+    return [agent for agent in agents if agent.name in names]
+
+
+def _children(
+    paths: Sequence[str], agents: Sequence[Agent], processes: int, isolate: bool, options: Sequence[str]
+) -> list[Child]:
+    """The processes that do the work, and the spare one."""
+    command = [sys.executable, "-m", "runtime", "run", *paths, "--supervised", *options]
+    chosen = [option for agent in agents for option in ("--agent", agent.name)]
+    groups = [(agent.name, ["--agent", agent.name]) for agent in agents] if isolate else [("worker", chosen)]
+    children = [
+        Child(f"{name}-{number}" if processes > 1 else name, [*command, *which, "--suspects", Suspects.NEVER])
+        for name, which in groups
+        for number in range(1, processes + 1)
+    ]
+    return [*children, Child("spare", [*command, *chosen, "--suspects", Suspects.ONLY], is_spare=True)]
+
+
+async def _supervise(supervisor: Supervisor) -> int:
+    """Run until a signal; a second one does not wait for handlers. Returns the exit code."""
+    hurry: list[int] = []
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_pass_on, signals, supervisor, hurry)
+            await supervisor.run()
+            tasks.cancel_scope.cancel()
+    return 128 + hurry[0] if hurry else 1 if supervisor.given_up else 0
+
+
+async def _pass_on(signals: AsyncIterator[signal.Signals], supervisor: Supervisor, hurry: list[int]) -> None:
+    async for number in signals:
+        if supervisor.is_stopping:
+            hurry.append(number)
+            supervisor.hurry()
+        else:
+            err.print(f"{number.name}: every process finishes what it runs. Once more to quit at once.")
+            supervisor.stop()
+
+
+async def _run(worker: Worker, is_supervised: bool) -> int | None:
     """Run until a signal; returns the number of a second one, which does not wait for handlers."""
     hurry: list[int] = []
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, signals, worker, tasks.cancel_scope, hurry)
+            if is_supervised and os.name == "posix":
+                tasks.start_soon(_end_with_supervisor, worker)
             await worker.run()
             tasks.cancel_scope.cancel()
     return hurry[0] if hurry else None
+
+
+async def _end_with_supervisor(worker: Worker) -> None:
+    """Stop when the supervisor's end of our standard input is closed, however it ended."""
+    await anyio.wait_readable(sys.stdin)
+    worker.stop()
 
 
 async def _obey(

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import anyio
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from runtime.cli.place import find_settings
 from runtime.stream import connect
 
 _GONE_SECONDS = 60
+_LAG_SECONDS = 1.0
 
 
 def status(
@@ -65,15 +67,31 @@ def _workers(stats: dict[str, Any]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("worker", "state", "woken by", "seen"):
         table.add_column(name)
+    for name in ("running", "memory", "cpu", "lag"):
+        table.add_column(name, justify="right")
     for each in stats["workers"]:
-        is_gone = each["seen_seconds"] > _GONE_SECONDS
+        details = each["details"]
+        lag = details.get("loop_lag_seconds")
         table.add_row(
             plain(each["name"]),
-            Text("gone", style="red") if is_gone else "asleep" if each["asleep"] else "awake",
-            ", ".join(plain(way) for way in each["announce"]) or "polling",
+            _state(each),
+            ", ".join(plain(way) for way in each["announce"])
+            or ("time" if details.get("is_spare") else "polling"),
             f"{duration(each['seen_seconds'])} ago",
+            str(details.get("running", "")),
+            decimal(details["rss_bytes"]) if "rss_bytes" in details else "",
+            f"{details['cpu_percent']:.0f} %" if "cpu_percent" in details else "",
+            "" if lag is None else Text(f"{lag:.2f} s", style="red" if lag > _LAG_SECONDS else ""),
         )
     return table
+
+
+def _state(worker: dict[str, Any]) -> str | Text:
+    if worker["seen_seconds"] > _GONE_SECONDS:
+        return Text("gone", style="red")
+    if worker["details"].get("is_spare"):
+        return "spare"
+    return "asleep" if worker["asleep"] else "awake"
 
 
 def advice(stats: dict[str, Any]) -> list[str]:

@@ -97,6 +97,7 @@ class Exchange:
         sleep: this worker goes to sleep when nothing comes.
         fence: what the last exchange said while falling asleep.
         beat: count this as the worker's heartbeat and sweep.
+        gauges: with a beat, how the worker's process is, for `status`.
         nonce: have the database send this text back over every push path.
         settle: bring new subscriptions closer to settled.
     """
@@ -115,6 +116,7 @@ class Exchange:
     sleep: bool = False
     fence: str | None = None
     beat: bool = False
+    gauges: Mapping[str, Any] | None = None
     nonce: str | None = None
     settle: bool = False
 
@@ -123,7 +125,7 @@ class Exchange:
         options: dict[str, Any] = {"lease_seconds": self.lease_seconds}
         if self.cursors:
             options["cursors"] = self.cursors
-        for name in ("due", "alone", "sleep", "fence", "beat", "nonce", "settle"):
+        for name in ("due", "alone", "sleep", "fence", "beat", "gauges", "nonce", "settle"):
             if given := getattr(self, name):
                 options[name] = given
         return {

@@ -333,10 +333,11 @@ end
 $$;
 comment on function runtime.send_nonce(uuid, text[], text) is 'Sends a nonce back over every push path, to prove each from end to end.';
 
-create function runtime.beat(me runtime.workers, nonce text) returns void
+create function runtime.beat(me runtime.workers, nonce text, gauges jsonb) returns void
 language plpgsql set search_path = '' as $$
 begin
-    update runtime.workers w set seen_at = clock_timestamp() where w.id = me.id;
+    update runtime.workers w set seen_at = clock_timestamp(), details = w.details || coalesce(gauges, '{}')
+    where w.id = me.id;
     perform runtime.mark_unmarked();
     delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
@@ -345,8 +346,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.beat(runtime.workers, text) is
-    'The sweep''s part of an exchange: heartbeat, leftovers, and a nonce that proves the push paths.';
+comment on function runtime.beat(runtime.workers, text, jsonb) is
+    'The sweep''s part of an exchange: heartbeat with the worker''s gauges, leftovers, and a nonce that proves the push paths.';
 
 create function public.stream_beat(worker uuid, nonce text) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -358,7 +359,7 @@ $$;
 comment on function public.stream_beat(uuid, text) is
     'Sends a nonce back over every push path, for a listener that takes no deliveries.';
 
-create function runtime.check_caller(caller text, done json, failed json, renew json, want jsonb) returns void
+create function runtime.check_caller(caller text, done json, failed json, want jsonb) returns void
 language plpgsql stable set search_path = '' as $$
 declare
     stranger integer;
@@ -367,7 +368,6 @@ begin
     from (
         select (r ->> 'subscription')::integer as id from json_array_elements(coalesce(done, '[]')) as r
         union select (r ->> 'subscription')::integer from json_array_elements(coalesce(failed, '[]')) as r
-        union select (r ->> 'subscription')::integer from json_array_elements(coalesce(renew, '[]')) as r
         union select k::integer from jsonb_object_keys(coalesce(want, '{}')) as k
     ) named
     left join runtime.subscriptions s on s.id = named.id
@@ -378,8 +378,7 @@ begin
     end if;
 end
 $$;
-comment on function runtime.check_caller(text, json, json, json, jsonb) is
-    'An agent under its own identity reports, renews and takes only its own deliveries.';
+comment on function runtime.check_caller(text, json, json, jsonb) is 'An agent under its own identity reports and takes only its own deliveries.';
 
 create function public.stream_exchange(
     worker uuid,
@@ -417,7 +416,7 @@ begin
         perform set_config('synchronous_commit', 'off', true);
     end if;
     if caller is not null then
-        perform runtime.check_caller(caller, done, failed, renew, want);
+        perform runtime.check_caller(caller, done, failed, want);
     end if;
 
     select * into mine from runtime.pumps p where p.id = pump for update;
@@ -455,7 +454,7 @@ begin
         answer := answer || '{"unknown": true}';
     else
         if options ? 'beat' then
-            perform runtime.beat(me, options ->> 'nonce');
+            perform runtime.beat(me, options ->> 'nonce', options -> 'gauges');
         end if;
         if options ? 'settle' then
             perform runtime.settle(me.subscriptions);
