@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from runtime.local.gateway.frames import compact
+from runtime.local.gateway.refusals import unserved
 
 Event = Literal["INSERT", "UPDATE", "DELETE", "*"]
 
-_SERVED: Final = frozenset({"eq", "neq", "in"})
-_KNOWN: Final = _SERVED | {
-    "lt", "lte", "gt", "gte", "like", "ilike", "is", "match", "imatch", "isdistinct",
-}  # fmt: skip
+_SERVED: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in"})
+_KNOWN: Final = _SERVED | {"like", "ilike", "is", "match", "imatch", "isdistinct"}
 
 
 class BindingRefused(ValueError):
@@ -130,9 +129,7 @@ def _read_condition(segment: str) -> Condition:
     if not dot or operator not in _KNOWN:
         raise _unparsable(inspect_list([operator, value] if dot else [operator]))
     if operator not in _SERVED:
-        raise _unparsable(
-            f"the local gateway serves {', '.join(sorted(_SERVED))} and their `not.`, not `{operator}`"
-        )
+        raise _unparsable(unserved(f"the operator `{operator}`"))
     if operator != "in":
         return Condition(column, operator, _unquoted(value), negated)
     if not (value.startswith("(") and value.endswith(")")):

@@ -152,7 +152,7 @@ class _Batch:
         access = await self._access(change.relation.oid, identity.role)
         if access.refusal is not None and not is_gone:
             return refused(change, access.refusal)
-        if not subscription.passes(self._row):
+        if not await subscription.passes(self._connection, self._row):
             return None
         if access.is_guarded and not is_gone:
             if identity not in self._seen:

@@ -15,7 +15,7 @@ from runtime.local.gateway.database import DATABASE_FAULTS, Database
 from runtime.local.gateway.frames import Broadcast, Frame, Version, compact, write, write_broadcast
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.messages import MessageFeed
-from runtime.local.gateway.refusals import JoinRefused, join_refusal, refresh_refusal
+from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, join_refusal, refresh_refusal
 from runtime.local.gateway.subscriptions import SubscriptionRefused, resolve
 from runtime.local.gateway.tokens import TokenError, Tokens
 
@@ -60,6 +60,7 @@ class JoinConfig:
     echoes: bool
     announces_replication: bool
     has_replay: bool
+    has_presence: bool
     bindings: tuple[Mapping[str, Any], ...]
 
     @classmethod
@@ -71,6 +72,7 @@ class JoinConfig:
         """
         config = config if isinstance(config, dict) else {}
         broadcast = {} if (section := config.get("broadcast")) is None else section
+        presence = config.get("presence")
         bindings = config.get("postgres_changes") or []
         if not isinstance(broadcast, dict) or not isinstance(bindings, list):
             raise JoinRefused("UnknownErrorOnChannel: no function clause matching in Access.get/3")
@@ -84,6 +86,7 @@ class JoinConfig:
             echoes=_is_true(broadcast.get("self")),
             announces_replication=_is_true(broadcast.get("replication_ready")),
             has_replay=isinstance(broadcast.get("replay"), dict),
+            has_presence=isinstance(presence, dict) and _is_true(presence.get("enabled")),
             bindings=tuple(bindings),
         )
 
@@ -128,6 +131,8 @@ class Channel:
             raise JoinRefused(join_refusal(error)) from error
         if channel.config.has_replay and not channel.config.private:
             raise JoinRefused("UnableToReplayMessages: Replay is not allowed for public channels")
+        if channel.config.has_replay or channel.config.has_presence:
+            raise JoinUnserved("replay" if channel.config.has_replay else "presence")
         if channel.config.private:
             await channel._authorize()
         services.hub.add(channel.topic, channel.config.private, channel)

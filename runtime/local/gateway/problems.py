@@ -8,6 +8,8 @@ from typing import Any
 import asyncpg
 from starlette.responses import JSONResponse
 
+from runtime.local.gateway.refusals import unserved
+
 _BY_CODE = {
     "23503": 409, "23505": 409, "25006": 405, "53400": 500, "42883": 404, "42P01": 404, "42P17": 500, "P0001": 400,
 }  # fmt: skip
@@ -30,6 +32,13 @@ class Problem(Exception):
     def response(self) -> JSONResponse:
         """The answer."""
         return JSONResponse(self.body, self.status)
+
+
+class Unserved(Problem):
+    """A request for what this gateway leaves to the real stack."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(501, "LOCAL501", unserved(what))
 
 
 def database_problem(error: asyncpg.PostgresError, role: str) -> JSONResponse:
@@ -58,8 +67,7 @@ def database_away() -> JSONResponse:
 
 def not_served(what: str) -> JSONResponse:
     """The answer to what this gateway leaves to the real stack."""
-    message = f"{what} is not served by this local gateway: use `supabase start` for it"
-    return JSONResponse({"code": "LOCAL501", "details": None, "hint": None, "message": message}, 501)
+    return Unserved(what).response()
 
 
 def _status(code: str, role: str) -> int:

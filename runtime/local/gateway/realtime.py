@@ -1,8 +1,7 @@
 """What does the gateway answer at /realtime/v1? A small, faithful stand-in for Supabase Realtime.
 
 Served: WebSockets of protocol 1.0.0 and 2.0.0 with `postgres_changes`, broadcast between clients, from the
-database and over HTTP, tokens and their expiry. Not served: presence, replay, rate limits, the comparing
-filters (`gt`, `like`, …).
+database and over HTTP, tokens and their expiry. What is left out is listed in `docs/local-stack.md`.
 """
 
 from collections.abc import Sequence

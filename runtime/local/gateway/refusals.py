@@ -13,6 +13,18 @@ class JoinRefused(Exception):
     """A join is refused; the text is the reason the client is told: `Code: words`."""
 
 
+class JoinUnserved(JoinRefused):
+    """It asks for what is left to the real stack; the client is told so without the pause."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"NotServed: {unserved(what)}")
+
+
+def unserved(what: str) -> str:
+    """What is said wherever something is left to the real stack: never half of it is served."""
+    return f"{what} is not served by this local gateway: use `supabase start` for it"
+
+
 def handshake_refusal(error: TokenError) -> str:
     """The `error` of the answer to the upgrade."""
     match error:

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from runtime.local.gateway.channels import Channel, Services
 from runtime.local.gateway.frames import Broadcast, Frame, Version, compact, read_binary, read_text, write
-from runtime.local.gateway.refusals import JoinRefused
+from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, unserved
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +162,11 @@ class Socket:
                 await channel.refresh(frame.payload)
             case "broadcast":
                 await channel.broadcast(frame.ref, frame.payload, binary)
+            case "presence":
+                channel.reply(frame.ref, "error", f'{{"reason":{compact(unserved("presence"))}}}')
             case _:
-                # Presence is not served here; what the real server does not know it ignores as well.
-                logger.debug("Event %s is not served", frame.event)
+                # As the real server does with what it does not know.
+                logger.debug("Event %s is ignored", frame.event)
 
     async def _join(self, frame: Frame) -> None:
         former = self._channels.pop(frame.topic, None)
@@ -175,7 +177,8 @@ class Socket:
                 raise JoinRefused("ChannelRateLimitReached: Too many channels")
             channel = await Channel.join(self._services, self, frame)
         except JoinRefused as refusal:
-            await anyio.sleep(self._refusal_seconds)
+            if not isinstance(refusal, JoinUnserved):
+                await anyio.sleep(self._refusal_seconds)
             await self._answer(frame, frame.ref, "error", f'{{"reason":{compact(str(refusal))}}}')
         else:
             self._channels[frame.topic] = channel

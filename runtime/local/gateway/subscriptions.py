@@ -14,6 +14,7 @@ from runtime.local.gateway.encoding import parse_array
 PUBLICATION: Final = "supabase_realtime"
 _UNABLE: Final = "Unable to subscribe to changes with given parameters."
 _MAX_IN_VALUES: Final = 100
+_COMPARISONS: Final = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 _NUMERIC: Final = frozenset({"numeric", "real", "double precision"})
 
 _TABLES: Final = """
@@ -36,7 +37,7 @@ class SubscriptionRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One condition, with its values as PostgreSQL prints them in that column's type."""
+    """One condition on equality, with its values as PostgreSQL prints them in that column's type."""
 
     column: str
     values: frozenset[str | Decimal]
@@ -44,14 +45,26 @@ class Test:
     wants_equal: bool
 
     def passes(self, row: Mapping[str, str | None]) -> bool:
-        """Whether a row passes. NULL passes nothing; a column that the log does not carry is not tested."""
-        if self.column not in row:
-            return True
-        text = row[self.column]
+        """Whether a row passes. NULL passes nothing, nor does a column that a DELETE did not log."""
+        text = row.get(self.column)
         if text is None:
             return False
         value = _number(text) if self.is_numeric else text
         return (value in self.values) is self.wants_equal
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One condition on order. What is less is the type's business, so the database is asked for each row."""
+
+    column: str
+    sql: str
+    value: str
+
+    async def passes(self, connection: Connection, row: Mapping[str, str | None]) -> bool:
+        """Whether a row passes; as with `Test`, NULL and an unlogged column do not."""
+        text = row.get(self.column)
+        return text is not None and bool(await connection.fetchval(self.sql, text, self.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class Subscription:
     table_oid: int
     event: Event
     tests: tuple[Test, ...]
+    comparisons: tuple[Comparison, ...]
     select: frozenset[str] | None
     identity: Identity
 
@@ -77,9 +91,14 @@ class Subscription:
         """Whether the binding asked for changes of this kind."""
         return self.event in ("*", kind)
 
-    def passes(self, row: Mapping[str, str | None]) -> bool:
+    async def passes(self, connection: Connection, row: Mapping[str, str | None]) -> bool:
         """Whether a row passes all conditions of the filter."""
-        return all(test.passes(row) for test in self.tests)
+        if not all(test.passes(row) for test in self.tests):
+            return False
+        for comparison in self.comparisons:
+            if not await comparison.passes(connection, row):
+                return False
+        return True
 
 
 async def resolve(
@@ -115,16 +134,22 @@ async def _resolve_one(connection: Connection, binding: Binding, identity: Ident
     for table in await connection.fetch(_TABLES, PUBLICATION, *names):
         rows = await connection.fetch(_COLUMNS, table["oid"], identity.role)
         types: dict[str, str] = {row["name"]: row["type"] for row in rows}
-        tests = [await _test(connection, condition, types) for condition in binding.conditions]
+        read = [await _read(connection, condition, types) for condition in binding.conditions]
+        tests = tuple(each for each in read if isinstance(each, Test))
+        comparisons = tuple(each for each in read if isinstance(each, Comparison))
         for name in binding.select or ():
             if name not in types:
                 raise _raised(f"invalid column for select {name}")
         select = None if binding.select is None else frozenset(binding.select)
-        found.append(Subscription(binding.id, table["oid"], binding.event, tuple(tests), select, identity))
+        found.append(
+            Subscription(binding.id, table["oid"], binding.event, tests, comparisons, select, identity)
+        )
     return found
 
 
-async def _test(connection: Connection, condition: Condition, types: Mapping[str, str]) -> Test:
+async def _read(
+    connection: Connection, condition: Condition, types: Mapping[str, str]
+) -> Test | Comparison:
     kind = types.get(condition.column)
     if kind is None:
         raise _raised(f"invalid column for filter {condition.column}")
@@ -140,6 +165,10 @@ async def _test(connection: Connection, condition: Condition, types: Mapping[str
             raise _raised(f"too many values for `in` filter. Maximum {_MAX_IN_VALUES}")
     else:
         texts = [await connection.fetchval(f"select format('%s', $1::text::{kind})", condition.value)]
+    if symbol := _COMPARISONS.get(condition.operator):
+        negation = "not " if condition.negated else ""
+        sql = f"select {negation}$1::text::{kind} {symbol} $2::text::{kind}"
+        return Comparison(condition.column, sql, condition.value)
     is_numeric = kind in _NUMERIC
     values: frozenset[str | Decimal] = frozenset(map(_number, texts) if is_numeric else texts)
     return Test(condition.column, values, is_numeric, (condition.operator != "neq") is not condition.negated)

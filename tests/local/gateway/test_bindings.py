@@ -27,6 +27,7 @@ TABLE = {"event": "INSERT", "schema": "public", "table": "t"}
         ("status=not.in.(a,b)", [("status", "in", "{a,b}", True)]),
         ("status=not.eq.a", [("status", "eq", "a", True)]),
         ("status=neq.a", [("status", "neq", "a", False)]),
+        ("n=lt.1,n=not.gte.2", [("n", "lt", "1", False), ("n", "gte", "2", True)]),
         ('name=eq."a,b"', [("name", "eq", "a,b", False)]),
         ('path=eq."C:\\\\tmp"', [("path", "eq", "C:\\tmp", False)]),
         ('name=eq.""', [("name", "eq", "", False)]),
@@ -49,7 +50,7 @@ def test_filters(filter_: str, conditions: list[tuple[str, str, str, bool]]) -> 
             "Error parsing `filter` params: `in` filter value must be wrapped by parentheses",
         ),
         ({"filter": "a=eq.b,"}, "must not contain empty segments (check for extra commas)"),
-        ({"filter": "a=gt.1"}, "the local gateway serves eq, in, neq and their `not.`, not `gt`"),
+        ({"filter": "a=like.b"}, "the operator `like` is not served by this local gateway: use `supabase start` for it"),
         ({"select": "id"}, "Error parsing `select` params: expected a list of column name strings"),
         ({"table": "*", "select": ["id"]}, "Column selection is not supported for wildcard subscriptions."),
         (

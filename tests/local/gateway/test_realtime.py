@@ -247,3 +247,94 @@ async def test_a_missing_partition_refuses_private_channels_only(server: Any) ->
             "reason": "MissingPartition: Realtime was unable to find the expected messages partition"
         }
         await client.join("realtime:y", ANY_ROW)
+
+
+ORDERED_TABLE = """
+create table public.ordered (id bigint primary key, n numeric, at timestamptz, label text collate "C", note text);
+alter publication supabase_realtime add table public.ordered;
+grant select on public.ordered to service_role;
+"""
+
+
+@pytest.mark.parametrize(
+    ("filter_", "passing"),
+    [
+        ("n=lt.9", [1]),
+        ("n=lte.9.00", [1, 2]),
+        ("n=gt.9", [3]),
+        ("n=gte.9", [2, 3]),
+        ("n=not.lt.9", [2, 3]),
+        ("id=gt.1,id=lte.3", [2, 3]),
+        ("at=gt.2026-01-01T12:00:00+02:00", [2, 3]),
+        ("label=gte.B", [2, 3]),
+        ("n=neq.9", [1, 3]),
+        ("n=in.(8.5,10)", [1, 3]),
+        ("note=eq.x", []),
+        ("note=neq.x", []),
+    ],
+)
+async def test_filters_compare_as_the_columns_type_does(
+    server: Any, filter_: str, passing: list[int]
+) -> None:
+    await server.sql(ORDERED_TABLE)
+    binding = {"event": "*", "schema": "public", "table": "ordered"}
+    async with server.client() as client:
+        await client.join("realtime:x", {**binding, "filter": filter_}, {**binding, "filter": "id=eq.5"})
+        await server.sql(
+            "insert into public.ordered values (1, 8.5, '2026-01-01 10:00+00', 'A', null),"
+            "(2, 9, '2026-01-01 10:00:01+00', 'B', null), (3, 10, '2026-01-02 00:00+00', 'a', null),"
+            "(4, null, null, null, null), (5, null, null, null, null)"
+        )
+        ids = []
+        while 5 not in ids:
+            ids.append((await client.receive())[4]["data"]["record"]["id"])
+    assert ids == [*passing, 5]
+
+
+async def test_a_delete_is_told_by_filters_on_what_the_log_keeps_of_it(server: Any) -> None:
+    await server.sql(ORDERED_TABLE)
+    binding = {"event": "DELETE", "schema": "public", "table": "ordered"}
+    async with server.client() as client:
+        await client.join("realtime:by-note", {**binding, "filter": "note=eq.x"})
+        await client.join("realtime:by-key", {**binding, "filter": "id=lt.9"})
+        await server.sql("insert into public.ordered (id, note) values (1, 'x'); delete from public.ordered")
+        await server.sql("alter table public.ordered replica identity full")
+        await server.sql("insert into public.ordered (id, note) values (2, 'x'); delete from public.ordered")
+        told = [await client.receive() for _ in range(3)]
+    heard = [(frame[2], frame[4]["data"]["old_record"]["id"]) for frame in told]
+    assert sorted(heard) == [("realtime:by-key", 1), ("realtime:by-key", 2), ("realtime:by-note", 2)]
+
+
+async def test_any_table_of_the_publication(server: Any) -> None:
+    await server.sql(ORDERED_TABLE)
+    async with server.client() as client:
+        await client.join("realtime:x", {"event": "INSERT", "schema": "public"})
+        await server.sql("insert into public.consciousness_stream (key) values ('a')")
+        await server.sql("insert into public.ordered (id) values (1)")
+        tables = [(await client.receive())[4]["data"]["table"] for _ in range(2)]
+    assert tables == ["consciousness_stream", "ordered"]
+
+
+@pytest.mark.parametrize(
+    ("what", "config"),
+    [
+        ("presence", {"presence": {"key": "me", "enabled": True}}),
+        ("replay", {"private": True, "broadcast": {"replay": {"since": 0}}}),
+    ],
+)
+async def test_what_is_not_served_is_refused_at_once(
+    admin_url: str, serving: Any, what: str, config: Any
+) -> None:
+    async with serving(admin_url, realtime_join_refusal_seconds=60) as server, server.client() as client:
+        await client.send("realtime:x", "phx_join", {"config": config})
+        reason = f"NotServed: {what} is not served by this local gateway: use `supabase start` for it"
+        assert (await client.receive())[4] == {"status": "error", "response": {"reason": reason}}
+
+
+async def test_tracking_presence_is_refused_on_a_channel_without_it(server: Any) -> None:
+    async with server.client() as client:
+        join_ref = await client.join("realtime:x")
+        await client.send("realtime:x", "presence", {"type": "presence", "event": "track"}, join_ref)
+        reply = (await client.receive())[4]
+    assert reply["status"] == "error"
+    assert "`supabase start`" in reply["response"]["reason"]
