@@ -113,10 +113,10 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @asynccontextmanager
-    async def client(self, key: str | None = None) -> AsyncIterator[Client]:
-        """A socket opened with this key, as service_role without one."""
+    async def client(self, key: str | None = None, *, port: int | None = None) -> AsyncIterator[Client]:
+        """A socket opened with this key, as service_role without one; by way of another port if one is given."""
         key = key or make_token(role="service_role")
-        url = f"ws://127.0.0.1:{self.port}/realtime/v1/websocket?apikey={key}&vsn=2.0.0"
+        url = f"ws://127.0.0.1:{port or self.port}/realtime/v1/websocket?apikey={key}&vsn=2.0.0"
         async with websockets.connect(url, max_size=None) as socket_:
             yield Client(socket_)
 
