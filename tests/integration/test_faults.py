@@ -54,7 +54,8 @@ async def test_g1_g3_every_message_is_done_once_in_spite_of(stack: Any, fault: s
         nonlocal sent
         for _ in range(count):
             await connection.execute(
-                "insert into consciousness_stream (key, value) values ('steady.task', to_jsonb($1::int))", sent
+                "insert into consciousness_stream (key, value) values ('steady.task', to_jsonb($1::int))",
+                sent,
             )
             sent += 1
 

@@ -146,9 +146,7 @@ class FaultyGateway:
             event.set()
         self._open.clear()
 
-    def _order(
-        self, action: Action, kind: Kind, times: int | None, matching: str, number: float = 0
-    ) -> None:
+    def _order(self, action: Action, kind: Kind, times: int | None, matching: str, number: float = 0) -> None:
         is_frame = kind not in ("sockets", "requests")
         if (action == "refuse" and is_frame) or (kind == "sockets" and action in ("double", "truncate")):
             raise ValueError(f"There is no way to {action} {kind}.")

@@ -64,6 +64,12 @@ def make_app(settings: GatewaySettings) -> Starlette:
         ],
         lifespan=lifespan,
         middleware=[
-            Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=["*"],
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["Content-Range", "Preference-Applied"],
+            ),
         ],
     )

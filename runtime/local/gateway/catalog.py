@@ -5,6 +5,8 @@ from typing import Any
 
 import asyncpg
 
+from runtime.local.gateway.problems import Problem
+
 _FUNCTIONS = """
 select p.proname as name, p.proretset as is_set, p.provolatile = 'v' as is_volatile,
        t.typname as returns, t.typtype as kind, p.pronargdefaults as defaults,
@@ -15,8 +17,17 @@ from pg_proc p join pg_type t on t.oid = p.prorettype
 where p.pronamespace = 'public'::regnamespace and p.prokind = 'f'
 """
 _COLUMNS = """
-select c.relname as table_name, a.attname as name, format_type(a.atttypid, a.atttypmod) as type
-from pg_class c join pg_attribute a on a.attrelid = c.oid
+select c.relname as table_name, a.attname as name,
+       -- Without its modifier: a cast to varchar(5) would cut a filter's value short.
+       format_type(a.atttypid, -1) as type,
+       coalesce(a.attnum = any (k.conkey), false) as is_key,
+       case when a.attidentity <> ''
+            then format('nextval(%L)', pg_get_serial_sequence(a.attrelid::regclass::text, a.attname))
+            when a.attgenerated = '' then pg_get_expr(d.adbin, d.adrelid) end as default
+from pg_class c
+join pg_attribute a on a.attrelid = c.oid
+left join pg_constraint k on k.conrelid = c.oid and k.contype = 'p'
+left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
 where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'm', 'p', 'f')
   and a.attnum > 0 and not a.attisdropped
 order by a.attnum
@@ -39,10 +50,9 @@ class Function:
     shape: str
     is_volatile: bool
 
-    def statement(self, given: frozenset[str]) -> str:
-        """SQL that calls it with the arguments in the JSON object `$1` and returns one text."""
+    def statement(self, given: frozenset[str], max_rows: int) -> str:
+        """SQL that calls it with the arguments in the JSON object `$1` and returns JSON text and its rows."""
         name = f"public.{quoted(self.name)}"
-        source = ""
         if given:
             columns = ", ".join(f"{quoted(each)} {self.arguments[each]}" for each in sorted(given))
             source = f" from json_to_record($1::json) as _ ({columns})"
@@ -50,12 +60,52 @@ class Function:
             source = " from (select $1::json) as _"
         call = f"{name}({', '.join(f'{quoted(each)} => _.{quoted(each)}' for each in sorted(given))})"
         if self.shape == "rows":
-            return f"select coalesce(json_agg(r), '[]')::text{source} cross join lateral {call} as r"
-        if self.shape == "json":
-            return f"select {call}::text{source}"
-        if self.shape == "void":
-            return f"select {call}::text{source}"
-        return f"select to_json({call})::text{source}"
+            page = f"select r{source} cross join lateral {call} as r limit {max_rows}"
+            return f"select coalesce(json_agg(r), '[]')::text as body, count(*) as rows from ({page}) as _"
+        value = f"to_json({call})" if self.shape == "scalar" else call
+        return f"select {value}::text as body, 1::bigint as rows{source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its type and default as SQL, and whether it is part of the primary key."""
+
+    type: str
+    is_key: bool
+    default: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table or view, with its columns in their order."""
+
+    name: str
+    columns: dict[str, Column]
+
+    @property
+    def sql(self) -> str:
+        """Its name in SQL."""
+        return f"public.{quoted(self.name)}"
+
+    def column(self, name: str) -> Column:
+        """The column of this name.
+
+        Raises:
+            Problem: there is none; in PostgreSQL's words, since PostgREST leaves that to it.
+        """
+        if name not in self.columns:
+            raise Problem(400, "42703", f"column {self.name}.{name} does not exist")
+        return self.columns[name]
+
+    def check_written(self, name: str) -> None:
+        """Make sure that a column to be written is there.
+
+        Raises:
+            Problem: there is none.
+        """
+        if name not in self.columns:
+            message = f"Could not find the '{name}' column of '{self.name}' in the schema cache"
+            raise Problem(400, "PGRST204", message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +113,7 @@ class Catalog:
     """What there is."""
 
     functions: dict[str, list[Function]]
-    tables: dict[str, dict[str, str]]
+    tables: dict[str, Table]
 
     @classmethod
     async def read(cls, connection: Any) -> "Catalog":
@@ -71,9 +121,10 @@ class Catalog:
         functions: dict[str, list[Function]] = {}
         for row in await connection.fetch(_FUNCTIONS):
             functions.setdefault(row["name"], []).append(_function(row))
-        tables: dict[str, dict[str, str]] = {}
+        tables: dict[str, Table] = {}
         for row in await connection.fetch(_COLUMNS):
-            tables.setdefault(row["table_name"], {})[row["name"]] = row["type"]
+            table = tables.setdefault(row["table_name"], Table(row["table_name"], {}))
+            table.columns[row["name"]] = Column(row["type"], row["is_key"], row["default"])
         return cls(functions, tables)
 
     def function(self, name: str, given: frozenset[str]) -> Function | None:
@@ -87,6 +138,11 @@ class Catalog:
 def quoted(name: str) -> str:
     """The name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """The text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _function(row: asyncpg.Record) -> Function:

@@ -12,7 +12,15 @@ from runtime.local.gateway.authorization import MissingPartition, TopicPolicies,
 from runtime.local.gateway.bindings import BindingRefused, binding_id, inspect, read_binding
 from runtime.local.gateway.changes import ChangeFeed
 from runtime.local.gateway.database import DATABASE_FAULTS, Database
-from runtime.local.gateway.frames import Broadcast, Frame, Version, compact, write, write_broadcast
+from runtime.local.gateway.frames import (
+    MAX_BROADCAST_BYTES,
+    Broadcast,
+    Frame,
+    Version,
+    compact,
+    write,
+    write_broadcast,
+)
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.messages import MessageFeed
 from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, join_refusal, refresh_refusal
@@ -23,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _TOKEN_CHECK_SECONDS: Final = 300.0
 _RESUBSCRIBE_SECONDS: Final = 5.0
-_MAX_BROADCAST_BYTES: Final = 3_000_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +255,7 @@ class Channel:
                 return
         text = compact(payload)
         size = len(text.encode()) if binary is None else len(binary.body)
-        if size > _MAX_BROADCAST_BYTES:
+        if size > MAX_BROADCAST_BYTES:
             if self.config.acknowledges:
                 self.reply(ref, "error", '"payload_size_exceeded"')
             return

@@ -10,6 +10,9 @@ from typing import Any, Final, Literal
 Version = Literal["1.0.0", "2.0.0"]
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
+MAX_BROADCAST_BYTES: Final = 3_000_500
+"""Larger payloads of broadcasts are refused."""
+
 _PUSH: Final = 3
 _BROADCAST: Final = 4
 _JSON_ENCODING: Final = 1

@@ -1,18 +1,28 @@
 """What does POST /realtime/v1/api/broadcast do? Hands each message to the listeners of its topic."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from runtime.local.gateway.authorization import MissingPartition, TopicPolicies, identity_of
 from runtime.local.gateway.database import DATABASE_FAULTS
-from runtime.local.gateway.frames import Version, compact, write
+from runtime.local.gateway.frames import (
+    MAX_BROADCAST_BYTES,
+    Broadcast,
+    Version,
+    compact,
+    write,
+    write_broadcast,
+)
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.subscriptions import Identity
 from runtime.local.gateway.tokens import TokenError, Tokens
+
+_TOO_LARGE: Final = "Payload size exceeds tenant limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +35,8 @@ class HttpBroadcast:
 
     async def answer(self, request: Request) -> Response:
         """202 and no body when all messages were taken; 401, 422 or 500 with JSON otherwise."""
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        token = bearer if bearer and not bearer.startswith("sb_") else request.headers.get("apikey") or bearer
-        try:
-            identity = identity_of(self.tokens.verify(token))
-        except TokenError:
+        identity = self._identity(request)
+        if identity is None:
             return JSONResponse({"message": "Unauthorized"}, status_code=401)
         try:
             body = await request.json()
@@ -48,6 +55,39 @@ class HttpBroadcast:
                 {"message": f"A private topic could not be checked: {error}"}, status_code=500
             )
         return Response(status_code=202)
+
+    async def answer_single(self, request: Request) -> Response:
+        """The same for one message, whose body is the payload itself and may be binary; 403 without the right."""
+        identity = self._identity(request)
+        if identity is None:
+            return JSONResponse({"message": "Unauthorized"}, status_code=401)
+        name, event = request.path_params["topic"], request.path_params["event"]
+        is_private = request.query_params.get("private") == "true"
+        is_json = request.headers.get("content-type", "").startswith("application/json")
+        body = await request.body()
+        if len(body) > MAX_BROADCAST_BYTES:
+            return JSONResponse({"errors": {"payload": [_TOO_LARGE]}}, status_code=422)
+        try:
+            if is_json:
+                body = compact(json.loads(body)).encode()
+            if is_private and not await self.policies.may_send(name, identity):
+                return JSONResponse({"message": "Unauthorized"}, status_code=403)
+        except ValueError:
+            return JSONResponse({"errors": {"payload": ["can't be blank"]}}, status_code=422)
+        except (MissingPartition, *DATABASE_FAULTS):
+            return JSONResponse({"message": "Tenant database unavailable"}, status_code=422)
+        topic = f"realtime:{name}"
+        broadcast = Broadcast(event, body, {}, is_json)
+        self.hub.publish(topic, is_private, lambda version: write_broadcast(version, topic, broadcast))
+        return Response(status_code=202)
+
+    def _identity(self, request: Request) -> Identity | None:
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        token = bearer if bearer and not bearer.startswith("sb_") else request.headers.get("apikey") or bearer
+        try:
+            return identity_of(self.tokens.verify(token))
+        except TokenError:
+            return None
 
     async def _publish(self, messages: list[dict[str, Any]], identity: Identity) -> None:
         may_send: dict[str, bool] = {}
@@ -72,4 +112,6 @@ def _faults(message: Any) -> dict[str, list[str]]:
     faults = {name: ["can't be blank"] for name in ("topic", "event") if not message.get(name)}
     if not isinstance(message.get("payload"), dict):
         faults["payload"] = ["can't be blank"]
+    elif len(compact(message["payload"])) > MAX_BROADCAST_BYTES:
+        faults["payload"] = [_TOO_LARGE]
     return faults

@@ -6,16 +6,22 @@ Source: https://docs.postgrest.org/en/stable/references/api/tables_views.html
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
-from runtime.local.gateway.catalog import quoted
-from runtime.local.gateway.problems import Problem
+from runtime.local.gateway.catalog import Table, quoted
+from runtime.local.gateway.problems import Problem, Unserved
 
-_OPERATORS = {
-    "eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "like": "like", "ilike": "ilike",
-}  # fmt: skip
-_IS = {"null": "null", "true": "true", "false": "false", "unknown": "unknown", "not_null": "not null"}
-_CONTROLS = frozenset({"select", "order", "limit", "offset", "columns", "on_conflict"})
-_LIST_ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
+_OPERATORS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_PATTERNS: Final = frozenset({"like", "ilike"})
+_IS: Final = {"null": "null", "true": "true", "false": "false", "unknown": "unknown", "not_null": "not null"}
+_ORDER: Final = {"asc": "asc", "desc": "desc", "nullsfirst": "nulls first", "nullslast": "nulls last"}
+_UNSERVED: Final = frozenset({
+    "match", "imatch", "isdistinct", "fts", "plfts", "phfts", "wfts",
+    "cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj",
+})  # fmt: skip
+_LOGIC: Final = frozenset({"or", "and", "not.or", "not.and"})
+_LIST_ITEM: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
+_ESCAPED: Final = re.compile(r"\\(.)")
 
 
 @dataclass
@@ -23,17 +29,21 @@ class Query:
     """A parsed query string.
 
     Attributes:
-        columns: what is selected; empty means everything.
+        selected: the columns to return, as SQL.
         conditions: SQL, with numbered parameters.
         values: the parameters, as text.
+        columns: those an insert or update shall write, where it does not go by the body.
+        conflict: the columns by which an insert knows rows that are there already.
     """
 
-    columns: list[str] = field(default_factory=list)
+    selected: str = "*"
     conditions: list[str] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
     limit: int | None = None
-    offset: int | None = None
+    offset: int = 0
+    columns: list[str] | None = None
+    conflict: list[str] = field(default_factory=list)
 
     @property
     def where(self) -> str:
@@ -41,27 +51,21 @@ class Query:
         return f" where {' and '.join(self.conditions)}" if self.conditions else ""
 
     @property
-    def tail(self) -> str:
-        """Order and paging."""
-        order = f" order by {', '.join(self.order)}" if self.order else ""
-        limit = f" limit {self.limit}" if self.limit is not None else ""
-        offset = f" offset {self.offset}" if self.offset is not None else ""
-        return f"{order}{limit}{offset}"
+    def order_by(self) -> str:
+        """The order, or nothing."""
+        return f" order by {', '.join(self.order)}" if self.order else ""
 
     @property
-    def selected(self) -> str:
-        """The columns as SQL."""
-        return ", ".join(quoted(name) for name in self.columns) if self.columns else "*"
+    def has_page(self) -> bool:
+        """Whether it asks for an order or a part."""
+        return bool(self.order or self.offset) or self.limit is not None
 
 
-def parse_query(
-    pairs: Iterable[tuple[str, str]], table: str, columns: dict[str, str], *, first: int = 1
-) -> Query:
+def parse_query(pairs: Iterable[tuple[str, str]], table: Table, *, first: int = 1) -> Query:
     """Return what a query string asks of a table.
 
     Args:
         pairs: names and values of the query string.
-        columns: the table's columns and their types.
         first: the number of the first parameter.
 
     Raises:
@@ -70,35 +74,49 @@ def parse_query(
     query = Query()
     for name, value in pairs:
         if name == "select":
-            query.columns = _select(value, table, columns)
+            query.selected = _select(value, table)
         elif name == "order":
-            query.order = [_order(part, table, columns) for part in value.split(",")]
-        elif name in ("limit", "offset"):
-            setattr(query, name, _count(name, value))
-        elif name in ("or", "and", "not.or", "not.and") or "->" in name:
-            raise _unserved(f"the filter {name}")
-        elif name not in _CONTROLS:
-            _known(name, table, columns)
-            query.conditions.append(_condition(name, value, columns[name], query.values, first))
+            query.order = [_order(part, table) for part in value.split(",")]
+        elif name == "limit":
+            query.limit = _count(name, value)
+        elif name == "offset":
+            query.offset = _count(name, value)
+        elif name == "columns":
+            query.columns = _names(value)
+            for column in query.columns:
+                table.check_written(column)
+        elif name == "on_conflict":
+            query.conflict = _names(value)
+        elif name in _LOGIC or "->" in name or "." in name:
+            raise Unserved(f"the filter {name}")
+        else:
+            kind = table.column(name).type
+            query.conditions.append(_condition(quoted(name), value, kind, query.values, first))
     return query
 
 
-def _select(value: str, table: str, columns: dict[str, str]) -> list[str]:
-    if "(" in value or ":" in value or "->" in value:
-        raise _unserved("embedding, renaming or casting in select")
-    names = [name.strip() for name in value.split(",") if name.strip() not in ("", "*")]
+def _names(value: str) -> list[str]:
+    return [name.strip().strip('"') for name in value.split(",") if name.strip()]
+
+
+def _select(value: str, table: Table) -> str:
+    if any(mark in value for mark in ("(", ":", "->")):
+        raise Unserved("embedding, renaming, casting or aggregating in select")
+    names = _names(value)
     for name in names:
-        _known(name, table, columns)
-    return [] if "*" in value else names
+        if name != "*":
+            table.column(name)
+    return ", ".join("*" if name == "*" else quoted(name) for name in names) or "*"
 
 
-def _order(part: str, table: str, columns: dict[str, str]) -> str:
+def _order(part: str, table: Table) -> str:
+    if "(" in part or "->" in part:
+        raise Unserved(f"the order {part}")
     name, *words = part.split(".")
-    _known(name, table, columns)
-    known = {"asc": "asc", "desc": "desc", "nullsfirst": "nulls first", "nullslast": "nulls last"}
-    if any(word not in known for word in words):
+    table.column(name)
+    if any(word not in _ORDER for word in words):
         raise Problem(400, "PGRST100", f'"failed to parse order ({part})" (line 1, column 1)')
-    return " ".join([quoted(name), *(known[word] for word in words)])
+    return " ".join([quoted(name), *(_ORDER[word] for word in words)])
 
 
 def _count(name: str, value: str) -> int:
@@ -107,44 +125,24 @@ def _count(name: str, value: str) -> int:
     return int(value)
 
 
-def _condition(name: str, value: str, kind: str, values: list[str], first: int) -> str:
-    operator, dot, operand = value.partition(".")
-    negated = ""
-    if operator == "not":
-        negated = "not "
-        operator, dot, operand = operand.partition(".")
-    column = quoted(name)
+def _condition(column: str, value: str, kind: str, values: list[str], first: int) -> str:
+    negated = "not " if value.startswith("not.") else ""
+    operator, dot, operand = value.removeprefix("not.").partition(".")
 
     def parameter(text: str, type_: str) -> str:
         values.append(text)
         return f"${first + len(values) - 1}::text::{type_}"
 
     if dot and operator in _OPERATORS:
-        if operator in ("like", "ilike"):
-            return f"{negated}{column}::text {_OPERATORS[operator]} {parameter(operand.replace('*', '%'), 'text')}"
         return f"{negated}{column} {_OPERATORS[operator]} {parameter(operand, kind)}"
+    if dot and operator in _PATTERNS:
+        return f"{negated}{column}::text {operator} {parameter(operand.replace('*', '%'), 'text')}"
     if dot and operator == "is" and operand in _IS:
         return f"{negated}{column} is {_IS[operand]}"
     if dot and operator == "in" and operand.startswith("(") and operand.endswith(")"):
-        items = [(a.replace('\\"', '"') or b) for a, b in _LIST_ITEM.findall(operand[1:-1])]
-        listed = ", ".join(parameter(item, kind) for item in items)
-        return f"{negated}{column} in ({listed})" if items else "false"
-    if dot and operator in (
-        "fts",
-        "plfts",
-        "phfts",
-        "wfts",
-        "cs",
-        "cd",
-        "ov",
-        "sl",
-        "sr",
-        "nxr",
-        "nxl",
-        "adj",
-        "match",
-    ):
-        raise _unserved(f"the operator {operator}")
+        return f"{negated}{column} = any ({parameter(_array(operand[1:-1]), f'{kind}[]')})"
+    if dot and (operator in _UNSERVED or "(" in operator):
+        raise Unserved(f"the operator {operator}")
     raise Problem(
         400,
         "PGRST100",
@@ -153,12 +151,7 @@ def _condition(name: str, value: str, kind: str, values: list[str], first: int) 
     )
 
 
-def _known(name: str, table: str, columns: dict[str, str]) -> None:
-    if name not in columns:
-        raise Problem(400, "42703", f"column {table}.{name} does not exist")
-
-
-def _unserved(what: str) -> Problem:
-    return Problem(
-        501, "LOCAL501", f"{what} is not served by this local gateway: use `supabase start` for it"
-    )
+def _array(listed: str) -> str:
+    """The items of an `in`, which may stand in quotes, as an array literal."""
+    items = (_ESCAPED.sub(r"\1", quoted_) or plain for quoted_, plain in _LIST_ITEM.findall(listed))
+    return "{" + ",".join('"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items) + "}"

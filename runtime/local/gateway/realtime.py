@@ -72,6 +72,11 @@ class Realtime:
         return [
             WebSocketRoute("/realtime/v1/websocket", self._accept),
             Route("/realtime/v1/api/broadcast", self._http.answer, methods=["POST"]),
+            Route(
+                "/realtime/v1/api/broadcast/{topic}/events/{event}",
+                self._http.answer_single,
+                methods=["POST"],
+            ),
         ]
 
     def _deliver(self, sent: Sent) -> None:

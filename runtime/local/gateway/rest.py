@@ -2,22 +2,28 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from runtime.local.gateway.catalog import Catalog, quoted
-from runtime.local.gateway.problems import Problem, database_away, database_problem
+from runtime.local.gateway import tables
+from runtime.local.gateway.catalog import Catalog, literal
+from runtime.local.gateway.preferences import Preferences
+from runtime.local.gateway.problems import Problem, Unserved, database_away, database_problem
 from runtime.local.gateway.query import parse_query
 from runtime.local.gateway.settings import GatewaySettings
+from runtime.local.gateway.tables import MAX_ROWS, Statement
 from runtime.local.gateway.tokens import Claims, TokenError, TokenExpired, Tokens
 
 _JSON = "application/json; charset=utf-8"
-_ONE_ROW = "application/vnd.pgrst.object+json"
+_ONE_ROW = "application/vnd.pgrst.object+json; charset=utf-8"
 _SCHEMAS = ("public", "graphql_public")
+Row: TypeAlias = Any
+"""One row of a statement: its JSON text, and how many rows it holds."""
+
 _AWAY = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -46,7 +52,7 @@ class Rest:
         """RPC and tables."""
         return [
             Route("/rest/v1/rpc/{name}", self._answer_rpc, methods=["POST", "GET"]),
-            Route("/rest/v1/{name}", self._answer_table, methods=["GET", "HEAD", "POST", "PATCH", "DELETE"]),
+            Route("/rest/v1/{name}", self._answer_table, methods=["GET", "POST", "PATCH", "DELETE", "PUT"]),
         ]
 
     async def is_up(self) -> bool:
@@ -128,99 +134,62 @@ class Rest:
             raise Problem(401, "PGRST301", "No suitable key or wrong key type") from None
 
     async def _rpc(self, request: Request, claims: Claims, body: str) -> Response:
-        name = request.path_params["name"]
-        if request.method == "GET":
-            body = json.dumps({k: v for k, v in request.query_params.items() if k != "apikey"})
+        name, preferences = request.path_params["name"], Preferences.read(request.headers)
+        if preferences.wants_count:
+            raise Unserved("counting a function's rows")
+        pairs, is_read = _pairs(request), request.method != "POST"
+        if is_read:
+            body = json.dumps(dict(pairs))
+        elif pairs:
+            raise Unserved("a filter, order, limit or select on a function's rows")
         given = _argument_names(body)
         function = (await self._known()).function(name, given)
         if function is None:
             function = (await self._known(anew=True)).function(name, given)
         if function is None:
             raise _no_function(name, given)
-        text = await self._run(
-            claims, request, function.statement(given), body or "{}", read_only=request.method == "GET"
-        )
+        statement = Statement(function.statement(given, MAX_ROWS), [body or "{}"])
+        row = await self._run(claims, request, statement, preferences, read_only=is_read)
         if function.shape == "void":
             return Response(status_code=204)
-        return Response(text if text is not None else "null", media_type=_JSON)
+        text = "null" if row["body"] is None else row["body"]
+        if preferences.wants_one and function.shape == "rows":
+            text = text.strip()[1:-1]
+        return Response(text, media_type=_ONE_ROW if preferences.wants_one else _JSON)
 
     async def _table(self, request: Request, claims: Claims, body: str) -> Response:
-        name = request.path_params["name"]
-        columns = (await self._known()).tables.get(name) or (await self._known(anew=True)).tables.get(name)
-        if columns is None:
+        name, preferences = request.path_params["name"], Preferences.read(request.headers)
+        table = (await self._known()).tables.get(name) or (await self._known(anew=True)).tables.get(name)
+        if table is None:
             raise Problem(404, "PGRST205", f"Could not find the table 'public.{name}' in the schema cache")
-        if request.method == "POST":
-            return await self._insert(request, claims, name, columns, body)
-        has_body = request.method == "PATCH"
-        pairs = [(key, value) for key, value in request.query_params.multi_items() if key != "apikey"]
-        query = parse_query(pairs, name, columns, first=2 if has_body else 1)
-        table = f"public.{quoted(name)}"
-        if request.method in ("GET", "HEAD"):
-            rows = f"select {query.selected} from {table}{query.where}{query.tail}"
-            statement = f"select coalesce(json_agg(r), '[]')::text from ({rows}) r"
-            text = await self._run(claims, request, statement, *query.values, read_only=True)
-            return await self._rows(request, text, 200)
-        if has_body:
-            sets = _fields(body, name, columns)
-            if not sets:
-                return await self._rows(request, "[]", 200)
-            changes = ", ".join(f"{quoted(each)} = _.{quoted(each)}" for each in sets)
-            change = (
-                f"update {table} set {changes} from json_populate_record(null::{table}, $1::json) _"
-                f"{_qualified(query.where, table)}"
-                f" returning {table}.*"
+        pairs, method = _pairs(request), request.method
+        if method in ("GET", "HEAD"):
+            query = parse_query(pairs, table)
+            row = await self._run(
+                claims, request, tables.select(query, table, preferences), preferences, read_only=True
             )
-            values: list[str] = [body, *query.values]
+            return _page(row, query.offset, preferences)
+        if method == "POST":
+            statement = tables.insert(pairs, table, body, preferences)
+        elif method == "PATCH":
+            statement = tables.update(pairs, table, body, preferences)
+        elif method == "DELETE":
+            statement = tables.delete(pairs, table, preferences)
         else:
-            change = f"delete from {table}{query.where} returning *"
-            values = query.values
-        text = await self._run(
-            claims, request, f"with r as ({change}) select coalesce(json_agg(r), '[]')::text from r", *values
-        )
-        return await self._rows(request, text, 200, is_write=True)
-
-    async def _insert(
-        self, request: Request, claims: Claims, name: str, columns: dict[str, str], body: str
-    ) -> Response:
-        fields = _fields(body, name, columns)
-        table = f"public.{quoted(name)}"
-        rows = body if body.lstrip().startswith("[") else f"[{body}]"
-        listed = ", ".join(map(quoted, fields))
-        source = f"select {listed} from json_populate_recordset(null::{table}, $1::json) _"
-        # Without a wish to see the rows nothing is returned, so that INSERT alone is enough of a privilege.
-        wants_rows = "return=representation" in request.headers.get("prefer", "")
-        insert = f"insert into {table} ({listed}) {source}"
-        if wants_rows:
-            statement = f"with r as ({insert} returning *) select coalesce(json_agg(r), '[]')::text from r"
-        else:
-            statement = f"with r as ({insert} returning 1) select '[]'::text from r limit 1"
-        text = await self._run(claims, request, statement, rows)
-        return await self._rows(request, text, 201, is_write=True)
-
-    async def _rows(
-        self, request: Request, text: str | None, status: int, *, is_write: bool = False
-    ) -> Response:
-        """Rows as the request wants them: all, one, or none."""
-        prefer = request.headers.get("prefer", "")
-        if is_write and "return=representation" not in prefer:
-            return Response(status_code=status if status == 201 else 204)
-        if _ONE_ROW in request.headers.get("accept", ""):
-            rows = json.loads(text or "[]")
-            if len(rows) != 1:
-                raise Problem(
-                    406,
-                    "PGRST116",
-                    "Cannot coerce the result to a single JSON object",
-                    details=f"The result contains {len(rows)} rows",
-                )
-            text = (text or "[]").strip()[1:-1]
-            return Response(text, status, media_type=f"{_ONE_ROW}; charset=utf-8")
-        return Response(text or "[]", status, media_type=_JSON)
+            raise Unserved("PUT")
+        row = await self._run(claims, request, statement, preferences)
+        return _written(row, method, preferences)
 
     async def _run(
-        self, claims: Claims, request: Request, statement: str, *values: str, read_only: bool = False
-    ) -> str | None:
-        """Run one statement in a transaction of its own as the caller's role, and return its one text."""
+        self,
+        claims: Claims,
+        request: Request,
+        statement: Statement,
+        preferences: Preferences,
+        *,
+        read_only: bool = False,
+    ) -> Row:
+        """Run one statement in a transaction of its own as the caller's role, and return its one row."""
         context = {
             "role": claims["role"],
             "request.jwt.claims": json.dumps(claims),
@@ -228,19 +197,21 @@ class Rest:
             "request.path": request.url.path,
         }
         settings = ", ".join(
-            f"set_config('{name}', {_literal(value)}, true)" for name, value in context.items()
+            f"set_config('{name}', {literal(str(value))}, true)" for name, value in context.items()
         )
         async with (await self._open()).acquire() as connection:
             # Begin and settings in one message: every round trip is paid by every request.
             await connection.execute(f"begin{' read only' if read_only else ''}; select {settings}")
             try:
-                text: str | None = await connection.fetchval(statement, *values)
+                row: Row = await connection.fetchrow(statement.sql, *statement.values)
+                if preferences.wants_one and row["rows"] != 1 and (read_only or preferences.wants_rows):
+                    raise _not_one(row["rows"])
             except BaseException:
                 if not connection.is_closed():
                     await connection.execute("rollback")
                 raise
             await connection.execute("commit")
-            return text
+            return row
 
     async def _known(self, *, anew: bool = False) -> Catalog:
         if self._catalog is None or anew:
@@ -273,6 +244,8 @@ def _check_profile(request: Request) -> None:
             f"Invalid schema: {schema}",
             hint=f"Only the following schemas are exposed: {', '.join(_SCHEMAS)}",
         )
+    if schema != "public":
+        raise Unserved(f"the schema {schema}")
 
 
 def _argument_names(body: str) -> frozenset[str]:
@@ -286,24 +259,6 @@ def _argument_names(body: str) -> frozenset[str]:
     if not isinstance(given, dict):
         raise Problem(400, "PGRST102", "All object keys must match")
     return frozenset(given)
-
-
-def _fields(body: str, table: str, columns: dict[str, str]) -> list[str]:
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Problem(400, "PGRST102", "Empty or invalid json") from None
-    first = given[0] if isinstance(given, list) and given else given
-    if not isinstance(first, dict):
-        raise Problem(400, "PGRST102", "Empty or invalid json")
-    if isinstance(given, list) and any(row.keys() != first.keys() for row in given):
-        raise Problem(400, "PGRST102", "All object keys must match")
-    for name in first:
-        if name not in columns:
-            raise Problem(
-                400, "PGRST204", f"Could not find the '{name}' column of '{table}' in the schema cache"
-            )
-    return list(first)
 
 
 def _no_function(name: str, given: frozenset[str]) -> Problem:
@@ -324,10 +279,49 @@ def _no_function(name: str, given: frozenset[str]) -> Problem:
     )
 
 
-def _qualified(where: str, table: str) -> str:
-    """The conditions with their columns named as the table's."""
-    return where.replace(' where "', f' where {table}."').replace(' and "', f' and {table}."')
+def _pairs(request: Request) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in request.query_params.multi_items() if name != "apikey"]
 
 
-def _literal(value: object) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
+def _page(row: Row, offset: int, preferences: Preferences) -> Response:
+    """The answer to a read: which rows these are, of how many."""
+    rows, total = row["rows"], row["total"]
+    if total is not None and offset > total:
+        raise Problem(
+            416,
+            "PGRST103",
+            "Requested range not satisfiable",
+            details=f"An offset of {offset} was requested, but there are only {total} rows.",
+        )
+    shown = f"{offset}-{offset + rows - 1}" if rows else "*"
+    status = 206 if total is not None and rows < total else 200
+    return _rows(row["body"], status, shown, total, preferences)
+
+
+def _written(row: Row, method: str, preferences: Preferences) -> Response:
+    """The answer to a write, with its rows where they are wanted."""
+    shown = f"0-{row['rows'] - 1}" if method == "PATCH" and row["rows"] else "*"
+    if preferences.wants_rows:
+        status = 201 if method == "POST" else 200
+        return _rows(row["body"], status, shown, row["total"], preferences)
+    headers = _headers(shown, row["total"], preferences)
+    return Response(status_code=201 if method == "POST" else 204, headers=headers)
+
+
+def _rows(body: str, status: int, shown: str, total: int | None, preferences: Preferences) -> Response:
+    headers = _headers(shown, total, preferences)
+    if preferences.wants_one:
+        return Response(body.strip()[1:-1], status, headers, media_type=_ONE_ROW)
+    return Response(body, status, headers, media_type=_JSON)
+
+
+def _headers(shown: str, total: int | None, preferences: Preferences) -> dict[str, str]:
+    headers = {"content-range": f"{shown}/{'*' if total is None else total}"}
+    if preferences.applied:
+        headers["preference-applied"] = ", ".join(preferences.applied)
+    return headers
+
+
+def _not_one(rows: int) -> Problem:
+    details = f"The result contains {rows} rows"
+    return Problem(406, "PGRST116", "Cannot coerce the result to a single JSON object", details=details)

@@ -147,9 +147,7 @@ async def _resolve_one(connection: Connection, binding: Binding, identity: Ident
     return found
 
 
-async def _read(
-    connection: Connection, condition: Condition, types: Mapping[str, str]
-) -> Test | Comparison:
+async def _read(connection: Connection, condition: Condition, types: Mapping[str, str]) -> Test | Comparison:
     kind = types.get(condition.column)
     if kind is None:
         raise _raised(f"invalid column for filter {condition.column}")

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from runtime.local.gateway.realtime import Realtime
+from runtime.local.gateway.rest import Rest
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.tokens import Tokens
 from runtime.local.keys import SUPERUSER
@@ -138,10 +139,11 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
         "realtime_join_refusal_seconds": 0.2,
     }
     settings = GatewaySettings(database_url=SecretStr(database_url), **{**quick, **changed})
-    realtime = Realtime(settings, Tokens(SECRET, {"sb_secret_x": "service_role"}))
+    tokens = Tokens(SECRET, {"sb_secret_x": "service_role", "sb_publishable_x": "anon"})
+    realtime, rest = Realtime(settings, tokens), Rest(settings, tokens)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            Starlette(routes=list(realtime.routes())), log_level="warning", lifespan="off",
+            Starlette(routes=[*rest.routes(), *realtime.routes()]), log_level="warning", lifespan="off",
             ws_ping_interval=None, ws_per_message_deflate=False, ws_max_size=5_000_000,
         )  # fmt: skip
         server = QuietServer(config)
@@ -156,6 +158,7 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
             finally:
                 server.should_exit = server.force_exit = True
                 tasks.cancel_scope.cancel()
+                rest.close()
 
 
 @pytest.fixture
