@@ -66,8 +66,8 @@ def database_away() -> JSONResponse:
 
 
 def not_served(what: str) -> JSONResponse:
-    """The answer to what this gateway leaves to the real stack."""
-    return Unserved(what).response()
+    """The answer to requests of services that are not there; with 404, since clients hide the words of a 5xx."""
+    return JSONResponse(Unserved(what).body, 404)
 
 
 def _status(code: str, role: str) -> int:

@@ -1,0 +1,31 @@
+"""The npm packages of tests/javascript, installed once into a cache."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[2] / "javascript"
+
+
+def installed() -> Path:
+    """The folder with `node_modules`, installed as the lock file says; named by its contents."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("Node is not installed: apt-get install nodejs npm")
+    lock = (SOURCES / "package-lock.json").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agent-runtime-tests"
+    folder = cache / f"node-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(SOURCES / name, folder)
+        subprocess.run(
+            [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+            cwd=folder, check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+        (folder / "complete").touch()
+    return folder
