@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import anyio
 import pytest
 
 from runtime import Agent
