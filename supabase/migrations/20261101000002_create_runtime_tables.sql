@@ -58,7 +58,10 @@ create table runtime.deliveries (
 );
 comment on table runtime.deliveries is 'One row per message and subscription that is due, leased, delayed or parked. It leaves when finished.';
 create index deliveries_fresh on runtime.deliveries (subscription, priority, message_id) where visible_at is null;
-create index deliveries_due on runtime.deliveries (subscription, visible_at) where visible_at is not null;
+-- By standing, so that a crowd that is due hides neither a lease that ended (2) nor one to be taken alone (1).
+create index deliveries_due on runtime.deliveries (
+    subscription, (case when lease is not null then 2 when crashes >= 2 then 1 else 0 end), visible_at
+) where visible_at is not null;
 create index deliveries_ordered on runtime.deliveries (subscription, ordered_key, message_id) where ordered_key is not null;
 
 create table runtime.runs (

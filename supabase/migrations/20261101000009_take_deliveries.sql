@@ -123,7 +123,8 @@ begin
     join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
     cross join lateral (
         select c.message_id, c.subscription from runtime.deliveries c
-        where c.subscription = w.key::integer and c.visible_at <= clock_timestamp() and c.lease is not null
+        where c.subscription = w.key::integer and c.visible_at <= clock_timestamp()
+          and case when c.lease is not null then 2 when c.crashes >= 2 then 1 else 0 end = 2
         order by c.visible_at
         limit 500
         for update skip locked
@@ -147,7 +148,7 @@ begin
         cross join lateral (
             select one.message_id, one.subscription from runtime.deliveries one
             where one.subscription = w.key::integer and one.visible_at <= clock_timestamp()
-              and one.lease is null and (one.crashes >= 2) = alone
+              and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
             order by one.visible_at
             limit case when alone then 1 else w.value::integer end
             for update skip locked
@@ -190,7 +191,7 @@ begin
         seen_due := array(
             select f.message_id from runtime.deliveries f
             where f.subscription = wanted and f.visible_at <= clock_timestamp()
-              and f.lease is null and (f.crashes >= 2) = alone
+              and case when f.lease is not null then 2 when f.crashes >= 2 then 1 else 0 end = alone::integer
             order by f.visible_at limit looks
             for update skip locked
         );
@@ -271,9 +272,11 @@ begin
         then greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision end
     from jsonb_each_text(wanted) as w
     join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+    cross join unnest(array[0, 1, 2]) as standing
     cross join lateral (
         select n.visible_at from runtime.deliveries n
         where n.subscription = w.key::integer and n.visible_at > clock_timestamp() and n.visible_at < 'infinity'
+          and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
         order by n.visible_at limit 1
     ) d
     );
@@ -289,7 +292,7 @@ begin
         select from jsonb_each_text(wanted) as w
         join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
         join runtime.deliveries d on d.subscription = s.id and d.visible_at <= clock_timestamp()
-        where d.lease is null and d.crashes >= 2
+        where case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 1
     )
     );
 end

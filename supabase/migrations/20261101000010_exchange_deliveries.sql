@@ -198,7 +198,7 @@ comment on function runtime.hand_on(runtime.workers, jsonb) is
     'Wakes somebody for what an end has let go and this worker has no room for.';
 
 create type runtime.taking as (
-    ids bigint[], subscriptions integer[], cursors jsonb, filled integer[], look_again boolean
+    ids bigint[], subscriptions integer[], cursors jsonb, filled integer[], look_again boolean, more_due boolean
 );
 
 create function runtime.take(
@@ -248,6 +248,10 @@ begin
                 select jsonb_object_agg(w.key, w.value::integer - (
                     select count(*) from unnest(part.subscriptions) as s where s = w.key::integer))
                 from jsonb_each_text(want) as w
+            );
+            result.more_due := exists (
+                select from jsonb_each_text(want) as w
+                where w.value::integer > 0 and (left_over ->> w.key)::integer = 0
             );
         end if;
     end if;
@@ -498,7 +502,7 @@ begin
             'full', taking.filled, 'cursors', taking.cursors, 'look_again', taking.look_again);
         if due then
             answer := answer || jsonb_build_object(
-                'next_due', runtime.next_due_seconds(want),
+                'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want) end,
                 'suspects', runtime.has_suspects(want));
         end if;
     end if;

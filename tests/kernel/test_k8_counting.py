@@ -133,7 +133,7 @@ async def test_k8_two_suspects_are_not_taken_together(db: Any, worker: Worker) -
 
 
 async def test_k8_without_it_the_poison_is_handed_out_among_its_neighbours(db: Any, worker: Worker) -> None:
-    await switch_off(db, "runtime.take_due", "and (one.crashes >= 2) = alone")
+    await switch_off(db, "runtime.take_due", "= alone::integer", "in (0, 1)")
     poisoned, neighbours = await poison(db, worker)
     assert sorted((await worker.exchange(want=10, due=True)).ids) == [poisoned, *neighbours]
 
