@@ -137,7 +137,7 @@ class Show:
     def begin(self, notes: int, paths: Iterable[str]) -> None:
         """Say that it begins, and what the columns of its lines are."""
         self.say(f"Live, woken by {' and '.join(sorted(paths))}. {notes} notes go in.\n")
-        self.say("     s  msg key               handled by          ms     note")
+        self.say("     s  msg key               handled by            ms  note")
         self.began = time.monotonic()
 
     def end(self, result: dict[str, Any], output: Path) -> None:
@@ -278,7 +278,7 @@ def _summary(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{dead} dead letter{'' if dead == 1 else 's'}",
     )
     woken = ", ".join(f"{count} by {way}" for way, count in sorted(ways.items()))
-    yield "woken", f"{woken}; {result['exchanges']} exchanges with the database"
+    yield "woken", f"{woken}; {result['exchanges']} exchanges"
     idle, flow = result["idle_latency_ms"], result["flow_latency_ms"]
     yield (
         "idle",

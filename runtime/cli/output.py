@@ -22,7 +22,10 @@ _LEVEL_STYLES = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold
 
 def print_line(line: Text) -> None:
     """Print one line: cut at the edge of a terminal, whole into a file or pipe."""
-    out.print(line, no_wrap=True, overflow="ellipsis", soft_wrap=not out.is_terminal)
+    if out.is_terminal:
+        out.print(line, no_wrap=True, overflow="ellipsis")
+    else:
+        out.print(line, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:
