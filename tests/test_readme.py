@@ -1,0 +1,200 @@
+"""The README is a program: its code runs, its commands work, its table of settings is the settings."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import AliasChoices, SecretStr
+from pydantic.fields import FieldInfo
+
+from runtime.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECONDS = 90
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def section(title: str) -> str:
+    """What stands under a heading, up to the next one of its rank."""
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def commands(block: str) -> list[str]:
+    """The lines of a shell block, without their comments."""
+    return [command for line in block.splitlines() if (command := re.sub(r"\s+#.*", "", line).strip())]
+
+
+class Terminal:
+    """Shells in one folder, with `runtime` in their path and a stack of their own; closing it ends what they left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
+        scripts = Path(sys.executable).parent
+        self._environment = {
+            **kept, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "RUNTIME_LOCAL_DIR": str(folder / "stack"),
+            "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        self._running: list[subprocess.Popen[str]] = []
+
+    def run(self, command: str) -> str:
+        """Run a command until it ends; what it printed."""
+        ended = subprocess.run(
+            ["/bin/sh", "-c", command], cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+        return ended.stdout
+
+    def start(self, command: str) -> "Printed":
+        """Start a command in a terminal of its own."""
+        printed = Printed(self.folder / f"terminal-{len(self._running)}")
+        with printed.file.open("w") as file:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {command}"], cwd=self.folder, env=self._environment,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True,
+            )  # fmt: skip
+        self._running.append(process)
+        return printed
+
+    def close(self) -> None:
+        """End what runs, and the stack."""
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            process.wait(SECONDS)
+        self.run("runtime local stop")
+
+
+class Printed:
+    """What a command in another terminal has printed so far."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def wait_for(self, text: str) -> str:
+        """Return the first line with this text; fail at the deadline."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            printed = self.file.read_text()
+            for line in printed.splitlines():
+                if text in line:
+                    return line
+            assert time.monotonic() < deadline, f"{text!r} is not in:\n{printed}"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """A terminal in an empty folder that every account can enter; the stack's ports are free ones."""
+    folder = Path(tempfile.mkdtemp(prefix="readme-test-"))
+    folder.chmod(0o755)
+    terminal = Terminal(folder)
+    # The ports used last are used again, so that the README's own commands take these.
+    terminal.run("runtime local start --port 0 --db-port 0")
+    terminal.run("runtime local stop")
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+        shutil.rmtree(folder)
+
+
+def test_the_first_agent_and_the_script_run_as_they_stand_there(terminal: Terminal) -> None:
+    first = section("A first agent")
+    agent, script = blocks("python", first)
+    shell, environment = blocks("sh", first)
+    name = re.match(r"# (\S+\.py)\n", agent)
+    assert name is not None
+    assert len(agent.splitlines()) <= 24
+    (terminal.folder / name[1]).write_text(agent)
+
+    start, run, send, tail = commands(shell)
+    assert [start, run, tail] == ["runtime local start", f"runtime run {name[1]}", "runtime tail"]
+    terminal.run(start)
+    worker = terminal.start(run)
+    worker.wait_for("live")
+    assert "task.output" in terminal.run(send)
+    worker.wait_for("publisher.publish")
+    stream = terminal.start(tail)
+    assert "https://example.org/hello" in stream.wait_for("site.published")
+
+    terminal.run(*commands(environment))
+    body = "\n".join(f"    {line}" for line in script.replace("import runtime\n", "").splitlines())
+    (terminal.folder / "script.py").write_text(
+        f"import anyio\nimport runtime\n\nasync def main():\n{body}\n\nanyio.run(main)\n"
+    )
+    listener = terminal.start(f"{sys.executable} script.py")
+    assert "https://example.org/hello" in listener.wait_for("example.org")
+
+
+def test_the_commands_are_two_and_the_ones_that_continuous_integration_runs() -> None:
+    see, check = blocks("sh")[:2]
+    assert commands(see) == ["pip install -e . && runtime demo"]
+    assert commands(check) == ['pip install -e ".[dev]" && python -m tests']
+    called = (ROOT / ".ci" / "run").read_text()
+    assert commands(check)[0].replace("pip install", "pip install --quiet") in called
+
+
+def test_the_introduction_has_five_lines() -> None:
+    introduction = README.split("\n\n")[1]
+    assert 3 <= len(introduction.splitlines()) <= 6
+
+
+def test_every_file_and_command_that_is_named_exists() -> None:
+    from runtime.cli import COMMANDS
+
+    for text in (README, (ROOT / "CONTRIBUTING.md").read_text(), (ROOT / "docs" / "design.md").read_text()):
+        for path in re.findall(r"`((?:runtime|tests|docs|agents|supabase)/[\w./*-]*)`", text):
+            assert list(ROOT.glob(path.rstrip("/"))) or path == "runtime/migrations", path
+        for name in re.findall(r"(?:`|^)runtime (\w+)", text, re.MULTILINE):
+            assert name in COMMANDS, name
+
+
+def test_every_guarantee_that_is_listed_has_a_test_by_its_number() -> None:
+    listed = re.findall(r"^\| (G\d+) \|", section("What is guaranteed"), re.MULTILINE)
+    assert listed == [f"G{number}" for number in range(1, 12)]
+    names = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    untested = [name for name in listed if not re.search(rf"def test_{name.lower()}_", names)]
+    assert untested == []
+
+
+def settings_table() -> str:
+    """The settings as the README lists them."""
+    rows = ["| variable | default | means |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        variables = ", ".join(f"`{variable}`" for variable in variables_of(name, field))
+        rows.append(f"| {variables} | {default_of(field.default)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def variables_of(name: str, field: FieldInfo) -> list[str]:
+    """The names of a setting in the environment."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [f"{Settings.model_config['env_prefix']}{name}".upper()]
+
+
+def default_of(value: Any) -> str:
+    """A default as one would write it into the environment."""
+    if value is None or isinstance(value, SecretStr):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
+
+
+def test_the_table_of_settings_is_what_the_program_knows() -> None:
+    assert settings_table() in README, f"README.md, section Settings, should hold:\n{settings_table()}"
