@@ -6,7 +6,7 @@ starts over, since a second join on the same socket kills the channel in ways th
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,6 +20,7 @@ VERSION = "2.0.0"
 _BINARY_BROADCAST = 4
 _SUBSCRIBED = "Subscribed to PostgreSQL"
 _MAX_FILTER_VALUES = 100
+_REMEMBERED_NONCES = 32
 
 
 class Refusal(Enum):
@@ -166,14 +167,17 @@ class Channel:
         self._heartbeat_deadline: float | None = None
         self._nonce_at: float | None = None
         self._nonces: dict[str, tuple[float, set[Path]]] = {}
+        self._sent_nonces: deque[str] = deque(maxlen=_REMEMBERED_NONCES)
         self._mend_at: float | None = None
-        self._token_pushes = 0
+        self._token: str | None = None
+        self._resubscribes_until = 0.0
 
     # Time and the outside
 
     def open(self, now: float, token: str | None) -> list[Effect]:
         """The socket is open: join. `token` is a JWT, or None to be who the apikey says."""
         self._join_ref = self._next_ref()
+        self._token = token
         payload: dict[str, Any] = {"config": self._config()}
         if token is not None:
             payload["access_token"] = token
@@ -181,17 +185,19 @@ class Channel:
         self._heartbeat_at = now + self.timings.heartbeat
         return [Send(self._frame(self._join_ref, self._join_ref, self.topic, "phx_join", payload))]
 
-    def push_token(self, token: str) -> list[Effect]:
-        """Renew the channel's token."""
-        if not self._is_joined:
+    def push_token(self, token: str, now: float) -> list[Effect]:
+        """Renew the channel's token; the server ignores the one it has."""
+        if not self._is_joined or self._is_closed or token == self._token:
             return []
-        self._token_pushes += 1
+        self._token = token
+        self._resubscribes_until = now + self.timings.subscribe
         payload = {"access_token": token}
         return [Send(self._frame(self._join_ref, self._next_ref(), self.topic, "access_token", payload))]
 
     def doubt(self, now: float) -> list[Effect]:
         """Work was found that nothing announced: prove the paths at once."""
-        return self._prove(now) if self._is_joined and not self._nonces else []
+        may_ask = self._is_joined and not self._is_closed and not self._nonces
+        return self._prove(now) if may_ask else []
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: what is due?"""
@@ -203,14 +209,12 @@ class Channel:
         if self._heartbeat_deadline is not None and now >= self._heartbeat_deadline:
             return self._close("a heartbeat was not answered")
         if self._heartbeat_at is not None and now >= self._heartbeat_at:
-            if self._heartbeat_ref is not None:
-                # The last one is not answered yet: its deadline stands, and a new one would move it.
-                self._heartbeat_at = now + self.timings.heartbeat
-                return effects
-            self._heartbeat_ref = self._next_ref()
             self._heartbeat_at = now + self.timings.heartbeat
-            self._heartbeat_deadline = now + self.timings.heartbeat_reply
-            effects.append(Send(self._frame(None, self._heartbeat_ref, "phoenix", "heartbeat", {})))
+            # While the last one is not answered its deadline stands, and a new one would move it.
+            if self._heartbeat_ref is None:
+                self._heartbeat_ref = self._next_ref()
+                self._heartbeat_deadline = now + self.timings.heartbeat_reply
+                effects.append(Send(self._frame(None, self._heartbeat_ref, "phoenix", "heartbeat", {})))
         if self._subscribe_deadline is not None and now >= self._subscribe_deadline:
             self._subscribe_deadline = None
             effects += self._fail_path("postgres_changes", "the server did not say that it subscribed", now)
@@ -249,6 +253,8 @@ class Channel:
 
     def receive(self, frame: str | bytes, now: float) -> list[Effect]:
         """A frame came. Nothing that a server can send raises."""
+        if self._is_closed:
+            return []
         if isinstance(frame, bytes):
             return self._binary(frame, now)
         try:
@@ -271,7 +277,7 @@ class Channel:
 
     def _ours(self, event: object, ref: object, payload: dict[str, Any], now: float) -> list[Effect]:
         match event:
-            case "phx_reply" if ref == self._join_ref:
+            case "phx_reply" if ref == self._join_ref and not self._is_joined:
                 return self._reply(payload, now)
             case "phx_reply":
                 return []
@@ -315,8 +321,9 @@ class Channel:
         if text != _SUBSCRIBED:
             return []
         if self._states["postgres_changes"] is _PathState.LIVE:
-            if self._token_pushes:
-                self._token_pushes -= 1
+            if now < self._resubscribes_until:
+                # A new token makes the server subscribe anew; nothing is missed.
+                self._resubscribes_until = 0.0
                 return []
             return [Gap("postgres_changes", "the server subscribed anew")]
         effects = self._make_live("postgres_changes")
@@ -379,7 +386,12 @@ class Channel:
         return [Live(path)]
 
     def _proved(self, nonce: str, path: Path) -> list[Effect]:
-        """A nonce came back by this path, however late: the path delivers."""
+        """One of our nonces came back by this path, however late: the path delivers."""
+        if nonce not in self._sent_nonces:
+            self.counts["not ours"] += 1
+            return []
+        if path == "postgres_changes":
+            self._subscribe_deadline = None
         if nonce in self._nonces:
             missing = self._nonces[nonce][1]
             missing.discard(path)
@@ -395,6 +407,7 @@ class Channel:
         if not expected:
             return []
         nonce = uuid4().hex
+        self._sent_nonces.append(nonce)
         self._nonces[nonce] = (now + self.timings.nonce_deadline, expected)
         return [Prove(nonce)]
 
@@ -410,6 +423,8 @@ class Channel:
 
     def _fail_path(self, path: Path, why: str, now: float) -> list[Effect]:
         """A path does not deliver: start over, unless another one does and this one never did."""
+        if self._states[path] is _PathState.LOST:
+            return []
         was_live = self._states[path] is _PathState.LIVE
         self._states[path] = _PathState.LOST
         effects: list[Effect] = [Lost(path, why)]

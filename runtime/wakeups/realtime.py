@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import isawaitable
 from random import Random
 from urllib.parse import quote, urlsplit
@@ -134,7 +134,7 @@ class RealtimeWakeups:
         try:
             token = await self._token()
             with anyio.fail_after(self._pauses.open):
-                socket = await connect(
+                socket = await _ConnectHereOnly(
                     f"{self._address}?apikey={quote(self._key)}&vsn={VERSION}",
                     max_size=_MAX_FRAME_BYTES,
                     compression=None,
@@ -142,7 +142,7 @@ class RealtimeWakeups:
                     open_timeout=None,
                     close_timeout=self._pauses.close,
                     logger=_quiet,
-                    # Redirects and proxies would be followed with the key in the URL.
+                    # A proxy of the environment would see the key.
                     proxy=None,
                 )
         except _NoToken as error:
@@ -160,13 +160,12 @@ class RealtimeWakeups:
             close = Close(f"the socket was closed with code {received.code if received else 1006}")
         except TimeoutError:
             close = Close("the server takes no frames")
-        except _NoToken as error:
-            close = Close(str(error), Refusal.TOKEN)
         finally:
-            for effect in channel.end("the socket is gone"):
-                self._tell(effect, listener)
             with anyio.CancelScope(shield=True), anyio.move_on_after(self._pauses.close):
                 await socket.close()
+        # Not after a cancellation: then nobody listens any more, and nothing is lost.
+        for effect in channel.end(close.why):
+            self._tell(effect, listener)
         return close
 
     async def _converse(
@@ -174,9 +173,15 @@ class RealtimeWakeups:
     ) -> Close:
         effects = channel.open(time.monotonic(), token.text)
         while True:
+            is_ending = any(isinstance(effect, Close) for effect in effects)
             for effect in effects:
                 if isinstance(effect, Close):
                     return effect
+                if isinstance(effect, Lost) and not is_ending:
+                    _log.warning(
+                        "%s is lost: %s; whatever else is live carries on, and it is tried anew in %.0f s",
+                        effect.path, effect.why, self._timings.mend,
+                    )  # fmt: skip
                 if isinstance(effect, Send):
                     with anyio.fail_after(self._timings.heartbeat):
                         await socket.send(effect.frame)
@@ -184,8 +189,8 @@ class RealtimeWakeups:
                     self._tell(effect, listener)
             now = time.monotonic()
             if token.renew_at is not None and now >= token.renew_at:
-                token = await self._token()
-                effects = channel.push_token(token.text) if token.text else []
+                token = await self._renewed(token)
+                effects = channel.push_token(token.text, time.monotonic()) if token.text else []
                 continue
             if self._doubts:
                 self._doubts = False
@@ -224,7 +229,6 @@ class RealtimeWakeups:
             case Gap(path, why):
                 listener.gap(path, why)
             case Lost(path, why):
-                _log.warning("%s is lost: %s", path, why)
                 listener.lost(path, why)
             case Prove(nonce):
                 listener.prove(nonce)
@@ -243,6 +247,14 @@ class RealtimeWakeups:
             raise _NoToken(f"the token provider failed with {type(error).__name__}") from error
         life = _life_seconds(text)
         return _Token(text, None if life is None else received + 0.8 * life)
+
+    async def _renewed(self, token: "_Token") -> "_Token":
+        """The next token, or the present one for a while: it is still good when the provider fails."""
+        try:
+            return await self._token()
+        except _NoToken as error:
+            _log.warning("Realtime at %s: %s; the token is kept, asking again", self._place, error)
+            return replace(token, renew_at=time.monotonic() + self._pauses.cap)
 
     def _pause(self, refusal: Refusal, failures: int) -> float:
         pause = backoff_seconds(failures, first=self._pauses.first, cap=self._pauses.cap, random=self._random)
@@ -269,6 +281,14 @@ class RealtimeWakeups:
             )
         else:
             _log.warning("Realtime at %s: %s; connecting again in %.1f s", self._place, close.why, pause)
+
+
+class _ConnectHereOnly(connect):
+    """Connects to the URL given and follows no redirect: another place would be asked in our name."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Let a redirect be a refused handshake."""
+        return exc
 
 
 class _NoToken(Exception):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,10 +28,12 @@ class PhoenixServer:
     subscribes: bool = True
     refuses_join_with: str | None = None
     refuses_upgrade_with: tuple[int, bytes] | None = None
+    redirects_to: str | None = None
     hangs_up_at_once: bool = False
     port: int = 0
     connects: int = 0
     joins: list[dict[str, Any]] = field(default_factory=list)
+    joined_at: list[float] = field(default_factory=list)
     heartbeats: int = 0
     tokens: list[str] = field(default_factory=list)
     connections: list[ServerConnection] = field(default_factory=list)
@@ -115,6 +118,8 @@ class PhoenixServer:
         response.body = body
         del response.headers["Content-Length"]
         response.headers["Content-Length"] = str(len(body))
+        if self.redirects_to is not None:
+            response.headers["Location"] = self.redirects_to
         return response
 
     async def _converse(self, connection: ServerConnection) -> None:
@@ -148,6 +153,7 @@ class PhoenixServer:
             self.is_subscribed = False
             self.topic = topic
             self.joins.append(payload)
+            self.joined_at.append(time.monotonic())
             if self.refuses_join_with is not None:
                 await reply("error", {"reason": self.refuses_join_with})
             elif self.answers_joins:

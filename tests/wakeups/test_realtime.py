@@ -345,3 +345,93 @@ async def test_the_join_asks_for_our_keys_and_our_nonces_only(server: Any, recor
     assert (stream["filter"], stream["select"]) == ("key=in.(a.b,b.c)", ["id", "key"])
     assert (beats["schema"], beats["table"]) == ("runtime", "beats")
     assert beats["filter"].startswith("worker=eq.")
+
+
+async def test_a_redirect_is_a_refusal_and_not_followed(server: Any, recorder: Recorder) -> None:
+    elsewhere = PhoenixServer()
+    await elsewhere.start()
+    server.refuses_upgrade_with = (302, b"")
+    server.redirects_to = elsewhere.url.replace("http", "ws") + "/realtime/v1/websocket"
+    async with listening(wakeups(server).run, recorder):
+        with anyio.fail_after(5):
+            while server.connects < 3:
+                await anyio.sleep(0.005)
+        assert elsewhere.connects == 0
+        server.refuses_upgrade_with = None
+        await both_live(recorder)
+    await elsewhere.stop()
+
+
+async def test_a_deliberate_end_is_quiet_and_loses_nothing(
+    server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "runtime"):
+        async with listening(wakeups(server).run, recorder):
+            await both_live(recorder)
+            caplog.clear()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("runtime")] == []
+    assert recorder.count("lost") == 0
+
+
+async def test_every_change_of_state_is_logged_once_with_cause_and_next_step(
+    server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "runtime.wakeups"):
+        async with listening(wakeups(server).run, recorder):
+            await both_live(recorder)
+            await server.connections[0].close(1012)
+            await both_live(recorder, 2)
+            server.refuses_join_with = "Unauthorized: You do not have permissions to read from this Channel"
+            server.abort()
+            with anyio.fail_after(5):
+                while len(server.joins) < 4:
+                    await anyio.sleep(0.005)
+    said = [record.getMessage() for record in caplog.records if record.name == "runtime.wakeups"]
+    places = [text.partition(" at ")[0] for text in said]
+    assert sorted(places[:2]) == sorted(places[3:5]) == ["broadcast is live", "postgres_changes is live"]
+    assert "closed with code 1012; connecting again in" in said[2]
+    assert "closed with code 1006; connecting again in" in said[5]
+    assert "do not have permissions" in said[6]
+    assert "Somebody must mend this" in said[6]
+    assert len(said) == 7
+
+
+async def test_a_provider_that_fails_later_costs_neither_the_socket_nor_the_token(
+    server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = 0
+
+    def provide() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise RuntimeError("the vault is closed")
+        return jwt.encode({"role": "service_role", "exp": int(time.time()) + 2, "n": asked}, "x" * 32)
+
+    async with listening(wakeups(server, token=provide).run, recorder):
+        await both_live(recorder)
+        with anyio.fail_after(5):
+            while not server.tokens:
+                await anyio.sleep(0.01)
+        assert server.connects == 1
+    assert "the vault is closed" not in caplog.text
+    assert "the token is kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "pause"),
+    [
+        ("ClientJoinRateLimitReached: Too many joins per second", "rate"),
+        ("PrivateOnly: This project only allows private channels", "operator"),
+    ],
+)
+async def test_a_refused_join_waits_by_its_class(
+    server: Any, recorder: Recorder, reason: str, pause: str
+) -> None:
+    server.refuses_join_with = reason
+    pauses = replace(PAUSES, **{pause: 1.0})
+    async with listening(wakeups(server, pauses=pauses).run, recorder):
+        with anyio.fail_after(5):
+            while len(server.joins) < 2:
+                await anyio.sleep(0.005)
+    assert server.joined_at[1] - server.joined_at[0] >= 1.0
