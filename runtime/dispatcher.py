@@ -5,13 +5,14 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from uuid import uuid4
 
 import anyio
 
 from runtime.agent import Handler
-from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.errors import MigrationMissing, Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.gauges import Gauges
 from runtime.plan import Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
@@ -101,7 +102,8 @@ class Dispatcher:
         self._signal_now()
 
     def _from_outside(self, function: Callable[[], object]) -> None:
-        if not self._loop.is_closed():
+        # A loop that has ended needs to be told nothing.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
     # Called by the wake-ups
@@ -160,6 +162,7 @@ class Dispatcher:
                 tasks.cancel_scope.cancel()
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
             await self._leave()
+        _log.info("%s has stopped", self._card.name)
 
     async def _introduce_first(self) -> None:
         """Declare everything for the first time; a store that is away is waited for."""
@@ -184,20 +187,13 @@ class Dispatcher:
         for name, number in subscribed.numbers.items():
             self._by_number[number] = self._handlers[name]
         # What is held under numbers that are no more is reported, and refused, as it ends.
-        wanted = {
-            number: self.plan.lanes.get(number)
-            or Lane(self._limits[name], in_threads=not self._handlers[name].is_async)
-            for name, number in subscribed.numbers.items()
-        }
-        kept = {
-            number: lane for number, lane in self.plan.lanes.items() if lane.held and number not in wanted
-        }
-        for lane in kept.values():
+        for lane in self.plan.lanes.values():
             lane.limit = 0
-        self.plan.lanes.clear()
-        self.plan.lanes.update(wanted | kept)
+        for name, number in subscribed.numbers.items():
+            lane = self.plan.lanes.setdefault(number, Lane(0))
+            lane.limit, lane.in_threads = self._limits[name], not self._handlers[name].is_async
         self.plan.unsettled = subscribed.unsettled
-        self.plan.sweep(time.monotonic())
+        self.plan.begin_anew(time.monotonic())
 
     async def _pump_until_stopped(self) -> None:
         plan = self.plan
@@ -206,7 +202,8 @@ class Dispatcher:
             self._signal = anyio.Event()
             while self._inbox:
                 plan.finished([self._inbox.popleft()])
-            if plan.stopping and not plan.held:
+            if plan.stopping and (not plan.held or self._stop_asking.is_set()):
+                await self._give_back_what_is_left()
                 return
             step = plan.decide(time.monotonic())
             if isinstance(step, Rest):
@@ -214,6 +211,16 @@ class Dispatcher:
                     await self._signal.wait()
                 continue
             await self._carry_out(step)
+
+    async def _give_back_what_is_left(self) -> None:
+        """Past the deadline, what cannot be cancelled runs on, but it is no longer ours."""
+        while isinstance(step := self.plan.decide(time.monotonic()), Look) and (step.done or step.failed):
+            await self._carry_out(step)
+        left = [Report(delivery, outcome="released") for delivery in self.plan.held.values()]
+        if left:
+            names = ", ".join(self._runner.running)
+            _log.warning("giving back %d deliveries whose handlers do not end: %s", len(left), names)
+            await self._carry_out(Look(failed=left))
 
     async def _carry_out(self, look: Look) -> None:
         """Make one exchange and act on its answer."""
@@ -234,7 +241,7 @@ class Dispatcher:
             self._runner.hand_over(answer.taken)
         self.counts["exchanges"] += 1
         self.counts["taken"] += len(answer.taken)
-        self.counts["done"] += len(look.done)
+        self.counts["done"] += sum(report.delivery.place not in answer.refused for report in look.done)
         for message, subscription in answer.refused:
             self.counts["refused"] += 1
             _log.warning(
@@ -265,7 +272,8 @@ class Dispatcher:
         while True:
             try:
                 answer = await self._store.exchange(exchange)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, MigrationMissing) as error:
+                # A schema that was there is missing while a database is reset.
                 attempt += 1
                 wait = backoff_seconds(min(attempt, 8), first=0.1, cap=5.0, random=self._random)
                 if not self._is_in_trouble:
@@ -284,6 +292,8 @@ class Dispatcher:
     async def _one_by_one(self, look: Look, error: StoreError) -> None:
         """After a refused exchange, find the report at fault: it alone becomes a failed attempt."""
         reports = [*look.done, *look.failed]
+        if look.nonce is not None:
+            self.plan.prove(look.nonce)
         if not reports:
             _log.error("the store refuses this worker: %s", error)
             self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
@@ -291,6 +301,8 @@ class Dispatcher:
         if look.renew:
             await self._carry_out(Look(renew=look.renew))
         for report in reports:
+            if self.plan.renewable(time.monotonic()):
+                await self._carry_out(self.plan.renewal(time.monotonic(), reports))
             single = Look(done=[report]) if report.outcome is None else Look(failed=[report])
             sent_at = time.monotonic()
             try:
@@ -324,6 +336,8 @@ class Dispatcher:
         while True:
             await anyio.sleep(_BLOCKED_WARNING_SECONDS)
             if not self.plan.held:
+                # Nobody was asked for a sign of life, so its absence means nothing.
+                self._runner.ticked_at = time.monotonic()
                 continue
             self._runner.tick()
             blocked = time.monotonic() - self._runner.ticked_at - _BLOCKED_WARNING_SECONDS
@@ -343,6 +357,7 @@ class Dispatcher:
         if self.plan.stopping:
             return
         self.plan.stopping = True
+        _log.info("stopping: %d running, which have %.0f s to finish", len(self.plan.held), drain_seconds)
         if not self.ready.is_set():
             self._stop_asking.set()
         self._runner.stop_waiting()

@@ -227,6 +227,11 @@ class Plan:
         """Whether leases should be renewed by now."""
         return bool(self.held) and now >= self._renewed_at + self._settings.lease_seconds / 3
 
+    def renewal(self, now: float, ending: Iterable[Report]) -> Look:
+        """An exchange that renews what runs and does nothing else."""
+        self._renewed_at = now
+        return Look(renew=self._to_renew(ending))
+
     # What to do
 
     def decide(self, now: float) -> Look | Rest:
@@ -257,7 +262,7 @@ class Plan:
         look = Look(
             done=[report for report in reports if report.outcome is None],
             failed=[report for report in reports if report.outcome is not None],
-            renew=self._to_renew(now, reports) if renewing else [],
+            renew=self._to_renew(reports) if renewing else [],
             want=want,
             cursors=None if full else self._cursors,
             due=full or due,
@@ -346,7 +351,7 @@ class Plan:
         lease_times = (now - self._suspects_since) // self._settings.lease_seconds
         return lease_times % 2 == 1
 
-    def _to_renew(self, now: float, reports: list[Report]) -> list[Delivery]:
+    def _to_renew(self, reports: Iterable[Report]) -> list[Delivery]:
         ending = {report.delivery.place for report in (*reports, *self._reports)}
         ending |= self._given_up
         return [

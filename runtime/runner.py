@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -139,7 +142,8 @@ class Runner:
             self._soon(self._begin)
 
     def _soon(self, function: Callable[[], object]) -> None:
-        if not self._loop.is_closed():
+        # A loop that has ended runs nothing any more.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
     def _begin(self) -> None:
@@ -172,10 +176,13 @@ class Runner:
         """Run waiting deliveries of one handler, one after another, until there are none."""
         self._starting.discard(number)
         waiting, handler = self._waiting[number], self._handlers[number]
+        task = asyncio.current_task()
+        assert task is not None
         try:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
-                while waiting and not self._is_stopping:
+                # A handler may have cancelled the task it runs in: the next delivery must not suffer for it.
+                while waiting and not self._is_stopping and not task.cancelling():
                     delivery = waiting.popleft()
                     self._start(number)
                     await self._run(handler, delivery)
@@ -193,7 +200,14 @@ class Runner:
             report = replace(report, seconds=time.monotonic() - clock)
             self._report(report)
             if self._observer is not None and report.outcome != "released":
-                self._observer(Attempt(handler, delivery, began, report))
+                self._observe(Attempt(handler, delivery, began, report))
+
+    def _observe(self, attempt: Attempt) -> None:
+        assert self._observer is not None
+        try:
+            self._observer(attempt)
+        except Exception:  # noqa: BLE001 - an onlooker must not end the work
+            _log.exception("the observer failed; the work goes on")
 
     def _cancel(self) -> None:
         for scope in self._scopes:
@@ -209,19 +223,48 @@ class Runner:
                 with anyio.fail_after(handler.timeout):
                     result = await self._call_handler(handler, arguments)
             handler.emit_result(result, context)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it becomes the report, and is logged there
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except asyncio.CancelledError as error:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # Nobody of ours did that: the handler cancelled itself, or awaited what was cancelled.
+            return failure(handler, delivery, error, self._random)
+        except BaseException as error:  # noqa: BLE001 - it becomes the report, and is logged there
             return failure(handler, delivery, error, self._random)
         return Report(delivery, emits=tuple(draft.json for draft in context.emitted))
 
     async def _call_handler(self, handler: Handler, arguments: dict[str, Any]) -> object:
         if handler.is_async:
-            result: object = await handler.function(**arguments)  # type: ignore[misc]
-            return result
+            return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
         return await anyio.to_thread.run_sync(
             partial(handler.function, **arguments),
             abandon_on_cancel=True,
             limiter=self._threads[handler.name],
         )
+
+
+class _InOwnContext:
+    """Awaits a coroutine in a context of its own: what one attempt sets in a ContextVar, the next does not see."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        context, coroutine = copy_context(), self._coroutine
+        step: Callable[[], Any] = partial(coroutine.send, None)
+        while True:
+            try:
+                awaited = context.run(step)
+            except StopIteration as end:
+                return end.value
+            try:
+                step = partial(coroutine.send, (yield awaited))
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to deal with
+                step = partial(coroutine.throw, error)
 
 
 def failure(handler: Handler, delivery: Delivery, error: BaseException, random: Random) -> Report:
@@ -234,7 +277,9 @@ def failure(handler: Handler, delivery: Delivery, error: BaseException, random: 
     if isinstance(error, RetryLater):
         _log.info("%s put message %s off: %s", handler.name, message.id, error.why)
         return Report(delivery, outcome="later", delay=error.seconds, error=storable(text, _ERROR_CHARACTERS))
-    delay = handler.retry.decide(error, attempt, random)
+    # What is no Exception, such as a SystemExit, is a failure like any other here.
+    cause = error if isinstance(error, Exception) else RuntimeError(text)
+    delay = handler.retry.decide(cause, attempt, random)
     reason = (
         "rejected"
         if isinstance(error, Reject)

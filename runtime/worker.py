@@ -124,6 +124,8 @@ class Worker:
                 finally:
                     self._drain_seconds = 0 if not ended.is_set() else self._drain_seconds
                     self.stop()
+                # What could be neither finished nor cancelled in time was given back: it is not waited for.
+                tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # One fault of ours needs no group around it.
             faults, rest = group.split(RuntimeFault)
