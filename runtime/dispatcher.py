@@ -335,12 +335,12 @@ class Dispatcher:
         warned = False
         while True:
             await anyio.sleep(_BLOCKED_WARNING_SECONDS)
-            if not self.plan.held:
+            if self.plan.held:
+                self._runner.tick()
+                blocked = time.monotonic() - self._runner.ticked_at - _BLOCKED_WARNING_SECONDS
+            else:
                 # Nobody was asked for a sign of life, so its absence means nothing.
-                self._runner.ticked_at = time.monotonic()
-                continue
-            self._runner.tick()
-            blocked = time.monotonic() - self._runner.ticked_at - _BLOCKED_WARNING_SECONDS
+                blocked, self._runner.ticked_at = 0.0, time.monotonic()
             is_blocked = blocked > _BLOCKED_WARNING_SECONDS
             if is_blocked and not warned:
                 names = ", ".join(self._runner.running) or "a handler"
@@ -351,7 +351,9 @@ class Dispatcher:
                     names,
                 )
             warned = is_blocked
-            self.plan.renews_async = blocked < self._settings.blocked_loop_seconds
+            if self.plan.renews_async != (blocked < self._settings.blocked_loop_seconds):
+                self.plan.renews_async = not self.plan.renews_async
+                self._signal_now()
 
     def _begin_stopping(self, drain_seconds: float) -> None:
         if self.plan.stopping:

@@ -344,7 +344,12 @@ class Plan:
         self._runs_suspect = self._runs_suspect and bool(self.held)
         if self.is_spare or self._runs_suspect or (self._suspects and self._holds_back(now)):
             return {}
-        return {number: room for number, lane in self.lanes.items() if (room := lane.room()) > 0}
+        return {
+            number: room
+            for number, lane in self.lanes.items()
+            # On a loop that is blocked nothing new could begin.
+            if (room := lane.room()) > 0 and (self.renews_async or lane.in_threads)
+        }
 
     def _holds_back(self, now: float) -> bool:
         """Suspects wait for a moment when nothing runs; if none comes, taking pauses, a lease's time at most."""

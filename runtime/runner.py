@@ -176,16 +176,14 @@ class Runner:
         """Run waiting deliveries of one handler, one after another, until there are none."""
         self._starting.discard(number)
         waiting, handler = self._waiting[number], self._handlers[number]
-        task = asyncio.current_task()
-        assert task is not None
         try:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
-                # A handler may have cancelled the task it runs in: the next delivery must not suffer for it.
-                while waiting and not self._is_stopping and not task.cancelling():
+                while waiting and not self._is_stopping:
                     delivery = waiting.popleft()
                     self._start(number)
                     await self._run(handler, delivery)
+                    await _shake_off_cancellation()
         finally:
             self._scopes.discard(scope)
             self._running[number] -= 1
@@ -242,6 +240,17 @@ class Runner:
             abandon_on_cancel=True,
             limiter=self._threads[handler.name],
         )
+
+
+async def _shake_off_cancellation() -> None:
+    """A handler may have cancelled the task it ran in: the next delivery must not suffer for it."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling() or anyio.current_effective_deadline() == -math.inf:
+        return
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.cancelling():
+        task.uncancel()
 
 
 class _InOwnContext:

@@ -171,15 +171,20 @@ def test_a_blocked_loop_loses_its_leases_and_threads_keep_theirs() -> None:
     look = simulation.step()
     assert isinstance(look, Look)
     assert [delivery.subscription for delivery in look.renew] == [2]
+    simulation.finish()
+    simulation.settle_down()
+    simulation.write(1, 2)
+    simulation.advance(3)
+    assert [delivery.place for delivery in simulation.running.values()] == [(1, 2)]
 
 
 def test_g3_a_delivery_that_lapsed_here_and_was_taken_again_is_counted_right(simulation: Simulation) -> None:
     simulation.write(2)
     simulation.settle_down()
-    simulation.plan.renews_async = False
-    simulation.advance(LEASE_SECONDS + 25, until=lambda: len(simulation.running) == 2)
+    simulation.kernel.rows[1, 2].visible_at = simulation.now
+    simulation.plan.sweep(simulation.now)
+    simulation.advance(1, until=lambda: len(simulation.running) == 2)
     first, second = simulation.running
-    simulation.plan.renews_async = True
     assert simulation.plan.lanes[2].room() == 0
     simulation.finish(first)
     simulation.settle_down()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -114,7 +114,8 @@ class PostgresStore(Store):
                 )
                 return answer
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True), suppress(*_AWAY):
+                # A connection that breaks only now has given its answer.
                 await pool.release(connection)
 
     async def _open(self) -> "asyncpg.Pool[Any]":
@@ -127,6 +128,8 @@ class PostgresStore(Store):
                     max_inactive_connection_lifetime=0,
                     statement_cache_size=100 if self._prepares else 0,
                     timeout=self._request_seconds,
+                    # Nothing is ever set for a session, and a reset would cost every call a round trip.
+                    reset=_leave_as_it_is,
                     server_settings={"application_name": "agent-runtime"},
                 )
             return self._pool
@@ -174,6 +177,10 @@ class PostgresStore(Store):
             ) from error
         except pg.PostgresError as error:
             raise _refusal(error) from error
+
+
+async def _leave_as_it_is(_: object) -> None:
+    """Reset nothing."""
 
 
 def _refusal(error: pg.PostgresError) -> StoreError:

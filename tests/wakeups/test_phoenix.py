@@ -384,7 +384,9 @@ FRAMES = (
     st.text()
     | st.binary()
     | JSON.map(json.dumps)
-    | st.tuples(st.sampled_from([None, "0", "1"]), st.sampled_from([None, "1", "2", "3"]), st.just(TOPIC), EVENTS, SHAPED).map(json.dumps)
+    | st.tuples(
+        st.sampled_from([None, "0", "1"]), st.sampled_from([None, "1", "2", "3"]), st.just(TOPIC), EVENTS, SHAPED
+    ).map(json.dumps)
     | st.tuples(JSON, JSON, st.just(TOPIC) | JSON, EVENTS | JSON, SHAPED | JSON).map(json.dumps)
     | st.builds(lambda head, rest: bytes([4, *head]) + rest, st.lists(st.integers(0, 255), max_size=4), st.binary())
     | st.builds(broadcast, st.sampled_from(["wake", "nonce", "x"]), JSON)
