@@ -151,11 +151,14 @@ class WebSocketSide:
 
     async def _to_client(self, upstream: websockets.ClientConnection) -> None:
         async with anyio.create_task_group() as late:
-            async for frame in upstream:
-                await self._faults.pass_gate("sockets")
-                kind = kind_of(frame)
-                if kind not in self._deaf:
-                    await self._carry(kind, frame, self.send, late)
+            with suppress(websockets.ConnectionClosed):  # its code is passed on
+                async for frame in upstream:
+                    await self._faults.pass_gate("sockets")
+                    kind = kind_of(frame)
+                    if kind in self._deaf:
+                        self._faults.struck["swallow"] += 1
+                    else:
+                        await self._carry(kind, frame, self.send, late)
             late.cancel_scope.cancel()
         await self.close(upstream.close_code or 1006)
 

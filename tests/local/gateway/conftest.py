@@ -3,9 +3,10 @@
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -107,6 +108,7 @@ class Server:
     port: int
     database_url: str
     realtime: Realtime
+    stop: Callable[[], None]
     tokens: Any = field(default=staticmethod(make_token))
 
     @property
@@ -154,7 +156,13 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
                 with anyio.fail_after(20):
                     await realtime.wait_live()
                     await server.has_started.wait()
-                yield Server(listener.getsockname()[1], database_url, realtime)
+                # As a signal would stop it: uvicorn closes what is open, and then ends.
+                yield Server(
+                    listener.getsockname()[1],
+                    database_url,
+                    realtime,
+                    partial(setattr, server, "should_exit", True),
+                )
             finally:
                 server.should_exit = server.force_exit = True
                 tasks.cancel_scope.cancel()
@@ -172,6 +180,12 @@ async def server(admin_url: str) -> AsyncIterator[Server]:
     async with serve(admin_url) as running:
         await running.sql(SEED_TABLE)
         yield running
+
+
+@pytest.fixture
+def seed_table() -> str:
+    """SQL of the seed's table, for tests that start their own stand-in."""
+    return SEED_TABLE
 
 
 @pytest.fixture

@@ -275,3 +275,20 @@ async def test_forged_frames_reach_the_client(server: Any, faults: FaultyGateway
 async def test_what_makes_no_sense_is_refused(order: Callable[[FaultyGateway], None]) -> None:
     with pytest.raises(ValueError, match=r"no way to|Only sockets or requests"):
         order(FaultyGateway("http://127.0.0.1:1"))
+
+
+async def test_a_stack_that_goes_away_takes_only_its_sockets_along(stack: Any) -> None:
+    async with FaultyGateway(stack.api_url) as faults:
+        url = f"{faults.url.replace('http', 'ws')}/realtime/v1/websocket?apikey={stack.service_role_key}&vsn=2.0.0"
+        async with websockets.connect(url) as socket, httpx.AsyncClient(base_url=faults.url) as http:
+            await anyio.to_thread.run_sync(stack.kill_gateway)
+            with pytest.raises(websockets.ConnectionClosedError) as closed:
+                await socket.recv()
+            assert closed.value.rcvd is None
+            with pytest.raises(httpx.RemoteProtocolError):
+                await http.get("/health")
+            await anyio.to_thread.run_sync(stack.start_gateway)
+            assert (await http.get("/health")).status_code == 200
+        async with websockets.connect(url) as socket:
+            await socket.send('[null,"1","phoenix","heartbeat",{}]')
+            assert "phx_reply" in str(await socket.recv())
