@@ -303,3 +303,28 @@ async def test_tracking_presence_is_refused_on_a_channel_without_it(server: Any)
         reply = (await client.receive())[4]
     assert reply["status"] == "error"
     assert "`supabase start`" in reply["response"]["reason"]
+
+
+async def test_one_message_over_http_reaches_who_may_hear_it_from_who_may_send(server: Any) -> None:
+    async with server.client() as private, server.client() as public:
+        await private.join("realtime:x", private=True)
+        await public.join("realtime:x")
+        async with httpx.AsyncClient(base_url=server.http_url) as http:
+
+            async def post(event: str, role: str | None, query: str = "", **body: Any) -> tuple[int, str]:
+                path = f"/realtime/v1/api/broadcast/x/events/{event}{query}"
+                headers = {"apikey": server.tokens(role=role)} if role else {}
+                answer = await http.post(path, headers=headers | body.pop("headers", {}), **body)
+                return answer.status_code, answer.text
+
+            forbidden = (403, '{"message":"Unauthorized"}')
+            assert await post("forged", "anon", "?private=true", json={}) == forbidden
+            assert await post("nobody", None, json={}) == (401, '{"message":"Unauthorized"}')
+            as_json = {"content-type": "application/json"}
+            assert (await post("broken", "anon", content=b"{", headers=as_json))[0] == 422
+            assert (await post("large", "anon", content=b"x" * 3_000_501))[0] == 422
+            assert await post("ev", "service_role", "?private=true", json={"n": 1}) == (202, "")
+            assert await post("ev", "anon", content=b"\x00\xff") == (202, "")
+        # What was refused would have come first.
+        assert await private.receive() == b'\x04\x0a\x02\x00\x01realtime:xev{"n":1}'
+        assert await public.receive() == b"\x04\x0a\x02\x00\x00realtime:xev\x00\xff"
