@@ -36,6 +36,13 @@ async def write(server: Any, *keys: str) -> None:
         await server.sql(f"insert into public.consciousness_stream (key) values ('{key}')")
 
 
+async def struck(faults: FaultyGateway, name: str, times: int) -> None:
+    """Return when a fault has struck so often."""
+    with anyio.fail_after(10):
+        while faults.struck[name] < times:
+            await anyio.sleep(0.01)
+
+
 async def rows_until(client: Any, last: str) -> list[str]:
     """The keys of the rows that come, up to this one."""
     keys: list[str] = []
@@ -103,8 +110,7 @@ async def test_drop(server: Any, faults: FaultyGateway) -> None:
         assert await rows_until(client, "c") == ["a", "b", "c"]
         faults.drop("rows")
         await write(server, "d")
-        while faults.struck["drop"] < 2:
-            await anyio.sleep(0.01)
+        await struck(faults, "drop", 2)
         faults.heal()
         await write(server, "e")
         assert await rows_until(client, "e") == ["e"]
@@ -222,8 +228,7 @@ async def test_above_the_rate_rows_vanish_without_a_word(server: Any, faults: Fa
         faults.limit_rate(1, window_seconds=3)
         await write(server, "a", "b", "c", "d", "e")
         assert await rows_until(client, "c") == ["a", "b", "c"]
-        while faults.struck["limit the rate"] < 2:
-            await anyio.sleep(0.01)
+        await struck(faults, "limit the rate", 2)
         await heartbeat(client)
         faults.heal()
         await write(server, "f")
