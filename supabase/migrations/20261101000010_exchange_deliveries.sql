@@ -467,7 +467,8 @@ begin
         end if;
         if options ? 'sleep' then
             select * into nap from runtime.fall_asleep(
-                me, array(select k::integer from jsonb_object_keys(coalesce(want, '{}')) as k order by 1),
+                me, array(select w.key::integer from jsonb_each_text(coalesce(want, '{}')) as w
+                          where w.value::integer > 0 order by 1),
                 (options ->> 'fence')::xid8);
             answer := answer || jsonb_build_object('fence', nap.new_fence::text, 'quiet', nap.quiet);
         elsif me.asleep then

@@ -97,8 +97,8 @@ async def test_k15_a_key_is_announced_to_whom_it_concerns(
         other = Worker(connection)
         for each in (worker, other):
             await each.subscribe("a.task=task.>", "b.job=job.>", announce=["realtime"])
-        await worker.fall_asleep({"a.task": 1})
-        await other.fall_asleep({"b.job": 1})
+        await worker.fall_asleep({"a.task": 1, "b.job": 0})
+        await other.fall_asleep({"a.task": 0, "b.job": 1})
         async with transaction(superuser):
             await insert(superuser, "task.a", 1)
             await send(superuser, ("task.a", 2), ("job.a", 3))
