@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
+from pydantic import SecretStr
+
 from runtime.errors import SettingsError
 from runtime.settings import Settings
 from runtime.store import Store
@@ -44,6 +46,17 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
         settings.supabase_url,
         settings.supabase_key.get_secret_value(),
         request_seconds=settings.request_seconds,
+    )
+
+
+def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
+    """The settings, with the stream where the user's own client is: wake-ups must come from there too."""
+    return settings.model_copy(
+        update={
+            "supabase_url": str(client.supabase_url).rstrip("/"),
+            "supabase_key": SecretStr(client.supabase_key),
+            "database_url": None,
+        }
     )
 
 

@@ -2,10 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runtime.addresses import DatabaseAddress, check_key, project_url
 from runtime.errors import SettingsError
+
+_PREFIX = "RUNTIME_"
 
 
 class Settings(BaseSettings):
@@ -17,7 +21,16 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="RUNTIME_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix=_PREFIX,
+        env_file=".env",
+        # `SUPABASE_URL=` in a file is a line to be filled in.
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        str_strip_whitespace=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     supabase_url: str | None = Field(
@@ -83,6 +96,23 @@ class Settings(BaseSettings):
         default="info", description="Least level logged."
     )
 
+    @field_validator("supabase_url")
+    @classmethod
+    def _is_project_url(cls, url: str | None) -> str | None:
+        return None if url is None else project_url(url)
+
+    @field_validator("supabase_key")
+    @classmethod
+    def _is_key(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else SecretStr(check_key(key.get_secret_value()))
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_database_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            DatabaseAddress.parse(url.get_secret_value())
+        return url
+
     @model_validator(mode="after")
     def _paces_agree(self) -> Self:
         if self.poll_slow_seconds < self.poll_fast_seconds:
@@ -103,10 +133,23 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)  # type: ignore[arg-type]
         except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
-                for item in error.errors(include_input=False, include_url=False)
+            wrong = " ".join(
+                dict.fromkeys(
+                    _sentence(item) for item in error.errors(include_input=False, include_url=False)
+                )
             )
-            raise SettingsError(
-                f"The settings are not usable: {wrong}. Mend the environment or .env."
-            ) from None
+            raise SettingsError(f"{wrong} Mend the environment or the file .env.") from None
+        except (OSError, UnicodeError):
+            raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
+
+
+def _sentence(item: ErrorDetails) -> str:
+    """What is wrong with one setting, by the name it has in the environment."""
+    # pydantic's word for a validator that raised ValueError.
+    text = item["msg"].removeprefix("Value error, ").rstrip(".")
+    field = str(item["loc"][0]) if item["loc"] else ""
+    known = Settings.model_fields.get(field)
+    if known is not None and known.validation_alias is None:
+        field = f"{_PREFIX}{field}".upper()
+    text = text[:1].lower() + text[1:] if field else text
+    return f"{field}: {text}." if field else f"{text}."

@@ -2,29 +2,22 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from time import monotonic
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.connections import open_store, open_wakeups
+from runtime.connections import open_store, settings_of
 from runtime.errors import StoreUnavailable
 from runtime.keys import check_key, check_pattern
+from runtime.listening import Listening, Reader
 from runtime.message import Draft, Message, Priority
 from runtime.operations import Operations
 from runtime.settings import Settings
 from runtime.store import Sent, Store
-from runtime.wakeups import Path, Reach
-from runtime.wakeups.polling import Pace
 
 if TYPE_CHECKING:
     from supabase import AsyncClient
-
-_PAGE = 500
-# A message's id is drawn before its transaction commits, so lower ids may appear later than higher ones.
-_OVERLAP_SECONDS = 10.0
 
 
 @asynccontextmanager
@@ -35,20 +28,29 @@ async def connect(
 
     Args:
         settings: where the stream is; read from the environment by default.
-        client: a supabase async client of your own, used for everything but wake-ups.
+        client: a supabase async client of your own, used for every request; it says where the stream is, and stays
+            open. Wake-ups come over a socket of the runtime's own, with the client's URL and key.
 
     Raises:
         SettingsError: nothing says where the stream is.
     """
     settings = settings or Settings.load()
     store = await open_store(settings, client)
+    if client is not None:
+        settings = settings_of(client, settings)
+    failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            yield Stream(store, settings, tasks)
+            try:
+                yield Stream(store, settings, tasks)
+            except Exception as error:  # noqa: BLE001 - raised again below, as it was: outside of the group
+                failure = error
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
             await store.close()
+    if failure is not None:
+        raise failure
 
 
 class Stream:
@@ -100,6 +102,7 @@ class Stream:
         Raises:
             InvalidKey: `key` is not a key.
             InvalidValue: the value cannot be stored.
+            StoreUnavailable: no answer came; `maybe_applied` says whether it may have been stored all the same.
             StoreError: it was not stored.
         """
         draft = Draft(
@@ -142,22 +145,33 @@ class Stream:
         return await self._store.read(check_pattern(pattern), limit=limit, latest=True)
 
     async def listen(self, pattern: str, *, since: int | None = None) -> AsyncIterator[Message[Any]]:
-        """Yield messages as they are written, for ever.
+        """Yield messages as they are written, for ever; a store that is away is waited for.
 
-        Nothing is kept for a listener: what is written while it is away is read only with `since`.
+        Nothing is kept for a listener: what is written while it is away is read only with `since`, and a row whose
+        transaction stayed open for more than ten seconds may pass it by. Agents miss nothing.
 
         Args:
             pattern: a key, or a pattern such as site.>.
-            since: begin with the messages after this id; by default with those written from now on.
+            since: begin with the messages after this id; by default with those committed from now on.
+
+        Raises:
+            Unauthorized: the key or the role is wrong.
+            MigrationMissing: the database lacks the schema.
         """
         check_pattern(pattern)
-        reader = _Reader(self._store, pattern, await self._newest_id() if since is None else since)
+        reader = await Reader.begin(self._store, pattern, since)
         listening = Listening(self._settings, self._store, pattern)
         self._tasks.start_soon(listening.run)
         try:
             while True:
                 listening.woken = anyio.Event()
-                fresh = await reader.fresh()
+                try:
+                    fresh = await reader.fresh()
+                except StoreUnavailable as error:
+                    listening.say_away(error)
+                    fresh = []
+                else:
+                    listening.say_back()
                 for message in fresh:
                     yield message
                 if fresh:
@@ -176,97 +190,3 @@ class Stream:
         """Return what is there and what waits: subscriptions, deliveries, workers."""
         found: dict[str, Any] = await self._store.operate("stream_stats")
         return found
-
-    async def _newest_id(self) -> int:
-        newest = await self._store.read(">", limit=1)
-        return newest[0].id if newest else 0
-
-
-class _Reader:
-    """Reads what is new, again over a short overlap, so that a late commit is not missed."""
-
-    def __init__(self, store: Store, pattern: str, after: int) -> None:
-        self._store = store
-        self._pattern = pattern
-        self._floor = after
-        self._seen: dict[int, float] = {}
-
-    async def fresh(self) -> list[Message[Any]]:
-        now = monotonic()
-        old = [number for number, seen_at in self._seen.items() if seen_at < now - _OVERLAP_SECONDS]
-        if old:
-            self._floor = max(old)
-            self._seen = {number: at for number, at in self._seen.items() if number > self._floor}
-        fresh: list[Message[Any]] = []
-        after = self._floor
-        while True:
-            page = await self._store.read(self._pattern, after=after, limit=_PAGE)
-            fresh += [message for message in page if message.id not in self._seen]
-            if len(page) < _PAGE:
-                break
-            after = page[-1].id
-        for message in fresh:
-            self._seen[message.id] = now
-        return fresh
-
-
-class Listening:
-    """Whom the wake-ups of one listener tell: they only end its rest."""
-
-    def __init__(self, settings: Settings, store: Store, pattern: str) -> None:
-        self._id = uuid4()
-        self._store = store
-        changes_only = settings.model_copy(update={"broadcast": False, "notify": False, "webhook": None})
-        self.wakeups = open_wakeups(changes_only, self._id, [pattern])
-        self.reach = Reach(frozenset(path for source in self.wakeups for path in source.paths))
-        self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
-        self.woken = anyio.Event()
-        self.scope = anyio.CancelScope()
-        self._sweep_seconds = settings.sweep_seconds
-        self._nonces: list[str] = []
-
-    async def run(self) -> None:
-        """Listen until the scope is cancelled."""
-        with self.scope:
-            async with anyio.create_task_group() as tasks:
-                for source in self.wakeups:
-                    tasks.start_soon(source.run, self)
-
-    async def rest(self) -> None:
-        """Wait for a wake-up, no longer than the pace of polling, or of the sweep while a path is live."""
-        await self._prove()
-        seconds = self._sweep_seconds if self.reach.is_live else self.pace.next_seconds()
-        with anyio.move_on_after(seconds):
-            await self.woken.wait()
-
-    async def _prove(self) -> None:
-        while self._nonces:
-            nonce = self._nonces.pop()
-            try:
-                await self._store.operate("stream_beat", worker=str(self._id), nonce=nonce)
-            except StoreUnavailable:
-                # The nonce's deadline passes, and the path counts as deaf: polling goes on.
-                return
-
-    def wake(self, why: str, message: int | None = None) -> None:
-        """Read now."""
-        self.woken.set()
-
-    def live(self, path: Path) -> None:
-        """Read once, then wait for wake-ups."""
-        self.reach.live(path)
-        self.woken.set()
-
-    def gap(self, path: Path, why: str) -> None:
-        """Read now."""
-        self.woken.set()
-
-    def lost(self, path: Path, why: str) -> None:
-        """Poll."""
-        self.reach.lost(path)
-        self.woken.set()
-
-    def prove(self, nonce: str) -> None:
-        """Send the nonce through the database."""
-        self._nonces.append(nonce)
-        self.woken.set()

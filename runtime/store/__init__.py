@@ -13,6 +13,7 @@ from runtime.errors import StoreError, StoreUnavailable
 from runtime.message import Draft, Message
 from runtime.retry import backoff_seconds
 from runtime.store.exchange import Answer, Delivery, Exchange, Outcome, Report
+from runtime.store.faults import ROLLED_BACK
 from runtime.values import encode
 
 __all__ = [
@@ -59,12 +60,6 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_install_realtime": {},
 }  # fmt: skip
 
-MIGRATION_CURE = (
-    "Apply the migrations: `supabase db push` for a hosted project, `supabase db reset` or `supabase migration up` "
-    "for `supabase start`, `runtime local reset` for the local stack."
-)
-
-_SERIALIZATION = frozenset({"40001", "40P01"})
 _ATTEMPTS = 5
 
 
@@ -145,10 +140,12 @@ class Store(ABC):
         """Store messages in their order, in one transaction.
 
         Raises:
-            StoreUnavailable: it is not known whether they were stored, unless every one has a dedup_key:
-                then it was tried again, and they were not.
+            StoreUnavailable: its `maybe_applied` says whether they may have been stored all the same. Where every
+                one has a dedup_key, sending them again is harmless.
             StoreError: they were not stored.
         """
+        if not drafts:
+            return []
         messages = f"[{','.join(draft.json for draft in drafts)}]"
         repeatable = all(draft.dedup_key is not None for draft in drafts)
         rows = await self._persist("stream_send", {"messages": messages}, repeatable=repeatable)
@@ -195,8 +192,10 @@ class Store(ABC):
 
     async def operate(self, function: str, **arguments: Any) -> Any:
         """Call one of the operations, such as `stream_stats`, and return its answer."""
-        # A replay whose answer was lost may have been handled already: a second one would do it all again.
-        return await self._persist(function, arguments, repeatable=function != "stream_replay")
+        # A replay whose answer was lost may have been handled already: a second one would do it all again. A nonce
+        # is booked once.
+        repeatable = function not in ("stream_replay", "stream_beat")
+        return await self._persist(function, arguments, repeatable=repeatable)
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:
         """Call, and call again after what leaves no trace: a lost race, and for repeatable calls a lost answer."""
@@ -216,7 +215,7 @@ async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool, random:
         try:
             return await call()
         except StoreError as error:
-            rolled_back = error.code in _SERIALIZATION
+            rolled_back = error.code in ROLLED_BACK
             lost = isinstance(error, StoreUnavailable) and (repeatable or not error.maybe_applied)
             if attempt == _ATTEMPTS or not (rolled_back or lost):
                 raise

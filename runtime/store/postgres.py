@@ -4,22 +4,16 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import asyncpg
 from asyncpg import exceptions as pg
 
-from runtime.errors import (
-    Duplicate,
-    MigrationMissing,
-    Refused,
-    SettingsError,
-    StoreError,
-    StoreUnavailable,
-    Unauthorized,
-)  # fmt: skip
-from runtime.store import FUNCTIONS, MIGRATION_CURE, Store
+from runtime.addresses import DatabaseAddress
+from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.pooler import is_transaction_pooled
+from runtime.store import FUNCTIONS, Store
+from runtime.store.faults import fault_of
 from runtime.values import decode
 
 _log = logging.getLogger("runtime.store")
@@ -28,21 +22,20 @@ _STATEMENTS = {
     function: {name: f"{name} => ${{}}::{kind}" for name, kind in arguments.items()}
     for function, arguments in FUNCTIONS.items()
 }
-_POOLER_PORT = 6543
 _LOST_STATEMENTS = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNameError)
-_AWAY = (
-    OSError,
-    TimeoutError,
-    pg.PostgresConnectionError,
-    pg.CannotConnectNowError,
-    pg.TooManyConnectionsError,
-    pg.AdminShutdownError,
-    pg.CrashShutdownError,
-    pg.InterfaceError,
-    pg.InternalClientError,
+_AWAY = (OSError, TimeoutError, pg.InterfaceError, pg.InternalClientError)
+_NO_ENTRY = (
+    pg.InvalidAuthorizationSpecificationError,
+    pg.InvalidCatalogNameError,
+    pg.InsufficientPrivilegeError,
 )
-_NO_ENTRY = (pg.InvalidAuthorizationSpecificationError, pg.InvalidCatalogNameError)
-_NO_SCHEMA = (pg.UndefinedFunctionError, pg.InvalidSchemaNameError, pg.UndefinedTableError)
+# Poolers send these under codes of the connection's failure.
+_NO_ENTRY_TEXTS = (
+    "password authentication failed", "does not exist", "no such database", "no such user", "user not found",
+    "SASL authentication failed",
+)  # fmt: skip
+_ROLE_CURE = "Use the role postgres or service_role in DATABASE_URL."
+_RELEASE_SECONDS = 1.0
 
 
 class PostgresStore(Store):
@@ -58,141 +51,166 @@ class PostgresStore(Store):
     """
 
     def __init__(self, url: str, *, connections: int = 4, request_seconds: float = 15) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("postgresql", "postgres"):
-            raise SettingsError(
-                "DATABASE_URL must begin with postgresql://, as in postgresql://user:password@host/db."
-            )
-        self._url = _without_own_parameters(url)
-        self._place = f"{parts.hostname or 'localhost'}:{parts.port or 5432}"
+        self._address = DatabaseAddress.parse(url)
         self._connections = connections
         self._request_seconds = request_seconds
         self._pool: asyncpg.Pool[Any] | None = None
         self._opening = anyio.Lock()
         self._prepares = True
-        if parts.port == _POOLER_PORT or parse_qs(parts.query).get("pgbouncer") == ["true"]:
-            self._stop_preparing("the URL names one")
+        if self._address.names_pooler:
+            self._stop_preparing("the URL says so")
+
+    def __repr__(self) -> str:
+        return f"<PostgresStore at {self.place}>"
 
     @property
     def place(self) -> str:
         """The database's host and port."""
-        return self._place
+        return self._address.place
 
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
         """Call one SQL function once; see `Store.call`."""
         templates = _STATEMENTS[function]
         named = ", ".join(templates[name].format(place) for place, name in enumerate(arguments, start=1))
         statement = f"select public.{function}({named})"
+        async with self._entry_errors():
+            pool = await self._open()
         try:
-            return decode(await self._fetch(statement, arguments))
+            return decode(await self._fetch(pool, statement, arguments))
         except StoreError as error:
             if not isinstance(error.__cause__, _LOST_STATEMENTS):
                 raise
+        # Nothing was executed. The pooler came later than our pool, or hid well.
         self._stop_preparing("it lost a prepared statement")
-        await self.close()
-        return decode(await self._fetch(statement, arguments))
+        await self._retire(pool)
+        async with self._entry_errors():
+            pool = await self._open()
+        return decode(await self._fetch(pool, statement, arguments))
 
     async def close(self) -> None:
         """Close the pool, at once if it does not close by itself within a second."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(1) as scope:
-                await pool.close()
-            if scope.cancelled_caught:
-                pool.terminate()
+        if self._pool is not None:
+            await self._retire(self._pool, seconds=_RELEASE_SECONDS)
 
-    async def _fetch(self, statement: str, arguments: Mapping[str, Any]) -> str:
-        async with self._own_errors(sent=False):
-            pool = await self._open()
+    async def _fetch(self, pool: "asyncpg.Pool[Any]", statement: str, arguments: Mapping[str, Any]) -> str:
+        async with self._entry_errors():
             connection = await pool.acquire(timeout=self._request_seconds)
         try:
-            async with self._own_errors(sent=True):
-                answer: str = await connection.fetchval(
-                    statement, *arguments.values(), timeout=self._request_seconds
-                )
-                return answer
+            async with self._request_errors():
+                answer: str
+                if self._prepares:
+                    answer = await connection.fetchval(
+                        statement, *arguments.values(), timeout=self._request_seconds
+                    )
+                    return answer
+                # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
+                with anyio.fail_after(self._request_seconds):
+                    async with connection.transaction():
+                        answer = await connection.fetchval(statement, *arguments.values())
+                        return answer
         finally:
-            with anyio.CancelScope(shield=True), suppress(*_AWAY):
-                # A connection that breaks only now has given its answer.
-                await pool.release(connection)
+            # A connection that cannot be given back in time is dropped; asyncpg says so by an exception.
+            with anyio.CancelScope(shield=True), suppress(*_AWAY, pg.PostgresError):
+                await pool.release(connection, timeout=_RELEASE_SECONDS)
 
     async def _open(self) -> "asyncpg.Pool[Any]":
         async with self._opening:
             if self._pool is None:
+                if self._prepares and await is_transaction_pooled(
+                    self._address.url, connect_seconds=self._request_seconds
+                ):
+                    self._stop_preparing("two connections met in one server process")
                 self._pool = await asyncpg.create_pool(
-                    self._url,
+                    self._address.url,
                     min_size=0,
                     max_size=self._connections,
                     max_inactive_connection_lifetime=0,
                     statement_cache_size=100 if self._prepares else 0,
                     timeout=self._request_seconds,
-                    # Nothing is ever set for a session, and a reset would cost every call a round trip.
+                    # No session state is ever set, so giving back a connection needs no round trip to reset it.
                     reset=_leave_as_it_is,
                     server_settings={"application_name": "agent-runtime"},
                 )
             return self._pool
 
+    async def _retire(self, pool: "asyncpg.Pool[Any]", seconds: float | None = None) -> None:
+        """Close a pool when the requests under way in it have ended, or after the seconds."""
+        if self._pool is pool:
+            self._pool = None
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(self._request_seconds if seconds is None else seconds) as scope:
+                await pool.close()
+            if scope.cancelled_caught:
+                pool.terminate()
+
     def _stop_preparing(self, why: str) -> None:
         if self._prepares:
             self._prepares = False
             _log.info(
-                "%s is a transaction pooler (%s): working without prepared statements, and NOTIFY cannot "
-                "be heard through it. A direct connection or a session pooler is faster.",
-                self._place,
+                "%s is a transaction pooler (%s): working without prepared statements, and NOTIFY cannot be heard "
+                "through it. A direct connection or a session pooler (port 5432 at Supabase) is faster.",
+                self.place,
                 why,
             )
 
     @asynccontextmanager
-    async def _own_errors(self, *, sent: bool) -> AsyncIterator[None]:
-        """Map asyncpg's errors to ours, in this one place.
-
-        Args:
-            sent: whether the request may have reached the database.
-        """
+    async def _entry_errors(self) -> AsyncIterator[None]:
+        """Errors on the way in: nothing was asked yet."""
         try:
             yield
-        except _NO_ENTRY as error:
-            raise Unauthorized(
-                f"The database at {self._place} did not let us in: {error}. Check the user, the password and the "
-                "database name in DATABASE_URL.",
-                code=error.sqlstate,
-            ) from error
-        except _NO_SCHEMA as error:
-            raise MigrationMissing(
-                f"The database at {self._place} lacks the runtime's schema ({error}). {MIGRATION_CURE}",
-                code=error.sqlstate,
-            ) from error
-        except _AWAY as error:
+        except (pg.PostgresError, *_AWAY) as error:
+            code = getattr(error, "sqlstate", None)
+            said = _said(error)
+            if isinstance(error, _NO_ENTRY) or any(text in said for text in _NO_ENTRY_TEXTS):
+                raise Unauthorized(
+                    f"The database at {self.place} did not let us in: {said}. Check the user (postgres.<ref> through "
+                    "Supabase's pooler), the password and the database name in DATABASE_URL.",
+                    code=code,
+                ) from error
             raise StoreUnavailable(
-                f"The database at {self._place} could not be reached: {error or type(error).__name__}.",
-                code=getattr(error, "sqlstate", None),
-                maybe_applied=sent and not isinstance(error, pg.CannotConnectNowError),
+                f"The database at {self.place} could not be reached: {said}.{self._hint(error)}",
+                code=code,
+                maybe_applied=False,
             ) from error
-        except pg.InsufficientPrivilegeError as error:
-            raise Unauthorized(
-                f"The role in DATABASE_URL may not do this: {error}. Use the role postgres or service_role.",
-                code=error.sqlstate,
+
+    @asynccontextmanager
+    async def _request_errors(self) -> AsyncIterator[None]:
+        """Errors of a request that may have reached the database."""
+        try:
+            yield
+        except (pg.PostgresConnectionError, *_AWAY) as error:
+            raise StoreUnavailable(
+                f"{self._name} did not answer: {_said(error)}. Whether the request took effect is not known.",
+                code=getattr(error, "sqlstate", None),
             ) from error
         except pg.PostgresError as error:
-            raise _refusal(error) from error
+            if isinstance(error, pg.DataError) and getattr(error, "severity", None) is None:
+                # asyncpg's own, before anything was sent; its text repeats the value.
+                raise Refused("An argument does not fit its type: a number too large?") from None
+            code = error.sqlstate or "XX000"
+            raise fault_of(code, _said(error), place=self._name, cure=_ROLE_CURE) from error
+
+    @property
+    def _name(self) -> str:
+        return f"The database at {self.place}"
+
+    def _hint(self, error: BaseException) -> str:
+        if isinstance(error, OSError) and self.place.endswith(".supabase.co:5432"):
+            return (
+                " Direct connections need IPv6, and a paused project has none: use the session pooler's URL, or resume "
+                "the project in the dashboard."
+            )
+        if isinstance(error, OSError):
+            return " Is it running, and is DATABASE_URL right?"
+        return ""
+
+
+def _said(error: BaseException) -> str:
+    """What the database or the driver said, with its hint."""
+    text = str(error.args[0] if isinstance(error, pg.PostgresError) and error.args else error).rstrip(".")
+    hint = getattr(error, "hint", None)
+    return f"{text or type(error).__name__}. {hint}".rstrip(".") if hint else text or type(error).__name__
 
 
 async def _leave_as_it_is(_: object) -> None:
     """Reset nothing."""
-
-
-def _refusal(error: pg.PostgresError) -> StoreError:
-    """The database's no in our words: its message and its hint."""
-    hint = getattr(error, "hint", None)
-    text = f"{error.args[0] if error.args else error}. {hint}" if hint else str(error)
-    kind = Duplicate if error.sqlstate == "23505" and "dedup_key" in text else Refused
-    return kind(text, code=error.sqlstate)
-
-
-def _without_own_parameters(url: str) -> str:
-    """The URL without `pgbouncer=true`, which other clients know and the server does not."""
-    parts = urlsplit(url)
-    kept = [pair for pair in parts.query.split("&") if pair and not pair.startswith("pgbouncer=")]
-    return parts._replace(query="&".join(kept)).geturl()

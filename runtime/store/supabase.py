@@ -1,30 +1,32 @@
 """How are messages reached with nothing but a Supabase URL and a key? By PostgREST's RPC, through supabase-py."""
 
+import base64
+import binascii
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import anyio
 import httpx
 
-from runtime.errors import (
-    Duplicate,
-    MigrationMissing,
-    Refused,
-    SettingsError,
-    StoreError,
-    StoreUnavailable,
-    Unauthorized,
-)  # fmt: skip
-from runtime.store import FUNCTIONS, MIGRATION_CURE, Store
+from runtime.addresses import check_key, project_url
+from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
+from runtime.store import FUNCTIONS, Store
+from runtime.store.faults import fault_of, missing
 from runtime.values import decode, encode
 
 if TYPE_CHECKING:
     from supabase import AsyncClient
 
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 _KEY_CURE = (
     "Set SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY) to the service_role key or an sb_secret_… key of this "
     "very project; the anon and publishable keys may not run workers."
 )
+_URL_CURE = "Is SUPABASE_URL the URL of a Supabase project?"
+_PAUSED = 540
+_CONNECTIONS = 8
 
 
 class SupabaseStore(Store):
@@ -38,8 +40,11 @@ class SupabaseStore(Store):
     def __init__(self, client: "AsyncClient", *, request_seconds: float = 15) -> None:
         self._client = client
         self._rest = str(client.rest_url).rstrip("/")
-        self._owns_client = False
-        self._timeout = httpx.Timeout(request_seconds)
+        self._own_session: httpx.AsyncClient | None = None
+        self._request_seconds = request_seconds
+
+    def __repr__(self) -> str:
+        return f"<SupabaseStore at {self.place}>"
 
     @classmethod
     async def connect(cls, url: str, key: str, *, request_seconds: float = 15) -> "SupabaseStore":
@@ -50,19 +55,23 @@ class SupabaseStore(Store):
         """
         from supabase import AsyncClientOptions, SupabaseException, create_async_client
 
-        session = httpx.AsyncClient(http2=True, follow_redirects=True, timeout=request_seconds)
+        url, key = project_url(url), check_key(key)
+        # Not HTTP/2: over it httpx trips on connections the server has closed (supabase-py#1064), and its header
+        # compression writes the key into the debug log.
+        session = httpx.AsyncClient(limits=httpx.Limits(max_connections=_CONNECTIONS), trust_env=True)
         try:
             client = await create_async_client(url, key, AsyncClientOptions(httpx_client=session))
         except SupabaseException as error:
             raise SettingsError(f"SUPABASE_URL or the key cannot be used: {error}.") from None
         store = cls(client, request_seconds=request_seconds)
-        store._owns_client = True
+        store._own_session = session
         return store
 
     @property
     def place(self) -> str:
         """The project's URL."""
-        return self._rest.removesuffix("/rest/v1")
+        parts = urlsplit(self._rest.removesuffix("/rest/v1"))
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
         """Call one SQL function once; see `Store.call`."""
@@ -72,57 +81,106 @@ class SupabaseStore(Store):
             f'"{name}":{value if kinds[name].startswith("json") else encode(value)}'
             for name, value in arguments.items()
         )
+        response = await self._post(f"{self._rest}/rpc/{function}", f"{{{body}}}".encode())
+        if not response.is_success:
+            raise self._error(response)
         try:
-            response = await self._client.postgrest.session.post(
-                f"{self._rest}/rpc/{function}",
-                content=f"{{{body}}}".encode(),
-                headers={**self._client.postgrest.headers, "Content-Type": "application/json"},
-                timeout=self._timeout,
-            )
-        except _NOT_SENT as error:
-            raise StoreUnavailable(
-                f"{self.place} could not be reached: {error or type(error).__name__}.", maybe_applied=False
-            ) from error
-        except httpx.HTTPError as error:
-            raise StoreUnavailable(
-                f"{self.place} did not answer: {error or type(error).__name__}."
-            ) from error
-        if response.is_success:
             return decode(response.content) if response.content else None
-        raise self._error(response)
+        except InvalidPayload:
+            raise StoreUnavailable(
+                f"{self.place} answered with something that is no JSON. {_URL_CURE}"
+            ) from None
 
     async def close(self) -> None:
-        """Close the client, unless it is the user's own."""
-        if self._owns_client:
-            await self._client.postgrest.aclose()
+        """Close the connections, unless they are those of the user's own client."""
+        if self._own_session is not None:
+            await self._own_session.aclose()
+
+    async def _post(self, url: str, body: bytes) -> httpx.Response:
+        """Send one request and read its whole answer, in time."""
+        seconds = self._request_seconds
+        try:
+            postgrest = self._client.postgrest
+            # httpx bounds each step; a server that answers drop by drop would hold us for ever.
+            with anyio.fail_after(seconds):
+                return await postgrest.session.post(
+                    url,
+                    content=body,
+                    # The profile, since the user's own client may be set to another schema.
+                    headers={
+                        **postgrest.headers,
+                        "Content-Type": "application/json",
+                        "Content-Profile": "public",
+                        "Accept-Profile": "public",
+                    },
+                    timeout=httpx.Timeout(seconds, connect=seconds / 2, pool=seconds / 2),
+                    # Followed, a POST turns into a GET, and the key goes to whoever was pointed at.
+                    follow_redirects=False,
+                )
+        except _NOT_SENT as error:
+            raise StoreUnavailable(
+                f"{self.place} could not be reached: {_said(error)}. Is it running, and is SUPABASE_URL right? "
+                "(A paused project's name leads nowhere.)",
+                maybe_applied=False,
+            ) from error
+        except (httpx.LocalProtocolError, UnicodeEncodeError):
+            # Its text repeats the header, and that is the key.
+            raise Unauthorized(
+                f"{self.place} cannot be sent this key: no key looks so. {_KEY_CURE}"
+            ) from None
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise StoreUnavailable(
+                f"{self.place} did not answer: {_said(error)}. Whether the request took effect is not known."
+            ) from error
+        except RuntimeError as error:
+            # httpx has no class of its own for this one.
+            if not self._client.postgrest.session.is_closed:
+                raise
+            raise StoreUnavailable(
+                f"The client of {self.place} is closed: close it after the stream.", maybe_applied=False
+            ) from error
 
     def _error(self, response: httpx.Response) -> StoreError:
-        """PostgREST's error, or its gateway's, as ours."""
-        status = response.status_code
-        problem = _problem(response)
-        code = problem.get("code")
-        text = str(problem.get("message") or problem.get("error") or response.reason_phrase or status).rstrip(
-            "."
-        )
+        """PostgREST's error, or that of whatever stands in front of it, as ours."""
+        status, problem = response.status_code, _problem(response)
+        code = str(problem.get("code") or "") or None
+        said = problem.get("message") or problem.get("error") or response.reason_phrase or "no reason given"
+        text = str(said).rstrip(".")
         if hint := problem.get("hint"):
-            text = f"{text}. {hint}"
-        if code in ("PGRST202", "PGRST205", "PGRST106", "42883", "3F000", "42P01"):
-            return MigrationMissing(
-                f"{self.place} lacks the runtime's schema ({text}). {MIGRATION_CURE}", code=code
+            text = f"{text}. {hint}".rstrip(".")
+        if code in ("PGRST202", "PGRST203", "PGRST205"):
+            return missing(text, place=self.place, code=code)
+        if code == "PGRST106":
+            return missing(
+                f"{text}; expose the schema public in the API settings", place=self.place, code=code
             )
-        if code == "42501" or status in (401, 403):
-            return Unauthorized(f"{self.place} refused the key: {text}. {_KEY_CURE}", code=code)
-        if status in (408, 429) or status >= 500 or (code or "").startswith("PGRST00"):
-            if code in ("40001", "40P01", "55P03"):
-                return Refused(text, code=code)
-            return StoreUnavailable(
-                f"{self.place} answered {status}: {text}.", code=code, maybe_applied=status not in (429, 503)
+        if code is not None and len(code) == 5 and "message" in problem:
+            return fault_of(code, text, place=self.place, cure=self._key_cure())
+        if status in (401, 403):
+            return Unauthorized(f"{self.place} refused the key: {text}. {self._key_cure()}", code=code)
+        if response.has_redirect_location:
+            return self._unavailable(
+                f"answered {status} and points elsewhere. {_URL_CURE} With https?", False
             )
-        if code == "23505" and "dedup_key" in text:
-            return Duplicate(text, code=code)
-        if status == 404 and code is None:
-            return Unauthorized(f"{self.place} answers 404: is SUPABASE_URL the URL of a Supabase project?")
-        return Refused(text, code=code)
+        if status == _PAUSED:
+            return self._unavailable("is paused: resume the project in the dashboard.", False)
+        if code is not None and code.startswith("PGRST00"):
+            # 001: the connection was lost in the middle of a request.
+            return self._unavailable(f"has no connection to its database: {text}.", code == "PGRST001", code)
+        if status == 429:
+            return self._unavailable("answered 429: too many requests.", False)
+        if status == 404:
+            return self._unavailable(f"answered 404: {text}. {_URL_CURE}", False)
+        if status == 408 or status >= 500 or code is None:
+            return self._unavailable(f"answered {status}: {text}.", True, code)
+        return Refused(f"{text}.", code=code)
+
+    def _unavailable(self, what: str, maybe_applied: bool, code: str | None = None) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.place} {what}", code=code, maybe_applied=maybe_applied)
+
+    def _key_cure(self) -> str:
+        role = _role_of(self._client.supabase_key)
+        return f"The key given is that of {role}. {_KEY_CURE}" if role else _KEY_CURE
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:
@@ -132,3 +190,20 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return problem if isinstance(problem, dict) else {}
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in the library's words; never its request, which bears the key."""
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def _role_of(key: str) -> str | None:
+    """The role a key says it stands for; None where it does not say."""
+    if key.startswith("sb_publishable_"):
+        return "anon"
+    try:
+        payload = key.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return str(claims["role"])
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+        return None

@@ -2,28 +2,35 @@
 
 import logging
 import time
+from contextlib import suppress
 from random import Random
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import anyio
 import asyncpg
 
+from runtime.addresses import DatabaseAddress
+from runtime.pooler import is_transaction_pooled
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
 
 _log = logging.getLogger("runtime.wakeups")
-_FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NONCE = "nonce:"
 # Writers in stricter isolation cannot tell who sleeps: they call everybody.
 EVERYBODY = "runtime_workers"
+_CONNECT_SECONDS = 10.0
+_POOLED = (
+    "a transaction pooler stands in between, and LISTEN is not heard through one; use a direct connection or a "
+    "session pooler, or set RUNTIME_NOTIFY=false"
+)
 
 
 class NotifyWakeups:
     """Wake-ups by LISTEN, for whoever has a direct connection.
 
-    Through a transaction pooler LISTEN is not heard; the nonce shows it, it is said once, and the path stays lost.
+    Through a transaction pooler LISTEN is not heard: that is said once, and the path stays lost.
 
     Args:
         url: a `postgresql://` URL.
@@ -34,13 +41,11 @@ class NotifyWakeups:
     paths: tuple[Path, ...] = ("notify",)
 
     def __init__(self, url: str, worker: UUID, *, settings: Settings) -> None:
-        self._url = url
-        self._place = urlsplit(url).hostname or "localhost"
+        self._address = DatabaseAddress.parse(url)
         self._channel = f"runtime_{str(worker).replace('-', '_')}"
         self._nonce_seconds = settings.nonce_seconds
         self._deadline_seconds = settings.nonce_deadline_seconds
         self._random = Random()
-        self._has_worked = False
         self._said = ""
         self._doubted = anyio.Event()
 
@@ -60,17 +65,30 @@ class NotifyWakeups:
             listener.lost("notify", why)
             failures = 1 if time.monotonic() - began > self._deadline_seconds * 3 else failures + 1
             pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
-            if not self._has_worked and failures > 3:
+            if why == _POOLED:
+                # Only whoever runs the database can change that.
                 pause = self._nonce_seconds
             if why != self._said:
                 self._said = why
-                _log.warning("notify at %s is lost: %s; connecting again in %.1f s", self._place, why, pause)
+                _log.warning(
+                    "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause
+                )
             await anyio.sleep(pause)
 
     async def _listen_once(self, listener: Listener) -> str:
         """Live through one connection and return why it ended."""
+        # Asked first: a LISTEN would stay behind on a server connection that others use.
+        if self._address.names_pooler or await is_transaction_pooled(
+            self._address.url, connect_seconds=_CONNECT_SECONDS
+        ):
+            return _POOLED
         heard = _Heard(listener)
-        connection = await asyncpg.connect(self._url, timeout=10, statement_cache_size=0)
+        connection = await asyncpg.connect(
+            self._address.url,
+            timeout=_CONNECT_SECONDS,
+            statement_cache_size=0,
+            server_settings={"application_name": "agent-runtime notify"},
+        )
         try:
             connection.add_termination_listener(lambda _: heard.end())
             for channel in (self._channel, EVERYBODY):
@@ -84,13 +102,11 @@ class NotifyWakeups:
                 if heard.has_ended:
                     return "the connection was closed"
                 if not heard.arrived.is_set():
-                    if self._has_worked:
-                        return "deaf: a nonce did not come back in time"
-                    return "no NOTIFY arrives; is this a transaction pooler?"
+                    return "deaf: a nonce did not come back in time"
                 if not heard.is_live:
-                    heard.is_live = self._has_worked = True
+                    heard.is_live = True
                     self._said = ""
-                    _log.info("notify is live at %s", self._place)
+                    _log.info("notify is live at %s", self._address.place)
                     listener.live("notify")
                 self._doubted = anyio.Event()
                 with anyio.move_on_after(self._nonce_seconds):
@@ -98,7 +114,8 @@ class NotifyWakeups:
                 if heard.has_ended:
                     return "the connection was closed"
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+            # A connection that does not close in time is dropped, and asyncpg says so by an exception.
+            with anyio.CancelScope(shield=True), suppress(*_FAULTS):
                 await connection.close(timeout=1)
 
     async def _wait_for_doubt_or_end(self, heard: "_Heard") -> None:

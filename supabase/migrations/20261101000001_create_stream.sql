@@ -49,6 +49,7 @@ begin
     -- Supabase grants new tables of schema public to its API roles; here nobody sees anything until granted.
     if exists (select from pg_roles where rolname = 'anon') then
         revoke all on public.consciousness_stream from anon, authenticated;
+        revoke all on sequence public.consciousness_stream_id_seq from anon, authenticated;
     end if;
     if exists (select from pg_roles where rolname = 'service_role') then
         grant select, insert, update, delete on public.consciousness_stream to service_role;

@@ -2,12 +2,20 @@
 
 create function runtime.caller_agent() returns text
 language plpgsql stable set search_path = '' as $$
+declare
+    claims jsonb := nullif(current_setting('request.jwt.claims', true), '');
 begin
-    return (
     -- An agent under its own identity is who its token says, whatever the arguments claim.
-    select case when c ->> 'role' = 'agent' then coalesce(c ->> 'agent', '') end
-    from (select nullif(current_setting('request.jwt.claims', true), '')::jsonb as c) as claims
-    );
+    if claims ->> 'role' = 'agent' then
+        if coalesce(claims ->> 'agent', '') = '' then
+            raise exception using
+                errcode = '42501',
+                message = 'this token has the role agent and names no agent',
+                hint = 'Put the agent''s name into its claim "agent".';
+        end if;
+        return claims ->> 'agent';
+    end if;
+    return null;
 end
 $$;
 comment on function runtime.caller_agent() is 'The agent named by the caller''s token, or null for a caller that is no agent.';
@@ -130,10 +138,11 @@ language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     prefix text collate "C" := runtime.prefix_of(pattern);
+    upper_end bigint := coalesce(before, 9223372036854775807);
     page json;
 begin
     perform runtime.check_pattern(pattern);
-    if max not between 1 and 10000 then
+    if max is null or max not between 1 and 10000 then
         raise exception using errcode = '22023', message = 'max must be between 1 and 10000';
     end if;
     if latest then
@@ -159,13 +168,18 @@ begin
             order by n.id desc limit max
         ) n;
     elsif prefix is null then
+        -- One of the two halves; each walks the index on key and id, so a page costs what it holds.
         select json_agg(row_to_json(m) order by m.id) into page from (
-            select * from public.consciousness_stream m
-            where m.key = pattern and (after is null or m.id > after) and (before is null or m.id < before)
-            order by case when after is null then -m.id else m.id end limit max
+            (select * from public.consciousness_stream m
+             where after is not null and m.key = pattern and m.id > after and m.id < upper_end
+             order by m.key, m.id limit max)
+            union all
+            (select * from public.consciousness_stream m
+             where after is null and m.key = pattern and m.id < upper_end
+             order by m.key desc, m.id desc limit max)
         ) m;
     else
-        select json_agg(row_to_json(m) order by m.id) into page from runtime.page(pattern, prefix, after, before, max) m;
+        select json_agg(row_to_json(m) order by m.id) into page from runtime.page(pattern, prefix, after, upper_end, max) m;
     end if;
     return coalesce(page, '[]');
 end
@@ -184,7 +198,7 @@ begin
     -- Walks the primary key, so a rare pattern reads on, but nothing is ever sorted.
     if after is not null then
         for m in select * from public.consciousness_stream s
-            where s.id > after and (before is null or s.id < before) and starts_with(s.key, prefix)
+            where s.id > after and s.id < before and starts_with(s.key, prefix)
             order by s.id
         loop
             if pattern = any (runtime.candidates(m.key)) then
@@ -195,7 +209,7 @@ begin
         end loop;
     else
         for m in select * from public.consciousness_stream s
-            where (before is null or s.id < before) and starts_with(s.key, prefix)
+            where s.id < before and starts_with(s.key, prefix)
             order by s.id desc
         loop
             if pattern = any (runtime.candidates(m.key)) then

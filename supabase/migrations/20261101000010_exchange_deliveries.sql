@@ -363,7 +363,7 @@ $$;
 comment on function public.stream_beat(uuid, text) is
     'Sends a nonce back over every push path, for a listener that takes no deliveries.';
 
-create function runtime.check_caller(caller text, done json, failed json, want jsonb) returns void
+create function runtime.check_caller(caller text, done json, failed json, renew json, want jsonb) returns void
 language plpgsql stable set search_path = '' as $$
 declare
     stranger integer;
@@ -372,6 +372,7 @@ begin
     from (
         select (r ->> 'subscription')::integer as id from json_array_elements(coalesce(done, '[]')) as r
         union select (r ->> 'subscription')::integer from json_array_elements(coalesce(failed, '[]')) as r
+        union select (r ->> 'subscription')::integer from json_array_elements(coalesce(renew, '[]')) as r
         union select k::integer from jsonb_object_keys(coalesce(want, '{}')) as k
     ) named
     left join runtime.subscriptions s on s.id = named.id
@@ -382,7 +383,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.check_caller(text, json, json, jsonb) is 'An agent under its own identity reports and takes only its own deliveries.';
+comment on function runtime.check_caller(text, json, json, json, jsonb) is
+    'An agent under its own identity reports, renews and takes only its own deliveries.';
 
 create function public.stream_exchange(
     worker uuid,
@@ -420,7 +422,7 @@ begin
         perform set_config('synchronous_commit', 'off', true);
     end if;
     if caller is not null then
-        perform runtime.check_caller(caller, done, failed, want);
+        perform runtime.check_caller(caller, done, failed, renew, want);
     end if;
 
     select * into mine from runtime.pumps p where p.id = pump for update;

@@ -50,35 +50,33 @@ language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
-    found bigint;
-    made bigint := 0;
+    counted record;
 begin
     perform runtime.check_pattern(pattern);
-    create temporary table if not exists replayed (id bigint primary key, key text, priority smallint, heavy boolean)
-        on commit drop;
-    truncate pg_temp.replayed;
-    insert into pg_temp.replayed
-    select m.id, m.key, m.priority, coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false)
-    from public.consciousness_stream m
-    where (since is null or m.created_at >= since) and (stream_replay.until is null or m.created_at < stream_replay.until)
-      and (stream_replay.ids is null or m.id = any (stream_replay.ids))
-      and runtime.candidates(m.key) @> array[pattern]
-      and runtime.candidates(m.key) && s.patterns;
-    select count(*) into found from pg_temp.replayed;
-    if not dry_run then
+    with history as materialized (
+        select m.id, m.key, m.priority,
+               coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false) as heavy
+        from public.consciousness_stream m
+        where (since is null or m.created_at >= since)
+          and (stream_replay.until is null or m.created_at < stream_replay.until)
+          and (stream_replay.ids is null or m.id = any (stream_replay.ids))
+          and runtime.candidates(m.key) @> array[pattern]
+          and runtime.candidates(m.key) && s.patterns
+    ), made as (
         insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
-        select r.id, s.id, case when s.ordered then 0 else r.priority end, false, false, r.heavy,
-               case when s.ordered then r.key end
-        from pg_temp.replayed r
-        order by r.id
-        on conflict do nothing;
-        get diagnostics made = row_count;
-        if made > 0 then
-            perform runtime.wake_sleepers(array[s.id], '{}');
-        end if;
+        select h.id, s.id, case when s.ordered then 0 else h.priority end, false, false, h.heavy,
+               case when s.ordered then h.key end
+        from history h
+        where not dry_run
+        order by h.id
+        on conflict do nothing
+        returning message_id
+    )
+    select (select count(*) from history) as matching, (select count(*) from made) as replayed into counted;
+    if counted.replayed > 0 then
+        perform runtime.wake_sleepers(array[s.id], '{}');
     end if;
-    drop table pg_temp.replayed;
-    return json_build_object('subscription', s.name, 'matching', found, 'replayed', made);
+    return json_build_object('subscription', s.name, 'matching', counted.matching, 'replayed', counted.replayed);
 end
 $$;
 comment on function public.stream_replay(text, timestamptz, timestamptz, text, bigint[], boolean) is
@@ -97,6 +95,9 @@ declare
 begin
     if older_than_seconds is null or older_than_seconds < 0 then
         raise exception using errcode = '22023', message = 'older_than_seconds must be 0 or more';
+    end if;
+    if max is null or max < 1 then
+        raise exception using errcode = '22023', message = 'max must be 1 or more';
     end if;
     -- The lowest ids are the oldest, so the first page is looked at, not the whole table.
     batch := array(
@@ -161,12 +162,12 @@ language sql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
     select json_build_object(
         'now', clock_timestamp(),
-        'messages', (select greatest(c.reltuples, 0)::bigint from pg_class c where c.oid = 'public.consciousness_stream'::regclass),
+        'messages', (select greatest(c.reltuples, 0)::bigint from pg_catalog.pg_class c where c.oid = 'public.consciousness_stream'::regclass),
         'last_message', (select max(m.id) from public.consciousness_stream m),
         'dead_letters', (select count(*) from runtime.dead_letters),
         'broadcast', runtime.realtime_is_there(),
         'oldest_transaction_seconds', (
-            select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_stat_activity a
+            select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_catalog.pg_stat_activity a
             where a.backend_xid is not null and a.pid <> pg_backend_pid()),
         'subscriptions', coalesce((
             select json_agg(json_build_object(

@@ -4,7 +4,7 @@ create function public.stream_install_realtime() returns json
 language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    published boolean := exists (select from pg_publication p where p.pubname = 'supabase_realtime');
+    published boolean := exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime');
     messages regclass := to_regclass('realtime.messages');
     wanted record;
 begin
@@ -13,7 +13,7 @@ begin
             select * from (values ('public', 'consciousness_stream'), ('runtime', 'beats')) as t (schema_name, table_name)
         loop
             if not exists (
-                select from pg_publication_tables t
+                select from pg_catalog.pg_publication_tables t
                 where t.pubname = 'supabase_realtime'
                   and t.schemaname = wanted.schema_name and t.tablename = wanted.table_name
             ) then
@@ -22,11 +22,11 @@ begin
         end loop;
     end if;
     if messages is not null
-        and exists (select from pg_roles r where r.rolname = 'service_role')
-        and pg_has_role(current_user, (select c.relowner from pg_class c where c.oid = messages), 'USAGE') then
+        and exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role')
+        and pg_has_role(current_user, (select c.relowner from pg_catalog.pg_class c where c.oid = messages), 'USAGE') then
         grant select, insert on realtime.messages to service_role;
         if not exists (
-            select from pg_policy p where p.polrelid = messages and p.polname = 'runtime workers hear their wake-ups'
+            select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers hear their wake-ups'
         ) then
             create policy "runtime workers hear their wake-ups" on realtime.messages for select to service_role
                 using (realtime.topic() like 'runtime:%' and extension = 'broadcast');

@@ -1,0 +1,189 @@
+"""What is new in the stream? A reader that misses nothing, and the wake-ups that tell it when to look."""
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Self
+from uuid import uuid4
+
+import anyio
+
+from runtime.connections import open_wakeups
+from runtime.errors import StoreError, StoreUnavailable
+from runtime.message import Message
+from runtime.settings import Settings
+from runtime.store import Store
+from runtime.wakeups import Path, Reach
+from runtime.wakeups.polling import Pace
+
+_log = logging.getLogger("runtime.stream")
+_PAGE = 500
+# A message's id is drawn before its transaction commits, so lower ids may appear later than higher ones.
+_OVERLAP_SECONDS = 10.0
+# How far below the newest id a transaction may stand that is still open when a listener begins.
+_OPEN_IDS = 200
+_LOOK_BACK_SECONDS = 1.0
+
+
+class Reader:
+    """Reads what is new under a pattern, a page at a time, and looks back a little, so that no late commit is missed.
+
+    Args:
+        store: where messages live.
+        pattern: which ones.
+        after: only messages with a higher id.
+        newest: the highest id there is, under whatever key.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pattern: str,
+        *,
+        after: int,
+        newest: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._store = store
+        self._pattern = pattern
+        self._clock = clock
+        self._top = after
+        # Looking back begins at `_floor`, which follows the newest id of the stream at a distance of some seconds.
+        self._floor = max(after, newest - _OPEN_IDS)
+        self._mark = newest
+        self._marked_at = self._looked_back_at = clock()
+        self._seen: set[int] = set()
+        self._is_behind = True
+
+    @classmethod
+    async def begin(cls, store: Store, pattern: str, since: int | None) -> Self:
+        """A reader of what comes after an id, or else of what is committed from now on."""
+        newest = await _newest_id(store)
+        if since is not None:
+            return cls(store, pattern, after=since, newest=newest)
+        reader = cls(store, pattern, after=max(0, newest - _OPEN_IDS), newest=newest)
+        await reader.fresh()
+        return reader
+
+    async def fresh(self) -> list[Message[Any]]:
+        """One page of what was not read before; late ones come when they come, else in the order of their ids."""
+        if self._is_behind or self._clock() < self._looked_back_at + _LOOK_BACK_SECONDS:
+            # Under load only the end is read each time, and the last seconds not more often than need be.
+            page = await self._store.read(self._pattern, after=self._top, limit=_PAGE)
+            self._is_behind = len(page) == _PAGE
+            if page:
+                return self._note(page)
+        return await self._look_back()
+
+    async def _look_back(self) -> list[Message[Any]]:
+        """Read from the lowest id on that may still turn up."""
+        fresh: list[Message[Any]] = []
+        after = self._floor
+        while True:
+            page = await self._store.read(self._pattern, after=after, limit=_PAGE)
+            is_last = len(page) < _PAGE
+            self._is_behind = not is_last and page[-1].id > self._top
+            fresh += self._note(page)
+            if is_last or self._is_behind:
+                break
+            after = page[-1].id
+        self._looked_back_at = self._clock()
+        if self._looked_back_at >= self._marked_at + _OVERLAP_SECONDS:
+            # Also where nothing matches, or a rare pattern would be sought in ever more rows.
+            self._marked_at = self._looked_back_at
+            self._floor, self._mark = max(self._floor, self._mark), await _newest_id(self._store)
+            self._seen = {number for number in self._seen if number > self._floor}
+        return fresh
+
+    def _note(self, page: list[Message[Any]]) -> list[Message[Any]]:
+        fresh = [message for message in page if message.id not in self._seen]
+        self._seen.update(message.id for message in fresh)
+        self._top = max(self._top, *(message.id for message in page), 0)
+        return fresh
+
+
+async def _newest_id(store: Store) -> int:
+    newest = await store.read(">", limit=1)
+    return newest[0].id if newest else 0
+
+
+class Listening:
+    """Whom the wake-ups of one listener tell: they only end its rest."""
+
+    def __init__(self, settings: Settings, store: Store, pattern: str) -> None:
+        self._id = uuid4()
+        self._store = store
+        # Announcements are for workers; a listener hears of the rows themselves.
+        changes_only = settings.model_copy(update={"broadcast": False, "notify": False})
+        self.wakeups = open_wakeups(changes_only, self._id, [pattern])
+        self.reach = Reach(frozenset(path for source in self.wakeups for path in source.paths))
+        self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
+        self.woken = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self._sweep_seconds = settings.sweep_seconds
+        self._nonces: list[str] = []
+        self._asked = anyio.Event()
+        self._is_away = False
+
+    async def run(self) -> None:
+        """Listen until the scope is cancelled."""
+        with self.scope:
+            async with anyio.create_task_group() as tasks:
+                for source in self.wakeups:
+                    tasks.start_soon(source.run, self)
+                tasks.start_soon(self._prove)
+
+    async def rest(self) -> None:
+        """Wait for a wake-up, no longer than the pace of polling, or of the sweep while a path is live."""
+        seconds = self._sweep_seconds if self.reach.is_live else self.pace.next_seconds()
+        with anyio.move_on_after(seconds):
+            await self.woken.wait()
+
+    def say_away(self, error: StoreUnavailable) -> None:
+        """Log once that nothing can be read now."""
+        if not self._is_away:
+            self._is_away = True
+            _log.warning("the store is away: %s Asking again until it answers.", error)
+
+    def say_back(self) -> None:
+        """Log once that it can be read again."""
+        if self._is_away:
+            self._is_away = False
+            _log.info("the store answers again")
+
+    async def _prove(self) -> None:
+        """Send nonces through the database, also while whoever listens is busy with a message."""
+        while True:
+            await self._asked.wait()
+            self._asked = anyio.Event()
+            while self._nonces:
+                nonce = self._nonces.pop()
+                try:
+                    await self._store.operate("stream_beat", worker=str(self._id), nonce=nonce)
+                except StoreError as error:
+                    # The nonce's deadline passes, and the path counts as deaf: polling goes on, and tells the rest.
+                    _log.debug("a nonce could not be sent: %s", error)
+
+    def wake(self, why: str, message: int | None = None) -> None:
+        """Read now."""
+        self.woken.set()
+
+    def live(self, path: Path) -> None:
+        """Read once, then wait for wake-ups."""
+        self.reach.live(path)
+        self.woken.set()
+
+    def gap(self, path: Path, why: str) -> None:
+        """Read now."""
+        self.woken.set()
+
+    def lost(self, path: Path, why: str) -> None:
+        """Poll."""
+        self.reach.lost(path)
+        self.woken.set()
+
+    def prove(self, nonce: str) -> None:
+        """Send the nonce through the database."""
+        self._nonces.append(nonce)
+        self._asked.set()

@@ -1,0 +1,180 @@
+"""What an operator does: pause and resume, replay, prune, look; and what is there to be read."""
+
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.kernel.driver import Worker, advance, send
+from tests.kernel.schedule import transaction
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_paused_subscription_gathers_and_a_resumed_one_goes_on(db: Any, worker: Worker) -> None:
+    row = {"name": "b.row", "patterns": ["task.output"], "ordered": True}
+    await worker.subscribe("a.one=task.output", row, "c.other=task.output")
+    await send(db, ("task.output", 1), ("task.output", 2))
+    (running,) = (await worker.exchange(want={"a.one": 1})).taken
+    for name in ("a.one", "b.row"):
+        assert await db.fetchval("select stream_pause($1)", name) == {"subscription": name, "paused": True}
+    paused_at = await db.fetchval("select array_agg(paused_at order by name) from runtime.subscriptions")
+    await db.fetchval("select stream_pause('a.one')")
+    assert (
+        await db.fetchval("select array_agg(paused_at order by name) from runtime.subscriptions") == paused_at
+    )
+
+    await send(db, {"key": "task.output", "value": 3, "delay": 100})
+    answer = await worker.exchange(want=10, due=True)
+    assert {each.subscription for each in answer.taken} == {worker.numbers["c.other"]}
+    # Nobody sets a timer for what is paused; what runs may end.
+    only_paused = {"a.one": 1, "b.row": 1}
+    answer = await worker.exchange(want=only_paused, due=True, done=[running.report()])
+    assert (answer.ids, answer.refused, answer.more["next_due"]) == ([], set(), None)
+
+    for name in ("a.one", "b.row"):
+        assert await db.fetchval("select stream_resume($1)", name) == {"subscription": name, "paused": False}
+    answer = await worker.exchange(want=only_paused, due=True)
+    assert len(answer.ids) == 2
+    assert 90 < answer.more["next_due"] <= 100 or answer.more["next_due"] <= 30
+
+
+async def test_what_is_not_there_is_said(db: Any) -> None:
+    for call in ("pause('a.gone')", "resume('a.gone')", "replay('a.gone')"):
+        with pytest.raises(asyncpg.PostgresError, match=r"there is no subscription 'a\.gone'") as caught:
+            await db.fetchval(f"select stream_{call}")
+        assert caught.value.sqlstate == "22023"
+    for call in ("read(max => 0)", "read(max => null)", "read(max => 10001)", "prune(-1)", "prune(null)",
+                 "prune(0, max => null)", "prune(0, max => 0)", "read('a*')", "read(null)"):  # fmt: skip
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await db.fetchval(f"select stream_{call}")
+        assert caught.value.sqlstate == "22023", call
+
+
+async def replay(db: Any, **options: Any) -> tuple[int, int]:
+    """How many messages were meant, and how many deliveries were made."""
+    named = "".join(f", {name} => ${place}" for place, name in enumerate(options, start=1))
+    answer = await db.fetchval(f"select stream_replay('a.one'{named})", *options.values())
+    return answer["matching"], answer["replayed"]
+
+
+async def test_history_is_replayed_by_time_pattern_and_id(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>,news")
+    old, ask = await send(db, ("task.output", 1), ("task.ask", 2))
+    await advance(db, 100)
+    young, news, _ = await send(db, ("task.output", 3), ("news", 4), ("other", 5))
+    await worker.finish(*await worker.take())
+    since = await db.fetchval("select clock_timestamp()") - timedelta(seconds=50)
+
+    assert await replay(db, dry_run=True) == (4, 0)
+    assert await db.fetchval("select count(*) from runtime.deliveries") == 0
+    for options, expected in (
+        ({"since": since}, [young, news]),
+        ({"until": since}, [old, ask]),
+        ({"pattern": "task.*"}, [old, ask, young]),
+        ({"pattern": "task.ask"}, [ask]),
+        ({"ids": [old, news]}, [old, news]),
+        ({"ids": [old, news], "since": since}, [news]),
+        ({"pattern": "site.>"}, []),
+    ):
+        assert await replay(db, dry_run=True, **options) == (len(expected), 0)
+        assert await replay(db, **options) == (len(expected), len(expected))
+        taken = await worker.take()
+        assert [each.id for each in taken] == expected, options
+        assert await replay(db, **options) == (len(expected), 0)
+        await worker.finish(*taken)
+
+
+async def test_a_replay_of_an_ordered_subscription_keeps_its_order(db: Any, worker: Worker) -> None:
+    await worker.subscribe({"name": "a.one", "patterns": ["task.output"], "ordered": True})
+    first, second = await send(db, {"key": "task.output", "value": 1, "priority": -1}, ("task.output", 2))
+    for expected in (first, second):
+        (taken,) = await worker.take()
+        assert taken.id == expected
+        await worker.finish(taken)
+    await replay(db)
+    for expected in (first, second):
+        (taken,) = await worker.take()
+        assert taken.id == expected
+        await worker.finish(taken)
+
+
+async def test_stats_tell_what_waits_and_why(db: Any, worker: Worker) -> None:
+    row = {"name": "b.row", "patterns": ["site.output"], "ordered": True}
+    await worker.subscribe("a.one=task.output", row)
+    await send(db, *(("task.output", n) for n in range(4)), ("site.output", 1), ("site.output", 2))
+    dead, retrying = (await worker.exchange(want={"a.one": 2})).taken
+    await worker.fail(dead, outcome="dead")
+    await worker.fail(retrying, delay=100)
+    await worker.exchange(want={"a.one": 1, "b.row": 2})
+    await advance(db, 5)
+    stats = await db.fetchval("select stream_stats()")
+    of = {each["name"]: each for each in stats["subscriptions"]}
+    counts = ("fresh", "leased", "waiting", "parked", "dead", "workers", "paused", "settled")
+    assert [of["a.one"][each] for each in counts] == [1, 1, 1, 0, 1, 1, False, True]
+    assert [of["b.row"][each] for each in counts] == [0, 1, 0, 1, 0, 1, False, True]
+    assert 5 <= of["a.one"]["oldest_seconds"] < 30
+    assert (stats["dead_letters"], stats["last_message"]) == (1, 6)
+    assert [each["id"] for each in stats["workers"]] == [str(worker.id)]
+    assert await db.fetchval("select stream_leave($1)", worker.id) == {"worker": str(worker.id), "left": True}
+    assert await db.fetchval("select stream_leave($1)", worker.id) == {
+        "worker": str(worker.id),
+        "left": False,
+    }
+    assert (await db.fetchval("select stream_stats()"))["workers"] == []
+
+
+async def read(db: Any, pattern: str, **options: Any) -> list[int]:
+    """The ids of one page."""
+    named = "".join(f", {name} => ${place}" for place, name in enumerate(options, start=2))
+    rows = await db.fetchval(f"select stream_read($1{named})", pattern, *options.values())
+    return [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize("pattern", ["task.output", "task.*", ">"])
+async def test_pages_go_forward_after_an_id_and_back_before_one(db: Any, pattern: str) -> None:
+    ids = await send(db, *(("task.output", n) for n in range(7)))
+    assert await read(db, pattern, max=3) == ids[4:]
+    assert await read(db, pattern, max=3, before=ids[4]) == ids[1:4]
+    assert await read(db, pattern, max=3, before=ids[1]) == ids[:1]
+    assert await read(db, pattern, max=3, after=0) == ids[:3]
+    assert await read(db, pattern, max=3, after=ids[2]) == ids[3:6]
+    assert await read(db, pattern, max=3, after=ids[6]) == []
+    assert await read(db, pattern, after=ids[1], before=ids[4]) == ids[2:4]
+
+
+async def test_the_newest_of_each_key_is_found_and_paged(db: Any) -> None:
+    for n in range(3):
+        await send(
+            db, *((f"task.k{key}", n) for key in range(4)), ("task", n), ("task.k0.deep", n), ("tasks.k", n)
+        )
+    newest = [row["id"] for row in await db.fetch(
+        "select max(id) as id from consciousness_stream where key ~ '^task\\.k\\d$' group by key order by 1 desc"
+    )]  # fmt: skip
+    assert len(newest) == 4
+    assert await read(db, "task.*", latest=True) == newest
+    assert await read(db, "task.*", latest=True, max=3) == newest[:3]
+    assert await read(db, "task.*", latest=True, max=3, before=newest[2]) == newest[3:]
+    assert await read(db, "task.k1", latest=True) == [newest[2]]
+    assert await read(db, "task.k9", latest=True) == []
+    (row,) = await db.fetchval("select stream_read('task.k1', latest => true)")
+    assert (row["key"], row["value"], row["processed"]) == ("task.k1", 2, False)
+
+
+@pytest.mark.parametrize("pattern", ["task.output", "task.*"])
+async def test_a_page_costs_what_it_holds_however_long_the_history(db: Any, pattern: str) -> None:
+    await db.execute(
+        "insert into consciousness_stream (key) select case n % 2 when 0 then 'task.output' else 'task.other' end "
+        "from generate_series(1, 4000) n"
+    )
+    touched = (
+        "select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables "
+        "where relname = 'consciousness_stream'"
+    )
+    for options in ({}, {"before": 300}, {"after": 3500}, {"after": 1000, "before": 3000}, {"latest": True}):
+        async with transaction(db):
+            assert len(await read(db, pattern, max=10, **options)) == (
+                10 if "latest" not in options else 1 if pattern == "task.output" else 2
+            )
+            assert await db.fetchval(touched) < 200, options

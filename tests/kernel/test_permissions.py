@@ -1,0 +1,210 @@
+"""Who may do what? service_role runs workers, an agent is held to its name, nobody else sees or calls anything."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.kernel.driver import Worker, insert, send
+from tests.kernel.schedule import transaction
+
+pytestmark = pytest.mark.anyio
+
+OUR_FUNCTIONS = (
+    "select p.oid, p.oid::regprocedure::text as name, p.pronamespace = 'public'::regnamespace as is_public, "
+    "p.prosecdef, p.proconfig, p.proowner::regrole::text as owner from pg_proc p where p.pronamespace = "
+    "'runtime'::regnamespace or p.pronamespace = 'public'::regnamespace and p.proname like 'stream\\_%'"
+)
+
+SHADOWS = (
+    "pg_class", "pg_stat_activity", "pg_publication", "pg_publication_tables", "pg_roles", "pg_policy", "replayed",
+    "deliveries", "subscriptions", "patterns", "workers",
+)  # fmt: skip
+MAY_REACH = """
+    select array_agg(c.oid::regclass::text) from pg_class c
+    where (c.relnamespace = 'runtime'::regnamespace
+           or c.oid::regclass::text in ('consciousness_stream', 'consciousness_stream_id_seq'))
+      and case c.relkind
+              when 'S' then has_sequence_privilege($1, c.oid, 'usage, select, update')
+              when 'r' then has_table_privilege($1, c.oid, 'select, insert, update, delete, truncate, trigger')
+                  or has_any_column_privilege($1, c.oid, 'select, insert, update, references')
+          end
+"""
+
+
+@asynccontextmanager
+async def acting_as(connection: Any, role: str, **claims: str) -> AsyncIterator[None]:
+    """As PostgREST does it: the role and the token's claims, for one transaction that is taken back."""
+    async with transaction(connection) as acting:
+        await connection.execute(f"set local role {role}")
+        await connection.execute(
+            "select set_config('request.jwt.claims', $1, true)", json.dumps({"role": role, **claims})
+        )
+        yield
+        if connection.is_in_transaction():
+            await acting.rollback()
+
+
+async def denied(connection: Any, call: Any) -> str:
+    """The words of the refusal, in a savepoint, so that the transaction goes on."""
+    with pytest.raises(asyncpg.InsufficientPrivilegeError) as caught:
+        async with connection.transaction():
+            await call()
+    return str(caught.value)
+
+
+async def test_anon_and_authenticated_see_and_call_nothing(db: Any, worker: Worker) -> None:
+    await insert(db, "task.output", "secret")
+    for role in ("anon", "authenticated"):
+        may_call = f"select array_agg(name) from ({OUR_FUNCTIONS}) f where has_function_privilege($1, f.oid, 'execute')"
+        assert await db.fetchval(may_call, role) is None
+        assert await db.fetchval(MAY_REACH, role) is None
+        async with acting_as(db, role):
+            for statement in (
+                "select * from consciousness_stream",
+                "insert into consciousness_stream (key) values ('task.output')",
+                "select stream_send('[]')",
+                "select stream_read()",
+                "select stream_stats()",
+                "select runtime.check_key('a')",
+                "select * from runtime.deliveries",
+            ):
+                assert "permission denied" in await denied(db, lambda s=statement: db.fetch(s)), (
+                    role,
+                    statement,
+                )
+
+
+async def test_service_role_calls_the_public_functions_and_none_beneath_them(db: Any, worker: Worker) -> None:
+    functions = await db.fetch(OUR_FUNCTIONS)
+    assert len([each for each in functions if each["is_public"]]) > 10
+    for function in functions:
+        may = await db.fetchval(
+            "select has_function_privilege('service_role', $1::oid, 'execute')", function["oid"]
+        )
+        assert may is function["is_public"], function["name"]
+    worker.connection = db
+    async with acting_as(db, "service_role"):
+        await db.fetchval("select stream_install_realtime()")
+        await worker.subscribe({"name": "a.one", "patterns": ["task.output"]}, settle=False)
+        assert len(await send(db, ("task.output", 1))) == 1
+        await insert(db, "task.output", 2)
+        await worker.exchange(want=1, settle=True, beat=True)
+        await db.execute("update consciousness_stream set processed = true")
+        for call in ("read()", "stats()", "pause('a.one')", "resume('a.one')", "replay('a.one')", "prune(0)", "dead()",
+                     "redrive()", "discard()", f"maintain('{worker.id}')", f"beat('{worker.id}', 'x')",
+                     f"leave('{worker.id}')", "remove('a.one')"):  # fmt: skip
+            assert await db.fetchval(f"select stream_{call}") is not None
+        assert await db.fetchval("select count(*) from runtime.deliveries") == 0
+        assert "permission denied" in await denied(db, lambda: db.execute("delete from runtime.deliveries"))
+
+
+async def test_functions_run_as_their_owner_by_names_that_nobody_can_shadow(db: Any) -> None:
+    for function in await db.fetch(OUR_FUNCTIONS):
+        name = function["name"]
+        assert 'search_path=""' in (function["proconfig"] or ()), name
+        assert function["owner"] == "postgres", name
+        # Beneath the public ones only the trigger has a caller that is not one of ours.
+        assert function["prosecdef"] is (function["is_public"] or name == "runtime.fan_out()"), name
+
+
+async def exchange_among_shadows(db: Any, worker: Worker) -> list[int]:
+    """A message sent and taken by a caller whose search_path and temporary tables try to stand in for the real ones."""
+    await worker.subscribe("a.one=task.output")
+    await db.execute(
+        "create schema evil; grant usage on schema evil to public; "
+        "create function evil.clock_timestamp() returns timestamptz language plpgsql as "
+        "$$ begin raise exception 'shadowed'; end $$"
+    )
+    worker.connection = db
+    async with acting_as(db, "service_role"):
+        await db.execute("set local search_path = evil, pg_catalog, public")
+        for table in SHADOWS:
+            await db.execute(f"create temporary table {table} (id int)")
+        sent = [await insert(db, "task.output", 1), *await send(db, ("task.output", 1))]
+        await db.fetchval("select public.stream_stats()")
+        await db.fetchval("select public.stream_install_realtime()")
+        await db.fetchval("select public.stream_replay('a.one')")
+        assert [each.id for each in await worker.take()] == sent
+    return sent
+
+
+async def test_a_caller_s_search_path_and_temporary_tables_shadow_nothing(db: Any, worker: Worker) -> None:
+    assert await exchange_among_shadows(db, worker)
+
+
+async def test_without_a_search_path_of_its_own_the_trigger_would_run_a_caller_s_code_as_its_owner(
+    db: Any, worker: Worker
+) -> None:
+    await db.execute("alter function runtime.fan_out() reset search_path")
+    with pytest.raises(asyncpg.RaiseError, match="shadowed"):
+        await exchange_among_shadows(db, worker)
+
+
+async def test_what_a_user_grants_works_under_row_level_security(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>")
+    await db.execute("grant select, insert on consciousness_stream to authenticated")
+    async with acting_as(db, "authenticated"):
+        inserting = "insert into consciousness_stream (key, value) values ('task.output', '1')"
+        assert "row-level security" in await denied(db, lambda: db.execute(inserting))
+        assert await db.fetch("select * from consciousness_stream") == []
+    await db.execute(
+        "create policy ask on consciousness_stream for insert to authenticated with check (key = 'task.ask'); "
+        "create policy hear on consciousness_stream for select to authenticated using (key like 'task.%')"
+    )
+    async with transaction(db):
+        await db.execute("set local role authenticated")
+        message = await insert(db, "task.ask", 1)
+        assert "row-level security" in await denied(db, lambda: insert(db, "task.output", 1))
+    # Its row was fanned out though it may not see the subscriptions.
+    assert [each.id for each in await worker.take()] == [message]
+
+
+async def test_an_agent_is_who_its_token_says(db: Any, worker: Worker) -> None:
+    numbers = await worker.subscribe("publisher.publish=task.output", "writer.write=task.ask")
+    await send(db, ("task.output", 1), ("task.ask", 2))
+    mine, other = sorted(await worker.take(), key=lambda each: each.key, reverse=True)
+    assert mine.subscription == numbers["publisher.publish"]
+    await worker.fail(other, outcome="dead")
+    await send(db, ("task.ask", 3))
+    (other,) = await worker.take()
+    worker.connection = db
+    async with acting_as(db, "service_role"):
+        await db.execute(
+            'select set_config(\'request.jwt.claims\', \'{"role": "agent", "agent": "publisher"}\', true)'
+        )
+        (sent,) = await send(db, {"key": "site.published", "value": 1, "agent": "writer"})
+        assert await db.fetchval("select agent from consciousness_stream where id = $1", sent) == "publisher"
+
+        for words, call in (
+            ("may not subscribe", lambda: worker.subscribe("writer.write=>", settle=False)),
+            ("does not own", lambda: worker.exchange(done=[other.report()])),
+            ("does not own", lambda: worker.exchange(failed=[other.report(outcome="dead")])),
+            ("does not own", lambda: worker.exchange(renew=[other.report()])),
+            ("does not own", lambda: worker.exchange(want={numbers["writer.write"]: 1})),
+            ("belongs to another", lambda: db.fetchval("select stream_pause('writer.write')")),
+            ("belongs to another", lambda: db.fetchval("select stream_resume('writer.write')")),
+            ("belongs to another", lambda: db.fetchval("select stream_replay('writer.write')")),
+            ("belongs to another", lambda: db.fetchval("select stream_remove('writer.write')")),
+        ):
+            assert words in await denied(db, call)
+        assert (await db.fetchval("select stream_redrive()"))["redriven"] == 0
+        assert (await db.fetchval("select stream_discard()"))["discarded"] == 0
+        assert await db.fetchval("select stream_dead()") == []
+
+        emits = [{"key": "site.published", "value": 1, "agent": "writer"}]
+        assert (await worker.finish(mine, emits=emits)).refused == set()
+        assert (
+            await db.fetchval("select agent from consciousness_stream where parent_id = $1", mine.id)
+            == "publisher"
+        )
+
+        # A token that names no agent is nobody, rather than everybody.
+        await db.execute("select set_config('request.jwt.claims', '{\"role\": \"agent\"}', true)")
+        assert "names no agent" in await denied(db, lambda: send(db, ("task.output", 1)))
+        assert "names no agent" in await denied(
+            db, lambda: worker.exchange(want={numbers["writer.write"]: 1})
+        )
