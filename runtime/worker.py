@@ -69,6 +69,9 @@ class Worker:
     @property
     def state(self) -> str:
         """One of starting, live, polling, spare and stopping."""
+        # Asked of who was told, not of the plan, which hears of it a moment later on its own loop.
+        if self._is_stopping:
+            return "stopping"
         if self._dispatcher is None:
             return "starting"
         plan = self._dispatcher.plan

@@ -82,7 +82,7 @@ def run(
     )
     if not as_json and not is_supervised:
         for handler in worker.handlers:
-            err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim")
+            err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
     signal_number = anyio.run(_run, worker, is_supervised)
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
@@ -161,7 +161,10 @@ async def _obey(
             hurry.append(number)
             scope.cancel()
             return
-        err.print(f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.")
+        err.print(
+            f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
+            soft_wrap=True,
+        )
         worker.stop()
 
 

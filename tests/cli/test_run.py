@@ -1,0 +1,91 @@
+"""`runtime run`: what it prints, and how it ends."""
+
+import json
+import signal
+from subprocess import Popen
+
+import pytest
+
+from tests.cli.shell import SECONDS, Shell, error_line, usage_error
+
+AGENT = """
+import anyio
+from pathlib import Path
+from runtime import Agent
+
+agent = Agent("slow")
+
+@agent.on("job", emits="job.done")
+async def work(seconds: float) -> str:
+    Path(f"began-{seconds:g}").touch()
+    await anyio.sleep(seconds)
+    return "done"
+"""
+
+
+@pytest.fixture
+def agents(shell: Shell) -> Shell:
+    """A folder with an agent that takes as long as its message says."""
+    (shell.folder / "slow.py").write_text(AGENT)
+    return shell
+
+
+def wait_for(stream: object, text: str) -> str:
+    """The first line with this text."""
+    for line in stream:  # type: ignore[attr-defined]
+        if text in line:
+            return str(line)
+    raise AssertionError(f"ended without {text!r}")
+
+
+def begin(shell: Shell, seconds: str, *options: str) -> "Popen[str]":
+    """A worker with one handler at work."""
+    process = shell.start("run", "slow.py", *options, PYTHONUNBUFFERED="1", RUNTIME_LEASE_SECONDS="5")
+    wait_for(process.stderr, "live")
+    shell.run("send", "job", seconds)
+    while not (shell.folder / f"began-{seconds}").exists():
+        assert process.poll() is None
+    return process
+
+
+def test_it_says_what_it_runs_and_prints_a_line_per_attempt(agents: Shell) -> None:
+    process = begin(agents, "0")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.split()[:4] == ["#1", "job", "slow.work", "done"]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+
+
+def test_g9_sigterm_lets_the_running_handler_finish_and_ends_with_0(agents: Shell) -> None:
+    process = begin(agents, "2", "--json")
+    process.send_signal(signal.SIGTERM)
+    printed, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    assert [json.loads(line)["outcome"] for line in printed.splitlines()] == ["done"]
+    assert json.loads(agents.run("read", "job.done", "--json").stdout)["value"] == "done"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_does_not_wait_and_the_work_is_given_back(
+    agents: Shell, number: signal.Signals, code: int
+) -> None:
+    process = begin(agents, "600")
+    process.send_signal(number)
+    assert "Once more to quit at once" in wait_for(process.stderr, number.name)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    (subscription,) = json.loads(agents.run("status", "--json").stdout)["subscriptions"]
+    assert (subscription["fresh"] + subscription["waiting"], subscription["leased"]) == (1, 0)
+
+
+def test_paths_that_hold_no_agent_are_told_before_anything_starts(nowhere: Shell) -> None:
+    (nowhere.folder / "empty.py").write_text("")
+    (nowhere.folder / "broken.py").write_text("import not_there_at_all")
+    assert "holds no agent" in error_line(nowhere.run("run", "empty.py"))
+    assert "not_there_at_all" in error_line(nowhere.run("run", "broken.py"))
+    assert "'gone.py' does not exist" in error_line(nowhere.run("run", "gone.py"))
+    assert "Missing argument" in usage_error(nowhere.run("run"))
