@@ -23,6 +23,10 @@ class Commands(TyperGroup):
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(1) from None
         except BaseExceptionGroup as group:
+            for leaf in _leaves(group):
+                if isinstance(leaf, BrokenPipeError):
+                    # Who reads our output has left, as `head` does: no fault, and typer ends the process for it.
+                    raise leaf from None
             faults, others = group.split(RuntimeFault)
             if faults is None or others is not None:
                 raise

@@ -30,7 +30,7 @@ def read(
     for message in found:
         print_message(message, as_json=as_json)
     if not found and not as_json:
-        err.print(f"There is no message under {pattern}.", style="dim")
+        err.print(f"There is no message under {pattern}.", style="dim", soft_wrap=True)
 
 
 async def _read(

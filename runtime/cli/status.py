@@ -31,7 +31,7 @@ def status(
     if stats["workers"]:
         out.print(_workers(stats))
     for line in advice(stats):
-        out.print(Text.assemble(("! ", "yellow"), line))
+        out.print(Text.assemble(("! ", "yellow"), line), soft_wrap=not out.is_terminal)
 
 
 async def _stats() -> tuple[str, dict[str, Any]]:
