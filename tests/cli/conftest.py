@@ -1,5 +1,6 @@
 """A shell without a stream, and one whose environment names a stack with a database of the test's own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,11 @@ def shell(tmp_path: Path, stack: Any) -> Shell:
     """A shell whose environment names a stack, as one that uses a hosted project would."""
     named = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     return Shell(tmp_path, named)
+
+
+@pytest.fixture
+def empty_database(cluster: Any) -> Iterator[str]:
+    """The URL of a database as Supabase hands it out, without the migrations."""
+    cluster.execute("create database without_migrations owner postgres")
+    yield cluster.url("without_migrations")
+    cluster.drop_database("without_migrations")

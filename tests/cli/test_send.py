@@ -1,0 +1,54 @@
+"""`runtime send`: what is meant by VALUE, and what is refused before anything is sent."""
+
+import json
+
+import pytest
+
+from tests.cli.shell import Shell, error_line, usage_error
+
+
+def sent_value(shell: Shell, *arguments: str, given: str = "") -> object:
+    """Send a message and read its value back."""
+    ended = shell.run("send", "task.output", *arguments, "--json", given=given)
+    assert (ended.code, ended.stderr) == (0, "")
+    read = json.loads(shell.run("read", "task.output", "-n", "1", "--json").stdout)
+    assert read["id"] == json.loads(ended.stdout)["id"]
+    return read["value"]
+
+
+def test_json_is_json_and_any_other_text_is_a_string(shell: Shell) -> None:
+    (shell.folder / "value.json").write_text('{"from": "a file"}')
+    assert sent_value(shell) is None
+    assert sent_value(shell, '{"a": [1, 2.5, "ü"]}') == {"a": [1, 2.5, "ü"]}
+    assert sent_value(shell, "plain words") == "plain words"
+    assert sent_value(shell, "42", "--text") == "42"
+    assert sent_value(shell, "@value.json") == {"from": "a file"}
+    assert sent_value(shell, "-", given="[1]\n") == [1]
+
+
+def test_a_message_sent_again_under_its_dedup_key_is_said_to_be_there(shell: Shell) -> None:
+    first = shell.run("send", "task.output", "1", "--dedup-key", "one", "--agent", "me", "--priority", "high")
+    assert (first.code, first.stdout) == (0, "#1 task.output\n")
+    again = shell.run("send", "task.output", "2", "--dedup-key", "one")
+    assert again.code == 0
+    assert again.stdout == "#1 was sent before under this dedup key; nothing was written\n"
+    answer = shell.run("send", "task.output", "2", "--dedup-key", "one", "--json")
+    assert json.loads(answer.stdout) == {"id": 1, "key": "task.output", "duplicate": True}
+
+
+@pytest.mark.parametrize("key", ["", "Task output", "task..output", "task.*", "a.b.c.d.e.f.g.h.i"])
+def test_a_bad_key_is_refused_with_what_a_key_looks_like(nowhere: Shell, key: str) -> None:
+    assert "task.output" in error_line(nowhere.run("send", key, "1"))
+
+
+@pytest.mark.parametrize("value", ['{"a": 1', "[1,", '"open'])
+def test_what_looks_like_json_and_is_none_is_a_matter_of_usage(nowhere: Shell, value: str) -> None:
+    assert "looks like JSON and is none" in usage_error(nowhere.run("send", "a", value))
+
+
+def test_a_value_that_cannot_be_stored_is_refused(nowhere: Shell) -> None:
+    assert "a number JSON does not have" in error_line(nowhere.run("send", "a", "NaN"))
+    assert "NUL" in error_line(nowhere.run("send", "a", '{"a": "\\u0000"}'))
+    assert "cannot be read" in usage_error(nowhere.run("send", "a", "@not-there"))
+    assert "'--delay'" in usage_error(nowhere.run("send", "a", "1", "--delay", "soon"))
+    assert "Missing argument" in usage_error(nowhere.run("send"))
