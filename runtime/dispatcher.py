@@ -12,7 +12,7 @@ from uuid import uuid4
 import anyio
 
 from runtime.agent import Handler
-from runtime.errors import MigrationMissing, Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.gauges import Gauges
 from runtime.plan import Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
@@ -25,6 +25,7 @@ from runtime.wakeups import Path, Reach, Wakeups
 _log = logging.getLogger("runtime.dispatcher")
 _BLOCKED_WARNING_SECONDS = 1.0
 _LEAVE_SECONDS = 2.0
+_NO_PERMISSION = "42501"
 
 
 class Dispatcher:
@@ -41,7 +42,8 @@ class Dispatcher:
         settings: paces and limits.
         suspects: whether to take what has crashed its worker twice.
         gauges: how this process is, told with every heartbeat.
-        subscribe: declares the worker's subscriptions and returns their numbers.
+        subscribe: declares the worker's subscriptions and returns their numbers; given True, new ones get
+            the whole history.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Dispatcher:
         settings: Settings,
         suspects: Suspects,
         gauges: Gauges,
-        subscribe: Callable[[], Awaitable[Subscribed]],
+        subscribe: Callable[[bool], Awaitable[Subscribed]],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.ready = anyio.Event()
@@ -77,7 +79,9 @@ class Dispatcher:
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
         self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic(), suspects=suspects)
-        self._is_in_trouble = False
+        self._incarnation = ""
+        # What the store was last said to suffer from; empty while it answers.
+        self._trouble = ""
         self._stop_asking = anyio.Event()
 
     # Called from the loop of user code
@@ -170,19 +174,18 @@ class Dispatcher:
             try:
                 await self._introduce()
             except StoreUnavailable as error:
-                if not self._is_in_trouble:
-                    self._is_in_trouble = True
-                    _log.warning("the store is away: %s Asking again until it answers.", error)
-                with anyio.move_on_after(backoff_seconds(5, first=0.2, cap=3.0, random=self._random)):
-                    await self._stop_asking.wait()
-                    raise
+                await self._sit_out(error, 5)
             else:
-                self._is_in_trouble = False
+                self._note_answer()
                 return
 
     async def _introduce(self) -> None:
         """Declare this worker and its subscriptions, also again after the database forgot them."""
-        subscribed = await self._subscribe()
+        incarnation = await self._store.check_schema()
+        was_reset = self._incarnation not in ("", incarnation)
+        # Whatever is in a database that was reset was written after that, and nothing of it may be missed.
+        subscribed = await self._subscribe(was_reset)
+        self._incarnation = incarnation
         self._runner.know(subscribed.numbers)
         for name, number in subscribed.numbers.items():
             self._by_number[number] = self._handlers[name]
@@ -232,8 +235,11 @@ class Dispatcher:
             return
         self._absorb(look, answer, sent_at)
         if answer.unknown:
-            _log.warning("the database does not know this worker any more: subscribing again")
-            await self._introduce_patiently()
+            _log.warning(
+                "the database does not know this worker any more; was it reset? Subscribing again; what runs goes "
+                "on, and its results are refused"
+            )
+            await self._introduce_again()
 
     def _absorb(self, look: Look, answer: Answer, sent_at: float) -> None:
         self.plan.absorb(look, answer, sent_at=sent_at, now=time.monotonic())
@@ -245,7 +251,7 @@ class Dispatcher:
         for message, subscription in answer.refused:
             self.counts["refused"] += 1
             _log.warning(
-                "the late result of %s on message %s was refused: its lease had passed to another worker",
+                "the late result of %s on message %s was refused: its lease is no longer the current one",
                 self._name(subscription),
                 message,
             )
@@ -257,8 +263,17 @@ class Dispatcher:
             for source in self._wakeups:
                 source.doubt()
 
-    async def _exchange(self, look: Look) -> Answer:
-        """Make one exchange, repeated under its number until it is answered."""
+    async def _exchange(self, look: Look, *, waits_for_permission: bool = False) -> Answer:
+        """Make one exchange, repeated under its number until it is answered.
+
+        Args:
+            look: what to report and to take.
+            waits_for_permission: a missing permission, too, is waited for.
+
+        Raises:
+            Refused: the database said no to something in it.
+            Unauthorized: a permission is missing; perhaps for one of the reports alone.
+        """
         self._n += 1
         exchange = Exchange(
             worker=self._card.id,
@@ -272,22 +287,37 @@ class Dispatcher:
         while True:
             try:
                 answer = await self._store.exchange(exchange)
-            except (StoreUnavailable, MigrationMissing) as error:
-                # A schema that was there is missing while a database is reset.
-                attempt += 1
-                wait = backoff_seconds(min(attempt, 8), first=0.1, cap=5.0, random=self._random)
-                if not self._is_in_trouble:
-                    self._is_in_trouble = True
-                    _log.warning("the store is away: %s Asking again until it answers.", error)
-                with anyio.move_on_after(wait):
-                    await self._stop_asking.wait()
-                if self._stop_asking.is_set():
+            except StoreError as error:
+                is_permission = isinstance(error, Unauthorized) and error.code == _NO_PERMISSION
+                if isinstance(error, Refused) or (is_permission and not waits_for_permission):
                     raise
+                attempt += 1
+                await self._sit_out(error, attempt)
                 continue
-            if self._is_in_trouble:
-                self._is_in_trouble = False
-                _log.info("the store answers again")
+            self._note_answer()
             return answer
+
+    async def _sit_out(self, error: StoreError, attempt: int) -> None:
+        """Wait before the store is asked again, and say why; an operator may be mending it.
+
+        Raises:
+            StoreError: the very error, when there is no more time.
+        """
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            if isinstance(error, StoreUnavailable):
+                _log.warning("the store is away: %s Asking again until it answers.", error)
+            else:
+                _log.error("the store cannot be used: %s Asking again until it can.", error)
+        with anyio.move_on_after(backoff_seconds(min(attempt, 8), first=0.1, cap=5.0, random=self._random)):
+            await self._stop_asking.wait()
+        if self._stop_asking.is_set():
+            raise error
+
+    def _note_answer(self) -> None:
+        if self._trouble:
+            self._trouble = ""
+            _log.info("the store answers again")
 
     async def _one_by_one(self, look: Look, error: StoreError) -> None:
         """After a refused exchange, find the report at fault: it alone becomes a failed attempt."""
@@ -295,11 +325,15 @@ class Dispatcher:
         if look.nonce is not None:
             self.plan.prove(look.nonce)
         if not reports:
-            _log.error("the store refuses this worker: %s", error)
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                _log.error("the store refuses this worker: %s Asking again until it does not.", error)
             self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
             return
-        if look.renew:
-            await self._carry_out(Look(renew=look.renew))
+        if look.renew or isinstance(error, Unauthorized):
+            # Where even this is refused, it is the worker that is refused and not a report: that is waited for.
+            renewing, sent_at = Look(renew=look.renew), time.monotonic()
+            self._absorb(renewing, await self._exchange(renewing, waits_for_permission=True), sent_at)
         for report in reports:
             if self.plan.renewable(time.monotonic()):
                 await self._carry_out(self.plan.renewal(time.monotonic(), reports))
@@ -323,12 +357,18 @@ class Dispatcher:
             _log.error("message %s cannot even be reported as failed: %s", report.delivery.message.id, again)
             self.plan.forget(report.delivery)
 
-    async def _introduce_patiently(self) -> None:
-        try:
-            await self._introduce()
-        except StoreError as error:
-            _log.error("subscribing again failed: %s", error)
-            await anyio.sleep(backoff_seconds(3, first=0.5, cap=2.0, random=self._random))
+    async def _introduce_again(self) -> None:
+        """Declare everything anew, however long it takes until the store lets us."""
+        attempt = 0
+        while not self.plan.stopping:
+            try:
+                await self._introduce()
+            except StoreError as error:
+                attempt += 1
+                await self._sit_out(error, attempt)
+            else:
+                self._note_answer()
+                return
 
     async def _watch_user_loop(self) -> None:
         """Notice a handler that blocks the loop of user code, and stop renewing for one that does so for long."""

@@ -5,6 +5,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import anyio
@@ -171,7 +172,7 @@ class Worker:
                 self._settings,
                 self._suspects,
                 gauges,
-                lambda: self._subscribe(store, card),
+                lambda with_history: self._subscribe(store, card, with_history),
             )
             with self._started:
                 self._dispatcher = dispatcher
@@ -182,8 +183,11 @@ class Worker:
             with anyio.CancelScope(shield=True):
                 await store.close()
 
-    async def _subscribe(self, store: Store, card: WorkerCard) -> Subscribed:
-        subscribed = await store.subscribe(card, [_subscription(handler) for handler in self.handlers])
+    async def _subscribe(self, store: Store, card: WorkerCard, with_history: bool) -> Subscribed:
+        declared = [_subscription(handler) for handler in self.handlers]
+        if with_history:
+            declared = [replace(each, start="earliest") for each in declared]
+        subscribed = await store.subscribe(card, declared)
         _log.info("%s works for %d subscriptions at %s", self.name, len(subscribed.numbers), store.place)
         return subscribed
 

@@ -239,7 +239,7 @@ async def test_g3_a_frozen_worker_loses_its_lease_and_its_late_result_is_refused
         async with process(database, tmp_path):
             await until(lambda: _none_left(database))
         frozen.send_signal(signal.SIGCONT)
-        await until(lambda: "was refused: its lease had passed to another worker" in log.read_text())
+        await until(lambda: "was refused: its lease is no longer the current one" in log.read_text())
         frozen.terminate()
         assert await frozen.wait() == 0, log.read_text()
     assert await outcomes(admin(database)) == {("proc.work", "crashed"): 1, ("proc.work", "done"): 1}

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import anyio
 
-from runtime.errors import StoreError, StoreUnavailable
+from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
 from runtime.retry import backoff_seconds
 from runtime.store.exchange import Answer, Delivery, Exchange, Outcome, Report
-from runtime.store.faults import ROLLED_BACK
+from runtime.store.faults import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE
 from runtime.values import encode
 
 __all__ = [
@@ -35,6 +35,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_read": {
         "pattern": "text", "after": "bigint", "before": "bigint", "max": "integer", "latest": "boolean",
     },
+    "stream_version": {},
     "stream_subscribe": {"worker": "jsonb", "subscriptions": "jsonb"},
     "stream_exchange": {
         "worker": "uuid", "pump": "uuid", "n": "bigint", "done": "json", "failed": "json", "renew": "json",
@@ -59,6 +60,9 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_install_realtime": {},
 }  # fmt: skip
+
+SCHEMA_VERSION = 1
+"""The schema this release is made for; the database tells its own by `stream_version`."""
 
 _ATTEMPTS = 5
 
@@ -167,6 +171,28 @@ class Store(ABC):
             repeatable=True,
         )
         return [Message[Any].from_row(row) for row in rows]
+
+    async def check_schema(self) -> str:
+        """Make sure that the database has a schema this release can work with.
+
+        Returns:
+            The database's incarnation: another one than before means that it was reset.
+
+        Raises:
+            MigrationMissing: it has none, an older one, or a newer one that has left this release behind.
+        """
+        found = await self._persist("stream_version", {}, repeatable=True)
+        if found["version"] < SCHEMA_VERSION:
+            raise MigrationMissing(
+                f"The schema at {self.place} is of version {found['version']}, and this release needs "
+                f"{SCHEMA_VERSION}. {MIGRATION_CURE}"
+            )
+        if found["serves"] > SCHEMA_VERSION:
+            raise MigrationMissing(
+                f"The schema at {self.place} is newer than this release: it serves workers of version "
+                f"{found['serves']} and later, and this one is of {SCHEMA_VERSION}. {UPGRADE_CURE}"
+            )
+        return str(found["incarnation"])
 
     async def subscribe(self, worker: WorkerCard, subscriptions: Sequence[Subscription]) -> Subscribed:
         """Record the worker and its subscriptions."""

@@ -14,10 +14,10 @@ _MISSING = ("42883", "3F000", "42P01")
 _GONE = ("08", "57P", "XX")
 
 MIGRATION_CURE = (
-    "If it was never migrated, do so: `supabase db push` for a hosted project, `supabase migration up` for "
-    "`supabase start`, `runtime local reset` for the local stack. If it was migrated by a newer release, "
-    "`pip install -U agent-runtime` here."
+    "Bring the migrations up to this release with `runtime init`, and apply them: `supabase db push` for a hosted "
+    "project, `supabase migration up` for `supabase start`, `runtime local start` for the local stack."
 )
+UPGRADE_CURE = "If it was migrated by a newer release, `pip install -U agent-runtime` here."
 
 
 def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
@@ -47,6 +47,6 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
 def missing(text: str, *, place: str, code: str | None) -> MigrationMissing:
     """The functions are not there, or not as this release calls them."""
     return MigrationMissing(
-        f"{place} lacks the runtime's schema, or has another version of it ({text}). {MIGRATION_CURE}",
+        f"{place} lacks the runtime's schema, or has another version of it ({text}). {MIGRATION_CURE} {UPGRADE_CURE}",
         code=code,
     )

@@ -1,9 +1,8 @@
 """How are messages reached with nothing but a Supabase URL and a key? By PostgREST's RPC, through supabase-py."""
 
-import base64
-import binascii
-import json
+import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ import anyio
 import httpx
 
 from runtime.addresses import check_key, project_url
+from runtime.claims import claims_of, expiry_of
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of, missing
@@ -157,6 +157,9 @@ class SupabaseStore(Store):
         if code is not None and len(code) == 5 and "message" in problem:
             return fault_of(code, text, place=self.place, cure=self._key_cure())
         if status in (401, 403):
+            expiry = expiry_of(self._client.supabase_key)
+            if expiry is not None and expiry < time.time():
+                text = f"JWT expired at {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M:%S} UTC ({text})"
             return Unauthorized(f"{self.place} refused the key: {text}. {self._key_cure()}", code=code)
         if response.has_redirect_location:
             return self._unavailable(
@@ -201,9 +204,5 @@ def _role_of(key: str) -> str | None:
     """The role a key says it stands for; None where it does not say."""
     if key.startswith("sb_publishable_"):
         return "anon"
-    try:
-        payload = key.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return str(claims["role"])
-    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
-        return None
+    role = (claims_of(key) or {}).get("role")
+    return None if role is None else str(role)

@@ -1,6 +1,5 @@
 """How does a channel reach its server? A thin driver on `websockets` that reconnects for ever."""
 
-import base64
 import json
 import logging
 import time
@@ -15,6 +14,7 @@ import anyio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
+from runtime.claims import expiry_of
 from runtime.errors import SettingsError
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
@@ -107,6 +107,7 @@ class RealtimeWakeups:
         self._doubts = False
         self._resting: anyio.CancelScope | None = None
         self._said = ""
+        self._said_lost: dict[Path, str] = {}
 
     def doubt(self) -> None:
         """Work was found that no wake-up announced: ask for a nonce at once."""
@@ -224,11 +225,16 @@ class RealtimeWakeups:
                 listener.wake(path, message)
             case Live(path):
                 self._said = ""
+                self._said_lost.pop(path, None)
                 _log.info("%s is live at %s", path, self._place)
                 listener.live(path)
             case Gap(path, why):
                 listener.gap(path, why)
             case Lost(path, why):
+                cure = _cure(why)
+                if cure and self._said_lost.get(path) != why:
+                    self._said_lost[path] = why
+                    _log.warning("%s at %s: %s%s", path, self._place, why, cure)
                 listener.lost(path, why)
             case Prove(nonce):
                 listener.prove(nonce)
@@ -329,12 +335,16 @@ def _refused(error: InvalidStatus) -> Close:
     return Close(why)
 
 
+def _cure(why: str) -> str:
+    """What to look at, where the server's own words do not say it."""
+    if "Unable to subscribe to changes" in why:
+        return (
+            ". Is the table in the publication supabase_realtime? `runtime doctor` tells, and how to mend it"
+        )
+    return ""
+
+
 def _life_seconds(token: str) -> float | None:
     """How long a JWT lives from now by its own word; None where it does not say."""
-    try:
-        body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        left: float = claims["exp"] - time.time()
-    except (ValueError, IndexError, KeyError, TypeError):
-        return None
-    return max(1.0, left)
+    expiry = expiry_of(token)
+    return None if expiry is None else max(1.0, expiry - time.time())

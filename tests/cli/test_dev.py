@@ -35,6 +35,7 @@ agent = Agent("dev")
 
 @agent.on("dev.task", concurrency=4)
 def work(value: int) -> None:
+    print(f"VERSION begins {value}\\n", end="", flush=True)
     time.sleep(SLEEP)
     print(f"VERSION handled {value}\\n", end="", flush=True)
 """
@@ -213,7 +214,7 @@ def test_agents_that_end_by_themselves_start_again_with_the_next_change(
 def test_ctrl_c_leaves_no_process_and_the_stack_it_started_keeps_its_data(
     nowhere: Shell, terminals: list[Terminal]
 ) -> None:
-    write(nowhere.folder / "agents", version="first")
+    write(nowhere.folder / "agents", version="first", seconds=1)
     with LocalStack.temporary() as stack:
         # Ports of its own, which the folder remembers.
         stack.start()
@@ -226,8 +227,9 @@ def test_ctrl_c_leaves_no_process_and_the_stack_it_started_keeps_its_data(
         assert len(stack.pids()) == 2
         terminal.until(lambda: are_settled(stack.admin_url))
         send(settings_of(stack), 1)
-        terminal.shows("first handled 1")
+        terminal.shows("first begins 1")
         assert terminal.press_ctrl_c() == 0
+        assert "first handled 1" in terminal.text
         assert not [process for process in children if runs(process)]
         stack.start(gateway=False)
         assert len(fetch(stack.admin_url, "select from public.consciousness_stream")) == 1

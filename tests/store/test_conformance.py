@@ -235,7 +235,7 @@ async def test_a_database_without_migrations_says_which_command_mends_it(way: Wa
         async with way.open(database=bare) as store:
             with pytest.raises(MigrationMissing, match="supabase db push") as missing:
                 await store.send([Draft("a.b", 1)])
-        assert "runtime local reset" in str(missing.value)
+        assert "runtime local start" in str(missing.value)
     finally:
         if way.is_rest:
             way.server.gateways.pop(bare).kill()
