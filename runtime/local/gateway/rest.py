@@ -206,11 +206,14 @@ class Rest:
                 row: Row = await connection.fetchrow(statement.sql, *statement.values)
                 if preferences.wants_one and row["rows"] != 1 and (read_only or preferences.wants_rows):
                     raise _not_one(row["rows"])
+                await connection.execute("commit")
+            except _AWAY as error:
+                # Nobody knows whether it was committed, and whoever asked must not be told that nothing was done.
+                raise Problem(503, "PGRST001", "Database client error. Retrying the connection.") from error
             except BaseException:
                 if not connection.is_closed():
                     await connection.execute("rollback")
                 raise
-            await connection.execute("commit")
             return row
 
     async def _known(self, *, anew: bool = False) -> Catalog:
