@@ -308,6 +308,23 @@ async def test_what_is_nobodys_fault_is_no_refusal(store: Store, way: Way, key: 
         assert not failed.value.maybe_applied
 
 
+async def test_a_backend_that_dies_in_the_middle_leaves_it_open(store: Store, way: Way, key: str) -> None:
+    async def kill() -> None:
+        ended = "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep' and datname = $1"
+        async with way.server.admin() as admin:
+            while not await admin.fetch(ended, way.server.database):
+                await anyio.sleep(0.01)
+
+    async with way.server.replaced("stream_resume", "perform pg_sleep(20); return '1';"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(kill)
+            with anyio.fail_after(10), pytest.raises(StoreUnavailable) as dead:
+                await store.call("stream_resume", {"subscription": key})
+        assert dead.value.maybe_applied
+    (sent,) = await store.send([Draft(key, 1)])
+    assert not sent.duplicate
+
+
 async def test_many_at_once_share_few_connections(way: Way, key: str) -> None:
     async with way.open() as store, way.server.admin() as admin:
         began = await admin.fetchval("select clock_timestamp()")

@@ -1,0 +1,184 @@
+"""What is there only over a direct connection: poolers, passwords, restarts of the server."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from runtime.errors import MigrationMissing, SettingsError, StoreUnavailable, Unauthorized
+from runtime.local.ports import free_port
+from runtime.local.postgres import PostgresServer
+from runtime.message import Draft
+from runtime.pooler import is_transaction_pooled
+from runtime.store.postgres import PostgresStore
+from tests.pgbouncer import Pooler
+from tests.store.conftest import Server
+
+pytestmark = pytest.mark.anyio
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the store logged."""
+    return [record.getMessage() for record in caplog.records if record.name == "runtime.store"]
+
+
+async def test_a_transaction_pooler_is_found_out_and_said_once(
+    server: Server, transaction_pooler: Pooler, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.store")
+    store = PostgresStore(transaction_pooler.url(server.database))
+    for _ in range(3):
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(store.send, [Draft(key, number)])
+                tasks.start_soon(store.read, key)
+                tasks.start_soon(store.operate, "stream_stats")
+    assert len(await store.read(key)) == 60
+    await store.close()
+    (line,) = said(caplog)
+    assert "is a transaction pooler (two connections met in one server process)" in line
+    assert "postgres:" not in line
+    async with server.admin() as admin:
+        # The pooler's connections are still there, and hold no statement of ours.
+        assert await admin.fetchval(
+            "select count(*) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()",
+            server.database,
+        )
+    connection = await asyncpg.connect(transaction_pooler.url(server.database), statement_cache_size=0)
+    async with connection.transaction():
+        assert await connection.fetchval("select count(*) from pg_prepared_statements where name <> ''") == 0
+    await connection.close()
+
+
+async def test_a_url_that_names_a_pooler_is_believed(
+    server: Server, transaction_pooler: Pooler, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.store")
+    store = PostgresStore(transaction_pooler.url(server.database) + "?pgbouncer=true&application_name=mine")
+    await store.send([Draft(key, 1)])
+    await store.close()
+    assert len(said(caplog)) == 1
+    assert "the URL says so" in said(caplog)[0]
+    assert PostgresStore("postgresql://u:p@a.pooler.supabase.com:6543/postgres")._prepares is False
+
+
+async def test_a_session_pooler_and_none_are_not_taken_for_one(
+    server: Server, session_pooler: Pooler, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.store")
+    for url in (session_pooler.url(server.database), server.cluster.url(server.database)):
+        assert not await is_transaction_pooled(url, connect_seconds=5)
+        store = PostgresStore(url)
+        await store.send([Draft(key, 1)])
+        await store.close()
+    assert said(caplog) == []
+
+
+async def test_a_pooler_that_hid_is_found_out_by_a_lost_statement(
+    server: Server,
+    transaction_pooler: Pooler,
+    key: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.store")
+
+    async def hidden(url: str, *, connect_seconds: float) -> bool:
+        return False
+
+    monkeypatch.setattr("runtime.store.postgres.is_transaction_pooled", hidden)
+    store = PostgresStore(transaction_pooler.url(server.database))
+    await store.read(key)
+    async with server.admin() as admin:
+        # As a pooler does that hands out another connection: the statement is known here, and not there.
+        await admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()",
+            server.database,
+        )
+    async with anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(store.send, [Draft(key, number, dedup_key=f"{key}-{number}")])
+    assert sorted(message.value for message in await store.read(key)) == list(range(10))
+    await store.close()
+    assert len(said(caplog)) == 1
+    assert "it lost a prepared statement" in said(caplog)[0]
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[PostgresServer]:
+    """A server that asks for a password."""
+    folder = Path(tempfile.mkdtemp(prefix="agent-runtime-test-"))
+    folder.chmod(0o755)
+    server = PostgresServer(folder / "postgres", port=free_port(), settings={"fsync": "off"})
+    try:
+        server.start()
+        yield server
+    finally:
+        server.delete()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_a_wrong_password_or_user_is_unauthorized_at_once(locked: PostgresServer) -> None:
+    for user, password in (("supabase_admin", "wr0ng"), ("nobody_here", "postgres")):
+        store = PostgresStore(f"postgresql://{user}:{password}@127.0.0.1:{locked.port}/postgres")
+        with anyio.fail_after(5), pytest.raises(Unauthorized, match="DATABASE_URL") as refused:
+            await store.send([Draft("a.b", 1)])
+        await store.close()
+        assert refused.value.code in ("28P01", "28000")
+        assert "wr0ng" not in str(refused.value)
+
+
+async def test_a_restart_of_the_server_costs_a_retry(locked: PostgresServer) -> None:
+    """Also for the connections that were idle meanwhile; MigrationMissing is as good an answer as any."""
+    store = PostgresStore(locked.url())
+    await _answers(store)
+    await anyio.to_thread.run_sync(locked.stop)
+    with pytest.raises(StoreUnavailable, match="could not be reached"):
+        await store.call("stream_stats", {})
+    await anyio.to_thread.run_sync(locked.start)
+    await _answers(store)
+    await store.close()
+
+
+async def _answers(store: PostgresStore) -> None:
+    with pytest.raises(MigrationMissing):
+        await store.call("stream_stats", {})
+
+
+async def test_a_role_without_rights_is_unauthorized(server: Server, key: str) -> None:
+    store = PostgresStore(server.cluster.url(server.database, user="authenticator"))
+    with pytest.raises(Unauthorized, match=r"permission denied.*role postgres or service_role"):
+        await store.send([Draft(key, 1)])
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u:s3cret@h/d", "postgresql://u:pa/s3cret@h/d", "postgresql://u:[s3cret]@h/d"]
+)
+def test_a_url_that_is_none_is_told_without_repeating_it(url: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        PostgresStore(url)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("db.abcdef.supabase.co:5432", "session pooler"), ("db.example:5432", "Is it running")],
+)
+async def test_a_host_that_cannot_be_reached_says_what_to_look_at(
+    place: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(*_: Any, **__: Any) -> Any:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(asyncpg, "connect", unreachable)
+    store = PostgresStore(f"postgresql://u:s3cret@{place}/postgres")
+    with pytest.raises(StoreUnavailable, match=words) as error:
+        await store.call("stream_stats", {})
+    assert "s3cret" not in str(error.value)
