@@ -101,18 +101,21 @@ class SupabaseStore(Store):
         seconds = self._request_seconds
         try:
             postgrest = self._client.postgrest
+            headers = httpx.Headers(postgrest.headers)
+            # The profile too, since the user's own client may be set to another schema.
+            headers.update(
+                {
+                    "Content-Type": "application/json",
+                    "Content-Profile": "public",
+                    "Accept-Profile": "public",
+                }
+            )
             # httpx bounds each step; a server that answers drop by drop would hold us for ever.
             with anyio.fail_after(seconds):
                 return await postgrest.session.post(
                     url,
                     content=body,
-                    # The profile, since the user's own client may be set to another schema.
-                    headers={
-                        **postgrest.headers,
-                        "Content-Type": "application/json",
-                        "Content-Profile": "public",
-                        "Accept-Profile": "public",
-                    },
+                    headers=headers,
                     timeout=httpx.Timeout(seconds, connect=seconds / 2, pool=seconds / 2),
                     # Followed, a POST turns into a GET, and the key goes to whoever was pointed at.
                     follow_redirects=False,

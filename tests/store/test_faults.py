@@ -11,7 +11,7 @@ from runtime.local import keys
 from runtime.message import Draft
 from runtime.store import Store
 from runtime.store.supabase import SupabaseStore
-from supabase import create_async_client
+from supabase import AsyncClientOptions, create_async_client
 from tests.faulty_proxy import FaultyProxy, canned_server, faulty_proxy, http_answer
 from tests.store.conftest import Way
 
@@ -291,3 +291,21 @@ async def test_a_client_that_was_closed_before_the_stream_is_told(way: Way) -> N
     await client.postgrest.session.aclose()
     with pytest.raises(StoreUnavailable, match="close it after the stream"):
         await store.call("stream_stats", {})
+
+
+@pytest.mark.parametrize("way", ["own-client"], indirect=True)
+async def test_a_client_that_is_set_to_another_schema_reaches_the_stream_all_the_same(
+    way: Way, key: str
+) -> None:
+    options = AsyncClientOptions(schema="graphql_public")
+    client = await create_async_client(f"http://127.0.0.1:{way.port}", keys.SERVICE_ROLE_KEY, options)
+    store = SupabaseStore(client)
+    await store.send([Draft(key, 1)])
+    await client.postgrest.session.aclose()
+    assert await stored(way, key) == ["1"]
+    async with canned_server(http_answer(200, "[]")) as server:
+        client = await create_async_client(server.url, keys.SERVICE_ROLE_KEY, options)
+        await SupabaseStore(client).read("a.b")
+        head = server.requests[0].partition(b"\r\n\r\n")[0].lower()
+        assert head.count(b"content-profile: ") == 1
+        assert b"content-profile: public" in head
