@@ -55,6 +55,7 @@ class PostgresStore(Store):
         self._connections = connections
         self._request_seconds = request_seconds
         self._pool: asyncpg.Pool[Any] | None = None
+        self._retired: asyncpg.Pool[Any] | None = None
         self._opening = anyio.Lock()
         self._prepares = True
         if self._address.names_pooler:
@@ -82,15 +83,22 @@ class PostgresStore(Store):
                 raise
         # Nothing was executed. The pooler came later than our pool, or hid well.
         self._stop_preparing("it lost a prepared statement")
-        await self._retire(pool)
+        if self._pool is pool:
+            # Others may still wait for its connections: closed now, it would take them away under their hands.
+            self._pool, self._retired = None, pool
         async with self._entry_errors():
             pool = await self._open()
         return decode(await self._fetch(pool, statement, arguments))
 
     async def close(self) -> None:
         """Close the pool, at once if it does not close by itself within a second."""
-        if self._pool is not None:
-            await self._retire(self._pool, seconds=_RELEASE_SECONDS)
+        pools, self._pool, self._retired = (self._pool, self._retired), None, None
+        for pool in filter(None, pools):
+            with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(_RELEASE_SECONDS) as scope:
+                    await pool.close()
+                if scope.cancelled_caught:
+                    pool.terminate()
 
     async def _fetch(self, pool: "asyncpg.Pool[Any]", statement: str, arguments: Mapping[str, Any]) -> str:
         async with self._entry_errors():
@@ -132,16 +140,6 @@ class PostgresStore(Store):
                     server_settings={"application_name": "agent-runtime"},
                 )
             return self._pool
-
-    async def _retire(self, pool: "asyncpg.Pool[Any]", seconds: float | None = None) -> None:
-        """Close a pool when the requests under way in it have ended, or after the seconds."""
-        if self._pool is pool:
-            self._pool = None
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(self._request_seconds if seconds is None else seconds) as scope:
-                await pool.close()
-            if scope.cancelled_caught:
-                pool.terminate()
 
     def _stop_preparing(self, why: str) -> None:
         if self._prepares:

@@ -33,15 +33,20 @@ async def test_a_transaction_pooler_is_found_out_and_said_once(
 ) -> None:
     caplog.set_level(logging.INFO, "runtime.store")
     store = PostgresStore(transaction_pooler.url(server.database))
-    for _ in range(3):
-        async with anyio.create_task_group() as tasks:
-            for number in range(20):
-                tasks.start_soon(store.send, [Draft(key, number)])
-                tasks.start_soon(store.read, key)
-                tasks.start_soon(store.operate, "stream_stats")
-    assert len(await store.read(key)) == 60
-    await store.close()
+    await store.send([Draft(key, 0)])
     (line,) = said(caplog)
+    # More clients than the pooler has connections, so that they change places all the time.
+    others = [PostgresStore(transaction_pooler.url(server.database)) for _ in range(4)]
+    async with anyio.create_task_group() as tasks:
+        for number in range(60):
+            for each in others:
+                tasks.start_soon(each.send, [Draft(key, number)])
+                tasks.start_soon(each.read, f"{key}.{number}")
+                tasks.start_soon(each.operate, "stream_stats")
+    assert len(await store.read(key, limit=1000)) == 241
+    for each in (store, *others):
+        await each.close()
+    assert len(said(caplog)) == 5
     assert "is a transaction pooler (two connections met in one server process)" in line
     assert "postgres:" not in line
     async with server.admin() as admin:
