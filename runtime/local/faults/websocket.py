@@ -86,7 +86,9 @@ class WebSocketSide:
         self._deaf |= kinds
 
     async def send(self, frame: _Frame) -> None:
-        """Send the client a frame."""
+        """Send the client a frame, unless the socket is closing already."""
+        if self._protocol.state is not OPEN:
+            return
         if isinstance(frame, str):
             self._protocol.send_text(frame.encode())
         else:

@@ -1,0 +1,1 @@
+"""Faults on a schedule, and a ledger kept apart from the kernel: `python -m tests.chaos`."""
