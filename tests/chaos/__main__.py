@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from random import Random
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from tests.chaos.campaign import Campaign, Outcome
 from tests.chaos.report import as_json as to_json
 from tests.chaos.report import show
-from tests.chaos.stage import STORES, WAYS, Setting, staged
+from tests.chaos.stage import STORES, WAYS, Setting, Stage, staged
 from tests.chaos.strikes import NAMES
 
 
@@ -30,6 +31,14 @@ def main(
     huge_rows: Annotated[
         int, typer.Option(help="Rows in the huge transactions, over all settings.")
     ] = 50_000,
+    work: Annotated[float, typer.Option(help="Seconds a handler may take.")] = 0.01,
+    settle: Annotated[
+        float, typer.Option(help="Seconds in which all must be done after the last fault.")
+    ] = 120,
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A variable of every worker; may be repeated."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Have agents work while everything around them breaks, and count what was lost or done twice."""
@@ -42,7 +51,14 @@ def main(
         raise typer.BadParameter(f"there are these settings: {', '.join(map(str, every))}")
     seed = time.time_ns() % 2**32 if seed is None else seed
     console.print(f"seed {seed}")
-    outcome = anyio.run(play, messages, seconds, seed, settings, fault or [], huge_rows, console.print)
+    environment = {"CHAOS_WORK_SECONDS": str(work), **dict(each.split("=", 1) for each in worker or ())}
+
+    def campaign(stage: Stage) -> Campaign:
+        return Campaign(
+            stage, Random(seed), messages, seconds, settings, fault or [], huge_rows, settle, console.print
+        )
+
+    outcome = anyio.run(play, campaign, environment)
     if as_json:
         print(json.dumps({"seed": seed, **to_json(outcome)}, indent=2))
     else:
@@ -50,23 +66,12 @@ def main(
     sys.exit(1 if outcome.problems else 0)
 
 
-async def play(
-    messages: int,
-    seconds: float,
-    seed: int,
-    settings: list[Setting],
-    names: list[str],
-    huge_rows: int,
-    say: object,
-) -> Outcome:
-    """Set the stage and run one campaign on it."""
-    async with staged() as stage:
-        campaign = Campaign(
-            stage, Random(seed), messages, seconds, settings, names, huge_rows, say,  # type: ignore[arg-type]
-        )  # fmt: skip
-        outcome = await campaign.run()
+async def play(campaign: Callable[[Stage], Campaign], environment: dict[str, str]) -> Outcome:
+    """Set the stage and run one campaign on it; where something went wrong, show what the workers said last."""
+    async with staged(environment) as stage:
+        outcome = await campaign(stage).run()
         if outcome.problems:
-            print(stage.log.read_text()[-6000:], file=sys.stderr)
+            print(stage.last_words(), file=sys.stderr)
         return outcome
 
 

@@ -1,5 +1,6 @@
 """A chain of three agents, one of them ordered and one a fan-out; each handler notes in the ledger what it did."""
 
+import os
 import random
 
 import anyio
@@ -10,6 +11,7 @@ from tests.chaos.ledger import Notes
 # Faults strike processes, not messages: nothing may become a dead letter for bad luck alone.
 RETRY = Retry(attempts=50, first_seconds=0.05, cap_seconds=0.5)
 FAILING = 0.01
+LONGEST_SECONDS = float(os.environ.get("CHAOS_WORK_SECONDS", "0.01"))
 
 notes = Notes()
 orderly = Agent("orderly")
@@ -20,7 +22,7 @@ bulk = Agent("bulk")
 
 async def work() -> None:
     """Take a moment, and sometimes fail."""
-    await anyio.sleep(random.uniform(0, 0.01))
+    await anyio.sleep(random.uniform(0, LONGEST_SECONDS))
     if random.random() < FAILING:
         raise ConnectionError("the world outside had a bad moment")
 

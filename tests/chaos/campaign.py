@@ -18,7 +18,6 @@ from tests.chaos.strikes import FAULTS, HUGE, Fault, NotRun
 LANES = 6
 # A message sent becomes a chain: itself, a step, two halves, two results.
 CHAIN_MESSAGES = 6
-_SETTLE_SECONDS = 120.0
 _PAUSE = (0.1, 0.8)
 
 Say = Callable[[str], None]
@@ -56,6 +55,7 @@ class Campaign:
         settings: the acts.
         names: the faults to order; all that apply when empty.
         huge_rows: rows of the huge transaction; none when 0.
+        settle_seconds: how long after the last fault everything must be done.
     """
 
     stage: Stage
@@ -65,6 +65,7 @@ class Campaign:
     settings: list[Setting]
     names: list[str]
     huge_rows: int
+    settle_seconds: float
     say: Say
     outcome: Outcome = field(default_factory=Outcome)
     _number: int = 0
@@ -108,7 +109,7 @@ class Campaign:
         left = await self._settle()
         if left:
             self.outcome.problems.append(
-                Problem("lost", f"{setting}: still waiting after {_SETTLE_SECONDS:.0f} s: {left}")
+                Problem("lost", f"{setting}: still waiting after {self.settle_seconds:.0f} s: {left}")
             )
         problems = await self.stage.stop_workers()
         self.outcome.problems += [Problem("processes", f"{setting}: {text}") for text in problems]
@@ -187,7 +188,7 @@ class Campaign:
 
     async def _settle(self) -> list[dict[str, Any]]:
         """Wait until nothing is left to do; returns what is, at the deadline."""
-        deadline = time.monotonic() + _SETTLE_SECONDS + 2 * LEASE_SECONDS
+        deadline = time.monotonic() + self.settle_seconds + 2 * LEASE_SECONDS
         query = (
             "select s.name, count(*) as deliveries, min(d.message_id) as first, "
             "bool_or(d.lease is not null) as leased, max(d.attempts) as attempts, "

@@ -70,6 +70,7 @@ class Stage:
 
     Attributes:
         faults: the proxy that workers take for their Supabase project.
+        environment: of every worker, on top of what it needs.
         is_small: whether the database lies on a small disk of its own, which can be filled.
     """
 
@@ -79,6 +80,7 @@ class Stage:
     faults: FaultyGateway
     database: str
     is_small: bool
+    environment: dict[str, str]
     setting: Setting = field(default_factory=lambda: Setting("both", "rest"))
     supervisor: Process | None = None
     extras: list[Process] = field(default_factory=list)
@@ -102,6 +104,10 @@ class Stage:
     def log(self) -> Path:
         """What the workers say."""
         return self.folder / "workers.log"
+
+    def last_words(self) -> str:
+        """The end of what the workers said."""
+        return self.log.read_text()[-6000:]
 
     def settings(self, store: str) -> Settings:
         """Settings of a sender."""
@@ -209,14 +215,19 @@ class Stage:
                     "SUPABASE_URL": self.faults.url,
                     "SUPABASE_SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
                     FOLDER: str(self.ledger_folder),
+                    **self.environment,
                     **environment,
                 },
             )  # fmt: skip
 
 
 @asynccontextmanager
-async def staged() -> AsyncIterator[Stage]:
-    """A stage of its own, taken down in the end whatever happened on it."""
+async def staged(environment: dict[str, str]) -> AsyncIterator[Stage]:
+    """A stage of its own, taken down in the end whatever happened on it.
+
+    Args:
+        environment: of every worker, on top of what it needs.
+    """
     folder = _folder()
     with _disk(folder / "disk") as is_small:
         server = PostgresServer(
@@ -239,7 +250,7 @@ async def staged() -> AsyncIterator[Stage]:
             gateway = GatewayProcess(folder, port=free_port(), database_url=server.url(database))
             await anyio.to_thread.run_sync(gateway.start)
             async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
-                stage = Stage(folder, server, gateway, faults, database, is_small)
+                stage = Stage(folder, server, gateway, faults, database, is_small, environment)
                 try:
                     yield stage
                 finally:

@@ -11,6 +11,7 @@ from typing import Self
 import anyio
 import httpx
 from anyio.abc import SocketStream, TaskGroup
+from websockets.exceptions import ConnectionClosed
 
 from runtime.local.faults.http import Answer, HttpSide
 from runtime.local.faults.orders import Action, Kind, Order, Orders
@@ -178,11 +179,14 @@ class FaultyGateway:
                     head += await stream.receive()
                 if b"upgrade: websocket" not in head.lower():
                     await HttpSide(self, stream).run(head)
-                    return
-                socket = WebSocketSide(self, stream, self._upstream_url.replace("http", "ws", 1))
-                try:
-                    await socket.run(head, self._sockets)
-                finally:
-                    self._sockets.discard(socket)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                else:
+                    await self._serve_socket(stream, head)
+        except* (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionClosed):
             pass  # the client is gone, and with it whoever would want to know
+
+    async def _serve_socket(self, stream: SocketStream, head: bytes) -> None:
+        socket = WebSocketSide(self, stream, self._upstream_url.replace("http", "ws", 1))
+        try:
+            await socket.run(head, self._sockets)
+        finally:
+            self._sockets.discard(socket)

@@ -1,0 +1,150 @@
+"""`python -m tests.chaos.without`: does the suite notice when a mechanism is missing?
+
+Each mechanism is switched off in a scratch copy of the project, and the same campaign is run with it and without it.
+Where two mechanisms stand in for each other, the other one is switched off in both runs.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.stage import ROOT
+
+_MIGRATIONS = "supabase/migrations"
+_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".hypothesis", ".*_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """What is switched off, and under which faults it is missed.
+
+    Attributes:
+        edits: (file, what it says, what it says without the mechanism).
+        options: of the campaign, in both runs.
+        without: further options of the run without it.
+    """
+
+    name: str
+    edits: Sequence[tuple[str, str, str]]
+    options: Sequence[str]
+    without: Sequence[str] = ()
+
+
+_NO_SWEEP = ("--worker", "RUNTIME_SWEEP_SECONDS=3600")
+_NO_CANARY = ("--worker", "RUNTIME_NONCE_SECONDS=3600")
+_LONG = ("--seconds", "40", "--messages", "600", "--work", "2", "--settle", "60")
+_SHORT = ("--seconds", "20", "--messages", "900", "--settle", "30")
+_QUIET = ("--seconds", "20", "--messages", "120", "--settle", "20")
+
+MECHANISMS = (
+    Mechanism(
+        "fence",
+        [(f"{_MIGRATIONS}/20261101000010_exchange_deliveries.sql",
+          "where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease\n        returning",
+          "where d.message_id = r.message and d.subscription = r.subscription\n        returning")],
+        ["--setting", "both/direct", "--fault", "worker SIGSTOP", *_LONG],
+    ),
+    Mechanism(
+        "renewal",
+        [("runtime/plan.py", "return bool(self.held) and now >=", "return False and bool(self.held) and now >=")],
+        ["--setting", "both/direct", "--fault", "frames forged", "--seconds", "20", "--messages", "300", "--work", "6",
+         "--settle", "60"],
+    ),
+    Mechanism(
+        "sweep after live",
+        [("runtime/plan.py", "        ended_polling = self.reach.live(path)\n        self.sweep(now)",
+          "        ended_polling = self.reach.live(path)"),
+         # A worker that is awake looks at everything before it sleeps, which would do the same.
+         ("runtime/plan.py", "if begins_polling:\n            self.phase = Phase.AWAKE\n", "if begins_polling:\n"),
+         ("runtime/plan.py", "polling = not self.reach.is_live and", "polling = False and")],
+        ["--setting", "both/rest", "--fault", "socket reset", "--fault", "socket accepted, then closed",
+         *_NO_SWEEP, *_NO_CANARY, *_QUIET],
+    ),
+    Mechanism(
+        "safety sweep", [],
+        ["--setting", "both/rest", "--fault", "broadcasts dropped", "--fault", "rows dropped", *_NO_CANARY, *_QUIET],
+        without=_NO_SWEEP,
+    ),
+    Mechanism(
+        "canary", [],
+        ["--setting", "both/rest", "--fault", "subscription gone deaf", *_NO_SWEEP, *_QUIET],
+        without=_NO_CANARY,
+    ),
+    Mechanism(
+        "atomic emits",
+        [("runtime/store/__init__.py",
+          '        return Answer.from_wire(\n            await self._persist("stream_exchange"',
+          """        from dataclasses import replace
+        for report in exchange.done:
+            for emit in report.emits:
+                await self._persist("stream_send", {"messages": f"[{emit}]"}, repeatable=False)
+        exchange = replace(exchange, done=[replace(report, emits=()) for report in exchange.done])
+        return Answer.from_wire(
+            await self._persist("stream_exchange\"""")],
+        ["--setting", "both/rest", "--fault", "worker SIGKILL",
+         "--fault", "REST answer lost after its effect", *_SHORT],
+    ),
+    Mechanism(
+        "dedup",
+        [(f"{_MIGRATIONS}/20261101000006_send_and_read_messages.sql",
+          "    return runtime.store(messages)::json;",
+          "    messages := (select jsonb_agg(m - 'dedup_key') from jsonb_array_elements(messages) as m);\n"
+          "    return runtime.store(messages)::json;")],
+        ["--setting", "both/rest", "--fault", "REST answer lost after its effect", *_SHORT],
+    ),
+)  # fmt: skip
+
+
+def main(
+    names: list[str] = typer.Argument(None, metavar="[MECHANISM]…", help="All of them by default."),
+) -> None:
+    """Run each campaign with a mechanism and without it, and show which checks failed."""
+    console = Console()
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("switched off", "with it", "without it: checks that failed"):
+        table.add_column(column)
+    unnoticed = False
+    for mechanism in MECHANISMS:
+        if names and mechanism.name not in names:
+            continue
+        console.print(f"{mechanism.name} …", style="dim")
+        sound = _failed(ROOT, mechanism.options)
+        with tempfile.TemporaryDirectory(prefix="agent-runtime-without-") as folder:
+            scratch = Path(folder) / "project"
+            shutil.copytree(ROOT, scratch, ignore=_LEFT_OUT)
+            for file, rule, instead in mechanism.edits:
+                text = (scratch / file).read_text()
+                if text.count(rule) != 1:
+                    raise SystemExit(f"{file} says {text.count(rule)} times, not once: {rule}")
+                (scratch / file).write_text(text.replace(rule, instead))
+            failed = _failed(scratch, [*mechanism.options, *mechanism.without])
+        unnoticed = unnoticed or bool(sound) or not failed
+        table.add_row(
+            mechanism.name, ", ".join(sound) or "nothing failed", ", ".join(failed) or "NOTHING: not noticed"
+        )
+    console.print(table)
+    raise SystemExit(1 if unnoticed else 0)
+
+
+def _failed(project: Path, options: Sequence[str]) -> list[str]:
+    """The checks that fail in one campaign."""
+    command = [sys.executable, "-m", "tests.chaos", "--seed", "1", "--huge-rows", "0", "--json", *options]
+    ended = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    try:
+        problems = json.loads(ended.stdout)["problems"]
+    except ValueError:
+        raise SystemExit(f"The campaign itself failed:\n{ended.stderr[-3000:]}") from None
+    return sorted({f"{problem['check']} ({problem['text'][:60]})" for problem in problems})
+
+
+if __name__ == "__main__":
+    typer.run(main)
