@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -105,7 +106,9 @@ MECHANISMS = (
 
 
 def main(
-    names: list[str] = typer.Argument(None, metavar="[MECHANISM]…", help="All of them by default."),
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MECHANISM]…", help="All of them by default.")
+    ] = None,
 ) -> None:
     """Run each campaign with a mechanism and without it, and show which checks failed."""
     console = Console()
