@@ -32,6 +32,9 @@ def main(
         int, typer.Option(help="Rows in the huge transactions, over all settings.")
     ] = 50_000,
     work: Annotated[float, typer.Option(help="Seconds a handler may take.")] = 0.01,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Let each fault last, instead of many short strikes.")
+    ] = False,
     settle: Annotated[
         float, typer.Option(help="Seconds in which all must be done after the last fault.")
     ] = 120,
@@ -55,7 +58,16 @@ def main(
 
     def campaign(stage: Stage) -> Campaign:
         return Campaign(
-            stage, Random(seed), messages, seconds, settings, fault or [], huge_rows, settle, console.print
+            stage,
+            Random(seed),
+            messages,
+            seconds,
+            settings,
+            fault or [],
+            huge_rows,
+            hold,
+            settle,
+            console.print,
         )
 
     outcome = anyio.run(play, campaign, environment)

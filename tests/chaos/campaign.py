@@ -55,6 +55,7 @@ class Campaign:
         settings: the acts.
         names: the faults to order; all that apply when empty.
         huge_rows: rows of the huge transaction; none when 0.
+        holds: whether each fault strikes once and lasts as long as the act, all of them together.
         settle_seconds: how long after the last fault everything must be done.
     """
 
@@ -65,6 +66,7 @@ class Campaign:
     settings: list[Setting]
     names: list[str]
     huge_rows: int
+    holds: bool
     settle_seconds: float
     say: Say
     outcome: Outcome = field(default_factory=Outcome)
@@ -164,6 +166,11 @@ class Campaign:
         """One fault after another from a shuffled deck; in the last third two at a time."""
         chosen = [fault for fault in FAULTS if not self.names or fault.name in self.names]
         faults = [fault for fault in chosen if fault.applies(self.stage)]
+        if self.holds:
+            async with anyio.create_task_group() as tasks:
+                for fault in faults:
+                    tasks.start_soon(self._strike_once, fault, until - time.monotonic())
+            return
         deck: list[Fault] = []
         began = time.monotonic()
         while faults and time.monotonic() < until:
@@ -172,15 +179,16 @@ class Campaign:
                 for _ in range(crowd):
                     if not deck:
                         deck = self.random.sample(faults, len(faults))
-                    tasks.start_soon(self._strike_once, deck.pop())
+                    fault = deck.pop()
+                    tasks.start_soon(self._strike_once, fault, self.random.uniform(*fault.seconds))
             await anyio.sleep(self.random.uniform(*_PAUSE))
 
-    async def _strike_once(self, fault: Fault) -> None:
+    async def _strike_once(self, fault: Fault, seconds: float) -> None:
         struck = Struck(fault.name, time.monotonic())
         try:
             async with fault.strike(self.stage, self.random):
                 self.outcome.strikes.append(struck)
-                await anyio.sleep(self.random.uniform(*fault.seconds))
+                await anyio.sleep(seconds)
         except NotRun as reason:
             self.outcome.not_run[fault.name] = str(reason)
         finally:

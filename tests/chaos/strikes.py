@@ -164,6 +164,12 @@ def _broadcast_chaos(stage: Stage) -> None:
     stage.faults.drop("broadcasts", times=10)
 
 
+def _hints(stage: Stage) -> None:
+    # What proves the paths still passes, so that nothing looks wrong.
+    stage.faults.drop("rows", matching="consciousness_stream")
+    stage.faults.drop("broadcasts", matching="wake")
+
+
 # Servers
 
 
@@ -253,6 +259,7 @@ FAULTS = [
     _proxy("broadcasts dropped", lambda it: it.faults.drop("broadcasts"), "socket"),
     _proxy("rows dropped", lambda it: it.faults.drop("rows"), "socket"),
     _proxy("broadcasts doubled, delayed, reordered", _broadcast_chaos, "socket"),
+    _proxy("hints lost, nonces not", _hints, "socket"),
     Fault("frames forged", _forged, "socket"),
     _proxy("REST cut before its effect", lambda it: it.faults.drop("requests", times=5), "rest"),
     _proxy("REST answer lost after its effect", lambda it: it.faults.lose_answer(times=5), "rest"),

@@ -61,18 +61,8 @@ MECHANISMS = (
          "--settle", "60"],
     ),
     Mechanism(
-        "sweep after live",
-        [("runtime/plan.py", "        ended_polling = self.reach.live(path)\n        self.sweep(now)",
-          "        ended_polling = self.reach.live(path)"),
-         # A worker that is awake looks at everything before it sleeps, which would do the same.
-         ("runtime/plan.py", "if begins_polling:\n            self.phase = Phase.AWAKE\n", "if begins_polling:\n"),
-         ("runtime/plan.py", "polling = not self.reach.is_live and", "polling = False and")],
-        ["--setting", "both/rest", "--fault", "socket reset", "--fault", "socket accepted, then closed",
-         *_NO_SWEEP, *_NO_CANARY, *_QUIET],
-    ),
-    Mechanism(
         "safety sweep", [],
-        ["--setting", "both/rest", "--fault", "broadcasts dropped", "--fault", "rows dropped", *_NO_CANARY, *_QUIET],
+        ["--setting", "both/rest", "--fault", "hints lost, nonces not", "--hold", *_NO_CANARY, *_QUIET],
         without=_NO_SWEEP,
     ),
     Mechanism(
