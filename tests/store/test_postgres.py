@@ -106,6 +106,8 @@ async def test_a_pooler_that_hid_is_found_out_by_a_lost_statement(
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()",
             server.database,
         )
+    # On the one connection the store has by now.
+    assert await store.read(key) == []
     async with anyio.create_task_group() as tasks:
         for number in range(10):
             tasks.start_soon(store.send, [Draft(key, number, dedup_key=f"{key}-{number}")])
