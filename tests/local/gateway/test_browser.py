@@ -18,7 +18,7 @@ from starlette.routing import Route
 from runtime import Agent
 from tests.integration.conftest import connected, running, settings_of, settled, until
 from tests.local.gateway.conftest import QuietServer, make_token
-from tests.local.gateway.node import installed
+from tests.node import installed
 
 pytestmark = pytest.mark.anyio
 

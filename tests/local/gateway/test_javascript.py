@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from tests.local.gateway.conftest import make_token
-from tests.local.gateway.node import SOURCES, installed
+from tests.node import SOURCES, installed
 
 pytestmark = pytest.mark.anyio
 

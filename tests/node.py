@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[2] / "javascript"
+SOURCES = Path(__file__).parent / "javascript"
 
 
 def installed() -> Path:
