@@ -1,0 +1,125 @@
+"""Would the model notice? Breaks one rule of the kernel at a time and waits for the machine to object.
+
+    python -m tests.kernel.mutations            all of them, some minutes
+    python -m tests.kernel.mutations K9         those whose name matches K9
+
+Run by hand after a change of the kernel, the model or the machine. A mutation that survives is a hole in the machine.
+"""
+
+import re
+import sys
+import time
+from typing import NamedTuple
+
+import anyio
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from runtime.testing.cluster import Cluster, running_cluster
+from tests.kernel.driver import connected
+from tests.kernel.machine import machine_for, open_database
+from tests.kernel.switch import switch_off
+
+
+class Mutation(NamedTuple):
+    """One rule less."""
+
+    name: str
+    function: str
+    rule: str
+    instead: str = ""
+
+
+MUTATIONS = (
+    Mutation("K1 done needs no lease", "runtime.finish", "and d.lease = r.lease"),
+    Mutation("K1 failed needs no lease", "runtime.fail", "and d.lease = r.lease"),
+    Mutation("K1 renew needs no lease", "runtime.renew", "and d.lease = a.lease"),
+    Mutation("K2 a repeated number is applied", "public.stream_exchange", "n = mine.n then", "false then"),
+    Mutation("K2 an older number is applied", "public.stream_exchange", "if n < mine.n", "if false"),
+    Mutation("K5 takes before it is settled", "runtime.take_fresh", "s.settled and"),
+    Mutation("K5 takes in order before settled", "runtime.take", "s.settled and"),
+    Mutation("K5 history without on conflict", "runtime.backfill", "on conflict do nothing"),
+    Mutation("K5 settles beside open writers", "runtime.settle", "elsif pg_snapshot_xmin(pg_current_snapshot()) > s.settling_xid then", "else"),
+    Mutation("K5 lets old snapshots write", "runtime.fan_out", "current_setting('transaction_isolation') <> 'read committed'", "false"),
+    Mutation("K5 history leaves sole", "runtime.backfill", "where target.marks_processed and", "where false and"),
+    Mutation("K6 takes what is paused", "runtime.take_fresh", "and s.paused_at is null"),
+    Mutation("K6 classes in the wrong order", "runtime.take_fresh", "(1::smallint, 0::bigint), (0::smallint, w.past)", "(0::smallint, w.past), (1::smallint, 0::bigint)"),
+    Mutation("K6 says nothing is due next", "runtime.next_due_seconds", "min(d.visible_at) is not null", "false"),
+    Mutation("K8 counts no crash", "runtime.settle_crashes", "set crashes = d.crashes + 1", "set crashes = d.crashes"),
+    Mutation("K8 looks at no abandoned lease", "public.stream_exchange", "perform runtime.count_crashes(want);", "null;"),
+    Mutation("K8 suspects come with others", "runtime.take_due", "and (one.crashes >= 2) = alone"),
+    Mutation("K8 one attempt too many", "runtime.fail", "d.attempts + 1 >= s.max_attempts", "d.attempts >= s.max_attempts"),
+    Mutation("K8 giving back counts", "runtime.fail", "(r.verdict = 'failed')::integer", "1"),
+    Mutation("K9 unparks nothing", "runtime.unpark", "and n.lease is null", "and false"),
+    Mutation("K9 parks behind what it could not lock", "runtime.take_ordered", "and h.message_id = any (locked) and h.message_id < d.message_id", "and h.message_id < d.message_id"),
+    Mutation("K9 takes past the head", "runtime.take_ordered", "n.ordered_key = m.ordered_key", "n.ordered_key = m.ordered_key and n.message_id = any (seen)"),
+    Mutation("K9 stops behind a hot key", "runtime.take_ordered", "is_full := is_full and parked > 0;", "is_full := false;"),
+    Mutation("K9 an expired head wakes nobody", "public.stream_exchange", "taking.look_again := true;", "null;"),
+    Mutation("K9 no order for what was unordered", "runtime.settle", "perform runtime.begin_order(s.id);", "null;"),
+    Mutation("K9 pruning unparks nothing", "public.stream_prune", "perform runtime.after_end( expired.ids, expired.subscriptions, expired.marks, expired.soles, expired.ordered_keys);"),
+    Mutation("K9 a dead letter blocks nothing", "runtime.bury", "s.ordered and s.dead_blocks", "false"),
+    Mutation("K10 does not wait for the others", "runtime.mark_processed", "and not exists (select from runtime.deliveries d where d.message_id = m.id and d.marks)"),
+    Mutation("K10 forgets what was locked", "runtime.mark_processed", "and not m.id = any (locked)", "and false"),
+    Mutation("K11 a plain insert stores twice", "runtime.keep_dedup", "where d.message_id is null or d.forget_at < clock_timestamp()"),
+    Mutation("K11 a batch stores twice", "runtime.store", "where d.forget_at < clock_timestamp()"),
+    Mutation("K12 delivers what has expired", "public.stream_exchange", "m.id is null or m.expires_at <= clock_timestamp()", "false"),
+    Mutation("K15 announces nothing", "runtime.fan_out", "perform runtime.announce(keys, matched);", "null;"),
+    Mutation("K15 resume wakes nobody", "public.stream_resume", "perform runtime.wake_sleepers(array[s.id], '{}');", "null;"),
+    Mutation("K15 redrive wakes nobody", "public.stream_redrive", "perform runtime.wake_sleepers(woken, '{}');", "null;"),
+    Mutation("K16 sleeps beside open writers", "runtime.fall_asleep", ">= coalesce(fence, pg_current_xact_id())", ">= '0'::xid8"),
+    Mutation("G4 emits nothing", "runtime.finish", "perform runtime.store(emits);", "null;"),
+)  # fmt: skip
+
+
+def noticed(cluster: Cluster, mutation: Mutation | None, *, examples: int, steps: int) -> str | None:
+    """What the machine says of a kernel changed so; None if it says nothing."""
+    name = cluster.make_database()
+    url = cluster.url(name)
+
+    async def mutate() -> None:
+        async with connected(url) as connection:
+            if mutation is not None:
+                await switch_off(connection, mutation.function, mutation.rule, mutation.instead)
+
+    anyio.run(mutate)
+    database = open_database(url)
+    try:
+        run_state_machine_as_test(
+            machine_for(database),
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it stumbles over, it has stumbled
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        database.close()
+        cluster.drop_database(name)
+    return None
+
+
+def main() -> int:
+    """Break each rule; say which the machine noticed, and after how long."""
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    survivors = 0
+    with running_cluster() as cluster:
+        for mutation in MUTATIONS:
+            if re.search(wanted, mutation.name):
+                began = time.monotonic()
+                objection = noticed(cluster, mutation, examples=100, steps=50)
+                survivors += objection is None
+                print(
+                    f"{mutation.name:42} {time.monotonic() - began:5.1f} s  {objection or 'SURVIVES'}"[:160],
+                    flush=True,
+                )
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Does the kernel keep its promises whatever happens, in whatever order?"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.kernel.machine import machine_for, open_database
+from tests.kernel.state import Database
+
+# Some 5,000 steps on each version. A longer run by hand: MODEL_EXAMPLES=2000.
+_EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "50"))
+
+
+@pytest.fixture
+def model_database(kernel_database: str) -> Iterator[Database]:
+    """One database for all examples; the machine empties it before each."""
+    database = open_database(kernel_database)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@pytest.mark.timeout(0)
+def test_the_kernel_keeps_to_the_model(model_database: Database) -> None:
+    run_state_machine_as_test(
+        machine_for(model_database),
+        settings=settings(
+            max_examples=_EXAMPLES,
+            stateful_step_count=50,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
