@@ -154,6 +154,16 @@ def test_the_introduction_has_five_lines() -> None:
     assert 3 <= len(introduction.splitlines()) <= 6
 
 
+def test_a_newcomer_sees_nothing_at_the_top_that_does_not_belong_there() -> None:
+    folders = {"runtime", "agents", "tests", "supabase", "docs"}
+    files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS
+    ).stdout.splitlines()
+    tops = {path.split("/")[0] for path in listed}
+    assert {name for name in tops if not name.startswith(".")} <= folders | files
+
+
 def test_every_file_and_command_that_is_named_exists() -> None:
     from runtime.cli import COMMANDS
 
