@@ -1,5 +1,6 @@
 """The README is a program: its code runs, its commands work, its table of settings is the settings."""
 
+import html
 import os
 import re
 import shutil
@@ -187,7 +188,8 @@ def settings_table() -> str:
     rows = ["| variable | default | means |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         variables = ", ".join(f"`{variable}`" for variable in variables_of(name, field))
-        rows.append(f"| {variables} | {default_of(field.default)} | {field.description} |")
+        described = html.escape(field.description or "", quote=False)
+        rows.append(f"| {variables} | {default_of(field.default)} | {described} |")
     return "\n".join(rows)
 
 

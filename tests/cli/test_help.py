@@ -88,7 +88,7 @@ def test_a_command_that_is_none_is_a_matter_of_usage_with_a_guess(nowhere: Shell
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("runtime de", {"demo"}),
+        ("runtime dem", {"demo"}),
         ("runtime local st", {"start", "stop", "status"}),
         ("runtime send --dedup", {"--dedup-key"}),
         ("runtime send a --priority ", {"low", "normal", "high"}),
