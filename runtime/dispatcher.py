@@ -14,7 +14,7 @@ import anyio
 from runtime.agent import Handler
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.gauges import Gauges
-from runtime.plan import Lane, Look, Plan, Rest, Suspects
+from runtime.plan import LAPSING_SHARE, Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds
 from runtime.runner import Runner, failure
@@ -156,6 +156,7 @@ class Dispatcher:
             for source in self._wakeups:
                 tasks.start_soon(source.run, self)
             tasks.start_soon(self._watch_user_loop)
+            tasks.start_soon(self._watch_leases)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
             if not self.plan.reach.expected and not self.plan.is_spare:
                 _log.info("polling: every push path is switched off")
@@ -257,7 +258,10 @@ class Dispatcher:
             )
         for message, subscription in answer.lost:
             self.counts["leases lost"] += 1
+            delivery = self.plan.held.get((message, subscription))
             self.plan.give_up((message, subscription))
+            if delivery is not None:
+                self._runner.revoke([delivery])
             _log.warning("the lease of %s on message %s is lost", self._name(subscription), message)
         if self.plan.unannounced:
             for source in self._wakeups:
@@ -369,6 +373,22 @@ class Dispatcher:
             else:
                 self._note_answer()
                 return
+
+    async def _watch_leases(self) -> None:
+        """End attempts whose leases cannot be renewed in time: before another worker may take them over."""
+        while True:
+            await anyio.sleep(self._settings.lease_seconds * LAPSING_SHARE / 2)
+            lapsing = self.plan.lapsing(time.monotonic())
+            if lapsing:
+                names = sorted({self._name(delivery.subscription) for delivery in lapsing})
+                _log.warning(
+                    "%d leases could not be renewed and end now (%s): their handlers are cancelled, and the "
+                    "deliveries come due again",
+                    len(lapsing),
+                    ", ".join(names),
+                )
+                self.counts["leases lapsed"] += len(lapsing)
+                self._runner.revoke(lapsing)
 
     async def _watch_user_loop(self) -> None:
         """Notice a handler that blocks the loop of user code, and stop renewing for one that does so for long."""

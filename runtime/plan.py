@@ -16,6 +16,8 @@ from runtime.wakeups import Path, Reach
 from runtime.wakeups.polling import Pace
 
 MAX_REPORTS = 500
+# Renewal comes at a third of a lease's time; when only so much of it is left, none has come through.
+LAPSING_SHARE = 0.2
 MAX_EMIT_BYTES = 8_000_000
 _PAUSE_FIRST_SECONDS = 0.005
 _PAUSE_CAP_SECONDS = 0.05
@@ -127,6 +129,7 @@ class Plan:
         self.unannounced = False
         self.renews_async = True
         self._given_up: set[tuple[int, int]] = set()
+        self._ends_at: dict[tuple[int, int], float] = {}
         self._recent: set[int] = set()
         self._recent_order: deque[int] = deque(maxlen=_RECENT)
         self._settings = settings
@@ -206,6 +209,18 @@ class Plan:
         """A lease is lost: its attempt runs on, but is not renewed any more."""
         if place in self.held:
             self._given_up.add(place)
+
+    def lapsing(self, now: float) -> list[Delivery]:
+        """Give up the leases that end soon, since no renewal has come through; returns whose attempts must end."""
+        soon = now + self._settings.lease_seconds * LAPSING_SHARE
+        ending = {report.delivery.place for report in self._reports} | self._given_up
+        found = [
+            delivery
+            for place, delivery in self.held.items()
+            if place not in ending and self._ends_at.get(place, soon) < soon
+        ]
+        self._given_up.update(delivery.place for delivery in found)
+        return found
 
     def forget(self, delivery: Delivery) -> None:
         """A delivery cannot be reported: let its lease lapse."""
@@ -298,10 +313,14 @@ class Plan:
             # It may be one that lapsed here and is still running: then its old attempt ends unheeded.
             self._given_up.discard(delivery.place)
             self.held[delivery.place] = delivery
+            self._ends_at[delivery.place] = sent_at + self._settings.lease_seconds
             self.lanes[delivery.subscription].held += 1
             self._remember(delivery.message.id)
         if answer.taken and len(self.held) == len(answer.taken):
             self._renewed_at = sent_at
+        for delivery in () if answer.repeated else look.renew:
+            if delivery.place in self.held and delivery.place not in answer.lost:
+                self._ends_at[delivery.place] = sent_at + self._settings.lease_seconds
         self._note_paces(now)
         if answer.repeated:
             # Only what was taken is told a second time; everything else is to be asked again.
@@ -325,6 +344,7 @@ class Plan:
         current = self.held.get(delivery.place)
         if current is not None and current.lease == delivery.lease:
             del self.held[delivery.place]
+            del self._ends_at[delivery.place]
             self._given_up.discard(delivery.place)
 
     def _next_reports(self) -> Iterator[Report]:

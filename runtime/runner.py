@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -91,6 +91,7 @@ class Runner:
         }
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
+        self._attempts: dict[str, anyio.CancelScope] = {}
         self.ticked_at = time.monotonic()
         self._called_at = self.ticked_at
         self._lag_seconds = 0.0
@@ -133,6 +134,22 @@ class Runner:
     def cancel(self) -> None:
         """Cancel what still runs, and give it back. Called from the runtime's thread."""
         self._soon(self._cancel)
+
+    def revoke(self, deliveries: Sequence[Delivery]) -> None:
+        """End or skip the attempts of deliveries whose leases are lost. Called from the runtime's thread.
+
+        A plain function cannot be stopped in its thread: it runs on, and its result is refused.
+        """
+        self._soon(partial(self._revoke, deliveries))
+
+    def _revoke(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            waiting = self._waiting[delivery.subscription]
+            if delivery in waiting:
+                waiting.remove(delivery)
+                self._report(Report(delivery, outcome="released"))
+            elif (scope := self._attempts.get(_attempt_of(delivery))) is not None:
+                scope.cancel()
 
     def _call(self) -> None:
         # One call covers everything that gathers until it is made.
@@ -193,8 +210,12 @@ class Runner:
         began, clock = time.time(), time.monotonic()
         report = Report(delivery, outcome="released")
         try:
-            report = await self._attempt(handler, delivery)
+            with anyio.CancelScope() as scope:
+                if handler.is_async:
+                    self._attempts[_attempt_of(delivery)] = scope
+                report = await self._attempt(handler, delivery)
         finally:
+            self._attempts.pop(_attempt_of(delivery), None)
             report = replace(report, seconds=time.monotonic() - clock)
             self._report(report)
             if self._observer is not None and report.outcome != "released":
@@ -240,6 +261,11 @@ class Runner:
             abandon_on_cancel=True,
             limiter=self._threads[handler.name],
         )
+
+
+def _attempt_of(delivery: Delivery) -> str:
+    """What names one attempt in this process: the same delivery may be taken again while an old attempt runs."""
+    return f"{delivery.message.id} {delivery.subscription} {delivery.lease}"
 
 
 async def _shake_off_cancellation() -> None:

@@ -1,10 +1,12 @@
 """Does a worker keep what it promises? Over a real database, by the direct store and NOTIFY."""
 
+import asyncio
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -488,6 +490,47 @@ async def test_a_store_away_during_work_costs_time_and_nothing_else(
     assert sorted(seen) == list(range(100))
     assert await outcomes(admin(database)) == {("steady.note", "done"): 100}
     assert caplog.text.count("the store answers again") == caplog.text.count("the store is away")
+
+
+async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fails(
+    database: str, way: Way, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent("long")
+    events: list[str] = []
+    in_thread = threading.Event()
+
+    @agent.on("long.task")
+    async def run_long(value: int) -> None:
+        events.append(f"began {value}")
+        try:
+            await anyio.sleep(60 if len(events) == 1 else 0)
+        except asyncio.CancelledError:
+            events.append(f"cancelled {value}")
+            raise
+        events.append(f"ended {value}")
+
+    @agent.on("long.thread")
+    def run_in_thread(value: int) -> None:
+        in_thread.wait(10)
+
+    async with running([agent], direct(through(database, way), lease_seconds=4)) as worker:
+        await ready(database, "long.run_long", "long.run_in_thread")
+        await send(database, "long.task", 1)
+        await send(database, "long.thread", 1)
+        await until(lambda: events == ["began 1"])
+        await way.cut()
+        await until(lambda: events == ["began 1", "cancelled 1"])
+        # Its lease had not ended: nobody else could have begun it.
+        leased = (
+            "select bool_and(visible_at > clock_timestamp()) from runtime.deliveries where lease is not null"
+        )
+        assert await query(database, leased)
+        assert worker.counts["leases lapsed"] == 2
+        way.mend()
+        await until(lambda: events[-1] == "ended 1")
+        in_thread.set()
+    assert "2 leases could not be renewed and end now (long.run_in_thread, long.run_long)" in caplog.text
+    assert events == ["began 1", "cancelled 1", "began 1", "ended 1"]
 
 
 async def test_a_store_away_during_a_stop_holds_it_up_for_the_deadline_only(database: str, way: Way) -> None:
