@@ -61,7 +61,6 @@ class Settings(BaseSettings):
     )
 
     concurrency: int = Field(default=100, ge=1, description="Handlers running at once in one worker.")
-    pumps: int = Field(default=1, ge=1, le=8, description="Exchanges under way at once in one worker.")
     lease_seconds: float = Field(
         default=30, ge=1, description="How long a delivery stays taken without renewal."
     )

@@ -23,7 +23,6 @@ GIVEN = {
     "RUNTIME_WEBHOOK": ("webhook", "127.0.0.1:9000", "127.0.0.1:9000"),
     "RUNTIME_WEBHOOK_SECRET": ("webhook_secret", "word", SecretStr("word")),
     "RUNTIME_CONCURRENCY": ("concurrency", "7", 7),
-    "RUNTIME_PUMPS": ("pumps", "2", 2),
     "RUNTIME_LEASE_SECONDS": ("lease_seconds", "12.5", 12.5),
     "RUNTIME_DRAIN_SECONDS": ("drain_seconds", "0", 0),
     "RUNTIME_BLOCKED_LOOP_SECONDS": ("blocked_loop_seconds", "9", 9),
@@ -170,4 +169,4 @@ def test_secrets_are_in_no_repr() -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings.load().pumps = 2  # type: ignore[misc]
+        Settings.load().concurrency = 2  # type: ignore[misc]
