@@ -86,7 +86,7 @@ def test_what_is_given_wins_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_to_be_filled_in_is_not_set() -> None:
-    Path(".env").write_text("SUPABASE_URL=\nSUPABASE_SECRET_KEY=\nDATABASE_URL=\nRUNTIME_PUMPS=\n")
+    Path(".env").write_text("SUPABASE_URL=\nSUPABASE_SECRET_KEY=\nDATABASE_URL=\nRUNTIME_SWEEP_SECONDS=\n")
     settings = Settings.load()
     assert (settings.supabase_url, settings.supabase_key, settings.database_url) == (None, None, None)
 
@@ -111,7 +111,7 @@ def test_the_urls_parts_people_copy_along_do_no_harm(suffix: str) -> None:
         ("RUNTIME_LEASE_SECONDS", "nan", "RUNTIME_LEASE_SECONDS: input should be a finite number"),
         ("RUNTIME_SWEEP_SECONDS", "inf", "RUNTIME_SWEEP_SECONDS: input should be a finite number"),
         ("RUNTIME_LEASE_SECONDS", "0", "greater than or equal to 1"),
-        ("RUNTIME_PUMPS", "99", "RUNTIME_PUMPS: input should be less than or equal to 8"),
+        ("RUNTIME_HEARTBEAT_SECONDS", "99", "RUNTIME_HEARTBEAT_SECONDS: input should be less than or equal to 30"),
         ("RUNTIME_NOTIFY", "s3cret", "RUNTIME_NOTIFY: input should be a valid boolean"),
         ("RUNTIME_LOG_LEVEL", "s3cret", "'debug', 'info', 'warning' or 'error'"),
         ("RUNTIME_POLL_SLOW_SECONDS", "0.01", "must not be less than RUNTIME_POLL_FAST_SECONDS"),
@@ -147,10 +147,10 @@ def test_a_wrong_one_is_told_in_a_sentence_without_its_value(
 
 
 def test_two_wrong_ones_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNTIME_PUMPS", "x")
+    monkeypatch.setenv("RUNTIME_SWEEP_SECONDS", "x")
     monkeypatch.setenv("RUNTIME_CONCURRENCY", "0")
     with pytest.raises(
-        SettingsError, match=r"RUNTIME_CONCURRENCY.*RUNTIME_PUMPS|RUNTIME_PUMPS.*RUNTIME_CONC"
+        SettingsError, match=r"RUNTIME_CONCURRENCY.*RUNTIME_SWEEP_SECONDS|RUNTIME_SWEEP_SECONDS.*RUNTIME_CONC"
     ):
         Settings.load()
 

@@ -20,8 +20,8 @@ class TestEachCommandTellsOf:
         assert "SUPABASE_SERVICE_ROLE_KEY" in line
 
     def test_a_setting_that_is_none(self, nowhere: Shell, command: list[str]) -> None:
-        line = error_line(nowhere.run(*command, RUNTIME_PUMPS="many"))
-        assert "RUNTIME_PUMPS" in line
+        line = error_line(nowhere.run(*command, RUNTIME_CONCURRENCY="many"))
+        assert "RUNTIME_CONCURRENCY" in line
 
     def test_a_wrong_key(self, shell: Shell, command: list[str]) -> None:
         line = error_line(shell.run(*command, SUPABASE_SERVICE_ROLE_KEY="sb_secret_wrong"))
