@@ -7,9 +7,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from random import Random
 
+from runtime.drowsing import CAP_SECONDS, FIRST_SECONDS, Drowsing, Phase
 from runtime.settings import Settings
 from runtime.store import Answer, Delivery, Report
 from runtime.wakeups import Path, Reach
@@ -19,21 +20,10 @@ MAX_REPORTS = 500
 # Renewal comes at a third of a lease's time; when only so much of it is left, none has come through.
 LAPSING_SHARE = 0.2
 MAX_EMIT_BYTES = 8_000_000
-_PAUSE_FIRST_SECONDS = 0.005
-_PAUSE_CAP_SECONDS = 0.05
 _RESCAN_PAUSE_SECONDS = 0.05
-_DROWSY_PATIENCE_SECONDS = 3.0
 _PREFETCH_SECONDS = 0.05
 _PREFETCH_LIMIT = 400
 _RECENT = 2000
-
-
-class Phase(Enum):
-    """How close to sleep the worker is, as the database knows it."""
-
-    AWAKE = "awake"
-    DROWSY = "drowsy"
-    ASLEEP = "asleep"
 
 
 class Suspects(StrEnum):
@@ -122,7 +112,6 @@ class Plan:
     ) -> None:
         self.lanes = lanes
         self.reach = reach
-        self.phase = Phase.AWAKE
         self.stopping = False
         self.held: dict[tuple[int, int], Delivery] = {}
         self.unsettled: frozenset[int] = frozenset()
@@ -136,13 +125,13 @@ class Plan:
         self._reports: deque[Report] = deque()
         self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds, random or Random())
         self._cursors: Mapping[str, int] = {}
-        self._fence: str | None = None
+        self._drowsing = Drowsing(now, slow_seconds=settings.poll_slow_seconds)
         self.is_spare = suspects is Suspects.ONLY
         self._passes_suspects = suspects is Suspects.NEVER
         self._hinted = not self.is_spare
         self._follows_hint = False
         self._hint_after = now
-        self._hint_pause = _PAUSE_FIRST_SECONDS
+        self._hint_pause = FIRST_SECONDS
         self._silent_until = now
         self._filled: set[int] = set()
         self._rescan_at: float | None = None
@@ -150,18 +139,20 @@ class Plan:
         self._due_at: float | None = now
         self._poll_at = math.inf if self.is_spare else now
         self._sweep_at = now + settings.sweep_seconds
-        self._look_at = now
-        self._look_pause = _PAUSE_FIRST_SECONDS
-        self._looking_since = now
         self._renewed_at = now
         self._settle_at = now
-        self._settle_seconds = _PAUSE_FIRST_SECONDS
+        self._settle_seconds = FIRST_SECONDS
         self._nonce: str | None = None
         self._suspects = False
         self._suspects_since = now
         self._is_alone = False
         self._runs_suspect = False
         self._paced_at = now
+
+    @property
+    def phase(self) -> Phase:
+        """How close to sleep the worker is."""
+        return self._drowsing.phase
 
     # What happens
 
@@ -188,7 +179,7 @@ class Plan:
         """A push path went; returns whether polling begins, at once."""
         begins_polling = self.reach.lost(path)
         if begins_polling:
-            self.phase = Phase.AWAKE
+            self._drowsing.rouse()
             self._pace.active()
             self._poll_at = now
         return begins_polling
@@ -261,8 +252,7 @@ class Plan:
             self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS
         )
         hinted = self._hinted and now >= self._hint_after
-        # Awake, nobody announces anything to this worker: it looks by itself until it may sleep.
-        looking = self.phase is not Phase.ASLEEP and self.reach.is_live and now >= self._look_at
+        looking = self.reach.is_live and self._drowsing.is_due(now)
         renewing = self.renewable(now)
         want = {} if self.stopping else self._want(now)
         # Taking needs room; without any, a hint waits until a report makes some.
@@ -287,7 +277,7 @@ class Plan:
             settle=bool(self.unsettled),
         )
         if self._may_sleep(look, looking):
-            look.sleep, look.fence = True, self._fence
+            look.sleep, look.fence = True, self._drowsing.fence
             if reports and now >= self._rescanned_at + _RESCAN_PAUSE_SECONDS:
                 # The last of what there was: one look at everything, and it may sleep at once.
                 look.cursors, look.due = None, True
@@ -326,7 +316,7 @@ class Plan:
             # Only what was taken is told a second time; everything else is to be asked again.
             self._is_alone = False
             self._runs_suspect = look.alone and bool(answer.taken)
-            self._stay_awake(now)
+            self._drowsing.stay_awake(now)
             self.sweep(now)
             return
         self._note_settling(look, answer, now)
@@ -411,7 +401,7 @@ class Plan:
         if not look.settle:
             return
         if answer.unsettled != self.unsettled:
-            self._settle_seconds = _PAUSE_FIRST_SECONDS
+            self._settle_seconds = FIRST_SECONDS
             self.sweep(now)
         self.unsettled = answer.unsettled
         self._settle_at = now + self._settle_seconds
@@ -432,13 +422,13 @@ class Plan:
             if report.delay is not None:
                 self._expect_due(now + report.delay)
         if answer.look_again:
-            self._rescan_at = now + _PAUSE_FIRST_SECONDS
+            self._rescan_at = now + FIRST_SECONDS
         if answer.taken:
-            self._hint_after, self._hint_pause = now, _PAUSE_FIRST_SECONDS
+            self._hint_after, self._hint_pause = now, FIRST_SECONDS
         elif self._follows_hint:
             # Hints can be forged: a flood of them costs a few looks a second.
             self._hint_after = now + self._hint_pause
-            self._hint_pause = min(2 * self._hint_pause, _PAUSE_CAP_SECONDS)
+            self._hint_pause = min(2 * self._hint_pause, CAP_SECONDS)
         if answer.taken or look.done:
             self._pace.active()
         if not (self.reach.is_live or self.is_spare):
@@ -457,40 +447,24 @@ class Plan:
             self._suspects = answer.suspects
 
     def _note_sleep(self, look: Look, answer: Answer, now: float) -> None:
+        drowsing = self._drowsing
         if answer.taken or answer.filled or look.alone:
-            self._stay_awake(now)
+            drowsing.stay_awake(now)
         elif not (look.want and self.reach.is_live) or self.stopping:
-            self.phase, self._fence = Phase.AWAKE, None
+            drowsing.rouse()
+        elif not look.sleep and self.unsettled:
+            drowsing.rouse()
+            drowsing.look_later(now)
         elif not look.sleep:
-            # A look that had no reason to lie down: the next one has, unless something is not settled yet.
-            self.phase, self._fence = Phase.AWAKE, None
-            if self.unsettled:
-                self._look_later(now)
-            else:
-                self._look_at = now + _PAUSE_FIRST_SECONDS
+            drowsing.look_soon(now)
         elif answer.fence is None:
-            # Marked only now. Who began to write before cannot have seen it, so nothing is proved yet.
-            self._stay_awake(now)
-            self.phase, self._look_at = Phase.DROWSY, now
+            drowsing.lie_down(now)
         elif self.phase is not Phase.ASLEEP:
             # Only a look at everything, from the lowest id, proves that there is nothing.
             if answer.quiet and look.cursors is None and look.due and not self._hinted:
-                self.phase, self._fence = Phase.ASLEEP, None
-                return
-            self.phase, self._fence = Phase.DROWSY, answer.fence
-            self._look_later(now)
-
-    def _stay_awake(self, now: float) -> None:
-        self.phase, self._fence = Phase.AWAKE, None
-        self._looking_since, self._look_pause = now, _PAUSE_FIRST_SECONDS
-        self._look_at = now + _PAUSE_FIRST_SECONDS
-
-    def _look_later(self, now: float) -> None:
-        self._look_at = now + self._look_pause
-        self._look_pause = min(2 * self._look_pause, _PAUSE_CAP_SECONDS)
-        if now - self._looking_since > _DROWSY_PATIENCE_SECONDS:
-            # A long foreign transaction: no reason to hurry.
-            self._look_pause = self._settings.poll_slow_seconds
+                drowsing.fall_asleep()
+            else:
+                drowsing.doze(now, answer.fence)
 
     def _rest(self, now: float, has_room: bool) -> float:
         moments = [self._sweep_at]
@@ -508,7 +482,7 @@ class Plan:
             if not self.reach.is_live:
                 moments.append(self._poll_at)
             elif self.phase is not Phase.ASLEEP:
-                moments.append(self._look_at)
+                moments.append(self._drowsing.look_at)
         if self._suspects:
             lease = self._settings.lease_seconds
             # Never so little that no clock would show it.

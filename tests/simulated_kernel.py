@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from runtime.drowsing import Phase
 from runtime.message import Message
-from runtime.plan import Lane, Look, Phase, Plan, Rest, Suspects
+from runtime.plan import Lane, Look, Plan, Rest, Suspects
 from runtime.settings import Settings
 from runtime.store import Answer, Delivery, Report
 from runtime.wakeups import Path, Reach

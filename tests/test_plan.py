@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from runtime.plan import MAX_EMIT_BYTES, MAX_REPORTS, Lane, Look, Phase, Plan, Rest, Suspects
+from runtime.drowsing import Phase
+from runtime.plan import MAX_EMIT_BYTES, MAX_REPORTS, Lane, Look, Plan, Rest, Suspects
 from runtime.settings import Settings
 from runtime.store import Answer
 from runtime.wakeups import Reach
