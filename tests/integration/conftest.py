@@ -1,7 +1,7 @@
 """Workers over a whole stack: a real PostgreSQL, a real gateway process, real sockets."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from runtime import Agent
 from runtime.settings import Settings
 from runtime.worker import Attempt, Worker
+from tests.integration.external import ExternalStack
 
 DEADLINE_SECONDS = 30.0
 
@@ -91,3 +92,26 @@ async def outcomes(url: str) -> Counter[tuple[str, str]]:
 def seen() -> list[Any]:
     """Where handlers note what they got."""
     return []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what would stop, break or alter a stack that is not the tests' own."""
+    if ExternalStack.named_by() is None:
+        return
+    reason = (
+        "needs a stack of its own: it stops the gateway or alters the schema. Unset SUPABASE_URL to run it"
+    )
+    for item in items:
+        if item.get_closest_marker("own_stack"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def stack(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The stack that the environment names, emptied; otherwise one of the test's own."""
+    external = ExternalStack.named_by()
+    if external is None:
+        yield request.getfixturevalue("stack")
+    else:
+        external.empty()
+        yield external

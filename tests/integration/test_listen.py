@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -53,6 +54,7 @@ async def test_listen_is_woken_by_realtime_and_not_by_a_timer(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.own_stack
 async def test_listen_goes_on_after_the_gateway_was_killed_and_started_again(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,7 +84,7 @@ async def test_a_listeners_socket_is_closed_with_the_listener(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "runtime.wakeups")
-    async with faulty_proxy(stack.gateway.port) as proxy:
+    async with faulty_proxy(urlsplit(stack.api_url).port) as proxy:
         settings = settings_of(stack, supabase_url=f"http://127.0.0.1:{proxy.port}")
         async with connect(settings) as stream:
             sent = await stream.send("site.a", 1)

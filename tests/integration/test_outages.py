@@ -20,6 +20,7 @@ pytestmark = pytest.mark.anyio
 SLOW = Path(__file__).parent / "slow_agent.py"
 
 
+@pytest.mark.own_stack
 async def test_g7_the_gateway_is_killed_and_comes_back(stack: Any) -> None:
     seen: Counter[int] = Counter()
     agent = Agent("steady")
@@ -61,6 +62,7 @@ async def test_g7_the_gateway_is_killed_and_comes_back(stack: Any) -> None:
     assert await outcomes(stack.admin_url) == {("steady.note", "done"): sent}
 
 
+@pytest.mark.own_stack
 async def test_g7_a_gateway_that_is_store_and_socket_is_killed_and_comes_back(stack: Any) -> None:
     seen: Counter[int] = Counter()
     agent = Agent("rest")

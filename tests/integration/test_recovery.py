@@ -22,7 +22,7 @@ from runtime.local.stack import LocalStack
 from runtime.worker import Worker
 from tests.integration.conftest import connected, running, settings_of, settled, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.own_stack]
 
 
 @pytest.fixture(autouse=True)
