@@ -4,8 +4,6 @@ They run in a process of their own. When a file has changed, it is first tried w
 all; only then does the old process drain, and a new one start. What is written in between waits in the table.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Final
 import anyio
 from anyio.abc import Process
 from watchfiles import PythonFilter, awatch
+
+from runtime.supervisor import ending
 
 Say = Callable[[str], None]
 
@@ -103,7 +103,7 @@ class Reloading:
             await _first(self._process.wait, self._changed.wait, self._stopped.wait)
             if not self._is_running and not self._stopped.is_set():
                 self._say(
-                    f"the agents' process ended by itself ({ending(self._process.returncode or 0)}); "
+                    f"the agents' process {ending(self._process.returncode or 0)}; "
                     "what it held comes due again; waiting for the next change"
                 )
         await _first(self._changed.wait, self._stopped.wait)
@@ -142,13 +142,6 @@ def watched(paths: Sequence[str]) -> list[Path]:
         # Editors replace a file, so its folder is watched; of a module, everything it may import from here.
         folders.append(place if place.is_dir() else place.parent if place.is_file() else Path())
     return list(dict.fromkeys(folder.resolve() for folder in folders))
-
-
-def ending(returncode: int) -> str:
-    """How a process ended, in words."""
-    if returncode >= 0:
-        return f"exit code {returncode}"
-    return signal.Signals(-returncode).name if os.name == "posix" else f"code {returncode}"
 
 
 async def _first(*waits: Callable[[], object]) -> None:

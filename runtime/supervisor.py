@@ -123,7 +123,7 @@ class Supervisor:
                 _log.error(
                     "process %s %s after %.1f s, %d times in a row: it is not started again. The others go on; "
                     "mend what it says above, and start anew.",
-                    child.name, _ending(code), lived, restarts.deaths,
+                    child.name, ending(code), lived, restarts.deaths,
                 )  # fmt: skip
                 if self._is_over():
                     self.stop()
@@ -131,7 +131,7 @@ class Supervisor:
             _log.warning(
                 "process %s %s after %.1f s; starting it again in %.1f s",
                 child.name,
-                _ending(code),
+                ending(code),
                 lived,
                 wait,
             )
@@ -173,7 +173,7 @@ class Supervisor:
             process.kill()
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
     """How a process ended, in words."""
     if code >= 0:
         return f"ended with exit code {code}"

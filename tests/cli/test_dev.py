@@ -202,7 +202,7 @@ def test_agents_that_end_by_themselves_start_again_with_the_next_change(
     terminal.until(lambda: are_settled(stack.admin_url))
     [worker] = psutil.Process(terminal.process.pid).children()
     worker.kill()
-    terminal.shows("ended by itself (SIGKILL)")
+    terminal.shows("the agents' process was killed by SIGKILL")
     write(agents, version="second")
     terminal.until(lambda: terminal.text.count("works for 1 subscriptions") == 2)
     send(settings_of(stack), 1)
