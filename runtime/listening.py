@@ -115,7 +115,7 @@ class Listening:
         self._id = uuid4()
         self._store = store
         # Announcements are for workers; a listener hears of the rows themselves.
-        changes_only = settings.model_copy(update={"broadcast": False, "notify": False})
+        changes_only = settings.model_copy(update={"broadcast": False, "notify": False, "webhook": None})
         self.wakeups = open_wakeups(changes_only, self._id, [pattern])
         self.reach = Reach(frozenset(path for source in self.wakeups for path in source.paths))
         self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)

@@ -92,7 +92,16 @@ class GatewayStack:
 @pytest.fixture
 def stack(cluster: Cluster) -> Iterator[GatewayStack]:
     """What `runtime local start` gives: a gateway of the test's own on a database of its own."""
-    name = cluster.make_database()
+    yield from _stack(cluster, cluster.make_database())
+
+
+@pytest.fixture
+def bare_stack(cluster: Cluster) -> Iterator[GatewayStack]:
+    """The same without our migrations."""
+    yield from _stack(cluster, cluster.make_empty_database())
+
+
+def _stack(cluster: Cluster, name: str) -> Iterator[GatewayStack]:
     folder = Path(tempfile.mkdtemp(prefix="agent-runtime-test-"))
     admin_url = cluster.url(name, user=keys.SUPERUSER)
     gateway = GatewayProcess(folder, port=free_port(), database_url=admin_url)

@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "demo": "Watch four agents turn notes into a site.",
     "init": "Put the migrations and a first agent into a Supabase project.",
     "dev": "Run agents over a stack on this machine, and reload them on change.",
+    "doctor": "Check the set-up, and send one row all the way round.",
     "run": "Run agents until Ctrl-C or SIGTERM.",
     "send": "Write one message.",
     "tail": "Print messages as they are written.",

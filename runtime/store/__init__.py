@@ -59,6 +59,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "worker": "uuid", "retention_seconds": "double precision", "after": "bigint", "max": "integer",
     },
     "stream_install_realtime": {},
+    "stream_examine": {},
 }  # fmt: skip
 
 SCHEMA_VERSION = 1

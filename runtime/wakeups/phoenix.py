@@ -390,6 +390,7 @@ class Channel:
         if nonce not in self._sent_nonces:
             self.counts["not ours"] += 1
             return []
+        self.counts[f"proofs by {path}"] += 1
         if path == "postgres_changes":
             self._subscribe_deadline = None
         if nonce in self._nonces:

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import isawaitable
@@ -108,6 +109,8 @@ class RealtimeWakeups:
         self._resting: anyio.CancelScope | None = None
         self._said = ""
         self._said_lost: dict[Path, str] = {}
+        # Of the socket that is open, or was last: frames by kind, and the proofs of each path.
+        self.counts: Counter[str] = Counter()
 
     def doubt(self) -> None:
         """Work was found that no wake-up announced: ask for a nonce at once."""
@@ -120,7 +123,7 @@ class RealtimeWakeups:
         failures = 0
         while True:
             began = time.monotonic()
-            close = await self._connect_once(listener)
+            close = await self.listen_once(listener)
             # A server that accepts and hangs up at once must not be asked in a tight loop.
             if time.monotonic() - began >= self._pauses.stable:
                 failures = 0
@@ -129,9 +132,10 @@ class RealtimeWakeups:
             self._say(close, pause)
             await anyio.sleep(pause)
 
-    async def _connect_once(self, listener: Listener) -> Close:
+    async def listen_once(self, listener: Listener) -> Close:
         """Live through one socket and return why it ended."""
         channel = Channel(self._worker, self._patterns, self.paths, self._timings)
+        self.counts = channel.counts
         try:
             token = await self._token()
             with anyio.fail_after(self._pauses.open):

@@ -1,0 +1,50 @@
+"""`runtime doctor`: is everything set up as it must be?
+
+Exit codes: 0 nothing is wrong, warnings included; 1 something is, and its cure is told.
+"""
+
+from typing import Annotated
+
+import anyio
+import typer
+from rich.text import Text
+
+from runtime.cli.output import out, print_json, start_logs
+from runtime.cli.place import find_settings
+from runtime.doctor import Finding, Verdict
+from runtime.doctor.examination import examine
+from runtime.settings import Settings
+
+_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAULT: "bold red", Verdict.SKIPPED: "dim"}
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding.")] = False,
+) -> None:
+    """Check the set-up from the key to the last policy, send one row all the way round, and say what cures what."""
+    settings = find_settings()
+    start_logs("error", as_json=as_json)
+    findings = anyio.run(_examine, settings, as_json)
+    if any(finding.verdict is Verdict.FAULT for finding in findings):
+        raise typer.Exit(1)
+
+
+async def _examine(settings: Settings, as_json: bool) -> list[Finding]:
+    findings = []
+    async for finding in examine(settings):
+        findings.append(finding)
+        if as_json:
+            print_json(finding.as_dict())
+        else:
+            _print(finding)
+    return findings
+
+
+def _print(finding: Finding) -> None:
+    style = _STYLES[finding.verdict]
+    out.print(
+        Text.assemble((f"{finding.verdict:<8}", style), (f"{finding.check:<17}", "bold"), finding.said),
+        soft_wrap=True,
+    )
+    if finding.cure:
+        out.print(Text(f"{'':<25}{finding.cure}", style=style), soft_wrap=True)

@@ -1,0 +1,76 @@
+-- What of the set-up can only the database tell? Facts for `runtime doctor`; what they mean is said there.
+
+create function public.stream_examine() returns json
+language plpgsql stable security definer set search_path = '' as $$
+declare
+    messages regclass := to_regclass('realtime.messages');
+    applied json := '[]';
+begin
+    if to_regclass('supabase_migrations.schema_migrations') is not null
+        and has_table_privilege('supabase_migrations.schema_migrations', 'select') then
+        execute 'select coalesce(json_agg(m.version order by m.version), ''[]'') from supabase_migrations.schema_migrations m'
+            into applied;
+    end if;
+    return json_build_object(
+        'now', extract(epoch from clock_timestamp()),
+        'server_version', current_setting('server_version_num')::integer,
+        'migrations', applied,
+        'publication', (select p.pubinsert from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime'),
+        'published', (
+            select coalesce(json_agg(t.schemaname || '.' || t.tablename), '[]')
+            from pg_catalog.pg_publication_tables t
+            where t.pubname = 'supabase_realtime' and t.schemaname in ('public', 'runtime')
+        ),
+        'forbidden', (
+            select coalesce(json_agg(p.oid::regprocedure::text order by p.proname), '[]') from pg_catalog.pg_proc p
+            where p.pronamespace = 'public'::regnamespace and p.proname like 'stream\_%'
+              and not has_function_privilege('service_role', p.oid, 'execute')
+        ),
+        'unreadable', (
+            select coalesce(json_agg(w.name), '[]') from (values
+                ('public.consciousness_stream', 'select, insert, update, delete'), ('runtime.beats', 'select')
+            ) as w (name, privilege)
+            where not has_table_privilege('service_role', w.name, split_part(w.privilege, ',', 1))
+               or exists (
+                    select from unnest(string_to_array(w.privilege, ', ')) as x (one)
+                    where not has_table_privilege('service_role', w.name, x.one))
+               or not has_schema_privilege('service_role', split_part(w.name, '.', 1), 'usage')
+        ),
+        'open', (
+            select coalesce(json_agg(p.oid::regprocedure::text order by p.proname), '[]') from pg_catalog.pg_proc p
+            where p.pronamespace = 'public'::regnamespace and p.proname like 'stream\_%'
+              and (has_function_privilege('anon', p.oid, 'execute') or has_function_privilege('authenticated', p.oid, 'execute'))
+        ),
+        'unguarded', (
+            select coalesce(json_agg(c.oid::regclass::text order by c.relname), '[]') from pg_catalog.pg_class c
+            where c.relkind = 'r' and not c.relrowsecurity
+              and (c.oid = 'public.consciousness_stream'::regclass or c.relnamespace = 'runtime'::regnamespace)
+        ),
+        'fans_out', (
+            select t.tgenabled <> 'D' from pg_catalog.pg_trigger t
+            where t.tgrelid = 'public.consciousness_stream'::regclass and t.tgname = 'fan_out'
+        ),
+        'webhooks', (
+            select coalesce(json_agg(t.tgname order by t.tgname), '[]') from pg_catalog.pg_trigger t
+            join pg_catalog.pg_proc p on p.oid = t.tgfoid
+            where t.tgrelid = 'public.consciousness_stream'::regclass and p.proname = 'http_request' and t.tgenabled <> 'D'
+        ),
+        'can_broadcast', runtime.realtime_is_there(),
+        'messages_granted', messages is not null
+            and has_schema_privilege('service_role', 'realtime', 'usage')
+            and has_table_privilege('service_role', messages, 'select')
+            and has_table_privilege('service_role', messages, 'insert'),
+        'bypasses', (select r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = 'service_role'),
+        'messages_policy', exists (
+            select from pg_catalog.pg_policy p
+            where p.polrelid = messages and p.polcmd in ('r', '*')
+              and (p.polroles = '{0}' or 'service_role'::regrole = any (p.polroles))
+        ),
+        -- Realtime's own janitor names them so, by the day in UTC.
+        'messages_partition', messages is not null and to_regclass(
+            'realtime.' || to_char(timezone('utc', clock_timestamp()), '"messages_"YYYY_MM_DD')) is not null
+    );
+end
+$$;
+comment on function public.stream_examine() is
+    'Facts about the set-up: publication, grants, policies, partitions, triggers, migrations and the clock.';
