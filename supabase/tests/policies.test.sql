@@ -12,8 +12,17 @@ select is_empty(
     'and for every table of runtime'
 );
 select policies_are('public', 'consciousness_stream', array[]::name[], 'the migrations open the stream to nobody');
-select policy_roles_are('realtime', 'messages', 'runtime workers hear their wake-ups', array['service_role']);
-select policy_cmd_is('realtime', 'messages', 'runtime workers hear their wake-ups', 'select', 'and let them hear, not say');
+-- Where postgres may not make policies there, none is made, and none is needed: service_role passes row-level security.
+create temporary view may_make_policies as
+    select pg_has_role('postgres', c.relowner, 'usage') as yes from pg_class c where c.oid = 'realtime.messages'::regclass;
+select case when yes
+    then policy_roles_are('realtime', 'messages', 'runtime workers hear their wake-ups', array['service_role'])
+    else skip('postgres does not own realtime.messages') end
+from may_make_policies;
+select case when yes
+    then policy_cmd_is('realtime', 'messages', 'runtime workers hear their wake-ups', 'select', 'and let them hear, not say')
+    else skip('postgres does not own realtime.messages') end
+from may_make_policies;
 select is(
     (select array_agg(t.schemaname || '.' || t.tablename order by 1) from pg_publication_tables t
      where t.pubname = 'supabase_realtime' and (t.schemaname, t.tablename) in (('public', 'consciousness_stream'), ('runtime', 'beats'))),
