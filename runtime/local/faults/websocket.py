@@ -115,10 +115,12 @@ class WebSocketSide:
         await self._flush()
 
     async def _flush(self) -> None:
-        async with self._turn:
-            for data in self._protocol.data_to_send():
-                if data:
-                    await self._stream.send(data)
+        # A client that is gone is noticed by whoever reads from it.
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+            async with self._turn:
+                for data in self._protocol.data_to_send():
+                    if data:
+                        await self._stream.send(data)
 
     async def _from_client(self, upstream: websockets.ClientConnection) -> None:
         async with anyio.create_task_group() as late:
