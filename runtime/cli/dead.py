@@ -103,7 +103,8 @@ def show(
             Text(
                 f"\nattempt {attempt['attempt']}: {attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}",
                 "dim",
-            )
+            ),
+            soft_wrap=True,
         )
         if attempt["error"]:
             out.print(Text(_lines(attempt["error"]), style="red"), soft_wrap=True)

@@ -139,7 +139,7 @@ async def _run(worker: Worker, is_supervised: bool) -> int | None:
     hurry: list[int] = []
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, worker, tasks.cancel_scope, hurry)
+            tasks.start_soon(_obey, signals, worker, is_supervised, tasks.cancel_scope, hurry)
             if is_supervised and os.name == "posix":
                 tasks.start_soon(_end_with_supervisor, worker)
             await worker.run()
@@ -154,17 +154,22 @@ async def _end_with_supervisor(worker: Worker) -> None:
 
 
 async def _obey(
-    signals: AsyncIterator[signal.Signals], worker: Worker, scope: CancelScope, hurry: list[int]
+    signals: AsyncIterator[signal.Signals],
+    worker: Worker,
+    is_supervised: bool,
+    scope: CancelScope,
+    hurry: list[int],
 ) -> None:
     async for number in signals:
         if worker.state == "stopping":
             hurry.append(number)
             scope.cancel()
             return
-        err.print(
-            f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
-            soft_wrap=True,
-        )
+        if not is_supervised:
+            err.print(
+                f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
+                soft_wrap=True,
+            )
         worker.stop()
 
 
