@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import anyio
+import asyncpg
 import jwt
 import psutil
 
@@ -22,6 +23,8 @@ _FAKETIME = (
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
 _TOKEN_SECONDS = 2
+# What the strike's own connection may die of, when another fault strikes at the same time.
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 Strike = Callable[[Stage, Random], AbstractAsyncContextManager[None]]
 
@@ -195,24 +198,26 @@ async def _postgres(stage: Stage, random: Random, how: str) -> AsyncIterator[Non
 
 @asynccontextmanager
 async def _terminated(stage: Stage, random: Random) -> AsyncIterator[None]:
-    async with stage.connection() as connection:
-        await connection.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = $1",
-            stage.database,
-        )
+    with suppress(*_AWAY):
+        async with stage.connection() as connection:
+            await connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = $1",
+                stage.database,
+            )
     yield
 
 
 @asynccontextmanager
 async def _slot(stage: Stage, random: Random) -> AsyncIterator[None]:
-    async with stage.connection() as connection:
-        # A slot in use cannot be dropped, and a temporary one goes with its connection.
-        await connection.execute(
-            "select pg_terminate_backend(active_pid) from pg_replication_slots where active"
-        )
-        for row in await connection.fetch("select slot_name from pg_replication_slots where not active"):
-            with suppress(Exception):
-                await connection.execute("select pg_drop_replication_slot($1)", row["slot_name"])
+    with suppress(*_AWAY):
+        async with stage.connection() as connection:
+            # A slot in use cannot be dropped, and a temporary one goes with its connection.
+            await connection.execute(
+                "select pg_terminate_backend(active_pid) from pg_replication_slots where active"
+            )
+            for row in await connection.fetch("select slot_name from pg_replication_slots where not active"):
+                with suppress(Exception):
+                    await connection.execute("select pg_drop_replication_slot($1)", row["slot_name"])
     yield
 
 
