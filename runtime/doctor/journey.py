@@ -35,6 +35,7 @@ _ROUND_SECONDS = 20.0
 _REFUSAL_CURES = {
     Refusal.RATE: "Wait a minute; if it stays so, raise the project's Realtime limits or connect fewer clients.",
     Refusal.TOKEN: "Check the key: it must be a service_role or sb_secret_… key of this project, and not expired.",
+    Refusal.PRIVATE: "Look at the findings about policies and the partition. Agents go on by postgres_changes alone.",
     Refusal.OPERATOR: "Look at the findings about policies and the partition, and at the project's Realtime settings.",
     Refusal.RETRY: "Look at the other findings first. Is Realtime switched on and running? Agents poll meanwhile.",
 }

@@ -29,6 +29,7 @@ class Refusal(Enum):
     RETRY = "retry"
     RATE = "rate"
     TOKEN = "token"
+    PRIVATE = "private"
     OPERATOR = "operator"
 
 
@@ -38,6 +39,8 @@ _RATE_SIGNS = (
 _TOKEN_SIGNS = (
     "JWT", "Jwt", "Token has expired", "Fields `role`", "token provided", "signature_error", "API key",
 )  # fmt: skip
+# Only private topics are out of reach, and with them broadcast: rows can still be listened to.
+_PRIVATE_SIGNS = ("MissingPartition", "do not have permissions to read from this Channel")
 _OPERATOR_SIGNS = (
     "Unauthorized", "PrivateOnly", "RealtimeDisabled", "Realtime was disabled", "TenantNotFound", "Tenant not found",
     "do not have permissions", "no longer have permission", "TopicNameRequired",
@@ -49,6 +52,7 @@ def classify(text: str) -> Refusal:
     for refusal, signs in (
         (Refusal.RATE, _RATE_SIGNS),
         (Refusal.TOKEN, _TOKEN_SIGNS),
+        (Refusal.PRIVATE, _PRIVATE_SIGNS),
         (Refusal.OPERATOR, _OPERATOR_SIGNS),
     ):
         if any(sign in text for sign in signs):
@@ -140,6 +144,7 @@ class Channel:
         patterns: what its handlers listen to.
         paths: which push paths are wanted.
         timings: intervals and deadlines.
+        is_partial: whether a path was left out for now; the channel then ends when it is time to try it again.
 
     Attributes:
         counts: frames by kind, for people; unknown ones are counted and never raised.
@@ -150,6 +155,7 @@ class Channel:
     patterns: Sequence[str]
     paths: Sequence[Path]
     timings: Timings = field(default_factory=Timings)
+    is_partial: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     is_proved: bool = False
 
@@ -183,6 +189,8 @@ class Channel:
             payload["access_token"] = token
         self._join_deadline = now + self.timings.join
         self._heartbeat_at = now + self.timings.heartbeat
+        if self.is_partial:
+            self._mend_at = now + self.timings.mend
         return [Send(self._frame(self._join_ref, self._join_ref, self.topic, "phx_join", payload))]
 
     def push_token(self, token: str, now: float) -> list[Effect]:
@@ -381,7 +389,7 @@ class Channel:
             return []
         self._states[path] = _PathState.LIVE
         self.is_proved = True
-        if all(state is _PathState.LIVE for state in self._states.values()):
+        if not self.is_partial and all(state is _PathState.LIVE for state in self._states.values()):
             self._mend_at = None
         return [Live(path)]
 
@@ -448,7 +456,8 @@ class Channel:
             "broadcast": {"ack": False, "self": False},
             "presence": {"key": "", "enabled": False},
             "postgres_changes": self._bindings() if "postgres_changes" in self._states else [],
-            "private": True,
+            # A private join needs a partition of the day and a policy; rows need neither.
+            "private": "broadcast" in self._states,
         }
 
     def _bindings(self) -> list[dict[str, Any]]:

@@ -106,6 +106,7 @@ class RealtimeWakeups:
         self._pauses = pauses or Pauses()
         self._random = Random()
         self._doubts = False
+        self._leaves_broadcast_out = False
         self._resting: anyio.CancelScope | None = None
         self._said = ""
         self._said_lost: dict[Path, str] = {}
@@ -128,13 +129,16 @@ class RealtimeWakeups:
             if time.monotonic() - began >= self._pauses.stable:
                 failures = 0
             failures += 1
+            self._leaves_broadcast_out = close.refusal is Refusal.PRIVATE and self._may_leave_broadcast_out
             pause = self._pause(close.refusal, failures)
             self._say(close, pause)
             await anyio.sleep(pause)
 
     async def listen_once(self, listener: Listener) -> Close:
         """Live through one socket and return why it ended."""
-        channel = Channel(self._worker, self._patterns, self.paths, self._timings)
+        is_partial = self._leaves_broadcast_out
+        paths = tuple(path for path in self.paths if path != "broadcast") if is_partial else self.paths
+        channel = Channel(self._worker, self._patterns, paths, self._timings, is_partial)
         self.counts = channel.counts
         try:
             token = await self._token()
@@ -266,11 +270,15 @@ class RealtimeWakeups:
             _log.warning("Realtime at %s: %s; the token is kept, asking again", self._place, error)
             return replace(token, renew_at=time.monotonic() + self._pauses.cap)
 
+    @property
+    def _may_leave_broadcast_out(self) -> bool:
+        return set(self.paths) == {"broadcast", "postgres_changes"}
+
     def _pause(self, refusal: Refusal, failures: int) -> float:
         pause = backoff_seconds(failures, first=self._pauses.first, cap=self._pauses.cap, random=self._random)
         if refusal is Refusal.RATE:
             return self._pauses.rate + pause
-        if refusal is Refusal.OPERATOR:
+        if refusal is Refusal.OPERATOR or (refusal is Refusal.PRIVATE and not self._may_leave_broadcast_out):
             return self._pauses.operator + pause
         return pause
 
@@ -279,7 +287,13 @@ class RealtimeWakeups:
         if close.why == self._said:
             return
         self._said = close.why
-        if close.refusal is Refusal.OPERATOR:
+        if self._leaves_broadcast_out:
+            _log.error(
+                "Realtime at %s: %s. Going on by postgres_changes alone, and trying broadcast again every %.0f s; "
+                "`runtime doctor` tells what is missing.",
+                self._place, close.why, self._timings.mend,
+            )  # fmt: skip
+        elif close.refusal in (Refusal.OPERATOR, Refusal.PRIVATE):
             _log.error(
                 "Realtime at %s: %s. Somebody must mend this; trying again every minute.",
                 self._place,

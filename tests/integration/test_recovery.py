@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,10 +16,11 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route, WebSocketRoute
 
-from runtime import Agent
+from runtime import Agent, connect
 from runtime.errors import MigrationMissing, Unauthorized
 from runtime.local import keys
 from runtime.local.stack import LocalStack
+from runtime.wakeups.phoenix import Timings
 from runtime.worker import Worker
 from tests.integration.conftest import connected, running, settings_of, settled, until
 
@@ -326,3 +328,36 @@ async def test_a_missing_publication_is_told_and_polled_over_until_it_is_back(
             await until(lambda: seen == [1])
             await until(lambda: "runtime doctor" in caplog.text)
         await until(lambda: worker.state == "live", seconds=60)
+
+
+async def test_g7_without_a_partition_of_the_day_postgres_changes_goes_on_alone_and_broadcast_comes_back(
+    stack: Any, seen: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.wakeups.realtime.Timings", partial(Timings, mend=2.0))
+    async with connected(stack.admin_url) as connection:
+        make = "realtime.make_message_partitions"
+        definition = await connection.fetchval("select pg_get_functiondef($1::text::regproc)", make)
+        partitions = await connection.fetch(
+            "select inhrelid::regclass::text as name from pg_inherits where inhparent = 'realtime.messages'::regclass"
+        )
+        await connection.execute(f"create or replace function {make}() returns void language sql as ''")
+        for row in partitions:
+            await connection.execute(f"drop table {row['name']}")
+        agent = Agent("partly")
+
+        @agent.on("partly.task")
+        async def note(value: int) -> None:
+            seen.append(value)
+
+        settings = settings_of(stack, sweep_seconds=600)
+        async with running([agent], settings) as worker, connect(settings) as stream:
+            assert worker.live_paths == {"postgres_changes"}
+            await until(lambda: settled(connection, "partly.note"))
+            await stream.send("partly.task", 1)
+            await until(lambda: seen == [1])
+            assert "Going on by postgres_changes alone" in caplog.text
+            await connection.execute(definition)
+            await connection.execute(f"select {make}()")
+            await until(lambda: worker.live_paths == {"broadcast", "postgres_changes"})
+            await stream.send("partly.task", 2)
+            await until(lambda: seen == [1, 2])

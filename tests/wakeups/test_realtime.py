@@ -381,7 +381,7 @@ async def test_every_change_of_state_is_logged_once_with_cause_and_next_step(
             await both_live(recorder)
             await server.connections[0].close(1012)
             await both_live(recorder, 2)
-            server.refuses_join_with = "Unauthorized: You do not have permissions to read from this Channel"
+            server.refuses_join_with = "PrivateOnly: This project only allows private channels"
             server.abort()
             with anyio.fail_after(5):
                 while len(server.joins) < 4:
@@ -391,7 +391,7 @@ async def test_every_change_of_state_is_logged_once_with_cause_and_next_step(
     assert sorted(places[:2]) == sorted(places[3:5]) == ["broadcast is live", "postgres_changes is live"]
     assert "closed with code 1012; connecting again in" in said[2]
     assert "closed with code 1006; connecting again in" in said[5]
-    assert "do not have permissions" in said[6]
+    assert "PrivateOnly" in said[6]
     assert "Somebody must mend this" in said[6]
     assert len(said) == 7
 
