@@ -18,7 +18,8 @@ begin
         if marked < cardinality(sole) then
             insert into runtime.unmarked
             select m.id from public.consciousness_stream m where m.id = any (sole) and not m.processed
-            on conflict do nothing;
+            order by m.id
+            on conflict (message_id) do update set message_id = excluded.message_id;
         end if;
     end if;
     if shared is not null then
@@ -31,10 +32,13 @@ begin
         update public.consciousness_stream m set processed = true
         where m.id = any (locked)
           and not exists (select from runtime.deliveries d where d.message_id = m.id and d.marks);
+        -- Not "do nothing": a sweep that has read its list and looked is about to strike the message off. Touching
+        -- the row waits for that sweep, and puts the message back on the list.
         insert into runtime.unmarked
         select m.id from public.consciousness_stream m
         where m.id = any (shared) and not m.id = any (locked) and not m.processed
-        on conflict do nothing;
+        order by m.id
+        on conflict (message_id) do update set message_id = excluded.message_id;
     end if;
 end
 $$;

@@ -174,6 +174,50 @@ async def test_k10_a_sweep_under_way_loses_nothing_that_ends_beside_it(
     assert await processed(db, message)
 
 
+async def end_between_a_sweep_s_look_and_its_strike(
+    db: Any, worker: Worker, connect: Connect, *, waits: bool
+) -> int:
+    """The last delivery ends when a sweep has looked at the message and has not yet struck it off its list."""
+    message, of = await deliver(db, worker, "a.exact=task.output", "b.exact=task.output")
+    async with held_by_a_reader(connect, message):
+        await worker.finish(of["a.exact"])
+    await db.execute(
+        "create function public.pause_here() returns trigger language plpgsql as "
+        "$$ begin perform pg_advisory_xact_lock(1); return old; end $$; "
+        "create trigger pause_here before delete on runtime.unmarked for each row execute function pause_here()"
+    )
+    async with connect() as other_connection:
+        other = Worker(other_connection, id=worker.id, numbers=worker.numbers)
+        async with transaction(db) as pausing:
+            await db.execute("select pg_advisory_xact_lock(1)")
+            async with started(lambda: sweep(other)) as sweeping:
+                await until_waiting(db, other_connection)
+                async with started(lambda: worker.finish(of["b.exact"])) as finishing:
+                    await (until_waiting(db, worker.connection) if waits else finishing.outcome())
+                    await pausing.commit()
+                    await sweeping.outcome()
+                    await finishing.outcome()
+    await sweep(worker)
+    return message
+
+
+async def test_k10_a_sweep_that_has_looked_loses_nothing_that_ends_before_it_strikes_off(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    message = await end_between_a_sweep_s_look_and_its_strike(db, worker, connect, waits=True)
+    assert await processed(db, message)
+
+
+async def test_k10_without_touching_the_list_such_an_end_is_lost(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    listing = "not m.id = any (locked) and not m.processed order by m.id on conflict"
+    touching = f"{listing} (message_id) do update set message_id = excluded.message_id"
+    await switch_off(db, "runtime.mark_processed", touching, f"{listing} do nothing")
+    message = await end_between_a_sweep_s_look_and_its_strike(db, worker, connect, waits=False)
+    assert not await processed(db, message)
+
+
 async def test_k10_a_message_deleted_meanwhile_is_struck_off(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
