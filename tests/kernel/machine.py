@@ -79,7 +79,7 @@ class KernelMachine(Stage, RuleBasedStateMachine):
         """A worker declares what it serves, perhaps for one that ends; perhaps beside a writer that began before."""
         writer = self.writers[0]
         if isolation is not None and writer.isolation is None:
-            self.write(data, 0, isolation, "look")
+            self.write(data, 0, isolation, data.draw(st.sampled_from(["send", "look"])))
         if leaves:
             self.restart(data)
         self.subscribe(data)
