@@ -83,7 +83,10 @@ class KernelMachine(Stage, RuleBasedStateMachine):
         if leaves:
             self.restart(data)
         self.subscribe(data)
-        if isolation is not None:
+        if isolation is None:
+            self.send([{"key": "k.a"}, {"key": "k.b"}], 0, False)
+            self.serve(data)
+        else:
             for hand in self.hands:
                 self._settle(hand)
             self.write(data, 0, isolation, "send")
@@ -214,23 +217,38 @@ class KernelMachine(Stage, RuleBasedStateMachine):
             self._exchange(hand, reports, **options)
 
     @precondition(lambda self: sum(hand.pending is not None for hand in self.hands) < 2)
-    @rule(data=st.data(), lease=leases, reporting=st.booleans(), crowded=st.booleans())
-    def open_exchange(self, data: st.DataObject, lease: int, reporting: bool, crowded: bool) -> None:
-        """An exchange that has done its work and has not committed; where crowded, others meet it at once."""
+    @rule(data=st.data(), lease=leases, reporting=st.booleans())
+    def open_exchange(self, data: st.DataObject, lease: int, reporting: bool) -> None:
+        """An exchange that has done its work and has not committed."""
         hand = self._free_hand(data)
-        if crowded and hand.held:
-            self.send([{"key": taken.key} for taken in hand.held.values()][:3], 0, False)
         reports = self._draw_reports(data, hand) if reporting else []
-        want = None if reporting else dict.fromkeys(sorted(hand.lanes), 2)
+        self._open_exchange(hand, reports, None if reporting else dict.fromkeys(sorted(hand.lanes), 2), lease)
+
+    def _open_exchange(
+        self, hand: Hand, reports: Sequence[Report], want: dict[int, int] | None, lease: int = HOUR
+    ) -> None:
         self._run(hand.worker.connection.execute("begin"))
         try:
             self._exchange(hand, reports, want=want, due=True, lease=lease, is_open=True)
         except Busy:
             self._run(hand.worker.connection.execute("rollback"))
-            return
-        if crowded:
-            self.serve(data)
-            self.close_exchange(data, commits=True)
+
+    @precondition(lambda self: any(hand.held and not hand.pending for hand in self.hands))
+    @rule(data=st.data(), commits=st.sampled_from([True, True, False]), behind=st.booleans())
+    def overlap(self, data: st.DataObject, commits: bool, behind: bool) -> None:
+        """A worker ends all it holds; before it commits, another one looks for the same and for what stands behind."""
+        hand = self._one_of(data, [hand for hand in self.hands if hand.held and not hand.pending])
+        if behind:
+            self.send([{"key": key} for key in sorted({taken.key for taken in hand.held.values()})], 0, False)
+        want = dict.fromkeys(sorted(hand.lanes), 3)
+        self._open_exchange(hand, [Report(taken, "done") for taken in hand.held.values()], None)
+        for other in self.hands:
+            if other.started is not None and other.pending is None:
+                with suppress(Busy):
+                    self._exchange(other, want=want, due=True)
+        if hand.pending:
+            self._begin()
+            self._close_exchange(hand, commits)
 
     @precondition(lambda self: any(hand.pending for hand in self.hands))
     @rule(data=st.data(), commits=st.sampled_from([True, True, False]))
