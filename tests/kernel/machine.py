@@ -61,7 +61,11 @@ class KernelMachine(Stage, RuleBasedStateMachine):
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         """Somebody subscribes before anything is written, or not."""
-        for _ in range(data.draw(st.sampled_from([2, 1, 0]))):
+        how_many = data.draw(st.sampled_from([2, 1, 0]))
+        if how_many == 1:
+            self._subscribe(self.hands[0], {"a.exact": _DECLARED["a.exact"][0]})
+        elif how_many:
+            self.subscribe(data)
             self.subscribe(data)
         self.settle_all()
 
@@ -292,13 +296,17 @@ class KernelMachine(Stage, RuleBasedStateMachine):
                 for _ in range(count):
                     self._doze(hand, 3)
 
-    @rule(amount=st.sampled_from([1, 3]), outcome=st.sampled_from(["done", "failed", "later", "released"]))
+    @rule(
+        amount=st.sampled_from([1, 3]),
+        outcome=st.sampled_from(["done", "failed", "later", "released", "dead"]),
+    )
     def rest(self, amount: int, outcome: str) -> None:
-        """Every worker ends what it holds, one of it so, and falls asleep if it may."""
+        """Every worker ends what it holds, one of each subscription so, and falls asleep if it may."""
         for hand in self.hands:
             if hand.started is not None and hand.pending is None:
                 reports = [Report(taken, "done") for taken in hand.held.values()]
-                for report in reports[:1]:
+                firsts = {report.taken.subscription: report for report in reversed(reports)}
+                for report in firsts.values():
                     report.outcome, report.delay = outcome, HOUR
                 with suppress(Busy):
                     self._exchange(hand, reports)
@@ -306,6 +314,33 @@ class KernelMachine(Stage, RuleBasedStateMachine):
             if hand.started is not None and hand.pending is None and not hand.held:
                 for _ in range(4):
                     self._doze(hand, amount)
+
+    @precondition(lambda self: self.numbers)
+    @rule(data=st.data(), how=st.sampled_from(["pause", "dead", "write", "lock", "expired"]))
+    def hold_back(self, data: st.DataObject, how: str) -> None:
+        """While every worker rests something is held back; then it comes."""
+        name = data.draw(st.sampled_from(sorted(self.numbers)))
+        if how == "pause":
+            self._pause(name, "pause")
+        elif how == "dead":
+            self.serve(data)
+            self.rest(3, "dead")
+        elif how in ("write", "lock"):
+            self.write(data, 1, "read committed", "send" if how == "write" else "lock")
+        if how in ("pause", "lock"):
+            self.send([{"key": "k.a"}, {"key": "k.b"}], 0, False)
+        self.rest(3, "done")
+        self.rest(3, "done")
+        if how == "pause":
+            self._pause(name, "resume")
+        elif how == "dead" and self.model.dead:
+            self.redrive(data, "redrive")
+        elif how in ("write", "lock") and self.writers[1].isolation is not None:
+            self._begin()
+            self._close(self.writers[1], "commit")
+        elif how == "expired":
+            self.send([{"key": "k.a", "expires_in": 0}, {"key": "k.a"}], 0, False)
+            self.doze(1)
 
     @precondition(lambda self: self._time_can_pass() and any(hand.held for hand in self.hands))
     @rule(data=st.data(), outcome=st.sampled_from(["done", "done", "failed", "later", "renew"]))
@@ -356,8 +391,10 @@ class KernelMachine(Stage, RuleBasedStateMachine):
 
     def pause(self, data: st.DataObject, verb: str) -> None:
         """An operator pauses or resumes a subscription."""
+        self._pause(data.draw(st.sampled_from(sorted(self.numbers))), verb)
+
+    def _pause(self, name: str, verb: str) -> None:
         self._begin()
-        name = data.draw(st.sampled_from(sorted(self.numbers)))
         with suppress(Busy):
             self._operate(f"stream_{verb}", name)
             self.model.subscriptions[self.numbers[name]].paused = verb == "pause"
