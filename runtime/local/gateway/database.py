@@ -9,7 +9,8 @@ import asyncpg
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
-DATABASE_FAULTS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# The last one: a connection that was cut in the middle of a statement and is asked for the next.
+DATABASE_FAULTS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What a query raises when the database is away, or says no."""
 
 _CONNECT_SECONDS: Final = 5.0
