@@ -97,6 +97,19 @@ class KernelMachine(Stage, RuleBasedStateMachine):
             if writer.isolation is not None:
                 self.close(data, "commit")
 
+    @precondition(lambda self: "a.exact" in self.numbers and "d.late" not in self.numbers)
+    @rule()
+    def share(self) -> None:
+        """What one subscription is about to end, another one's history makes its own as well."""
+        free = [hand for hand in self.hands if hand.pending is None]
+        self.send([{"key": "k.a"}, {"key": "k.a"}], 0, False)
+        for hand in free[:1]:
+            self._subscribe(hand, {name: _DECLARED[name][0] for name in ("a.exact", "d.late")})
+            self._settle(hand)
+            with suppress(Busy):
+                answer = self._exchange(hand, want={self.numbers["a.exact"]: 3}, due=True)
+                self._exchange(hand, [Report(taken, "done") for taken in answer.taken])
+
     def restart(self, data: st.DataObject) -> None:
         """Another worker starts in its place."""
         hand = self._free_hand(data)
@@ -160,7 +173,10 @@ class KernelMachine(Stage, RuleBasedStateMachine):
             if verb in ("send", "insert"):
                 self._write(writer, self._drafts(data.draw(st.lists(drafts, min_size=1, max_size=2))), verb)
             elif verb == "lock" and self.model.messages:
-                ids = data.draw(st.sets(st.sampled_from(sorted(self.model.messages)), min_size=1, max_size=6))
+                # Best such as are about to be marked.
+                awaited = {d.message.id for d in self.model.deliveries.values() if d.marks}
+                among = st.sampled_from(sorted(awaited or self.model.messages))
+                ids = data.draw(st.sets(among, min_size=1, max_size=6))
                 statement = "select id from public.consciousness_stream where id = any ($1) for update"
                 self._run(writer.connection.fetch(statement, list(ids)))
                 writer.locks = True
@@ -291,10 +307,13 @@ class KernelMachine(Stage, RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def doze(self, count: int) -> None:
         """All who can try to fall asleep, so often."""
+        self._doze_all(count, 3)
+
+    def _doze_all(self, count: int, amount: int) -> None:
         for hand in self.hands:
-            if hand.started is not None and hand.pending is None and not hand.held:
-                for _ in range(count):
-                    self._doze(hand, 3)
+            for _ in range(count):
+                if hand.started is not None and hand.pending is None and not hand.held:
+                    self._doze(hand, amount)
 
     @rule(
         amount=st.sampled_from([1, 3]),
@@ -308,15 +327,13 @@ class KernelMachine(Stage, RuleBasedStateMachine):
                 firsts = {report.taken.subscription: report for report in reversed(reports)}
                 for report in firsts.values():
                     report.outcome, report.delay = outcome, HOUR
-                with suppress(Busy):
-                    self._exchange(hand, reports)
-        for hand in self.hands:
-            if hand.started is not None and hand.pending is None and not hand.held:
-                for _ in range(4):
-                    self._doze(hand, amount)
+                if reports:
+                    with suppress(Busy):
+                        self._exchange(hand, reports)
+        self._doze_all(4, amount)
 
     @precondition(lambda self: self.numbers)
-    @rule(data=st.data(), how=st.sampled_from(["pause", "dead", "write", "lock", "expired"]))
+    @rule(data=st.data(), how=st.sampled_from(["pause", "dead", "write", "lock", "expired", "flood"]))
     def hold_back(self, data: st.DataObject, how: str) -> None:
         """While every worker rests something is held back; then it comes."""
         name = data.draw(st.sampled_from(sorted(self.numbers)))
@@ -329,6 +346,15 @@ class KernelMachine(Stage, RuleBasedStateMachine):
             self.write(data, 1, "read committed", "send" if how == "write" else "lock")
         if how in ("pause", "lock"):
             self.send([{"key": "k.a"}, {"key": "k.b"}], 0, False)
+        elif how == "flood":
+            # Nobody has anything else to do.
+            for hand in self.hands:
+                if hand.pending is None:
+                    self._subscribe(hand, {"c.ordered": _DECLARED["c.ordered"][0]})
+                    self._settle(hand)
+            self.send([{"key": "k.a"}], 0, False)
+            self.rest(1, "failed")
+            self.rest(1, "failed")
         self.rest(3, "done")
         self.rest(3, "done")
         if how == "pause":
@@ -341,6 +367,9 @@ class KernelMachine(Stage, RuleBasedStateMachine):
         elif how == "expired":
             self.send([{"key": "k.a", "expires_in": 0}, {"key": "k.a"}], 0, False)
             self.doze(1)
+        elif how == "flood":
+            self.send([*[{"key": "k.a"}] * 30, {"key": "k.b"}], 0, False)
+            self.rest(1, "done")
 
     @precondition(lambda self: self._time_can_pass() and any(hand.held for hand in self.hands))
     @rule(data=st.data(), outcome=st.sampled_from(["done", "done", "failed", "later", "renew"]))
