@@ -176,7 +176,7 @@ end
 $$;
 comment on function runtime.drop_undeliverable(bigint[], integer[]) is 'Ends deliveries whose message is gone or has expired.';
 
-create function runtime.hand_on(me runtime.workers, want jsonb) returns void
+create function runtime.hand_on(me runtime.workers, want jsonb, failed json) returns void
 language plpgsql set search_path = '' as $$
 declare
     waiting integer[] := array(
@@ -187,6 +187,10 @@ declare
               select from runtime.deliveries d
               where d.subscription = s.id and d.priority = 0 and d.visible_at is null
           )
+        union
+        -- Given back, or to be tried again: a worker that leaves looks no more, and sets no timer for it.
+        select r.subscription from json_to_recordset(failed) as r (subscription integer)
+        where r.subscription is not null and coalesce((want ->> r.subscription::text)::integer, 0) = 0
     );
 begin
     if cardinality(waiting) > 0 then
@@ -194,8 +198,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.hand_on(runtime.workers, jsonb) is
-    'Wakes somebody for what an end has let go and this worker has no room for.';
+comment on function runtime.hand_on(runtime.workers, jsonb, json) is
+    'Wakes somebody for what an end has let go, or an attempt has given back, and this worker has no room for.';
 
 create type runtime.taking as (
     ids bigint[], subscriptions integer[], cursors jsonb, filled integer[], look_again boolean, more_due boolean
@@ -511,7 +515,7 @@ begin
     end if;
 
     if done is not null or failed is not null then
-        perform runtime.hand_on(me, want);
+        perform runtime.hand_on(me, want, failed);
     end if;
 
     update runtime.pumps p

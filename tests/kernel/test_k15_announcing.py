@@ -178,6 +178,24 @@ async def test_k15_whatever_makes_work_is_announced(crowd: list[Worker], hearing
     assert await hearing.heard() == []
 
 
+@pytest.mark.parametrize("outcome", ["released", "failed", "later"])
+async def test_g9_k15_what_a_worker_gives_back_and_cannot_take_again_wakes_another(
+    crowd: list[Worker], hearing: Ears, db: Any, outcome: str
+) -> None:
+    leaving, sleeper = crowd[:2]
+    await send(db, ("task.a", 1), ("task.a", 2))
+    first, second = await leaving.take()
+    await sleeper.fall_asleep()
+    # While it has room it looks again itself.
+    await leaving.exchange(failed=[first.report(outcome=outcome, delay=60)], want={"a.task": 0, "b.job": 5})
+    assert await hearing.heard() == [sleeper.channel]
+    assert len(await sleeper.take()) == (outcome == "released")
+    await sleeper.fall_asleep()
+    # One that has room looks again by itself.
+    await leaving.exchange(failed=[second.report(outcome=outcome, delay=60)], want={"a.task": 5})
+    assert await hearing.heard() == []
+
+
 async def test_k15_a_huge_transaction_is_told_to_every_sleeper_once(
     crowd: list[Worker], hearing: Ears, connect: Connect
 ) -> None:
