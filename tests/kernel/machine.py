@@ -139,7 +139,13 @@ class KernelMachine(Stage, RuleBasedStateMachine):
             assert is_settled or self._open(), "K5: does not settle"
 
     def _settle(self, hand: Hand) -> None:
-        for _ in range(0 if hand.started is None or hand.pending else 4):
+        if hand.started is None or hand.pending:
+            return
+        # Four do, unless a foreign transaction is about; one of the server's own may be.
+        for tries in range(100):
+            is_settled = all(self.model.subscriptions[number].settled for number in hand.lanes)
+            if is_settled or (tries >= 4 and self._open()):
+                break
             with suppress(Busy):
                 self._exchange(hand, settle=True)
 
@@ -257,13 +263,21 @@ class KernelMachine(Stage, RuleBasedStateMachine):
     @rule(data=st.data(), commits=st.sampled_from([True, True, False]), behind=st.booleans())
     def overlap(self, data: st.DataObject, commits: bool, behind: bool) -> None:
         """A worker ends all it holds; before it commits, another one looks for the same and for what stands behind."""
-        hand = self._one_of(data, [hand for hand in self.hands if hand.held and not hand.pending])
+        able = [hand for hand in self.hands if hand.held and not hand.pending]
+        subscriptions = self.model.subscriptions
+        hand = self._one_of(data, able)
+        for each in able:
+            if any(subscriptions[taken.subscription].ordered for taken in each.held.values()):
+                hand = each
         if behind:
             self.send([{"key": key} for key in sorted({taken.key for taken in hand.held.values()})], 0, False)
         want = dict.fromkeys(sorted(hand.lanes), 3)
         self._open_exchange(hand, [Report(taken, "done") for taken in hand.held.values()], None)
         for other in self.hands:
-            if other.started is not None and other.pending is None:
+            if other is not hand and other.pending is None:
+                self._subscribe(
+                    other, {subscriptions[n].name: dict(subscriptions[n].declaration) for n in hand.lanes}
+                )
                 with suppress(Busy):
                     self._exchange(other, want=want, due=True)
         if hand.pending:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import anyio
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from runtime.testing.cluster import Cluster, running_cluster
@@ -96,6 +97,9 @@ def noticed(cluster: Cluster, mutation: Mutation | None, *, examples: int, steps
                 suppress_health_check=list(HealthCheck),
             ),
         )
+    except Flaky:
+        # It has failed once and not twice, which can say something of the machine itself.
+        return None
     except Exception as error:  # noqa: BLE001 - whatever it stumbles over, it has stumbled
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:

@@ -62,6 +62,19 @@ update runtime.dedup set forget_at = forget_at - make_interval(secs => {0});
 
 _PREPARE = """
 alter function public.stream_exchange(uuid, uuid, bigint, json, json, json, jsonb, jsonb) set lock_timeout = '20ms';
+-- Its transactions would keep workers from falling asleep, and now and then only.
+do $$
+declare
+    name regclass;
+begin
+    for name in
+        select oid from pg_class
+        where relkind = 'r' and relnamespace in ('runtime'::regnamespace, 'public'::regnamespace)
+    loop
+        execute format('alter table %s set (autovacuum_enabled = false)', name);
+    end loop;
+end
+$$;
 update runtime.policy set dedup_seconds = {dedup_seconds}, sleeper_seconds = 86400;
 """
 
@@ -108,7 +121,7 @@ class Database:
         self.operator = self._connect(url)
         self.workers = [self._connect(url) for _ in range(workers)]
         self.writers = [self._connect(url) for _ in range(writers)]
-        self.run(self.overseer.execute(_PREPARE.format(dedup_seconds=dedup_seconds)))
+        self.run(self.overseer.execute(_PREPARE.replace("{dedup_seconds}", str(dedup_seconds))))
 
     def _connect(self, url: str) -> Any:
         connection = self.run(self._stack.enter_async_context(connected(url)))
@@ -130,6 +143,9 @@ class Database:
             if connection.is_in_transaction():
                 self.run(connection.execute("rollback"))
         self.run(self.overseer.execute(_RESET))
+        # Whom the kernel wakes is drawn by lot: the same lots for the same steps, so that an example can be repeated.
+        for connection in (self.operator, *self.workers, *self.writers):
+            self.run(connection.execute("select setseed(0.5)"))
 
     def advance(self, seconds: int) -> None:
         """Let time pass for everything committed."""
