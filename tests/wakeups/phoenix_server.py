@@ -4,7 +4,7 @@ import json
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,8 +68,7 @@ class PhoenixServer:
 
     async def say(self, event: str, payload: dict[str, Any], *, join_ref: str | None = None) -> None:
         """Send a frame on the channel, to every socket."""
-        for connection in list(self.connections):
-            await connection.send(json.dumps([join_ref, None, self.topic, event, payload]))
+        await self._send_all(json.dumps([join_ref, None, self.topic, event, payload]))
 
     async def insert(self, number: int, **changes: Any) -> None:
         """A row was written."""
@@ -95,8 +94,7 @@ class PhoenixServer:
         """A broadcast from the database: a binary frame of kind 4."""
         topic, name, meta, body = self.topic.encode(), event.encode(), b"{}", json.dumps(payload).encode()
         head = struct.pack("BBBBB", 4, len(topic), len(name), len(meta), 1)
-        for connection in list(self.connections):
-            await connection.send(head + topic + name + meta + body)
+        await self._send_all(head + topic + name + meta + body)
 
     async def beat(self, nonce: str) -> None:
         """A nonce came through the database: by broadcast, and as a row."""
@@ -108,6 +106,12 @@ class PhoenixServer:
         """Cut every socket without a word."""
         for connection in self.connections:
             connection.transport.abort()
+
+    async def _send_all(self, frame: str | bytes) -> None:
+        """Send a frame to every socket: one that is just closing misses it, as with a real server."""
+        for connection in list(self.connections):
+            with suppress(ConnectionClosed):
+                await connection.send(frame)
 
     async def _upgrade(self, connection: ServerConnection, request: Request) -> Response | None:
         self.connects += 1
