@@ -28,9 +28,7 @@ def main(
     setting: Annotated[
         list[str] | None, typer.Option(help="Only this one, as in both/rest; may be repeated.")
     ] = None,
-    huge_rows: Annotated[
-        int, typer.Option(help="Rows in the huge transactions, over all settings.")
-    ] = 50_000,
+    huge_rows: Annotated[int, typer.Option(help="Rows in the huge transaction of each setting.")] = 50_000,
     work: Annotated[float, typer.Option(help="Seconds a handler may take.")] = 0.01,
     hold: Annotated[
         bool, typer.Option("--hold", help="Let each fault last, instead of many short strikes.")

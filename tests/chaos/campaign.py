@@ -54,7 +54,7 @@ class Campaign:
         seconds: how long faults strike, over all acts.
         settings: the acts.
         names: the faults to order; all that apply when empty.
-        huge_rows: rows of the huge transaction; none when 0.
+        huge_rows: rows of the huge transaction of each setting; none when 0.
         holds: whether each fault strikes once and lasts as long as the act, all of them together.
         settle_seconds: how long after the last fault everything must be done.
     """
@@ -105,7 +105,7 @@ class Campaign:
                     sending.start_soon(self._send, lane, numbers, store, until)
                 sending.start_soon(self._strike, until)
                 if self.huge_rows and (not self.names or HUGE in self.names):
-                    sending.start_soon(self._send_huge, str(setting), self.huge_rows // acts)
+                    sending.start_soon(self._send_huge, str(setting), self.huge_rows)
             tasks.cancel_scope.cancel()
         self.stage.faults.heal()
         left = await self._settle()

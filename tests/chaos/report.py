@@ -48,6 +48,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     """The whole outcome as JSON data."""
     return {
         "settings": outcome.settings,
+        "messages": _messages(outcome),
         "chains": len(outcome.ledger.chains),
         "deliveries": outcome.deliveries,
         "faults": rows(outcome),
@@ -72,7 +73,7 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print(f"not run: {name}: {why}", style="yellow")
     chains = len(outcome.ledger.chains)
     console.print(
-        f"\n{chains * CHAIN_MESSAGES + sum(outcome.ledger.bulks.values()):,} messages in {chains:,} chains and "
+        f"\n{_messages(outcome):,} messages in {chains:,} chains and "
         f"{len(outcome.ledger.bulks)} huge transactions, {outcome.deliveries:,} deliveries finished, "
         f"{len(outcome.strikes)} strikes; workers by {', '.join(outcome.settings)}"
     )
@@ -80,3 +81,8 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print(f"{problem.check}: {problem.text}", style="bold red", highlight=False)
     if not outcome.problems:
         console.print("Nothing lost, nothing done twice, order held, nothing left behind.", style="green")
+
+
+def _messages(outcome: Outcome) -> int:
+    """How many the senders and handlers wrote in all."""
+    return len(outcome.ledger.chains) * CHAIN_MESSAGES + sum(outcome.ledger.bulks.values())
