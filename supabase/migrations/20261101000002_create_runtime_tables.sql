@@ -39,6 +39,8 @@ create table runtime.deliveries (
     visible_at timestamptz,
     lease uuid,
     subscription integer not null,
+    -- The pump that took it last: who crashed, when its lease ends by itself.
+    holder integer,
     attempts integer not null default 0,
     crashes smallint not null default 0,
     priority smallint not null default 0,
@@ -114,6 +116,7 @@ comment on table runtime.workers is 'Running processes and whether they sleep; t
 
 create table runtime.pumps (
     id uuid primary key,
+    number integer not null unique generated always as identity,
     worker uuid not null,
     n bigint not null default 0,
     lease uuid,

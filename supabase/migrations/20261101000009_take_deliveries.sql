@@ -43,7 +43,7 @@ end
 $$;
 comment on function runtime.fits(bigint[], integer[], bigint) is 'How many of these, from the first, fit in one answer; at least one.';
 
-create function runtime.take_fresh(wanted jsonb, cursors jsonb, until timestamptz, new_lease uuid)
+create function runtime.take_fresh(wanted jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer)
 returns table (message_id bigint, subscription integer, priority smallint, heavy boolean)
 language plpgsql set search_path = '' as $$
 begin
@@ -72,13 +72,13 @@ begin
         ) d
         where s.settled and s.paused_at is null and not s.ordered
     )
-    update runtime.deliveries d set visible_at = until, lease = new_lease
+    update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
     from picked p
     where d.message_id = p.message_id and d.subscription = p.subscription
     returning d.message_id, d.subscription, d.priority, d.heavy;
 end
 $$;
-comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid) is
+comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer) is
     'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first.';
 
 create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) returns void
@@ -89,7 +89,7 @@ begin
     -- Called with the rows locked and their old lease expired: each is one crash of its worker.
     insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
     select d.message_id, d.subscription, clock_timestamp(),
-           (select p.worker from runtime.pumps p where p.lease = d.lease limit 1),
+           (select p.worker from runtime.pumps p where p.number = d.holder),
            d.attempts + d.crashes + 1, 'crashed', 'its lease expired: the worker died, froze or lost the database'
     from unnest(ids, subscriptions) as t (id, subscription)
     join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription;
@@ -136,7 +136,7 @@ end
 $$;
 comment on function runtime.count_crashes(jsonb) is 'Ends the abandoned leases of the wanted subscriptions.';
 
-create function runtime.take_due(wanted jsonb, alone boolean, until timestamptz, new_lease uuid)
+create function runtime.take_due(wanted jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer)
 returns table (message_id bigint, subscription integer, priority smallint, heavy boolean)
 language plpgsql set search_path = '' as $$
 begin
@@ -156,18 +156,18 @@ begin
         where s.settled and s.paused_at is null and not s.ordered and w.value::integer > 0
         limit case when alone then 1 end
     )
-    update runtime.deliveries d set visible_at = until, lease = new_lease
+    update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
     from picked p
     where d.message_id = p.message_id and d.subscription = p.subscription
     returning d.message_id, d.subscription, d.priority, d.heavy;
 end
 $$;
-comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid) is
+comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
     'Leases delayed and retrying deliveries whose time has come. Alone: one delivery that has crashed its worker '
     'twice, and nothing else.';
 
 create function runtime.take_ordered(
-    wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid,
+    wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
     out ids bigint[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
@@ -217,7 +217,7 @@ begin
         select h.message_id from heads h where h.message_id = any (seen) order by h.message_id
         limit case when alone then 1 else amount end
     ), taken as (
-        update runtime.deliveries d set visible_at = until, lease = new_lease
+        update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
         from chosen c where d.message_id = c.message_id and d.subscription = wanted
         returning d.message_id, d.heavy
     )
@@ -260,7 +260,7 @@ begin
     );
 end
 $$;
-comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid) is
+comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer) is
     'Leases at most one delivery per key of an ordered subscription, the lowest, and parks what stands behind it.';
 
 create function runtime.next_due_seconds(wanted jsonb) returns double precision

@@ -206,7 +206,8 @@ create type runtime.taking as (
 );
 
 create function runtime.take(
-    want jsonb, cursors jsonb, due boolean, alone boolean, until timestamptz, new_lease uuid, max_bytes bigint
+    want jsonb, cursors jsonb, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
+    max_bytes bigint
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
@@ -229,7 +230,7 @@ begin
         where s.ordered and s.settled and s.paused_at is null and w.value::integer > 0
     loop
         exit when alone and cardinality(result.ids) > 0;
-        one := runtime.take_ordered(part.id, part.amount, due, alone, until, new_lease);
+        one := runtime.take_ordered(part.id, part.amount, due, alone, until, new_lease, pump);
         result.ids := result.ids || coalesce(one.ids, '{}');
         result.subscriptions := result.subscriptions
             || array_fill(part.id, array[coalesce(cardinality(one.ids), 0)]);
@@ -243,7 +244,7 @@ begin
     if due and not (alone and cardinality(result.ids) > 0) then
         select coalesce(array_agg(t.message_id), '{}') as ids, coalesce(array_agg(t.subscription), '{}') as subscriptions,
                coalesce(bool_or(t.heavy), false) as heavy
-        into part from runtime.take_due(want, alone, until, new_lease) t;
+        into part from runtime.take_due(want, alone, until, new_lease, pump) t;
         if cardinality(part.ids) > 0 then
             result.ids := result.ids || part.ids;
             result.subscriptions := result.subscriptions || part.subscriptions;
@@ -263,7 +264,7 @@ begin
     if not alone then
         select coalesce(array_agg(t.message_id), '{}') as ids, coalesce(array_agg(t.subscription), '{}') as subscriptions,
                coalesce(bool_or(t.heavy), false) as heavy
-        into part from runtime.take_fresh(left_over, cursors, until, new_lease) t;
+        into part from runtime.take_fresh(left_over, cursors, until, new_lease, pump) t;
         if cardinality(part.ids) > 0 then
             result.ids := result.ids || part.ids;
             result.subscriptions := result.subscriptions || part.subscriptions;
@@ -304,7 +305,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take(jsonb, jsonb, boolean, boolean, timestamptz, uuid, bigint) is
+comment on function runtime.take(jsonb, jsonb, boolean, boolean, timestamptz, uuid, integer, bigint) is
     'Leases what is wanted, within the bytes of one answer.';
 
 create function runtime.fall_asleep(me runtime.workers, free integer[], fence xid8)
@@ -487,7 +488,7 @@ begin
         if due then
             perform runtime.count_crashes(want);
         end if;
-        taking := runtime.take(want, options -> 'cursors', due, alone, until, new_lease,
+        taking := runtime.take(want, options -> 'cursors', due, alone, until, new_lease, mine.number,
                                coalesce((options ->> 'max_bytes')::bigint, 8000000));
         if cardinality(taking.ids) > 0 then
             described := runtime.describe(taking.ids, taking.subscriptions);

@@ -77,9 +77,26 @@ async def test_g5_k8_the_last_failure_is_a_dead_letter_with_all_that_happened(
         ("dead", "ValueError: 2"),
     ]
     assert all(each["ended_at"] for each in letter["attempts"])
-    assert {each["worker"] for each in letter["attempts"][1:]} == {str(worker.id)}
+    assert {each["worker"] for each in letter["attempts"]} == {str(worker.id)}
     assert await worker.take() == []
     assert await db.fetchval("select processed from consciousness_stream")
+
+
+async def test_g5_a_crash_names_the_worker_that_died_though_it_has_taken_more_since(
+    db: Any, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=task.output")
+    another = Worker(worker.connection, numbers=worker.numbers)
+    first = await insert(db, "task.output", 1)
+    await worker.take()
+    await insert(db, "task.output", 2)
+    (second,) = await worker.take()
+    await worker.finish(second)
+    await advance(db, 31)
+    (taken,) = await another.take()
+    assert taken.id == first
+    crashed = await db.fetchrow("select message_id, worker from runtime.runs where outcome = 'crashed'")
+    assert (crashed["message_id"], crashed["worker"]) == (first, worker.id)
 
 
 async def test_g5_k8_a_rejected_one_is_dead_at_once(db: Any, worker: Worker) -> None:
