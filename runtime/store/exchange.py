@@ -39,7 +39,8 @@ class Delivery:
     @classmethod
     def from_wire(cls, row: Sequence[Any]) -> "Delivery":
         """Read one delivery as `runtime.describe` writes it."""
-        subscription, attempts, crashes, *columns, lease = row
+        # A newer schema may say more, at the end.
+        subscription, attempts, crashes, *columns, lease = row[: len(_COLUMNS) + 4]
         message = Message[Any].from_row(
             dict(zip(_COLUMNS, columns, strict=True)), attempt=attempts + crashes + 1
         )
