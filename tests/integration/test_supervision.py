@@ -70,10 +70,12 @@ class Run:
 
 
 @asynccontextmanager
-async def supervised(url: str, folder: Path, *options: str, **environment: str) -> AsyncIterator[Run]:
+async def supervised(
+    url: str, folder: Path, *options: str, source: str = AGENTS, **environment: str
+) -> AsyncIterator[Run]:
     """A supervisor over these agents; whatever happens, no process of it is left."""
     agents = folder / "fleet.py"
-    agents.write_text(AGENTS)
+    agents.write_text(source)
     log = folder / "run.log"
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("RUNTIME_", "SUPABASE_"))
