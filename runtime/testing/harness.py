@@ -2,13 +2,19 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import anyio
 from pydantic import SecretStr
 
 from runtime.agent import Agent
+from runtime.local import keys
 from runtime.local.bootstrap import connected
+from runtime.local.faults import FaultyGateway
+from runtime.local.gateway_process import GatewayProcess
+from runtime.local.ports import free_port
 from runtime.message import Message
 from runtime.operations import Letters
 from runtime.runner import Observer
@@ -74,6 +80,8 @@ class Harness:
         }
         self.settings = Settings.load(**given)
         self._admin_url = admin_url
+        # How workers that start now reach the stream, where that is another way than the test's own.
+        self._way: dict[str, Any] = {}
         self._workers: list[Worker] = []
 
     def __repr__(self) -> str:
@@ -108,7 +116,7 @@ class Harness:
             observer: told of every attempt.
             settings: fields of `Settings` on top of the harness's own.
         """
-        worker = Worker(agents, self.settings.model_copy(update=settings), observer=observer)
+        worker = Worker(agents, self.settings.model_copy(update={**self._way, **settings}), observer=observer)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.run)
             self._workers.append(worker)
@@ -118,6 +126,33 @@ class Harness:
             finally:
                 self._workers.remove(worker)
                 worker.stop()
+
+    @asynccontextmanager
+    async def faults(self) -> AsyncIterator[FaultyGateway]:
+        """Have workers that start in this block reach the stream over a Supabase gateway that breaks on order.
+
+        They use REST and Realtime, as with a hosted project; what the test itself sends and reads goes another way,
+        which does not break. It takes about a second.
+
+        Yields:
+            The injector: `drop`, `delay`, `double`, `refuse`, `hang_up`, `lose_answer`, `freeze`, `go_deaf` and so
+            on, each until `heal`, or so many `times`.
+        """
+        with TemporaryDirectory(prefix="agent-runtime-test-") as folder:
+            gateway = GatewayProcess(Path(folder), port=free_port(), database_url=self._admin_url)
+            try:
+                await anyio.to_thread.run_sync(gateway.start)
+                async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
+                    self._way = {
+                        "supabase_url": faults.url,
+                        "supabase_key": SecretStr(keys.SERVICE_ROLE_KEY),
+                        "database_url": None,
+                    }
+                    yield faults
+            finally:
+                self._way = {}
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(gateway.kill)
 
     async def drain(self, *, seconds: float = 10) -> None:
         """Return when nothing is due and nothing runs any more; what is delayed or will be retried waits on.

@@ -49,9 +49,7 @@ async def test_k7_an_abandoned_lease_comes_due_by_itself(db: Any, worker: Worker
 
 
 async def test_k7_without_a_lease_s_end_the_same_delivery_is_taken_twice(db: Any, worker: Worker) -> None:
-    await switch_off(
-        db, "runtime.take_fresh", "set visible_at = until, lease", "set lease"
-    )
+    await switch_off(db, "runtime.take_fresh", "set visible_at = until, lease", "set lease")
     await worker.subscribe("a.one=task.output")
     message = await insert(db, "task.output", 1)
     assert [[each.id for each in await worker.take()] for _ in range(2)] == [[message], [message]]

@@ -148,3 +148,26 @@ def test_a_run_of_tests_that_does_not_ask_for_it_loads_nothing_of_it(pytester: p
         """
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q").assert_outcomes(passed=1)
+
+
+async def test_agents_are_tested_under_faults(harness: Harness) -> None:
+    async with harness.faults() as faults, harness.running(agent, lease_seconds=5) as worker:
+        # Each report is carried out, and its answer is lost on the way.
+        faults.lose_answer(times=3, matching="stream_exchange")
+        await harness.send("order.placed", {"items": 1})
+        await harness.drain()
+        await harness.assert_emitted("order.packed", {"parcels": 1})
+        assert faults.struck["lose the answer"] == 3
+
+        faults.freeze("requests")
+        await harness.send("order.placed", {"items": 2})
+        with pytest.raises(NotDrained, match="pack: 1 due"):
+            await harness.drain(seconds=0.5)
+        faults.heal()
+        await harness.drain()
+        await harness.assert_emitted("order.packed", times=2)
+        assert worker.counts.get("refused", 0) == 0
+    async with harness.running(agent):
+        await harness.send("order.placed", {"items": 3})
+        await harness.drain()
+    await harness.assert_no_dead_letters()
