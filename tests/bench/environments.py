@@ -1,0 +1,86 @@
+"""Where do the peers live? Each in a virtual environment of its own, made once and kept in the user's cache."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from tests.bench.contestants import OURS, contestant
+
+ROOT = Path(__file__).parents[2]
+_OLDEST = (3, 12)
+"""The oldest Python on which all the peers run; one Python for everybody."""
+
+
+class PeerMissing(Exception):
+    """A peer cannot be had on this machine."""
+
+
+def python_of(name: str) -> Path:
+    """The Python that has this contestant installed; makes its environment when there is none.
+
+    Raises:
+        PeerMissing: pip could not install it; with pip's last words.
+    """
+    requirements = _our_requirements() if name == OURS else contestant(name).requirements
+    if name == OURS and base_python() == sys.executable:
+        return Path(sys.executable)
+    version = hashlib.sha256("\n".join([base_python(), *requirements]).encode()).hexdigest()[:12]
+    folder = cache_folder() / f"{name}-{version}"
+    if not folder.exists():
+        _make(name, folder, requirements)
+    return folder / "bin" / "python"
+
+
+def cache_folder() -> Path:
+    """The folder of the environments: may be deleted at any time."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "agent-runtime-bench"
+
+
+@cache
+def base_python() -> str:
+    """A Python that all contestants can run on: this one if it is new enough, else one that is found."""
+    if sys.version_info >= _OLDEST:
+        return sys.executable
+    names = [shutil.which(f"python3.{minor}") for minor in (12, 13, 14)]
+    found = [
+        *filter(None, names),
+        *map(str, sorted(Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python3"))),
+    ]
+    for candidate in found:
+        check = f"import sys; sys.exit(sys.version_info < {_OLDEST})"
+        if subprocess.run([candidate, "-c", check], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return sys.executable
+
+
+def _make(name: str, folder: Path, requirements: tuple[str, ...]) -> None:
+    print(f"making an environment for {name} in {folder}", file=sys.stderr)
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([base_python(), "-m", "venv", unfinished], check=True)
+    answer = subprocess.run(
+        [unfinished / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        shutil.rmtree(unfinished)
+        raise PeerMissing(f"{name} could not be installed: {answer.stderr.strip()[-500:]}")
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        # Somebody else was quicker.
+        shutil.rmtree(unfinished)
+
+
+@cache
+def _our_requirements() -> tuple[str, ...]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tuple(project["dependencies"])

@@ -1,0 +1,66 @@
+"""What is measured? Each measure is one repetition for one contestant; a run calls them in turn, peers interleaved."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from tests.bench.contestants import OURS
+from tests.bench.sample import Sample
+from tests.bench.server import Server
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        messages: of a drain.
+        paced: messages whose latency is taken.
+        history: finished messages behind which it drains.
+        drain_seconds: after which a drain is cut off and counted by what it has done.
+        held_seconds: how long a transaction has been open when the drain beside it begins.
+        writing_seconds: how long concurrent writers write.
+        idle_seconds: how long an idle worker is watched.
+        quiet_seconds: how long at most to wait for an idle machine before a run.
+    """
+
+    messages: int = 20_000
+    paced: int = 300
+    history: tuple[int, ...] = (1_000_000,)
+    drain_seconds: float = 15
+    held_seconds: float = 60
+    writing_seconds: float = 4
+    idle_seconds: float = 40
+    quiet_seconds: float = 6
+
+
+QUICK = Scale(
+    messages=1_000,
+    paced=25,
+    history=(2_000,),
+    drain_seconds=10,
+    held_seconds=1,
+    writing_seconds=0.3,
+    idle_seconds=2,
+    quiet_seconds=0,
+)
+
+Run = Callable[[Server, Scale, str], AsyncIterator[Sample]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing to measure.
+
+    Attributes:
+        name: what `--only` takes.
+        run: one repetition for one contestant.
+        peers: whether the peers are measured too.
+    """
+
+    name: str
+    run: Run
+    peers: bool = True
+
+    def contestants(self, peers: Sequence[str]) -> list[str]:
+        """Whom to measure."""
+        return [OURS, *(peers if self.peers else ())]

@@ -1,0 +1,103 @@
+"""How fast is a queue emptied? From the first handler's start until the contestant's own table says all is done."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import anyio
+
+from tests.bench.contestants import contestant
+from tests.bench.machine import Foreign, quiet
+from tests.bench.measures import Scale
+from tests.bench.sample import Sample
+from tests.bench.server import Database, Server, Shape
+from tests.bench.workers import Workers
+
+_LOOK_SECONDS = 0.005
+_START_SECONDS = 30
+
+
+async def drain(server: Server, scale: Scale, name: str) -> AsyncIterator[Sample]:
+    """By one worker, and by two."""
+    for count in (1, 2):
+        yield await drained(
+            server,
+            scale,
+            name,
+            Shape(queued=scale.messages),
+            f"drain/{count} worker{'s' * (count > 1)}",
+            workers=count,
+        )
+
+
+async def drained(
+    server: Server,
+    scale: Scale,
+    name: str,
+    shape: Shape,
+    figure: str,
+    *,
+    workers: int = 1,
+    deliveries: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    database: Database | None = None,
+) -> Sample:
+    """Drain one database of this shape.
+
+    Args:
+        deliveries: how many handlers start; one per message and handler when None. A chain has its own number.
+        environment: of ours, when not the direct store.
+        database: that holds this shape already; a fresh one when None.
+    """
+    database = database or await server.fresh(name, shape)
+    deliveries = deliveries or shape.queued * shape.handlers
+    await quiet(scale.quiet_seconds)
+    foreign = Foreign(lambda: server.pids)
+    async with (
+        server.connected(database) as connection,
+        Workers.started(
+            server.folder, name, database.url, shape.agents,
+            count=workers, handlers=shape.handlers, environment=environment,
+        ) as running,
+    ):  # fmt: skip
+        before = cpu_of(server, running)
+        ended = await _until_done(
+            connection, contestant(name).pending, running, deliveries, scale.drain_seconds
+        )
+        after = cpu_of(server, running)
+        end = ended or running.last
+        seconds = max(end - running.first, 1) / 1e9
+        more: dict[str, Any] = {
+            "handled": running.count,
+            "seconds": seconds,
+            "cut off": ended is None,
+            "megabytes": running.megabytes(),
+            "worker cpu": after["worker"] - before["worker"],
+            "server cpu": after["server"] - before["server"],
+        }
+        done = deliveries if ended is not None else running.count
+        return Sample(figure, name, done / seconds, "/s", foreign.cores(), more)
+
+
+def cpu_of(server: Server, workers: Workers) -> dict[str, float]:
+    """CPU seconds so far, on both sides."""
+    from tests.bench.machine import cpu_seconds
+
+    return {"worker": workers.cpu_seconds(), "server": cpu_seconds(server.pids)}
+
+
+async def _until_done(
+    connection: Any, pending: str, workers: Workers, deliveries: int, limit_seconds: float
+) -> int | None:
+    """Nanoseconds when nothing was pending any more; None when the limit came first."""
+    with anyio.fail_after(_START_SECONDS):
+        while not workers.count:
+            workers.check()
+            await anyio.sleep(_LOOK_SECONDS)
+    deadline = time.monotonic() + limit_seconds
+    while time.monotonic() < deadline:
+        if workers.count >= deliveries and not await connection.fetchval(pending):
+            return time.monotonic_ns()
+        workers.check()
+        await anyio.sleep(_LOOK_SECONDS)
+    return None
