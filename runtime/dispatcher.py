@@ -352,7 +352,7 @@ class Dispatcher:
     async def _fail_instead(self, report: Report, reason: StoreError) -> None:
         """Report an attempt whose report the database refuses as a failed one."""
         handler = self._by_number[report.delivery.subscription]
-        failed = Look(failed=[failure(handler, report.delivery, reason, self._random)])
+        failed = Look(failed=[failure(handler, report.delivery, report.seconds, reason, self._random)])
         sent_at = time.monotonic()
         try:
             self._absorb(failed, await self._exchange(failed), sent_at)

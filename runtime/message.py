@@ -27,6 +27,9 @@ class Priority(IntEnum):
     HIGH = 1
 
 
+PRIORITIES = {int(priority): priority for priority in Priority}
+
+
 @dataclass(frozen=True, slots=True)
 class Message(Generic[T]):
     """A row of `consciousness_stream`, as a handler sees it.
@@ -219,9 +222,11 @@ class Context:
 
 
 def _moment(text: str | None) -> datetime | None:
-    """The time a PostgreSQL timestamp in JSON means; outside Python's years, the nearest end of them."""
-    if text is None:
-        return None
+    return None if text is None else moment(text)
+
+
+def moment(text: str) -> datetime:
+    """Return the time a PostgreSQL timestamp in JSON means; outside Python's years, the nearest end of them."""
     try:
         return datetime.fromisoformat(text)
     except ValueError:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -91,7 +91,8 @@ class Runner:
         }
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
-        self._attempts: dict[str, anyio.CancelScope] = {}
+        # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
+        self._attempts: dict[int, anyio.CancelScope] = {}
         self.ticked_at = time.monotonic()
         self._called_at = self.ticked_at
         self._lag_seconds = 0.0
@@ -148,7 +149,7 @@ class Runner:
             if delivery in waiting:
                 waiting.remove(delivery)
                 self._report(Report(delivery, outcome="released"))
-            elif (scope := self._attempts.get(_attempt_of(delivery))) is not None:
+            elif (scope := self._attempts.get(id(delivery))) is not None:
                 scope.cancel()
 
     def _call(self) -> None:
@@ -193,30 +194,37 @@ class Runner:
         """Run waiting deliveries of one handler, one after another, until there are none."""
         self._starting.discard(number)
         waiting, handler = self._waiting[number], self._handlers[number]
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            with anyio.CancelScope() as scope:
-                self._scopes.add(scope)
-                while waiting and not self._is_stopping:
-                    delivery = waiting.popleft()
-                    self._start(number)
-                    await self._run(handler, delivery)
-                    await _shake_off_cancellation()
+            while waiting and not self._is_stopping:
+                # One scope serves many attempts: only one that was cancelled needs another after it.
+                with anyio.CancelScope() as scope:
+                    self._scopes.add(scope)
+                    try:
+                        while waiting and not self._is_stopping and not scope.cancel_called:
+                            delivery = waiting.popleft()
+                            self._start(number)
+                            await self._run(handler, delivery, scope)
+                            if task.cancelling():
+                                await _shake_off_cancellation(task)
+                    finally:
+                        self._scopes.discard(scope)
         finally:
-            self._scopes.discard(scope)
             self._running[number] -= 1
             self._start(number)
 
-    async def _run(self, handler: Handler, delivery: Delivery) -> None:
+    async def _run(self, handler: Handler, delivery: Delivery, scope: anyio.CancelScope) -> None:
         began, clock = time.time(), time.monotonic()
-        report = Report(delivery, outcome="released")
+        report: Report | None = None
         try:
-            with anyio.CancelScope() as scope:
-                if handler.is_async:
-                    self._attempts[_attempt_of(delivery)] = scope
-                report = await self._attempt(handler, delivery)
+            if handler.is_async:
+                self._attempts[id(delivery)] = scope
+            report = await self._attempt(handler, delivery, clock)
         finally:
-            self._attempts.pop(_attempt_of(delivery), None)
-            report = replace(report, seconds=time.monotonic() - clock)
+            self._attempts.pop(id(delivery), None)
+            if report is None:
+                report = Report(delivery, time.monotonic() - clock, "released")
             self._report(report)
             if self._observer is not None and report.outcome != "released":
                 self._observe(Attempt(handler, delivery, began, report))
@@ -232,7 +240,7 @@ class Runner:
         for scope in self._scopes:
             scope.cancel()
 
-    async def _attempt(self, handler: Handler, delivery: Delivery) -> Report:
+    async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
         context = Context(delivery.message, handler.name, self._worker)
         try:
             arguments = handler.bind(delivery.message, context)
@@ -248,10 +256,12 @@ class Runner:
             if anyio.current_effective_deadline() == -math.inf:
                 raise
             # Nobody of ours did that: the handler cancelled itself, or awaited what was cancelled.
-            return failure(handler, delivery, error, self._random)
+            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
         except BaseException as error:  # noqa: BLE001 - it becomes the report, and is logged there
-            return failure(handler, delivery, error, self._random)
-        return Report(delivery, emits=tuple(draft.json for draft in context.emitted))
+            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
+        return Report(
+            delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in context.emitted])
+        )
 
     async def _call_handler(self, handler: Handler, arguments: dict[str, Any]) -> object:
         if handler.is_async:
@@ -263,15 +273,9 @@ class Runner:
         )
 
 
-def _attempt_of(delivery: Delivery) -> str:
-    """What names one attempt in this process: the same delivery may be taken again while an old attempt runs."""
-    return f"{delivery.message.id} {delivery.subscription} {delivery.lease}"
-
-
-async def _shake_off_cancellation() -> None:
+async def _shake_off_cancellation(task: asyncio.Task[Any]) -> None:
     """A handler may have cancelled the task it ran in: the next delivery must not suffer for it."""
-    task = asyncio.current_task()
-    if task is None or not task.cancelling() or anyio.current_effective_deadline() == -math.inf:
+    if anyio.current_effective_deadline() == -math.inf:
         return
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
@@ -302,8 +306,10 @@ class _InOwnContext:
                 step = partial(coroutine.throw, error)
 
 
-def failure(handler: Handler, delivery: Delivery, error: BaseException, random: Random) -> Report:
-    """Return what becomes of a delivery whose attempt ended in an error, and log it once."""
+def failure(
+    handler: Handler, delivery: Delivery, seconds: float, error: BaseException, random: Random
+) -> Report:
+    """Return what becomes of a delivery whose attempt ended in an error after so long, and log it once."""
     message = delivery.message
     # Crashes count for themselves, so they use up no attempt of the handler's.
     attempt = message.attempt - delivery.crashes
@@ -311,7 +317,9 @@ def failure(handler: Handler, delivery: Delivery, error: BaseException, random: 
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, RetryLater):
         _log.info("%s put message %s off: %s", handler.name, message.id, error.why)
-        return Report(delivery, outcome="later", delay=error.seconds, error=storable(text, _ERROR_CHARACTERS))
+        return Report(
+            delivery, seconds, "later", delay=error.seconds, error=storable(text, _ERROR_CHARACTERS)
+        )
     # What is no Exception, such as a SystemExit, is a failure like any other here.
     cause = error if isinstance(error, Exception) else RuntimeError(text)
     delay = handler.retry.decide(cause, attempt, random)
@@ -328,7 +336,8 @@ def failure(handler: Handler, delivery: Delivery, error: BaseException, random: 
     )
     return Report(
         delivery,
-        outcome="dead" if delay is None else "failed",
+        seconds,
+        "dead" if delay is None else "failed",
         reason=reason,
         delay=delay,
         error=storable(text, _ERROR_CHARACTERS),

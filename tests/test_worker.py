@@ -513,7 +513,7 @@ async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fail
     def run_in_thread(value: int) -> None:
         in_thread.wait(10)
 
-    async with running([agent], direct(through(database, way), lease_seconds=4)) as worker:
+    async with running([agent], direct(through(database, way), lease_seconds=6)) as worker:
         await ready(database, "long.run_long", "long.run_in_thread")
         await send(database, "long.task", 1)
         await send(database, "long.thread", 1)
@@ -525,11 +525,13 @@ async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fail
             "select bool_and(visible_at > clock_timestamp()) from runtime.deliveries where lease is not null"
         )
         assert await query(database, leased)
-        assert worker.counts["leases lapsed"] == 2
+        await until(lambda: worker.counts["leases lapsed"] == 2)
         way.mend()
         await until(lambda: events[-1] == "ended 1")
         in_thread.set()
-    assert "2 leases could not be renewed and end now (long.run_in_thread, long.run_long)" in caplog.text
+    # Together or one after the other, as they were taken.
+    lapses = [each for each in caplog.messages if "leases could not be renewed and end now" in each]
+    assert all(any(name in each for each in lapses) for name in ("long.run_in_thread", "long.run_long"))
     assert events == ["began 1", "cancelled 1", "began 1", "ended 1"]
 
 

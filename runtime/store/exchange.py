@@ -5,15 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
-from runtime.message import Message
+from runtime.message import PRIORITIES, Message, moment
 from runtime.values import encode
 
 Outcome = Literal["failed", "dead", "later", "released"]
-
-_COLUMNS = (
-    "id", "key", "value", "agent", "created_at", "correlation_id", "parent_id", "headers", "priority",
-    "dedup_key", "deliver_at", "expires_at",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +33,16 @@ class Delivery:
 
     @classmethod
     def from_wire(cls, row: Sequence[Any]) -> "Delivery":
-        """Read one delivery as `runtime.describe` writes it."""
-        # A newer schema may say more, at the end.
-        subscription, attempts, crashes, *columns, lease = row[: len(_COLUMNS) + 4]
-        message = Message[Any].from_row(
-            dict(zip(_COLUMNS, columns, strict=True)), attempt=attempts + crashes + 1
-        )
+        """Read one delivery as `runtime.describe` writes it; a newer schema may say more, at the end."""
+        (
+            subscription, attempts, crashes, id_, key, value, agent, created_at, correlation_id, parent_id, headers,
+            priority, dedup_key, deliver_at, expires_at, lease,
+        ) = row[:16]  # fmt: skip
+        message = Message(
+            id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
+            headers or {}, PRIORITIES[priority], dedup_key,
+            None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
+        )  # fmt: skip
         return cls(subscription, message, lease, crashes)
 
 

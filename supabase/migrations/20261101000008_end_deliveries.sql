@@ -80,13 +80,14 @@ begin
     cross join lateral (
         select n.message_id from runtime.deliveries n
         where n.subscription = ended.subscription and n.ordered_key = ended.key
-          and n.visible_at = 'infinity' and n.lease is null
         order by n.message_id limit 1
     ) next
-    where d.message_id = next.message_id and d.subscription = ended.subscription;
+    -- Where the first of its key is not parked, it lets the others go when it ends itself.
+    where d.message_id = next.message_id and d.subscription = ended.subscription
+      and d.visible_at = 'infinity' and d.lease is null;
 end
 $$;
-comment on function runtime.unpark(integer[], text[]) is 'Lets the lowest parked delivery of each ended ordered key go.';
+comment on function runtime.unpark(integer[], text[]) is 'Lets the first delivery of each ended ordered key go, if it is parked.';
 
 create function runtime.after_end(
     ids bigint[], subscriptions integer[], marks boolean[], soles boolean[], ordered_keys text[]

@@ -171,57 +171,66 @@ create function runtime.take_ordered(
     out ids bigint[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
-    looks constant integer := 4 * amount;
+    looks integer;
+    fresh bigint[];
+    overdue bigint[] := '{}';
     seen bigint[];
-    seen_due bigint[];
+    heads bigint[];
     locked bigint[];
     parked integer;
 begin
     is_full := false;
     look_again := false;
-    -- Locked first, judged after: the judging statement's snapshot is younger than the locks.
-    seen := array(
-        select f.message_id from runtime.deliveries f
-        where f.subscription = wanted and f.priority = 0 and f.visible_at is null and not alone
-        order by f.message_id limit looks
-        for update skip locked
-    );
-    is_full := cardinality(seen) = looks;
     if due then
-        seen_due := array(
+        overdue := array(
             select f.message_id from runtime.deliveries f
             where f.subscription = wanted and f.visible_at <= clock_timestamp()
               and case when f.lease is not null then 2 when f.crashes >= 2 then 1 else 0 end = alone::integer
-            order by f.visible_at limit looks
+            order by f.visible_at limit 4 * amount
             for update skip locked
         );
-        is_full := is_full or cardinality(seen_due) = looks;
-        seen := seen || seen_due;
     end if;
+    -- Where many keys take turns the first look is enough; behind a hot one it goes further.
+    foreach looks in array array[amount, 4 * amount] loop
+        -- Locked first, judged after: the judging statement's snapshot is younger than the locks.
+        fresh := array(
+            select f.message_id from runtime.deliveries f
+            where f.subscription = wanted and f.priority = 0 and f.visible_at is null and not alone
+            order by f.message_id limit looks
+            for update skip locked
+        );
+        seen := fresh || overdue;
+        heads := array(
+            select h.message_id
+            from (
+                select distinct d.ordered_key from runtime.deliveries d
+                where d.subscription = wanted and d.message_id = any (seen)
+            ) m
+            cross join lateral (
+                select n.message_id from runtime.deliveries n
+                where n.subscription = wanted and n.ordered_key = m.ordered_key
+                order by n.message_id limit 1
+            ) h
+            where h.message_id = any (seen)
+            order by h.message_id
+            limit case when alone then 1 else amount end
+        );
+        exit when cardinality(heads) = amount or cardinality(fresh) < looks;
+    end loop;
     if cardinality(seen) = 0 then
         return;
     end if;
 
-    with mine as (
-        select d.message_id, d.ordered_key from runtime.deliveries d
-        where d.subscription = wanted and d.message_id = any (seen)
-    ), heads as (
-        select m.ordered_key, h.message_id
-        from (select distinct ordered_key from mine) m
-        cross join lateral (
-            select n.message_id from runtime.deliveries n
-            where n.subscription = wanted and n.ordered_key = m.ordered_key
-            order by n.message_id limit 1
-        ) h
-    ), chosen as (
-        select h.message_id from heads h where h.message_id = any (seen) order by h.message_id
-        limit case when alone then 1 else amount end
-    ), taken as (
+    with taken as (
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
-        from chosen c where d.message_id = c.message_id and d.subscription = wanted
+        where d.subscription = wanted and d.message_id = any (heads)
         returning d.message_id, d.heavy
     )
     select array_agg(t.message_id), bool_or(t.heavy) into ids, heavy from taken t;
+    if cardinality(heads) = amount then
+        -- As many as were wanted: what stands behind them is in nobody's way.
+        return;
+    end if;
 
     -- Park the rest, but only behind a lower one that cannot end before this commits: one of ours, or one
     -- whose row we hold for key share. Else it stays as it is and is looked at again soon.
@@ -250,7 +259,7 @@ begin
       );
     get diagnostics parked = row_count;
     -- Those of a hot key are out of the way now: what stands behind them can be seen.
-    is_full := is_full and parked > 0;
+    is_full := parked > 0 and 4 * amount in (cardinality(fresh), cardinality(overdue));
     look_again := exists (
         select from runtime.deliveries d
         where d.subscription = wanted and d.message_id = any (seen)
@@ -261,7 +270,8 @@ begin
 end
 $$;
 comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer) is
-    'Leases at most one delivery per key of an ordered subscription, the lowest, and parks what stands behind it.';
+    'Leases at most one delivery per key of an ordered subscription, the lowest; where that is fewer than wanted, '
+    'parks what stands behind them.';
 
 create function runtime.next_due_seconds(wanted jsonb) returns double precision
 language plpgsql stable set search_path = '' as $$
