@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from tests.bench.contestants import OURS
 from tests.bench.sample import Results
 
+BEHIND_1M = "growth/behind 1,000,000 finished"
+BEHIND_10M = "huge/behind 10,000,000 finished"
+
 Ratio = Callable[[Results], float | None]
 
 
@@ -62,6 +65,25 @@ def _of(figure: str) -> Ratio:
     return lambda results: results.value(figure, OURS)
 
 
+def _gate(writers: int, kind: str, base: str) -> Ratio:
+    """Commits of so many writers against those into another table."""
+    return _between(f"{writers} writers/{kind}", f"{writers} writers/{base}")
+
+
+def _ratio_to_best(figure: str, base: str) -> Ratio:
+    """Our ratio of two figures against the best of the peers' ratios."""
+
+    def ratio(results: Results) -> float | None:
+        reached = {
+            name: _divided(results.value(figure, name), results.value(base, name))
+            for name in results.contestants(figure)
+        }
+        ours = reached.pop(OURS, None)
+        return _divided(ours, max(filter(None, reached.values()), default=None))
+
+    return ratio
+
+
 def _divided(value: float | None, by: float | None) -> float | None:
     return None if value is None or not by else value / by
 
@@ -82,4 +104,52 @@ BARS = (
     ),
     Bar("send, single: of pgqueuer", "send", _to("send/single", "pgqueuer"), 0.8),
     Bar("send, batches of 100: of pgqueuer", "send", _to("send/batches of 100", "pgqueuer"), 1.0),
+    Bar("drain over REST, 1 worker", "rest", _of("drain/REST, 1 worker"), 5_000, unit="/s"),
+    Bar("fan-out, 1 to 100: of 1 to 1", "fan_out", _between("fan-out/1 to 100", "fan-out/1 to 1"), 0.8),
+    Bar(
+        "insert beside 1,000 subscriptions: of beside one",
+        "wildcards",
+        _between("insert of 1/1,000 subscriptions", "insert of 1/1 subscription"),
+        1.5,
+        True,
+    ),
+    Bar(
+        "batch of 100 beside 1,000 subscriptions: of beside one",
+        "wildcards",
+        _between("insert of 100/1,000 subscriptions", "insert of 100/1 subscription"),
+        1.5,
+        True,
+    ),
+    Bar("behind 1 M finished: of empty", "growth", _between(BEHIND_1M, "growth/empty"), 0.95),
+    Bar("behind 10 M finished: of empty", "huge", _between(BEHIND_10M, "huge/empty"), 0.9),
+    Bar(
+        "beside a transaction open for 60 s: of without", "held", _between("held/held open", "held/free"), 0.5
+    ),
+    Bar("the same ratio: of the best peer's", "held", _ratio_to_best("held/held open", "held/free"), 1),
+    Bar("8 writers, gate shut: of a bare table", "writers", _gate(8, "workers busy", "bare table"), 0.5),
+    Bar("32 writers, gate shut: of a bare table", "writers", _gate(32, "workers busy", "bare table"), 0.5),
+    Bar(
+        "8 writers, all announcing: of ungated NOTIFY",
+        "writers",
+        _gate(8, "workers asleep", "ungated NOTIFY"),
+        1,
+    ),
+    Bar(
+        "32 writers, all announcing: of ungated NOTIFY",
+        "writers",
+        _gate(32, "workers asleep", "ungated NOTIFY"),
+        1,
+    ),
+    Bar("idle: queries", "idle", _of("idle/queries"), 1, True, "per 10 s"),
+    Bar("idle: CPU", "idle", _of("idle/CPU"), 0.5, True, "%"),
+    Bar("idle: memory", "idle", _of("idle/memory"), 60, True, "MB"),
+    Bar(
+        "memory after 200,000 messages: of after 50,000",
+        "memory",
+        _between("memory/after 200,000", "memory/after 50,000"),
+        1.05,
+        True,
+    ),
+    Bar("import runtime", "start_up", _of("start-up/import runtime"), 150, True, "ms"),
+    Bar("runtime --help", "start_up", _of("start-up/runtime --help"), 300, True, "ms"),
 )

@@ -19,8 +19,10 @@ from runtime.local.bootstrap import prepare_cluster
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
+from runtime.local.programs import embedded_binaries
 from tests.bench.contestants import OURS, contestant
 from tests.bench.environments import ROOT, python_of
+from tests.bench.machine import cpu_seconds
 from tests.bench.workers import Workers, program_environment
 
 SETTINGS: Final = {
@@ -29,6 +31,8 @@ SETTINGS: Final = {
     # Checkpoints begin each run, and none strikes one contestant by chance.
     "max_wal_size": "4GB",
     "checkpoint_timeout": "30min",
+    # Who asked what, where statements are counted.
+    "log_line_prefix": "[%d %u] ",
 }
 _SETTLE_SECONDS = 30
 
@@ -57,11 +61,13 @@ class Database:
     Attributes:
         url: for the contestant.
         admin_url: as the superuser.
+        user: of the contestant.
     """
 
     name: str
     url: str
     admin_url: str
+    user: str
 
 
 class Server:
@@ -70,10 +76,12 @@ class Server:
     Args:
         postgres: the server.
         folder: a place for the files of runs.
+        binaries: its programs; the embedded ones when None.
     """
 
-    def __init__(self, postgres: PostgresServer, folder: Path) -> None:
+    def __init__(self, postgres: PostgresServer, folder: Path, binaries: Path | None) -> None:
         self.folder = folder
+        self._binaries = binaries
         self._postgres = postgres
         self._templates: dict[tuple[str, Shape], str] = {}
         self._numbers = itertools.count(1)
@@ -85,10 +93,39 @@ class Server:
         gateway = None if self._gateway is None else self._gateway.pid
         return {pid for pid in (self._postgres.pid, gateway) if pid is not None}
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU seconds so far of the database and of the gateway, 0 where there is none."""
+        gateway = [] if self._gateway is None else filter(None, [self._gateway.pid])
+        return {"database": cpu_seconds(filter(None, [self._postgres.pid])), "gateway": cpu_seconds(gateway)}
+
+    def program(self, name: str) -> Path:
+        """A program of PostgreSQL, such as pgbench."""
+        return (self._binaries or embedded_binaries()) / name
+
     async def fresh(self, name: str, shape: Shape) -> Database:
         """A fresh database of this contestant and shape, after a checkpoint; the one before is gone."""
         template = await self._template(name, shape)
         return await self._copied(template, f"run_{name}", name)
+
+    async def kept(self, name: str, shape: Shape) -> Database:
+        """The template itself: for one too large to be copied. What is done to it stays."""
+        return self._database(await self._template(name, shape), name)
+
+    async def copied(self, database: Database, name: str) -> Database:
+        """A copy of a database that nobody is connected to; one of that name before is gone."""
+        return await self._copied(database.name, name, OURS)
+
+    async def log_statements(self, database: Database) -> None:
+        """Have the server log every statement from now on; `statements` counts those of one database."""
+        async with self.connected() as connection:
+            await connection.execute("alter system set log_statement = 'all'")
+            await connection.execute("select pg_reload_conf()")
+
+    def statements(self, database: Database) -> int:
+        """How many statements this database's user has been logged with so far."""
+        mark = f"[{database.name} {database.user}]"
+        with self._postgres.log.open(errors="replace") as log:
+            return sum(mark in line and "LOG:" in line for line in log)
 
     @asynccontextmanager
     async def connected(self, database: Database | None = None) -> AsyncIterator[Any]:
@@ -172,7 +209,7 @@ class Server:
     def _database(self, name: str, who: str) -> Database:
         # Ours runs as the role that a Supabase project gives, who is no superuser.
         user = keys.DB_USER if who == OURS else keys.SUPERUSER
-        return Database(name, self._postgres.url(name, user), self._postgres.url(name))
+        return Database(name, self._postgres.url(name, user), self._postgres.url(name), user)
 
 
 @asynccontextmanager
@@ -189,7 +226,7 @@ async def running_server(binaries: Path | None = None) -> AsyncIterator[Server]:
     try:
         await anyio.to_thread.run_sync(postgres.start)
         await prepare_cluster(postgres.url())
-        yield Server(postgres, folder)
+        yield Server(postgres, folder, binaries)
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(postgres.delete)

@@ -15,9 +15,12 @@ class Scale:
     Attributes:
         messages: of a drain.
         paced: messages whose latency is taken.
-        history: finished messages behind which it drains.
+        history: finished messages behind which everybody drains.
+        huge: the same, for ours alone.
+        backlog: messages of a long queue.
         drain_seconds: after which a drain is cut off and counted by what it has done.
         held_seconds: how long a transaction has been open when the drain beside it begins.
+        recovery_seconds: how long at most to wait until a drain is as fast as before.
         writing_seconds: how long concurrent writers write.
         idle_seconds: how long an idle worker is watched.
         quiet_seconds: how long at most to wait for an idle machine before a run.
@@ -25,9 +28,12 @@ class Scale:
 
     messages: int = 20_000
     paced: int = 300
-    history: tuple[int, ...] = (1_000_000,)
+    history: int = 1_000_000
+    huge: int = 10_000_000
+    backlog: int = 1_000_000
     drain_seconds: float = 15
     held_seconds: float = 60
+    recovery_seconds: float = 90
     writing_seconds: float = 4
     idle_seconds: float = 40
     quiet_seconds: float = 6
@@ -36,9 +42,12 @@ class Scale:
 QUICK = Scale(
     messages=1_000,
     paced=25,
-    history=(2_000,),
+    history=2_000,
+    huge=4_000,
+    backlog=2_000,
     drain_seconds=10,
     held_seconds=1,
+    recovery_seconds=3,
     writing_seconds=0.3,
     idle_seconds=2,
     quiet_seconds=0,
@@ -55,11 +64,13 @@ class Measure:
         name: what `--only` takes.
         run: one repetition for one contestant.
         peers: whether the peers are measured too.
+        is_long: whether a repetition takes minutes.
     """
 
     name: str
     run: Run
     peers: bool = True
+    is_long: bool = False
 
     def contestants(self, peers: Sequence[str]) -> list[str]:
         """Whom to measure."""

@@ -45,12 +45,13 @@ async def drained(
     """Drain one database of this shape.
 
     Args:
-        deliveries: how many handlers start; one per message and handler when None. A chain has its own number.
+        deliveries: how many handlers start; one per message and handler when None. Of a longer queue only the first.
         environment: of ours, when not the direct store.
         database: that holds this shape already; a fresh one when None.
     """
     database = database or await server.fresh(name, shape)
     deliveries = deliveries or shape.queued * shape.handlers
+    pending = contestant(name).pending if shape.queued <= deliveries else "select false"
     await quiet(scale.quiet_seconds)
     foreign = Foreign(lambda: server.pids)
     async with (
@@ -60,11 +61,9 @@ async def drained(
             count=workers, handlers=shape.handlers, environment=environment,
         ) as running,
     ):  # fmt: skip
-        before = cpu_of(server, running)
-        ended = await _until_done(
-            connection, contestant(name).pending, running, deliveries, scale.drain_seconds
-        )
-        after = cpu_of(server, running)
+        before = _cpu(server, running)
+        ended = await _until_done(connection, pending, running, deliveries, scale.drain_seconds)
+        after = _cpu(server, running)
         end = ended or running.last
         seconds = max(end - running.first, 1) / 1e9
         more: dict[str, Any] = {
@@ -72,18 +71,15 @@ async def drained(
             "seconds": seconds,
             "cut off": ended is None,
             "megabytes": running.megabytes(),
-            "worker cpu": after["worker"] - before["worker"],
-            "server cpu": after["server"] - before["server"],
+            **{f"{side} cpu": after[side] - before[side] for side in after},
         }
         done = deliveries if ended is not None else running.count
         return Sample(figure, name, done / seconds, "/s", foreign.cores(), more)
 
 
-def cpu_of(server: Server, workers: Workers) -> dict[str, float]:
-    """CPU seconds so far, on both sides."""
-    from tests.bench.machine import cpu_seconds
-
-    return {"worker": workers.cpu_seconds(), "server": cpu_seconds(server.pids)}
+def _cpu(server: Server, workers: Workers) -> dict[str, float]:
+    """CPU seconds so far, by side."""
+    return {"worker": workers.cpu_seconds(), **server.cpu_seconds()}
 
 
 async def _until_done(

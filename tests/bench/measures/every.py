@@ -2,12 +2,32 @@
 
 from tests.bench.measures import Measure
 from tests.bench.measures.drain import drain
+from tests.bench.measures.fan_out import chain, fan_out, wildcards
+from tests.bench.measures.growth import backlog, growth, huge
+from tests.bench.measures.held import held
+from tests.bench.measures.idle import idle
 from tests.bench.measures.latency import latency, paths
+from tests.bench.measures.memory import memory
+from tests.bench.measures.rest import rest
 from tests.bench.measures.sending import send
+from tests.bench.measures.start_up import start_up
+from tests.bench.measures.writers import writers
 
 MEASURES = (
     Measure("drain", drain),
+    Measure("rest", rest, peers=False),
     Measure("send", send),
     Measure("latency", latency),
     Measure("paths", paths, peers=False),
+    Measure("fan_out", fan_out, peers=False),
+    Measure("chain", chain, peers=False),
+    Measure("wildcards", wildcards, peers=False),
+    Measure("growth", growth),
+    Measure("huge", huge, peers=False, is_long=True),
+    Measure("backlog", backlog, peers=False),
+    Measure("held", held, is_long=True),
+    Measure("writers", writers, peers=False),
+    Measure("idle", idle),
+    Measure("memory", memory, peers=False),
+    Measure("start_up", start_up),
 )

@@ -64,7 +64,7 @@ async def _paced(
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Sample]:
     async with Workers.started(server.folder, name, database.url, environment=environment) as workers:
-        await _ready(server, database, name, workers)
+        await ready(server, database, name, workers)
         # Whatever it does at its start is over, and what it does at rest has begun.
         await anyio.sleep(_REST_SECONDS)
         await quiet(scale.quiet_seconds)
@@ -91,7 +91,7 @@ def _milliseconds(workers: Workers, moments: list[tuple[int, int]]) -> Iterator[
         yield ((workers.starts[0].of(number) or now) - committed) / 1e6
 
 
-async def _ready(server: Server, database: Database, name: str, workers: Workers) -> None:
+async def ready(server: Server, database: Database, name: str, workers: Workers) -> None:
     """Return when the worker waits for work."""
     async with server.connected(database) as connection:
         with anyio.fail_after(_READY_SECONDS):
