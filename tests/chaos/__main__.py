@@ -1,6 +1,7 @@
 """`python -m tests.chaos`: faults on a seeded schedule; exit code 0 when nothing was lost and nothing was doubled."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -69,6 +70,8 @@ def main(
         )
 
     outcome = anyio.run(play, campaign, environment)
+    if outcome is None:
+        raise SystemExit(128 + signal.SIGTERM)
     if as_json:
         print(json.dumps({"seed": seed, **to_json(outcome)}, indent=2))
     else:
@@ -76,13 +79,27 @@ def main(
     sys.exit(1 if outcome.problems else 0)
 
 
-async def play(campaign: Callable[[Stage], Campaign], environment: dict[str, str]) -> Outcome:
-    """Set the stage and run one campaign on it; where something went wrong, show what the workers said last."""
-    async with staged(environment) as stage:
-        outcome = await campaign(stage).run()
-        if outcome.problems:
-            print(stage.last_words(), file=sys.stderr)
-        return outcome
+async def play(campaign: Callable[[Stage], Campaign], environment: dict[str, str]) -> Outcome | None:
+    """Set the stage and run one campaign on it; where something went wrong, show what the workers said last.
+
+    Returns:
+        None where SIGTERM came first; the stage is cleared then too.
+    """
+    outcome = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_cancel_on_sigterm, tasks.cancel_scope)
+        async with staged(environment) as stage:
+            outcome = await campaign(stage).run()
+            if outcome.problems:
+                print(stage.last_words(), file=sys.stderr)
+        tasks.cancel_scope.cancel()
+    return outcome
+
+
+async def _cancel_on_sigterm(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
 """Where does the chaos take place? Servers, a way that breaks, and worker processes, all of this run's own."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from runtime.local.postgres import PostgresServer
 from runtime.settings import Settings
 from runtime.testing.cluster import Cluster
 from tests.chaos.ledger import FOLDER
+from tests.chaos.leftovers import DISK, own_folder
 
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 2.0
@@ -228,10 +226,11 @@ async def staged(environment: dict[str, str]) -> AsyncIterator[Stage]:
     Args:
         environment: of every worker, on top of what it needs.
     """
-    folder = _folder()
-    with _disk(folder / "disk") as is_small:
+    with own_folder() as folder:
+        (folder / "ledger").mkdir()
+        is_small = _mount(folder / DISK)
         server = PostgresServer(
-            folder / "disk" / "postgres",
+            folder / DISK / "postgres",
             port=free_port(),
             # A crash is one of the server, not of the machine: the kernel of the system keeps what was written.
             settings={
@@ -242,54 +241,24 @@ async def staged(environment: dict[str, str]) -> AsyncIterator[Stage]:
             },
             trust=True,
         )
-        try:
-            await anyio.to_thread.run_sync(server.start)
-            cluster = Cluster(server)
-            await cluster.prepare()
-            database = await anyio.to_thread.run_sync(cluster.make_database)
-            gateway = GatewayProcess(folder, port=free_port(), database_url=server.url(database))
-            await anyio.to_thread.run_sync(gateway.start)
-            async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
-                stage = Stage(folder, server, gateway, faults, database, is_small, environment)
-                try:
-                    yield stage
-                finally:
-                    for process in (stage.supervisor, *stage.extras):
-                        for each in [*_family(process.pid), process] if process is not None else ():
-                            with suppress(psutil.Error, ProcessLookupError):
-                                each.kill()
-            gateway.kill()
-        finally:
-            with suppress(LocalStackError):
-                server.kill()
-    shutil.rmtree(folder, ignore_errors=True)
+        await anyio.to_thread.run_sync(server.start)
+        cluster = Cluster(server)
+        await cluster.prepare()
+        database = await anyio.to_thread.run_sync(cluster.make_database)
+        gateway = GatewayProcess(folder, port=free_port(), database_url=server.url(database))
+        await anyio.to_thread.run_sync(gateway.start)
+        async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
+            yield Stage(folder, server, gateway, faults, database, is_small, environment)
 
 
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="agent-runtime-chaos-"))
-    # PostgreSQL may run as another account.
-    folder.chmod(0o755)
-    (folder / "ledger").mkdir()
-    return folder
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[bool]:
-    """A small disk in memory where we may mount one, else an ordinary folder; tells which."""
+def _mount(folder: Path) -> bool:
+    """Make a small disk in memory where we may mount one, else an ordinary folder; tells which."""
     folder.mkdir()
     folder.chmod(0o755)
-    mounted = False
-    if sys.platform == "linux" and os.geteuid() == 0:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={_TMPFS_BYTES},mode=755", "tmpfs", str(folder)]
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            for _ in range(50):
-                if subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode == 0:
-                    break
-                time.sleep(0.1)
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_TMPFS_BYTES},mode=755", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _family(pid: int) -> list[psutil.Process]:

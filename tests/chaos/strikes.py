@@ -15,10 +15,11 @@ import jwt
 import psutil
 
 from runtime.local import keys
+from tests.chaos.leftovers import DISK, note_faked
 from tests.chaos.stage import LEASE_SECONDS, Stage
 
 EXCHANGE = "stream_exchange"
-_FAKETIME = (
+FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
@@ -89,6 +90,7 @@ async def _clock(stage: Stage, random: Random) -> AsyncIterator[None]:
     process = await stage.start_extra(
         LD_PRELOAD=library, FAKETIME=wrong, FAKETIME_DONT_FAKE_MONOTONIC="1", DONT_FAKE_MONOTONIC="1"
     )
+    note_faked(stage.folder, process.pid)
     try:
         yield
     finally:
@@ -97,7 +99,7 @@ async def _clock(stage: Stage, random: Random) -> AsyncIterator[None]:
 
 
 def _faketime() -> str | None:
-    return next((path for path in _FAKETIME if Path(path).exists()), None)
+    return next((path for path in FAKETIME if Path(path).exists()), None)
 
 
 @asynccontextmanager
@@ -225,7 +227,7 @@ async def _slot(stage: Stage, random: Random) -> AsyncIterator[None]:
 async def _disk(stage: Stage, random: Random) -> AsyncIterator[None]:
     if not stage.is_small:
         raise NotRun("no small disk could be mounted: it needs root")
-    filler = stage.folder / "disk" / "filler"
+    filler = stage.folder / DISK / "filler"
 
     def fill() -> None:
         with filler.open("wb") as file:
