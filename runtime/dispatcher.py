@@ -358,7 +358,7 @@ class Dispatcher:
             self._absorb(failed, await self._exchange(failed), sent_at)
         except (Refused, Unauthorized) as again:
             # Its lease will lapse; nothing else can be done from here.
-            _log.error("message %s cannot even be reported as failed: %s", report.delivery.message.id, again)
+            _log.error("message %s cannot even be reported as failed: %s", report.delivery.place[0], again)
             self.plan.forget(report.delivery)
 
     async def _introduce_again(self) -> None:

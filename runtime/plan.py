@@ -299,18 +299,20 @@ class Plan:
         self.unannounced = bool(was_asleep and answer.taken and look.beat and not announced)
         for report in (*look.done, *look.failed):
             self._let_go(report.delivery)
+        ends_at = sent_at + self._settings.lease_seconds
         for delivery in answer.taken:
             # It may be one that lapsed here and is still running: then its old attempt ends unheeded.
-            self._given_up.discard(delivery.place)
-            self.held[delivery.place] = delivery
-            self._ends_at[delivery.place] = sent_at + self._settings.lease_seconds
+            place = delivery.place
+            self._given_up.discard(place)
+            self.held[place] = delivery
+            self._ends_at[place] = ends_at
             self.lanes[delivery.subscription].held += 1
-            self._remember(delivery.message.id)
+            self._remember(place[0])
         if answer.taken and len(self.held) == len(answer.taken):
             self._renewed_at = sent_at
         for delivery in () if answer.repeated else look.renew:
             if delivery.place in self.held and delivery.place not in answer.lost:
-                self._ends_at[delivery.place] = sent_at + self._settings.lease_seconds
+                self._ends_at[delivery.place] = ends_at
         self._note_paces(now)
         if answer.repeated:
             # Only what was taken is told a second time; everything else is to be asked again.
@@ -331,11 +333,12 @@ class Plan:
             self._recent.add(message)
 
     def _let_go(self, delivery: Delivery) -> None:
-        current = self.held.get(delivery.place)
+        place = delivery.place
+        current = self.held.get(place)
         if current is not None and current.lease == delivery.lease:
-            del self.held[delivery.place]
-            del self._ends_at[delivery.place]
-            self._given_up.discard(delivery.place)
+            del self.held[place]
+            del self._ends_at[place]
+            self._given_up.discard(place)
 
     def _next_reports(self) -> Iterator[Report]:
         """As many reports as one exchange carries; at least one, where there is any."""

@@ -11,39 +11,64 @@ from runtime.values import encode
 Outcome = Literal["failed", "dead", "later", "released"]
 
 
-@dataclass(frozen=True, slots=True)
 class Delivery:
     """One message leased for one subscription.
 
-    Attributes:
+    Args:
         subscription: the subscription's number in this database.
         message: the message, its value decoded but not validated.
         lease: the right to finish it.
+        crashes: how many workers have died on it.
+
+    Attributes:
+        place: what names a delivery: (message id, subscription).
     """
 
-    subscription: int
-    message: Message[Any]
-    lease: str
-    crashes: int = 0
+    __slots__ = ("_message", "_row", "crashes", "lease", "place", "subscription")
+    _message: Message[Any] | None
+    _row: Sequence[Any]
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """What names a delivery: (message id, subscription)."""
-        return (self.message.id, self.subscription)
+    def __init__(self, subscription: int, message: Message[Any], lease: str, crashes: int = 0) -> None:
+        self.subscription = subscription
+        self.place = (message.id, subscription)
+        self.lease = lease
+        self.crashes = crashes
+        self._message = message
 
     @classmethod
     def from_wire(cls, row: Sequence[Any]) -> "Delivery":
         """Read one delivery as `runtime.describe` writes it; a newer schema may say more, at the end."""
-        (
-            subscription, attempts, crashes, id_, key, value, agent, created_at, correlation_id, parent_id, headers,
-            priority, dedup_key, deliver_at, expires_at, lease,
-        ) = row[:16]  # fmt: skip
-        message = Message(
-            id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
-            headers or {}, PRIORITIES[priority], dedup_key,
-            None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
-        )  # fmt: skip
-        return cls(subscription, message, lease, crashes)
+        delivery = cls.__new__(cls)
+        delivery.subscription = subscription = row[0]
+        delivery.place = (row[3], subscription)
+        delivery.lease = row[15]
+        delivery.crashes = row[2]
+        # The message is made where its handler runs: the pump has no need of it, and no time.
+        delivery._message = None
+        delivery._row = row
+        return delivery
+
+    def __repr__(self) -> str:
+        return f"<Delivery of message {self.place[0]} to subscription {self.subscription}>"
+
+    @property
+    def message(self) -> Message[Any]:
+        """The message."""
+        if self._message is None:
+            self._message = _message(self._row)
+        return self._message
+
+
+def _message(row: Sequence[Any]) -> Message[Any]:
+    (
+        _, attempts, crashes, id_, key, value, agent, created_at, correlation_id, parent_id, headers, priority,
+        dedup_key, deliver_at, expires_at, _,
+    ) = row[:16]  # fmt: skip
+    return Message(
+        id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
+        headers or {}, PRIORITIES[priority], dedup_key,
+        None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +97,7 @@ class Report:
         """The report as a JSON object."""
         delivery = self.delivery
         head = (
-            f'{{"message":{delivery.message.id},"subscription":{delivery.subscription},'
+            f'{{"message":{delivery.place[0]},"subscription":{delivery.subscription},'
             f'"lease":"{delivery.lease}","seconds":{self.seconds:.6f}'
         )
         if self.outcome is None:
@@ -135,7 +160,7 @@ class Exchange:
             "done": _array(report.to_wire() for report in self.done),
             "failed": _array(report.to_wire() for report in self.failed),
             "renew": _array(
-                f'{{"message":{each.message.id},"subscription":{each.subscription},"lease":"{each.lease}"}}'
+                f'{{"message":{each.place[0]},"subscription":{each.subscription},"lease":"{each.lease}"}}'
                 for each in self.renew
             ),
             "want": encode({str(subscription): count for subscription, count in self.want.items()}),
@@ -186,7 +211,7 @@ class Answer:
                 (message, subscription) for message, subscription in answer.get("refused") or ()
             ),
             lost=frozenset((message, subscription) for message, subscription in more.get("lost") or ()),
-            taken=tuple(Delivery.from_wire(row) for row in answer.get("taken") or ()),
+            taken=tuple([Delivery.from_wire(row) for row in answer.get("taken") or ()]),
             filled=frozenset(more.get("full") or ()),
             cursors=more.get("cursors") or {},
             next_due=more.get("next_due"),
