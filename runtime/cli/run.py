@@ -9,18 +9,16 @@ from typing import Annotated, Any
 import anyio
 import typer
 from anyio import CancelScope
-from rich.text import Text
 
 from runtime.agent import Agent
-from runtime.cli.output import err, print_json, print_line, start_logs
+from runtime.cli.attempts import AttemptLines
+from runtime.cli.output import err, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
 from runtime.plan import Suspects
 from runtime.supervisor import Child, Supervisor
 from runtime.worker import Attempt, Worker
-
-_OUTCOME_STYLES = {"done": "green", "later": "yellow", "failed": "yellow", "dead": "bold red"}
 
 
 def run(
@@ -50,7 +48,7 @@ def run(
         list[str] | None,
         typer.Option("--agent", "-a", metavar="NAME", help="Only this agent; may be repeated."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no line per attempt.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no lines about attempts.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
     ] = False,
@@ -77,13 +75,15 @@ def run(
             _children(paths, agents, processes, isolate, options), drain_seconds=settings.drain_seconds
         )
         raise typer.Exit(anyio.run(_supervise, supervisor))
+    lines = AttemptLines()
     worker = Worker(
-        agents, settings, observer=None if quiet else _print_json if as_json else _print, suspects=suspects
+        agents, settings, observer=None if quiet else _print_json if as_json else lines, suspects=suspects
     )
     if not as_json and not is_supervised:
         for handler in worker.handlers:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
     signal_number = anyio.run(_run, worker, is_supervised)
+    lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
 
@@ -173,22 +173,6 @@ async def _obey(
         worker.stop()
 
 
-def _print(attempt: Attempt) -> None:
-    message, report = attempt.delivery.message, attempt.report
-    outcome = report.outcome or "done"
-    line = Text.assemble(
-        (f"#{message.id:<6}", "cyan"),
-        " ",
-        (f"{message.key:<20}", "bold"),
-        f"  {attempt.handler.name:<24}  ",
-        (f"{outcome:<6}", _OUTCOME_STYLES.get(outcome, "")),
-        (f"  {milliseconds(report.seconds)}", "dim"),
-    )
-    if message.attempt > 1:
-        line.append(f"  attempt {message.attempt}", style="yellow")
-    print_line(line)
-
-
 def _print_json(attempt: Attempt) -> None:
     print_json(attempt_json(attempt))
 
@@ -207,8 +191,3 @@ def attempt_json(attempt: Attempt) -> dict[str, Any]:
         "emitted": len(report.emits),
         "error": report.error,
     }
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds in a fixed width."""
-    return f"{seconds * 1000:8.1f} ms"

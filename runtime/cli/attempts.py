@@ -1,0 +1,68 @@
+"""What does `runtime run` print of its attempts? A line each, and a count where they come faster than anybody reads."""
+
+import asyncio
+import time
+from collections import Counter
+
+from rich.text import Text
+
+from runtime.cli.output import print_line
+from runtime.worker import Attempt
+
+_LINES_A_SECOND = 40
+_OUTCOME_STYLES = {"done": "green", "later": "yellow", "failed": "yellow", "dead": "bold red"}
+
+
+class AttemptLines:
+    """An observer that prints attempts as they end; above forty lines a second it counts them, and prints the count."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._printed = 0
+        self._counted: Counter[tuple[str, str]] = Counter()
+
+    def __call__(self, attempt: Attempt) -> None:
+        """Print the attempt, or count it. Called on a running loop."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self.flush()
+            self._second, self._printed = second, 0
+        if self._printed < _LINES_A_SECOND:
+            self._printed += 1
+            print_line(_line(attempt))
+            return
+        if not self._counted:
+            # Perhaps none comes any more.
+            asyncio.get_running_loop().call_later(1.0, self.flush)
+        self._counted[attempt.handler.name, attempt.report.outcome or "done"] += 1
+
+    def flush(self) -> None:
+        """Print what was counted and not printed yet."""
+        if self._counted:
+            counts = [
+                Text.assemble(f"{handler} {count:,} ", (outcome, _OUTCOME_STYLES.get(outcome, "")))
+                for (handler, outcome), count in sorted(self._counted.items())
+            ]
+            print_line(Text("… and ", style="dim").append_text(Text(", ").join(counts)))
+            self._counted.clear()
+
+
+def _line(attempt: Attempt) -> Text:
+    message, report = attempt.delivery.message, attempt.report
+    outcome = report.outcome or "done"
+    line = Text.assemble(
+        (f"#{message.id:<6}", "cyan"),
+        " ",
+        (f"{message.key:<20}", "bold"),
+        f"  {attempt.handler.name:<24}  ",
+        (f"{outcome:<6}", _OUTCOME_STYLES.get(outcome, "")),
+        (f"  {milliseconds(report.seconds)}", "dim"),
+    )
+    if message.attempt > 1:
+        line.append(f"  attempt {message.attempt}", style="yellow")
+    return line
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds in a fixed width."""
+    return f"{seconds * 1000:8.1f} ms"
