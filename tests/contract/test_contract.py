@@ -18,7 +18,8 @@ async def play(url: str, release: Release) -> list[str]:
         player = Player(connection, release)
         for step in release.steps:
             answer = await player.play(step)
-            missed += [f"{step['name']}: {each}" for each in differences(step["answer"], answer)]
+            found = differences(step["answer"], answer, loosely=step.get("loose", False))
+            missed += [f"{step['name']}: {each}" for each in found]
     return missed
 
 
@@ -50,6 +51,9 @@ async def test_every_function_of_the_first_release_is_part_of_its_conversation()
         pytest.param(
             "public.stream_pause", "'paused', true", "'paused', false", "paused is False", id="a meaning"
         ),
+        pytest.param(
+            "runtime.describe", "d.attempts, d.crashes", "d.crashes, d.attempts", "taken.0.1 is 0", id="a row's order"
+        ),
     ],
 )  # fmt: skip
 async def test_what_a_released_worker_would_miss_is_noticed(
@@ -72,11 +76,18 @@ async def test_an_argument_that_is_gone_is_noticed(database: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "missed"),
     [
-        ({"a": 1}, {"a": 2.5, "b": 1}, []),
+        ({"a": 1}, {"a": 1.0, "b": 1}, []),
+        ({"a": 1.5}, {"a": 2.5}, []),
+        ({"a": 1}, {"a": 2}, ["answer.a is 2 and was 1"]),
+        ({"a": "failed"}, {"a": "died"}, ["answer.a is 'died' and was 'failed'"]),
+        ({"a": "2026-11-24T10:00:21.8+00:00"}, {"a": "2027-01-01T00:00:00+00:00"}, []),
+        ({"at": "11111111-1111-4111-8111-111111111111"}, {"at": "21111111-1111-4111-8111-111111111111"}, []),
         ({"a": None}, {"a": "anything"}, []),
         ({"a": 1}, {"a": "1"}, ["answer.a is str and was int"]),
         ({"a": True}, {"a": False}, ["answer.a is False and was True"]),
-        ([1, "x"], [2, "y", 3], []),
+        ({"12345": 1}, {"54321": 1}, []),
+        ([[1, "x"]], [[1, "x", 3]], []),
+        ([], [[1, "x"]], ["answer has 1 parts and had 0"]),
         ([1, 2], [1], ["answer has 1 parts and had 2"]),
     ],
 )
