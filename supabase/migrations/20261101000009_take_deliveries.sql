@@ -1,22 +1,24 @@
 -- What is taken? Fresh deliveries past the pump's cursor, and due ones when their time may have come.
 
-create function runtime.describe(ids bigint[], subscriptions integer[]) returns json
-language plpgsql stable set search_path = '' as $$
+create function runtime.describe(
+    ids bigint[], subscriptions integer[], out rows json, out is_whole boolean
+) language plpgsql stable set search_path = '' as $$
 begin
-    return (
     select coalesce(json_agg(json_build_array(
-        t.subscription, d.attempts, d.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
-        m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, d.lease
-    ) order by d.priority desc, m.id), '[]')
+               t.subscription, d.attempts, d.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, d.lease
+           ) order by d.priority desc, m.id), '[]'),
+           count(*) = cardinality(ids) and coalesce(min(m.expires_at) > clock_timestamp(), true)
+    into rows, is_whole
     from unnest(ids, subscriptions) as t (id, subscription)
     join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
-    join public.consciousness_stream m on m.id = t.id
-    );
+    join public.consciousness_stream m on m.id = t.id;
 end
 $$;
 comment on function runtime.describe(bigint[], integer[]) is
     'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
-    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease].';
+    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; and whether every one '
+    'has a message that has not expired.';
 
 create function runtime.fits(ids bigint[], subscriptions integer[], max_bytes bigint) returns integer
 language plpgsql stable set search_path = '' as $$

@@ -262,23 +262,21 @@ begin
     end if;
 
     if not alone then
-        select coalesce(array_agg(t.message_id), '{}') as ids, coalesce(array_agg(t.subscription), '{}') as subscriptions,
-               coalesce(bool_or(t.heavy), false) as heavy
-        into part from runtime.take_fresh(left_over, cursors, until, new_lease, pump) t;
-        if cardinality(part.ids) > 0 then
-            result.ids := result.ids || part.ids;
-            result.subscriptions := result.subscriptions || part.subscriptions;
-            heavy := heavy or part.heavy;
-            result.cursors := result.cursors || (
-                select coalesce(jsonb_object_agg(m.subscription, m.id), '{}') from (
-                    select t.subscription, max(t.id) as id
-                    from unnest(part.ids, part.subscriptions) as t (id, subscription)
-                    join runtime.deliveries d
-                        on d.message_id = t.id and d.subscription = t.subscription and d.priority = 0
-                    group by t.subscription
-                ) m
-            );
-        end if;
+        with taken as materialized (
+            select * from runtime.take_fresh(left_over, cursors, until, new_lease, pump)
+        )
+        select coalesce((select array_agg(t.message_id) from taken t), '{}') as ids,
+               coalesce((select array_agg(t.subscription) from taken t), '{}') as subscriptions,
+               coalesce((select bool_or(t.heavy) from taken t), false) as heavy,
+               (select jsonb_object_agg(m.subscription, m.id) from (
+                   select t.subscription, max(t.message_id) as id from taken t
+                   where t.priority = 0 group by t.subscription
+               ) m) as cursors
+        into part;
+        result.ids := result.ids || part.ids;
+        result.subscriptions := result.subscriptions || part.subscriptions;
+        heavy := heavy or part.heavy;
+        result.cursors := result.cursors || coalesce(part.cursors, '{}');
     end if;
 
     if heavy then
@@ -418,6 +416,7 @@ declare
     taking runtime.taking;
     answer jsonb := '{}';
     described json := '[]';
+    is_whole boolean;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
@@ -441,7 +440,7 @@ begin
         return json_build_object(
             'n', n, 'repeated', true, 'refused', mine.refused,
             'taken', coalesce((
-                select runtime.describe(array_agg(d.message_id), array_agg(d.subscription))
+                select (runtime.describe(array_agg(d.message_id), array_agg(d.subscription))).rows
                 from runtime.deliveries d
                 join jsonb_each_text(coalesce(want, '{}')) as w on w.key::integer = d.subscription
                 where d.lease = mine.lease and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
@@ -491,16 +490,12 @@ begin
         taking := runtime.take(want, options -> 'cursors', due, alone, until, new_lease, mine.number,
                                coalesce((options ->> 'max_bytes')::bigint, 8000000));
         if cardinality(taking.ids) > 0 then
-            described := runtime.describe(taking.ids, taking.subscriptions);
-            if exists (
-                select from unnest(taking.ids) as t (id)
-                left join public.consciousness_stream m on m.id = t.id
-                where m.id is null or m.expires_at <= clock_timestamp()
-            ) then
+            select * into described, is_whole from runtime.describe(taking.ids, taking.subscriptions);
+            if not is_whole then
                 perform runtime.drop_undeliverable(taking.ids, taking.subscriptions);
                 -- What stood behind them may go now.
                 taking.look_again := true;
-                described := runtime.describe(taking.ids, taking.subscriptions);
+                select * into described, is_whole from runtime.describe(taking.ids, taking.subscriptions);
             end if;
         end if;
         if cardinality(taking.filled) > 0 then
