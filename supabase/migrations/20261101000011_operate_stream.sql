@@ -42,6 +42,18 @@ end
 $$;
 comment on function public.stream_resume(text) is 'Takes deliveries of a paused subscription again.';
 
+create function runtime.range_of(pattern text, out lowest text, out highest text)
+language plpgsql immutable set search_path = '' as $$
+declare
+    prefix text := runtime.prefix_of(pattern);
+begin
+    lowest := coalesce(prefix, pattern);
+    -- No key has a byte as high.
+    highest := coalesce(prefix || chr(127), pattern);
+end
+$$;
+comment on function runtime.range_of(text) is 'Between which keys, by their bytes, every key lies that matches the pattern.';
+
 create function public.stream_replay(
     subscription text, since timestamptz default null, until timestamptz default null,
     pattern text default '>', ids bigint[] default null, dry_run boolean default false
@@ -53,13 +65,25 @@ declare
     counted record;
 begin
     perform runtime.check_pattern(pattern);
-    with history as materialized (
-        select m.id, m.key, m.priority,
+    with wanted as materialized (
+        -- The keys that may match, as ranges of the index: what both the pattern and one of the subscription may.
+        select greatest(asked.lowest collate "C", own.lowest) as lowest,
+               least(asked.highest collate "C", own.highest) as highest
+        from runtime.range_of(pattern) asked, unnest(s.patterns) as p (pattern), runtime.range_of(p.pattern) own
+    ), found as (
+        select m.* from public.consciousness_stream m where m.id = any (stream_replay.ids)
+        union all
+        select m.* from wanted w
+        cross join lateral (
+            select * from public.consciousness_stream m where m.key between w.lowest and w.highest
+        ) m
+        where stream_replay.ids is null
+    ), history as materialized (
+        select distinct m.id, m.key, m.priority,
                coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false) as heavy
-        from public.consciousness_stream m
+        from found m
         where (since is null or m.created_at >= since)
           and (stream_replay.until is null or m.created_at < stream_replay.until)
-          and (stream_replay.ids is null or m.id = any (stream_replay.ids))
           and runtime.candidates(m.key) @> array[pattern]
           and runtime.candidates(m.key) && s.patterns
     ), made as (

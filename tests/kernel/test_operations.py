@@ -60,7 +60,7 @@ async def replay(db: Any, **options: Any) -> tuple[int, int]:
 
 
 async def test_history_is_replayed_by_time_pattern_and_id(db: Any, worker: Worker) -> None:
-    await worker.subscribe("a.one=task.>,news")
+    await worker.subscribe("a.one=task.>,task.output,news")
     old, ask = await send(db, ("task.output", 1), ("task.ask", 2))
     await advance(db, 100)
     young, news, _ = await send(db, ("task.output", 3), ("news", 4), ("other", 5))
