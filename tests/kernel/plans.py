@@ -26,6 +26,14 @@ class Plan:
         """What it looks up in an index."""
         return " ".join(node["Index Cond"] for node in self.nodes if node.get("Index Name") == index)
 
+    def rows_read(self, table: str) -> float:
+        """How many rows of a table it looked at, those that a filter removed included; needs `analyze`."""
+        return sum(
+            node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+            for node in self.nodes
+            if node.get("Relation Name") == table and "Scan" in node["Node Type"]
+        )
+
     @property
     def kinds(self) -> set[str]:
         """The kinds of its nodes."""
@@ -50,11 +58,12 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def explained(superuser: Any) -> AsyncIterator[Plans]:
+async def explained(superuser: Any, *, analyze: bool = False) -> AsyncIterator[Plans]:
     """Collect the plans of what this connection runs meanwhile.
 
     Args:
         superuser: only a superuser may load the module that tells.
+        analyze: also count the rows that each node saw.
     """
     plans = Plans()
 
@@ -68,6 +77,7 @@ async def explained(superuser: Any) -> AsyncIterator[Plans]:
         "load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on; "
         "set auto_explain.log_format = json; set auto_explain.log_level = notice; set client_min_messages = notice"
     )
+    await superuser.execute(f"set auto_explain.log_analyze = {analyze}; set auto_explain.log_timing = off")
     superuser.add_log_listener(take)
     try:
         yield plans

@@ -1,0 +1,242 @@
+"""Does the kernel stay quick as the stream grows? At a million messages each function reads only what it is about."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from runtime.local import keys
+from runtime.testing.cluster import Cluster
+from tests.kernel.driver import Worker, connected, insert, send
+from tests.kernel.plans import Plans, explained
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = 1_000_000
+# What one call may look at: pages, batches and their like, but never a share of the table.
+FEW = 12_000
+
+Call = Callable[[Any, Worker], Awaitable[Any]]
+CALLS: dict[str, Call] = {}
+
+
+def call(function: Call) -> Call:
+    """One way to call a function of the kernel, under the name of that function and of the way."""
+    CALLS[function.__name__] = function
+    return function
+
+
+@pytest.fixture(scope="module", params=["pg15", "pg18"])
+def crowded_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a kernel with a million finished messages, as the superuser; tests leave it much as it was."""
+    cluster: Cluster = request.getfixturevalue("cluster_15" if request.param == "pg15" else "cluster")
+    name = cluster.make_database()
+    url = cluster.url(name, user=keys.SUPERUSER)
+    anyio.run(_crowd, url)
+    yield url
+    cluster.drop_database(name)
+
+
+async def _crowd(url: str) -> None:
+    async with connected(url) as db:
+        await Worker(db).subscribe(
+            "a.one=task.a", {"name": "a.orderly", "patterns": ["lane.*"], "ordered": True}, "a.idle=nothing"
+        )
+        # No trigger runs; an index made in the end is made in a quarter of the time.
+        await db.execute("set session_replication_role = replica")
+        definition = await db.fetchval("select pg_get_indexdef('consciousness_stream_key'::regclass)")
+        await db.execute("drop index consciousness_stream_key")
+        await db.execute(
+            "insert into consciousness_stream (key, processed, created_at) "
+            "select case when n % 10 = 0 then 'other.k' || n % 1000 else 'task.a' end, true, "
+            f"clock_timestamp() - make_interval(secs => {MESSAGES} - n) from generate_series(1, {MESSAGES}) n"
+        )
+        await db.execute(definition)
+        await db.execute(
+            "insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome) "
+            "select n, s.id, clock_timestamp() - make_interval(secs => 100000 - n), 1, 'done' "
+            "from generate_series(1, 100000) n, runtime.subscriptions s where s.name = 'a.one'"
+        )
+        await db.execute("set session_replication_role = origin")
+        await db.execute(
+            "insert into consciousness_stream (key) select 'task.a' from generate_series(1, 20000)"
+        )
+        await db.execute(
+            "insert into consciousness_stream (key) select 'lane.' || n % 50 from generate_series(1, 2000) n"
+        )
+        await db.execute("vacuum analyze")
+
+
+@pytest.fixture
+async def crowded(crowded_url: str) -> AsyncIterator[Any]:
+    """A connection to it, as the superuser, who may see plans."""
+    async with connected(crowded_url) as connection:
+        yield connection
+
+
+@call
+async def send_one(db: Any, _: Worker) -> None:
+    await send(db, ("task.a", 1))
+
+
+@call
+async def send_once(db: Any, _: Worker) -> None:
+    for _round in range(2):
+        await send(db, {"key": "nobody.wants", "value": 1, "dedup_key": "once"})
+
+
+@call
+async def insert_plainly(db: Any, _: Worker) -> None:
+    await insert(db, "task.a", 1)
+
+
+@call
+async def read_key(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_read('task.a')")
+    await db.fetchval("select stream_read('task.a', before => 500000)")
+
+
+@call
+async def read_key_after(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_read('task.a', after => 500000)")
+
+
+@call
+async def read_pattern(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_read('task.>', before => 500000)")
+    await db.fetchval("select stream_read('other.*', after => 500000)")
+
+
+@call
+async def read_latest(db: Any, _: Worker) -> None:
+    assert len(await db.fetchval("select stream_read('other.>', latest => true)")) == 100
+    await db.fetchval("select stream_read('task.a', latest => true)")
+
+
+@call
+async def subscribe_from_the_earliest(db: Any, _: Worker) -> None:
+    late = Worker(db)
+    await late.subscribe({"name": "late.comer", "patterns": ["other.k10"], "start": "earliest"}, settle=False)
+    for _round in range(3):
+        await late.exchange(settle=True)
+    await db.fetchval("select stream_leave($1)", late.id)
+
+
+@call
+async def exchange_takes_and_finishes(_: Any, worker: Worker) -> None:
+    taken = await worker.take(100)
+    assert len(taken) > 100
+    await worker.exchange(renew=[each.report() for each in taken[:50]])
+    await worker.finish(*taken[:50])
+    await worker.finish(*taken[50:], emits=[{"key": "nobody.wants", "value": 1}])
+
+
+@call
+async def exchange_fails(db: Any, worker: Worker) -> None:
+    taken = await worker.take(10)
+    await worker.fail(*taken[:5], delay=5)
+    await worker.fail(*taken[5:], outcome="dead")
+    await db.fetchval("select stream_dead()")
+    await db.fetchval("select stream_redrive(max => 2)")
+    await db.fetchval("select stream_discard()")
+
+
+@call
+async def exchange_repeats(db: Any, worker: Worker) -> None:
+    taken = await worker.take(10)
+    assert [each.id for each in (await worker.exchange(n=worker.n, want=10)).taken] == [
+        each.id for each in taken
+    ]
+    await db.fetchval("select stream_leave($1)", worker.id)
+
+
+@call
+async def exchange_beats_and_sleeps(db: Any, worker: Worker) -> None:
+    await worker.exchange(want={"a.idle": 5}, due=True, sleep=True, beat=True, nonce="n", settle=True)
+    await db.fetchval("select stream_beat($1, 'n')", worker.id)
+
+
+@call
+async def pause_and_resume(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_pause('a.one')")
+    await db.fetchval("select stream_resume('a.one')")
+
+
+@call
+async def replay_ids(db: Any, _: Worker) -> None:
+    assert (await db.fetchval("select stream_replay('a.one', ids => '{1, 2, 3}')"))["matching"] == 3
+
+
+@call
+async def replay_key(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_replay('late.comer', pattern => 'other.*', dry_run => true)")
+
+
+@call
+async def prune_and_maintain(db: Any, worker: Worker) -> None:
+    assert (await db.fetchval("select stream_prune(86400, 1000)"))["pruned"] == 1000
+    await db.fetchval("select stream_maintain($1, 86400, max => 1000)", worker.id)
+
+
+@call
+async def stats(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_stats()")
+
+
+@call
+async def remove(db: Any, _: Worker) -> None:
+    await Worker(db).subscribe("gone.soon=nothing")
+    await db.execute("update runtime.workers set seen_at = '-infinity'")
+    await db.fetchval("select stream_remove('gone.soon')")
+
+
+@call
+async def examine(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_examine()")
+    await db.fetchval("select stream_version()")
+
+
+async def plans_of(db: Any, name: str) -> Plans:
+    """The plans of everything that one of the calls runs, after it has run once and everything is warm."""
+    worker = Worker(db)
+    await worker.subscribe(
+        "a.one=task.a", {"name": "a.orderly", "patterns": ["lane.*"], "ordered": True}, "a.idle=nothing"
+    )
+    if name == "replay_key":
+        await subscribe_from_the_earliest(db, worker)
+    # What calls a function for each of a million rows would explain a million statements.
+    await db.execute("set statement_timeout = '10s'")
+    async with explained(db, analyze=True) as plans:
+        await CALLS[name](db, worker)
+    return plans
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_k6_no_function_reads_the_stream_as_a_whole(crowded: Any, name: str) -> None:
+    plans = await plans_of(crowded, name)
+    assert plans.all
+    for plan in plans.all:
+        scans = plan.scans_of("consciousness_stream")
+        assert "Seq Scan" not in scans, plan.statement
+        assert plan.rows_read("consciousness_stream") <= FEW, (scans, plan.statement)
+
+
+async def test_k6_reading_a_key_walks_the_index_of_keys(crowded: Any) -> None:
+    for name in ("read_key", "read_key_after"):
+        read = [each for each in (await plans_of(crowded, name)).all if each.scans_of("consciousness_stream")]
+        assert {scan for each in read for scan in each.scans_of("consciousness_stream")} == {
+            "consciousness_stream_key"
+        }
+        assert all("id" in each.conditions_on("consciousness_stream_key") for each in read)
+
+
+async def test_k6_no_function_of_the_kernel_is_left_out(crowded: Any) -> None:
+    public = await crowded.fetch(
+        "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and proname like 'stream\\_%'"
+    )
+    text = await anyio.Path(__file__).read_text()
+    without_the_stream = {"stream_install_realtime"}
+    by_the_driver = {"stream_send", "stream_subscribe", "stream_exchange"}
+    named = {row["proname"] for row in public} - without_the_stream - by_the_driver
+    assert {name for name in named if f"select {name}(" not in text} == set()
