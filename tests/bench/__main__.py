@@ -17,6 +17,7 @@ from tests.bench.contestants import OURS, PEERS
 from tests.bench.environments import PeerMissing, base_python, python_of
 from tests.bench.measures import QUICK, Measure, Scale
 from tests.bench.measures.every import MEASURES
+from tests.bench.plots import draw
 from tests.bench.report import number, show
 from tests.bench.sample import Results, Sample
 from tests.bench.server import SETTINGS, running_server
@@ -42,6 +43,9 @@ def main(
             help="Keep results.json and the plots there; figures that it has already are replaced.",
         ),
     ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Count these runs with those kept there, instead of replacing them.")
+    ] = False,
     postgres: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The programs of another PostgreSQL.")
     ] = None,
@@ -60,8 +64,9 @@ def main(
         file = into / "results.json"
         if file.exists():
             before = Results(Sample(**each) for each in json.loads(file.read_text())["samples"])
-            results = before.replaced_by(results)
+            results = before.joined_by(results) if add else before.replaced_by(results)
         file.write_text(json.dumps(to_json(results), indent=1, sort_keys=True) + "\n")
+        draw(results, into)
     if as_json:
         print(json.dumps(to_json(results), indent=1))
     else:

@@ -44,9 +44,12 @@ def cache_folder() -> Path:
 
 @cache
 def base_python() -> str:
-    """A Python that all contestants can run on: this one if it is new enough, else one that is found."""
-    if sys.version_info >= _OLDEST:
-        return sys.executable
+    """A Python that all contestants can run on: this one if it is new enough, else one that is found.
+
+    BENCH_PYTHON names another.
+    """
+    if sys.version_info >= _OLDEST or "BENCH_PYTHON" in os.environ:
+        return os.environ.get("BENCH_PYTHON", sys.executable)
     names = [shutil.which(f"python3.{minor}") for minor in (12, 13, 14)]
     found = [
         *filter(None, names),

@@ -86,6 +86,10 @@ class Results:
         summary = self.summary(figure, contestant)
         return None if summary is None else summary.value
 
+    def joined_by(self, more: "Results") -> "Results":
+        """These and more runs of the same."""
+        return Results([*self.samples, *more.samples])
+
     def replaced_by(self, newer: "Results") -> "Results":
         """These, with each figure that `newer` has taken from there: ratios are of one run, never of two."""
         kept = [each for each in self.samples if each.figure not in newer.figures]

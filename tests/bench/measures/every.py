@@ -4,7 +4,7 @@ from tests.bench.measures import Measure
 from tests.bench.measures.drain import drain
 from tests.bench.measures.fan_out import chain, fan_out, wildcards
 from tests.bench.measures.growth import backlog, growth, huge
-from tests.bench.measures.held import held
+from tests.bench.measures.held import held, recovery
 from tests.bench.measures.idle import idle
 from tests.bench.measures.latency import latency, paths
 from tests.bench.measures.memory import memory
@@ -26,6 +26,7 @@ MEASURES = (
     Measure("huge", huge, peers=False, is_long=True),
     Measure("backlog", backlog, peers=False),
     Measure("held", held, is_long=True),
+    Measure("recovery", recovery, peers=False, is_long=True),
     Measure("writers", writers, peers=False),
     Measure("idle", idle),
     Measure("memory", memory, peers=False),

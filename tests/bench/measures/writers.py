@@ -20,6 +20,7 @@ _TARGETS = {
     "bare table": ("bare", None),
     "ungated NOTIFY": ("notified", None),
     "workers busy": ("consciousness_stream", False),
+    "workers busy, and ungated NOTIFY": ("consciousness_stream", False),
     "workers asleep": ("consciousness_stream", True),
 }
 
@@ -42,6 +43,8 @@ async def writers(server: Server, scale: Scale, name: str) -> AsyncIterator[Samp
             for label, (table, is_asleep) in _TARGETS.items():
                 if is_asleep is not None:
                     await listener.execute(_REST, is_asleep)
+                does = "enable" if "and ungated" in label else "disable"
+                await listener.execute(f"alter table consciousness_stream {does} trigger notify_row")
                 foreign = Foreign(lambda: server.pids)
                 rate = await _commits(server, database, table, crowd, scale.writing_seconds)
                 yield Sample(f"{crowd} writers/{label}", name, rate, "/s", foreign.cores())
@@ -76,6 +79,7 @@ begin
 end
 $$;
 create trigger notify_row after insert on notified for each row execute function notify_row();
+create trigger notify_row after insert on consciousness_stream for each row execute function notify_row();
 grant all on bare, notified to postgres;
 delete from runtime.workers;
 insert into runtime.workers (id, name, announce, subscriptions)
