@@ -1,6 +1,8 @@
 """Does the harness do for a user's test what it says: send, drain, advance, and say what is wrong?"""
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import anyio
 import pytest
@@ -9,6 +11,8 @@ from runtime import Agent, Context, Message, Reject, Retry
 from runtime.testing import Harness, NotDrained
 
 pytestmark = pytest.mark.anyio
+
+README = Path(__file__).parents[2] / "README.md"
 
 agent = Agent("shop")
 
@@ -136,6 +140,19 @@ def test_the_plugin_is_there_for_any_project(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
     result.assert_outcomes(passed=2)
+
+
+def test_the_tests_of_the_readme_pass_as_they_stand_there(pytester: pytest.Pytester) -> None:
+    readme = README.read_text()
+    agents, tests = (
+        re.findall(
+            r"```python\n(.*?)```", readme.partition(f"\n## {name}\n")[2].partition("\n## ")[0], re.DOTALL
+        )
+        for name in ("A first agent", "Testing agents")
+    )
+    pytester.makepyfile(publisher=agents[0], test_publisher="\n".join(tests))
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
+    result.assert_outcomes(passed=len(tests))
 
 
 def test_a_run_of_tests_that_does_not_ask_for_it_loads_nothing_of_it(pytester: pytest.Pytester) -> None:
