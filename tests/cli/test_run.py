@@ -3,9 +3,12 @@
 import json
 import signal
 from subprocess import Popen
+from typing import Any
 
+import anyio
 import pytest
 
+from runtime.local.bootstrap import connected
 from tests.cli.shell import SECONDS, Shell, error_line, usage_error
 
 AGENT = """
@@ -80,6 +83,47 @@ def test_a_second_signal_does_not_wait_and_the_work_is_given_back(
     assert "Traceback" not in said
     (subscription,) = json.loads(agents.run("status", "--json").stdout)["subscriptions"]
     assert (subscription["fresh"] + subscription["waiting"], subscription["leased"]) == (1, 0)
+
+
+async def execute(url: str, statement: str) -> None:
+    """Run a statement as the role of this URL."""
+    async with connected(url) as connection:
+        await connection.execute(statement)
+
+
+OF_VERSION = (
+    "create or replace function public.stream_version() returns json language sql security definer "
+    "set search_path = '' as $$ select json_build_object('version', {0}, 'serves', {1}, 'incarnation', 'x') $$"
+)
+
+
+@pytest.mark.parametrize("store", ["rest", "direct"])
+@pytest.mark.parametrize(
+    ("change", "said", "cure"),
+    [
+        pytest.param(
+            "drop function public.stream_version()", "lacks the runtime's schema", "`runtime init`", id="missing"
+        ),
+        pytest.param(
+            OF_VERSION.format(0, 0), "is of version 0, and this release needs 1", "`runtime init`", id="older"
+        ),
+        pytest.param(
+            OF_VERSION.format(9, 8), "serves workers of version 8 and later", "`pip install -U agent-runtime`",
+            id="newer",
+        ),
+    ],
+)  # fmt: skip
+def test_a_schema_of_no_use_ends_it_with_the_command_that_mends_it(
+    agents: Shell, stack: Any, change: str, said: str, cure: str, store: str
+) -> None:
+    anyio.run(execute, stack.db_url, change)
+    way = {"DATABASE_URL": stack.db_url} if store == "direct" else {}
+    ended = agents.run("run", "slow.py", **way)
+    assert ended.code == 1, ended
+    assert "Traceback" not in ended.stderr
+    line = ended.stderr.splitlines()[-1]
+    assert said in line
+    assert cure in line
 
 
 def test_paths_that_hold_no_agent_are_told_before_anything_starts(nowhere: Shell) -> None:
