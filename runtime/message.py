@@ -122,8 +122,18 @@ class Draft:
     json: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # No character of a key has to be escaped.
+        head = f'{{"key":"{check_key(self.key)}"'
+        if options := self._options():
+            head = f"{head},{encode(options)[1:-1]}"
+        object.__setattr__(self, "json", f'{head},"value":{encode(self.value)}}}')
+
+    def _options(self) -> dict[str, Any]:
+        """What was given beside the key and the value, checked."""
+        if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
+            size = len(self.dedup_key)
+            raise InvalidValue(f"A dedup_key has 1 to {MAX_DEDUP_CHARACTERS} characters, not {size}.")
         options = {
-            "key": check_key(self.key),
             "agent": self.agent,
             "delay": _seconds("delay", self.delay),
             "expires_in": _seconds("expires_in", self.expires_in),
@@ -133,11 +143,7 @@ class Draft:
             "parent_id": self.parent_id,
             "headers": dict(self.headers) if self.headers else None,
         }
-        if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
-            size = len(self.dedup_key)
-            raise InvalidValue(f"A dedup_key has 1 to {MAX_DEDUP_CHARACTERS} characters, not {size}.")
-        head = encode({name: given for name, given in options.items() if given is not None})
-        object.__setattr__(self, "json", f'{head[:-1]},"value":{encode(self.value)}}}')
+        return {name: given for name, given in options.items() if given is not None}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the draft as plain JSON data, only with the fields that were set."""
@@ -247,6 +253,8 @@ def _seconds(name: str, seconds: float | None) -> float | None:
 
 def _priority(priority: int) -> int:
     """The class's number, if there is such a class."""
+    if type(priority) is Priority:
+        return priority
     try:
         return int(Priority(priority))
     except ValueError:

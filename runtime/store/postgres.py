@@ -1,12 +1,11 @@
 """How are messages reached over a direct connection? Through asyncpg: the fast path."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
-import asyncpg
 from asyncpg import exceptions as pg
 
 from runtime.addresses import DatabaseAddress
@@ -14,6 +13,7 @@ from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.pooler import is_transaction_pooled
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of
+from runtime.store.pool import Pool
 from runtime.values import decode
 
 _log = logging.getLogger("runtime.store")
@@ -54,8 +54,8 @@ class PostgresStore(Store):
         self._address = DatabaseAddress.parse(url)
         self._connections = connections
         self._request_seconds = request_seconds
-        self._pool: asyncpg.Pool[Any] | None = None
-        self._retired: asyncpg.Pool[Any] | None = None
+        self._pool: Pool | None = None
+        self._retired: Pool | None = None
         self._opening = anyio.Lock()
         self._prepares = True
         if self._address.names_pooler:
@@ -74,8 +74,7 @@ class PostgresStore(Store):
         templates = _STATEMENTS[function]
         named = ", ".join(templates[name].format(place) for place, name in enumerate(arguments, start=1))
         statement = f"select public.{function}({named})"
-        async with self._entry_errors():
-            pool = await self._open()
+        pool = self._pool or await self._open()
         try:
             return decode(await self._fetch(pool, statement, arguments))
         except StoreError as error:
@@ -86,57 +85,54 @@ class PostgresStore(Store):
         if self._pool is pool:
             # Others may still wait for its connections: closed now, it would take them away under their hands.
             self._pool, self._retired = None, pool
-        async with self._entry_errors():
-            pool = await self._open()
-        return decode(await self._fetch(pool, statement, arguments))
+        return decode(await self._fetch(await self._open(), statement, arguments))
 
     async def close(self) -> None:
         """Close the pool, at once if it does not close by itself within a second."""
         pools, self._pool, self._retired = (self._pool, self._retired), None, None
-        for pool in filter(None, pools):
-            with anyio.CancelScope(shield=True):
-                with anyio.move_on_after(_RELEASE_SECONDS) as scope:
-                    await pool.close()
-                if scope.cancelled_caught:
-                    pool.terminate()
+        with anyio.CancelScope(shield=True):
+            for pool in filter(None, pools):
+                await pool.close(seconds=_RELEASE_SECONDS)
 
-    async def _fetch(self, pool: "asyncpg.Pool[Any]", statement: str, arguments: Mapping[str, Any]) -> str:
-        async with self._entry_errors():
-            connection = await pool.acquire(timeout=self._request_seconds)
+    async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str:
+        with self._entry_errors():
+            connection = await pool.acquire(seconds=self._request_seconds)
+        is_fit = False
         try:
-            async with self._request_errors():
+            with self._request_errors():
                 answer: str
                 if self._prepares:
                     answer = await connection.fetchval(
                         statement, *arguments.values(), timeout=self._request_seconds
                     )
-                    return answer
-                # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
-                with anyio.fail_after(self._request_seconds):
-                    async with connection.transaction():
-                        answer = await connection.fetchval(statement, *arguments.values())
-                        return answer
+                else:
+                    # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
+                    with anyio.fail_after(self._request_seconds):
+                        async with connection.transaction():
+                            answer = await connection.fetchval(statement, *arguments.values())
+                is_fit = True
+                return answer
+        except StoreError as error:
+            # It did answer, if not as wished.
+            is_fit = isinstance(error.__cause__, pg.PostgresError)
+            raise
         finally:
-            # A connection that cannot be given back in time is dropped; asyncpg says so by an exception.
-            with anyio.CancelScope(shield=True), suppress(*_AWAY, pg.PostgresError):
-                await pool.release(connection, timeout=_RELEASE_SECONDS)
+            pool.give_back(connection, is_fit=is_fit)
 
-    async def _open(self) -> "asyncpg.Pool[Any]":
+    async def _open(self) -> Pool:
         async with self._opening:
             if self._pool is None:
-                if self._prepares and await is_transaction_pooled(
-                    self._address.url, connect_seconds=self._request_seconds
-                ):
-                    self._stop_preparing("two connections met in one server process")
-                self._pool = await asyncpg.create_pool(
+                if self._prepares:
+                    with self._entry_errors():
+                        is_pooled = await is_transaction_pooled(
+                            self._address.url, connect_seconds=self._request_seconds
+                        )
+                    if is_pooled:
+                        self._stop_preparing("two connections met in one server process")
+                self._pool = Pool(
                     self._address.url,
-                    min_size=0,
-                    max_size=self._connections,
-                    max_inactive_connection_lifetime=0,
+                    limit=self._connections,
                     statement_cache_size=100 if self._prepares else 0,
-                    timeout=self._request_seconds,
-                    # No session state is ever set, so giving back a connection needs no round trip to reset it.
-                    reset=_leave_as_it_is,
                     server_settings={"application_name": "agent-runtime"},
                 )
             return self._pool
@@ -151,8 +147,8 @@ class PostgresStore(Store):
                 why,
             )
 
-    @asynccontextmanager
-    async def _entry_errors(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _entry_errors(self) -> Iterator[None]:
         """Errors on the way in: nothing was asked yet."""
         try:
             yield
@@ -171,8 +167,8 @@ class PostgresStore(Store):
                 maybe_applied=False,
             ) from error
 
-    @asynccontextmanager
-    async def _request_errors(self) -> AsyncIterator[None]:
+    @contextmanager
+    def _request_errors(self) -> Iterator[None]:
         """Errors of a request that may have reached the database."""
         try:
             yield
@@ -208,7 +204,3 @@ def _said(error: BaseException) -> str:
     text = str(error.args[0] if isinstance(error, pg.PostgresError) and error.args else error).rstrip(".")
     hint = getattr(error, "hint", None)
     return f"{text or type(error).__name__}. {hint}".rstrip(".") if hint else text or type(error).__name__
-
-
-async def _leave_as_it_is(_: object) -> None:
-    """Reset nothing."""
