@@ -33,6 +33,29 @@ create table runtime.patterns (
 comment on table runtime.patterns is 'The patterns of the subscriptions, one a row, so that fan-out is a look-up.';
 create index patterns_subscription on runtime.patterns (subscription);
 
+create table runtime.routing (
+    only_row boolean primary key default true check (only_row),
+    -- Higher after every change of who gets what.
+    generation bigint not null default 0,
+    changed_by xid8
+) with (fillfactor = 50);
+comment on table runtime.routing is 'One row: how often the patterns have changed. Two changes wait for each other here.';
+insert into runtime.routing default values;
+
+-- Unlogged: what a crash takes away is worked out again.
+create unlogged table runtime.routes (
+    -- A key has one place, which it shares with others: so there are never more than 4,096 rows, and none to tidy up.
+    slot integer primary key,
+    key text collate "C" not null,
+    generation bigint not null,
+    subscriptions integer[] not null,
+    ordered boolean[] not null,
+    marks boolean[] not null,
+    sole boolean not null
+) with (fillfactor = 70);
+comment on table runtime.routes is
+    'Who gets the messages of a key, as it was worked out at a generation of the patterns; without worth at any other.';
+
 create table runtime.deliveries (
     message_id bigint not null,
     -- null: fresh, take it now. A time: not before it (delay, retry, or a running lease's end). infinity: parked.
@@ -158,6 +181,8 @@ insert into runtime.policy default values;
 
 alter table runtime.subscriptions enable row level security;
 alter table runtime.patterns enable row level security;
+alter table runtime.routing enable row level security;
+alter table runtime.routes enable row level security;
 alter table runtime.deliveries enable row level security;
 alter table runtime.runs enable row level security;
 alter table runtime.dead_letters enable row level security;

@@ -26,67 +26,137 @@ end
 $$;
 comment on function runtime.keep_dedup(text[], bigint[]) is 'Books the dedup_keys of inserted messages; raises 23505 when one is in use.';
 
-create function runtime.fan_out() returns trigger
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+create function runtime.route(unknown text[]) returns runtime.routes[]
+language plpgsql set search_path = '' as $$
 declare
-    keys text[];
-    matched integer[];
-    dedup_keys text[];
-    dedup_ids bigint[];
+    found runtime.routes[];
 begin
-    if current_setting('transaction_isolation') <> 'read committed'
-        and pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= (select last_value from runtime.settle_fence)
-    then
-        -- This snapshot may be too old to see a subscription that has already read the history.
-        raise exception using
-            errcode = '40001',
-            message = 'a subscription has begun since this transaction''s snapshot was taken',
-            hint = 'Run the transaction again.';
-    end if;
-
-    select array_agg(distinct n.key),
-           array_agg(n.dedup_key) filter (where n.dedup_key is not null),
-           array_agg(n.id) filter (where n.dedup_key is not null)
-    into keys, dedup_keys, dedup_ids
-    from new_messages n;
-    if keys is null then
-        return null;
-    end if;
-    perform runtime.check_key(k) from unnest(keys) as k;
-    if dedup_keys is not null then
-        perform runtime.keep_dedup(dedup_keys, dedup_ids);
-    end if;
-
-    with routes as materialized (
-        select k.key, s.id, s.ordered, s.marks_processed,
-               count(*) filter (where s.marks_processed) over (partition by k.key) = 1 as sole
-        from unnest(keys) as k (key)
-        cross join lateral (
+    perform runtime.check_key(k) from unnest(unknown) as k;
+    -- One statement, so that the generation is that of the patterns it reads.
+    found := array(
+        select row(
+            hashtext(k.key) & 4095, k.key, g.generation,
+            coalesce(array_agg(s.id) filter (where s.id is not null), '{}'),
+            coalesce(array_agg(s.ordered) filter (where s.id is not null), '{}'),
+            coalesce(array_agg(s.marks_processed) filter (where s.id is not null), '{}'),
+            count(*) filter (where s.marks_processed) = 1
+        )::runtime.routes
+        from unnest(unknown) as k (key)
+        cross join runtime.routing g
+        left join lateral (
             select distinct p.subscription
             from unnest(runtime.candidates(k.key)) as c (pattern)
             cross join lateral (
                 -- offset 0: looked up one by one. A planner that knows the table would rather read it whole, per key.
                 select l.subscription from runtime.patterns l where l.pattern = c.pattern offset 0
             ) p
-        ) hit
-        cross join lateral (select * from runtime.subscriptions l where l.id = hit.subscription offset 0) s
+        ) hit on true
+        left join lateral (select * from runtime.subscriptions l where l.id = hit.subscription offset 0) s on true
+        group by k.key, g.generation
+    );
+    -- One transaction at a time writes them down, so nobody waits for anybody's row. A key that comes once does not
+    -- drive out one that comes often.
+    if not runtime.is_stricter() and pg_try_advisory_xact_lock(hashtext('runtime.routes')) then
+        insert into runtime.routes as r
+        select distinct on (f.slot) f.* from unnest(found[:100]) as f order by f.slot
+        on conflict (slot) do update
+            set key = excluded.key, generation = excluded.generation, subscriptions = excluded.subscriptions,
+                ordered = excluded.ordered, marks = excluded.marks, sole = excluded.sole
+            where r.generation <> excluded.generation or random() < 0.05;
+    end if;
+    return found;
+end
+$$;
+comment on function runtime.route(text[]) is
+    'Works out who gets the messages of these keys, from every pattern that matches them, and writes it down.';
+
+create function runtime.reroute() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+    update runtime.routing r set generation = r.generation + 1, changed_by = pg_current_xact_id()
+    where r.changed_by is distinct from pg_current_xact_id();
+    return null;
+end
+$$;
+comment on function runtime.reroute() is 'Takes the worth from every row of runtime.routes.';
+
+create trigger reroute after insert or update or delete on runtime.patterns
+    for each row execute function runtime.reroute();
+create trigger reroute_all after truncate on runtime.patterns
+    for each statement execute function runtime.reroute();
+create trigger reroute after update of ordered, marks_processed on runtime.subscriptions
+    for each row when (old.ordered <> new.ordered or old.marks_processed <> new.marks_processed)
+    execute function runtime.reroute();
+
+create function runtime.check_snapshot() returns void
+language plpgsql set search_path = '' as $$
+begin
+    if pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= (select last_value from runtime.settle_fence) then
+        raise exception using
+            errcode = '40001',
+            message = 'a subscription has begun since this transaction''s snapshot was taken',
+            hint = 'Run the transaction again.';
+    end if;
+end
+$$;
+comment on function runtime.check_snapshot() is
+    'Raises 40001 where this snapshot may be too old to see a subscription that has already read the history.';
+
+create function runtime.fan_out() returns trigger
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    is_stricter boolean := current_setting('transaction_isolation') <> 'read committed';
+    routes runtime.routes[];
+    unknown text[];
+    dedup_keys text[];
+    dedup_ids bigint[];
+    somebody_sleeps boolean;
+begin
+    if is_stricter then
+        perform runtime.check_snapshot();
+    end if;
+
+    -- One snapshot sees both a row and the generation, so what is written down is what would be worked out now.
+    select array_agg(r) filter (where r.key is not null),
+           array_agg(k.key) filter (where r.key is null),
+           (select array_agg(n.dedup_key) from new_messages n where n.dedup_key is not null),
+           (select array_agg(n.id) from new_messages n where n.dedup_key is not null)
+    into routes, unknown, dedup_keys, dedup_ids
+    from (select distinct n.key from new_messages n) k
+    left join runtime.routes r on r.slot = hashtext(k.key) & 4095 and r.key = k.key
+        and r.generation = (select g.generation from runtime.routing g);
+    if unknown is not null then
+        routes := routes || runtime.route(unknown);
+    elsif routes is null then
+        return null;
+    end if;
+    if dedup_keys is not null then
+        perform runtime.keep_dedup(dedup_keys, dedup_ids);
+    end if;
+
+    with route as materialized (
+        select r.key, s.id, s.ordered, s.marks, r.sole and s.marks as sole
+        from unnest(routes) as r
+        cross join unnest(r.subscriptions, r.ordered, r.marks) as s (id, ordered, marks)
     ), fanned as (
         insert into runtime.deliveries
             (message_id, subscription, visible_at, priority, marks, sole, heavy, ordered_key)
         select n.id, r.id,
                case when n.deliver_at > clock_timestamp() then n.deliver_at end,
                case when r.ordered then 0 else n.priority end,
-               r.marks_processed, r.sole and r.marks_processed,
+               r.marks, r.sole,
                coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false),
                case when r.ordered then n.key end
         from new_messages n
-        join routes r on r.key = n.key
+        join route r on r.key = n.key
     )
-    select array_agg(r.key), array_agg(r.id) into keys, matched from routes r;
+    select exists (select from runtime.workers w where w.asleep) into somebody_sleeps;
 
-    if matched is not null then
-        perform runtime.announce(keys, matched);
+    if somebody_sleeps or is_stricter then
+        perform runtime.announce(
+            array_agg(r.key), array_agg(s.id)
+        ) from unnest(routes) as r cross join unnest(r.subscriptions) as s (id) having count(*) > 0;
     end if;
     return null;
 end

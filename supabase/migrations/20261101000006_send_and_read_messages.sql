@@ -20,71 +20,69 @@ end
 $$;
 comment on function runtime.caller_agent() is 'The agent named by the caller''s token, or null for a caller that is no agent.';
 
-create function runtime.store(messages jsonb) returns jsonb
+create function runtime.reserve(messages jsonb) returns text[]
+language sql set search_path = '' as $$
+    with asked as (
+        select distinct m ->> 'dedup_key' as dedup_key from jsonb_array_elements(messages) as m
+        where m ->> 'dedup_key' is not null
+    ), made as (
+        -- In key order, so that two batches never wait for each other in a circle.
+        insert into runtime.dedup as d (dedup_key, message_id, forget_at)
+        select a.dedup_key, null,
+               clock_timestamp() + make_interval(secs => (select p.dedup_seconds from runtime.policy p))
+        from asked a order by a.dedup_key
+        on conflict (dedup_key) do update
+            set message_id = null, forget_at = excluded.forget_at
+            where d.forget_at < clock_timestamp()
+        returning d.dedup_key
+    )
+    select coalesce(array_agg(m.dedup_key), '{}') from made m
+$$;
+comment on function runtime.reserve(jsonb) is 'Reserves the dedup_keys of a batch; those it could not get are in use.';
+
+create function runtime.store(messages jsonb) returns json
 language plpgsql set search_path = '' as $$
 declare
+    winners jsonb := messages;
+    places bigint[];
     reserved text[];
     ids bigint[];
-    places bigint[];
 begin
     if messages @? '$[*].dedup_key ? (@ != null)' then
-        with asked as (
-            select distinct m ->> 'dedup_key' as dedup_key from jsonb_array_elements(messages) as m
-            where m ->> 'dedup_key' is not null
-        ), made as (
-            -- In key order, so that two batches never wait for each other in a circle.
-            insert into runtime.dedup as d (dedup_key, message_id, forget_at)
-            select a.dedup_key, null,
-                   clock_timestamp() + make_interval(secs => (select p.dedup_seconds from runtime.policy p))
-            from asked a order by a.dedup_key
-            on conflict (dedup_key) do update
-                set message_id = null, forget_at = excluded.forget_at
-                where d.forget_at < clock_timestamp()
-            returning d.dedup_key
-        )
-        select coalesce(array_agg(m.dedup_key), '{}') into reserved from made m;
+        reserved := runtime.reserve(messages);
+        select coalesce(jsonb_agg(w.value order by w.place), '[]'), array_agg(w.place order by w.place)
+        into winners, places
+        from (
+            select m.value, m.place, m.value ->> 'dedup_key' as dedup_key,
+                   row_number() over (partition by m.value ->> 'dedup_key' order by m.place) = 1 as is_first
+            from jsonb_array_elements(messages) with ordinality as m (value, place)
+        ) w
+        where w.dedup_key is null or (w.is_first and w.dedup_key = any (reserved));
     end if;
 
-    with drafts as (
-        select m.*
-        from rows from (jsonb_to_recordset(messages) as (
-            key text, value jsonb, agent text, delay double precision, deliver_at timestamptz,
-            expires_in double precision, expires_at timestamptz, priority smallint, dedup_key text,
-            correlation_id text, parent_id bigint, headers jsonb
-        )) with ordinality as m (
-            key, value, agent, delay, deliver_at, expires_in, expires_at, priority, dedup_key,
-            correlation_id, parent_id, headers, place
-        )
-    ), winners as (
-        select d.* from drafts d where d.dedup_key is null
-        union all
-        select first.* from (
-            select distinct on (d.dedup_key) d.* from drafts d
-            where d.dedup_key = any (reserved) order by d.dedup_key, d.place
-        ) first
-    ), stored as (
+    with stored as (
         insert into public.consciousness_stream
             (key, value, agent, deliver_at, expires_at, priority, dedup_key, correlation_id, parent_id, headers)
-        -- A missing key is a bad one, and refused in the words of check_key.
+        -- In the order of the array, as they are read. A missing key is refused in the words of check_key.
         select coalesce(w.key, ''), w.value, w.agent,
                coalesce(clock_timestamp() + make_interval(secs => w.delay), w.deliver_at),
                coalesce(clock_timestamp() + make_interval(secs => w.expires_in), w.expires_at),
                coalesce(w.priority, 0), w.dedup_key, w.correlation_id, w.parent_id, w.headers
-        from winners w
-        order by w.place
+        from jsonb_to_recordset(winners) as w (
+            key text, value jsonb, agent text, delay double precision, deliver_at timestamptz,
+            expires_in double precision, expires_at timestamptz, priority smallint, dedup_key text,
+            correlation_id text, parent_id bigint, headers jsonb
+        )
         returning id
     )
-    select (select array_agg(s.id order by s.id) from stored s),
-           (select array_agg(w.place order by w.place) from winners w)
-    into ids, places;
+    select array_agg(s.id order by s.id) into ids from stored s;
 
     if reserved is null then
-        return (select coalesce(jsonb_agg(jsonb_build_object('id', i, 'duplicate', false) order by i), '[]')
-                from unnest(ids) as i);
+        return (select coalesce(json_agg(json_build_object('id', i, 'duplicate', false)), '[]') from unnest(ids) as i);
     end if;
     return (
-        select coalesce(jsonb_agg(
-            jsonb_build_object(
+        select coalesce(json_agg(
+            json_build_object(
                 'id', coalesce(mine.id, (select d.message_id from runtime.dedup d where d.dedup_key = m.value ->> 'dedup_key')),
                 'duplicate', mine.id is null
             ) order by m.place), '[]')
@@ -114,7 +112,7 @@ begin
         messages := (select coalesce(jsonb_agg(m || jsonb_build_object('agent', caller)), '[]')
                      from jsonb_array_elements(messages) as m);
     end if;
-    return runtime.store(messages)::json;
+    return runtime.store(messages);
 end
 $$;
 comment on function public.stream_send(jsonb) is

@@ -10,6 +10,8 @@ declare
     is_new boolean;
     known integer;
 begin
+    -- Locked first by all who may change the patterns, so that no two of them wait for each other in a circle.
+    perform from runtime.routing for update;
     insert into runtime.workers as w (id, name, announce, details)
     values (
         (worker ->> 'id')::uuid, coalesce(worker ->> 'name', worker ->> 'id'),

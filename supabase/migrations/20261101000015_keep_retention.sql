@@ -52,6 +52,7 @@ begin
                 message = format('subscription %s is served by %s workers', s.name, served),
                 hint = 'Stop them first: a worker that runs would declare it again.';
         end if;
+        perform from runtime.routing for update;
         -- A fan-out under way that has seen it may still add to it; pruning takes that away.
         delete from runtime.subscriptions x where x.id = s.id;
         with ended as (

@@ -87,9 +87,9 @@ MECHANISMS = (
     Mechanism(
         "dedup",
         [(f"{_MIGRATIONS}/20261101000006_send_and_read_messages.sql",
-          "    return runtime.store(messages)::json;",
+          "    return runtime.store(messages);",
           "    messages := (select jsonb_agg(m - 'dedup_key') from jsonb_array_elements(messages) as m);\n"
-          "    return runtime.store(messages)::json;")],
+          "    return runtime.store(messages);")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", *_SHORT],
     ),
 )  # fmt: skip

@@ -139,7 +139,7 @@ async def test_k11_batches_in_opposite_order_do_not_deadlock(db: Any, connect: C
 
 async def test_k11_without_the_order_of_keys_they_do(db: Any, connect: Connect) -> None:
     await switch_off(
-        db, "runtime.store", "from asked a order by a.dedup_key",
+        db, "runtime.reserve", "from asked a order by a.dedup_key",
         "from asked a order by (select min(o.n) from jsonb_array_elements(messages) with ordinality as o (m, n) "
         "where o.m ->> 'dedup_key' = a.dedup_key)",
     )  # fmt: skip

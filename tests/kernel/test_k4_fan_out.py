@@ -27,7 +27,7 @@ async def test_g1_k4_a_subscription_that_matches_by_several_patterns_gets_a_mess
 
 async def test_k4_without_distinct_such_a_message_is_refused(db: Any, worker: Worker) -> None:
     await worker.subscribe(SEVERAL)
-    await switch_off(db, "runtime.fan_out", "select distinct p.subscription", "select p.subscription")
+    await switch_off(db, "runtime.route", "select distinct p.subscription", "select p.subscription")
     with pytest.raises(asyncpg.UniqueViolationError):
         await insert(db, "task.output", 1)
 
@@ -68,14 +68,129 @@ async def test_k4_one_statement_with_indexes_for_all_keys(
         await db.execute("analyze")
         async with explained(db) as plans:
             await send(db, *[(f"k{n}.x", n) for n in range(100)])
-        (fan_out,) = plans.of("insert into runtime.deliveries")
-        assert fan_out.scans_of("patterns") == {"patterns_pkey"}
-        assert fan_out.scans_of("subscriptions") == {"subscriptions_pkey"}
-        assert "~" not in fan_out.statement
-        assert "like" not in fan_out.statement
-        # No statement is run for each key, but for the computing of its candidates.
+        (route,) = plans.of("runtime.candidates(k.key)")
+        assert route.scans_of("patterns") == {"patterns_pkey"}
+        assert route.scans_of("subscriptions") == {"subscriptions_pkey"}
+        assert "~" not in route.statement
+        assert "like" not in route.statement
+        # No statement is run for each key.
         assert len([plan for plan in plans.all if "new_messages" in plan.statement]) == 2
         assert await db.fetchval("select count(*) from runtime.deliveries") == 4
+
+
+async def test_k4_who_gets_a_key_is_worked_out_once_and_then_looked_up(
+    connect_as_superuser: Connect, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=task.>")
+    async with connect_as_superuser() as db:
+        await insert(db, "task.a", 1)
+        async with explained(db) as plans:
+            await send(db, ("task.a", 2), ("task.b", 3), ("task.a", 4))
+        (looked_up,) = plans.of("left join runtime.routes")
+        assert looked_up.scans_of("routes") == {"routes_pkey"}
+        assert len(plans.of("runtime.candidates(k.key)")) == 1
+        async with explained(db) as plans:
+            await send(db, ("task.a", 5), ("task.b", 6), ("task.a", 7))
+        assert plans.of("runtime.candidates") == []
+    assert [each.value for each in await worker.take()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+CHANGES = {
+    "another subscription": [{"name": "b.two", "patterns": ["task.*"]}],
+    "a pattern more": [{"name": "a.one", "patterns": ["other", "task.output"]}],
+    "a pattern less": [{"name": "a.all", "patterns": ["nothing"]}],
+    "newly ordered": [{"name": "a.all", "patterns": ["task.>"], "ordered": True}],
+    "no longer marking": [{"name": "a.exact", "patterns": ["task.output"], "marks_processed": False}],
+}
+
+
+async def fan_out_after(db: Any, connect: Connect, worker: Worker, change: str) -> set[tuple[Any, ...]]:
+    """Who gets the next message under a key that was written before the change."""
+    await worker.subscribe("a.one=other", "a.all=task.>", "a.exact=task.output")
+    await insert(db, "task.output", "before")
+    async with connect() as later:
+        await Worker(later).subscribe(*CHANGES[change])
+    message = await insert(db, "task.output", "after")
+    rows = await db.fetch(
+        "select s.name, d.ordered_key, d.marks, d.sole from runtime.deliveries d "
+        "join runtime.subscriptions s on s.id = d.subscription where d.message_id = $1",
+        message,
+    )
+    return {tuple(row) for row in rows}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_g1_k4_what_was_looked_up_before_a_change_is_worth_nothing_after_it(
+    db: Any, connect: Connect, worker: Worker, change: str
+) -> None:
+    everyone = {("a.all", None, False, False), ("a.exact", None, True, True)}
+    assert await fan_out_after(db, connect, worker, change) == {
+        "another subscription": everyone | {("b.two", None, False, False)},
+        "a pattern more": {
+            ("a.all", None, False, False), ("a.exact", None, True, False), ("a.one", None, True, False)
+        },
+        "a pattern less": {("a.exact", None, True, True)},
+        "newly ordered": {("a.all", "task.output", False, False), ("a.exact", None, True, True)},
+        "no longer marking": {("a.all", None, False, False), ("a.exact", None, False, False)},
+    }[change]  # fmt: skip
+
+
+async def test_k4_without_a_new_generation_a_new_subscription_would_be_missed(
+    db: Any, connect: Connect, worker: Worker
+) -> None:
+    await switch_off(db, "runtime.reroute", "generation = r.generation + 1", "generation = r.generation")
+    found = await fan_out_after(db, connect, worker, "another subscription")
+    assert "b.two" not in {name for name, *_ in found}
+
+
+async def test_g1_k4_a_subscriber_s_own_transaction_goes_by_its_new_patterns(
+    db: Any, connect: Connect, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=task.output")
+    await insert(db, "task.output", 1)
+    newcomer = Worker(db)
+    async with db.transaction():
+        numbers = await newcomer.subscribe("b.two=task.output", settle=False)
+        message = await insert(db, "task.output", 2)
+    found = await db.fetch("select subscription from runtime.deliveries where message_id = $1", message)
+    assert {row[0] for row in found} == {*worker.numbers.values(), *numbers.values()}
+
+
+async def test_k4_nobody_waits_for_what_an_open_writer_wrote_down(
+    db: Any, connect: Connect, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=task.>")
+    async with connect() as writer, writer.transaction():
+        await insert(writer, "task.a", 1)
+        await db.execute("set lock_timeout = '1ms'")
+        await insert(db, "task.a", 2)
+        await insert(db, "task.b", 3)
+    assert [each.value for each in await worker.take()] == [1, 2, 3]
+
+
+async def test_k4_what_is_written_down_has_a_bounded_place(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>")
+    for first in range(0, 10_000, 100):
+        await send(db, *[(f"task.n{n}", n) for n in range(first, first + 100)])
+    assert await db.fetchval("select count(*) from runtime.routes") <= 4096
+    assert await db.fetchval("select count(*) from runtime.deliveries") == 10_000
+
+
+async def test_k4_a_key_that_shares_its_place_with_another_is_not_taken_for_it(
+    db: Any, worker: Worker
+) -> None:
+    one, other = await db.fetchrow(
+        "select min('k.n' || n), max('k.n' || n) from generate_series(1, 20000) as n "
+        "group by hashtext('k.n' || n) & 4095 having count(*) > 1 limit 1"
+    )
+    await worker.subscribe(f"a.one={one}", f"b.two={other}")
+    for key in (one, other, one, other):
+        await insert(db, key, key)
+    taken = await worker.take()
+    assert {(each.subscription, each.value) for each in taken} == {
+        (worker.numbers["a.one"], one), (worker.numbers["b.two"], other)
+    }  # fmt: skip
+    assert len(taken) == 4
 
 
 async def test_k4_the_key_of_a_message_does_not_change(db: Any) -> None:
