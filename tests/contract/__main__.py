@@ -6,7 +6,7 @@ import anyio
 
 from runtime.store import FUNCTIONS
 from runtime.testing.cluster import running_cluster
-from tests.contract.conversation import Player, Release
+from tests.contract.conversation import Player, Release, this_release
 from tests.kernel.driver import connected
 
 
@@ -19,8 +19,10 @@ async def record(url: str, release: Release) -> None:
 
 
 def main() -> None:
-    """Record the release that is named."""
+    """Record the release that is named, if it is the one that has not been released yet."""
     release = Release.load(sys.argv[1])
+    if release.name != this_release():
+        raise SystemExit(f"{release.name} has been released, and its workers say what they say.")
     release.functions = {name: dict(types) for name, types in FUNCTIONS.items()}
     with running_cluster() as cluster:
         anyio.run(record, cluster.url(cluster.make_database()), release)

@@ -7,6 +7,7 @@ repeated until its answer holds that. One that is `loose` is answered differentl
 
 import json
 import re
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ class Release:
     @staticmethod
     def _file(name: str) -> Path:
         return FOLDER / f"release_{name}.json"
+
+
+def this_release() -> str:
+    """The release that the project is on the way to."""
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]
+    return str(project["version"].rpartition(".")[0])
 
 
 def releases() -> list[str]:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.conversation import Player, Release, differences, releases
+from runtime.store import FUNCTIONS
+from tests.contract.conversation import Player, Release, differences, releases, this_release
 from tests.kernel.driver import connected
 from tests.kernel.switch import switch_off
 
@@ -37,6 +38,13 @@ async def test_every_function_of_the_first_release_is_part_of_its_conversation()
     for step in release.steps:
         used[step["call"]] |= set(step["with"])
     assert used == {name: set(types) for name, types in release.functions.items()}
+
+
+def test_what_this_version_calls_is_in_the_recording_it_is_released_with() -> None:
+    if (name := this_release()) in releases():
+        called = {function: dict(types) for function, types in FUNCTIONS.items()}
+        cure = f"Add steps with what is new to release_{name}.json, and `python -m tests.contract {name}`."
+        assert Release.load(name).functions == called, cure
 
 
 @pytest.mark.parametrize(
