@@ -17,7 +17,7 @@ _STYLE: Any = {
     "font.family": "sans-serif",
     "axes.edgecolor": _PEERS,
     "axes.labelcolor": _INK,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "text.color": _INK,
     "xtick.color": _INK,
@@ -62,7 +62,7 @@ def _save(results: Results, panels: Sequence[Panel], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 2.6), squeeze=False, layout="constrained"
+        1, len(panels), figsize=(4.6 * len(panels), 2.6), squeeze=False, layout="constrained"
     )
     for panel, axis in zip(panels, axes[0], strict=True):
         axis.spines[["top", "right"]].set_visible(False)

@@ -33,12 +33,18 @@ class Ours:
     pending = "select exists (select from runtime.deliveries)"
     history = (
         "set session_replication_role = replica",
+        # Indexes made in the end are made in a fraction of the time.
+        "create temporary table kept as select pg_get_indexdef('consciousness_stream_key'::regclass) as definition",
+        "drop index consciousness_stream_key",
+        "alter table runtime.runs drop constraint runs_pkey",
         "insert into consciousness_stream (key, value, processed) "
         "select 'bench', jsonb_build_object('number', g, 'text', repeat('x', 130)), true "
         "from generate_series(1, {count}) g",
         "insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, seconds) "
-        "select m.id, s.id, m.created_at, gen_random_uuid(), 1, 'done', 0.0001 "
+        "select m.id, s.id, m.created_at, '00000000-0000-0000-0000-0000000000aa', 1, 'done', 0.0001 "
         "from consciousness_stream m, runtime.subscriptions s where m.processed and s.name = 'bench.handle_0'",
+        "do $$ begin execute (select definition from kept); end $$",
+        "alter table runtime.runs add constraint runs_pkey primary key (message_id, subscription, ended_at)",
     )
 
     async def install(self, url: str) -> None:

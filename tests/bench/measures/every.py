@@ -7,6 +7,7 @@ from tests.bench.measures.growth import backlog, growth, huge
 from tests.bench.measures.held import held, recovery
 from tests.bench.measures.idle import idle
 from tests.bench.measures.latency import latency, paths
+from tests.bench.measures.limits import limits
 from tests.bench.measures.memory import memory
 from tests.bench.measures.rest import rest
 from tests.bench.measures.sending import send
@@ -31,4 +32,5 @@ MEASURES = (
     Measure("idle", idle),
     Measure("memory", memory, peers=False),
     Measure("start_up", start_up),
+    Measure("limits", limits, peers=False),
 )
