@@ -1,26 +1,23 @@
 """`python -m tests.bench`: measure the runtime beside its peers on one PostgreSQL, and hold it against its bars."""
 
 import json
-import platform
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import typer
 from rich.console import Console
 
-from tests.bench.bars import BARS
 from tests.bench.contestants import OURS, PEERS
-from tests.bench.environments import PeerMissing, base_python, python_of
+from tests.bench.environments import PeerMissing, python_of
+from tests.bench.keeping import Keeping, to_json
 from tests.bench.measures import QUICK, Measure, Scale
 from tests.bench.measures.every import MEASURES
-from tests.bench.plots import draw
 from tests.bench.report import number, show
 from tests.bench.sample import Results, Sample
-from tests.bench.server import SETTINGS, running_server
+from tests.bench.server import running_server
 
 _console = Console(stderr=True)
 
@@ -57,16 +54,9 @@ def main(
     chosen = _chosen(only)
     peers = _present([name for name in vs.split(",") if name and name != "none"])
     scale, repeat = (QUICK, 1) if quick else (Scale(), repeat)
-    samples = anyio.run(run, chosen, peers, scale, repeat, postgres)
+    keeping = None if into is None else Keeping(into, add=add)
+    samples = anyio.run(run, chosen, peers, scale, repeat, postgres, keeping)
     results = Results(samples)
-    if into is not None:
-        into.mkdir(parents=True, exist_ok=True)
-        file = into / "results.json"
-        if file.exists():
-            before = Results(Sample(**each) for each in json.loads(file.read_text())["samples"])
-            results = before.joined_by(results) if add else before.replaced_by(results)
-        file.write_text(json.dumps(to_json(results), indent=1, sort_keys=True) + "\n")
-        draw(results, into)
     if as_json:
         print(json.dumps(to_json(results), indent=1))
     else:
@@ -74,10 +64,15 @@ def main(
 
 
 async def run(
-    measures: Sequence[Measure], peers: Sequence[str], scale: Scale, repeat: int, postgres: Path | None
+    measures: Sequence[Measure],
+    peers: Sequence[str],
+    scale: Scale,
+    repeat: int,
+    postgres: Path | None,
+    keeping: Keeping | None,
 ) -> list[Sample]:
     """Every measure as often as asked for, with the contestants interleaved."""
-    samples = []
+    samples: list[Sample] = []
     async with running_server(postgres) as server:
         for repetition in range(repeat):
             for measure in measures:
@@ -90,22 +85,9 @@ async def run(
                         if name == OURS:
                             raise
                         _console.print(f"{measure.name} of {name} failed: {error}", style="red", markup=False)
+            if keeping is not None:
+                keeping.keep(samples)
     return samples
-
-
-def to_json(results: Results) -> dict[str, Any]:
-    """The results, with what they were measured on."""
-    bars = [
-        {"text": bar.text, "reached": reached, "limit": bar.limit, "met": bar.is_met(results)}
-        for bar in BARS
-        if (reached := bar.ratio(results)) is not None
-    ]
-    return {
-        "at": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": {"system": platform.platform(), "python": base_python(), "postgres settings": SETTINGS},
-        "bars": bars,
-        "samples": [sample.as_json() for sample in results.samples],
-    }
 
 
 def _tell(repetition: int, sample: Sample) -> None:
