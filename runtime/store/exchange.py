@@ -71,7 +71,8 @@ def _message(row: Sequence[Any]) -> Message[Any]:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for every attempt, and that would take three times as long.
+@dataclass(slots=True)
 class Report:
     """How one attempt ended.
 

@@ -21,8 +21,8 @@ create table public.consciousness_stream (
     parent_id bigint,
     headers jsonb
 ) with (
-    -- Room on each page, so that setting processed moves no index entry.
-    fillfactor = 85,
+    -- Room on each page: where the new row stays on it, setting processed writes to no index.
+    fillfactor = 60,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_analyze_scale_factor = 0.05
 );
