@@ -1,13 +1,11 @@
 """The README is a program: its code runs, its commands work, its table of settings is the settings."""
 
 import html
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ from pydantic import AliasChoices, SecretStr
 from pydantic.fields import FieldInfo
 
 from runtime.settings import Settings
+from tests.terminal import SECONDS, Terminal
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECONDS = 90
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -36,66 +34,6 @@ def section(title: str) -> str:
 def commands(block: str) -> list[str]:
     """The lines of a shell block, without their comments."""
     return [command for line in block.splitlines() if (command := re.sub(r"\s+#.*", "", line).strip())]
-
-
-class Terminal:
-    """Shells in one folder, with `runtime` in their path and a stack of their own; closing it ends what they left."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
-        scripts = Path(sys.executable).parent
-        self._environment = {
-            **kept, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "RUNTIME_LOCAL_DIR": str(folder / "stack"),
-            "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
-        self._running: list[subprocess.Popen[str]] = []
-
-    def run(self, command: str) -> str:
-        """Run a command until it ends; what it printed."""
-        ended = subprocess.run(
-            ["/bin/sh", "-c", command], cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, f"{command}\n{ended.stderr}"
-        return ended.stdout
-
-    def start(self, command: str) -> "Printed":
-        """Start a command in a terminal of its own."""
-        printed = Printed(self.folder / f"terminal-{len(self._running)}")
-        with printed.file.open("w") as file:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", f"exec {command}"], cwd=self.folder, env=self._environment,
-                stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True,
-            )  # fmt: skip
-        self._running.append(process)
-        return printed
-
-    def close(self) -> None:
-        """End what runs, and the stack."""
-        for process in self._running:
-            process.terminate()
-        for process in self._running:
-            process.wait(SECONDS)
-        self.run("runtime local stop")
-
-
-class Printed:
-    """What a command in another terminal has printed so far."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def wait_for(self, text: str) -> str:
-        """Return the first line with this text; fail at the deadline."""
-        deadline = time.monotonic() + SECONDS
-        while True:
-            printed = self.file.read_text()
-            for line in printed.splitlines():
-                if text in line:
-                    return line
-            assert time.monotonic() < deadline, f"{text!r} is not in:\n{printed}"
-            time.sleep(0.02)
 
 
 @pytest.fixture

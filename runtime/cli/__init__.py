@@ -43,10 +43,10 @@ class _LoadedWhenCalled(Commands):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command these arguments begin with, and load it."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and _load(name), rest
+        return name, command and load(name), rest
 
 
-def _load(name: str | None) -> Any:
+def load(name: str | None) -> Any:
     """The command in the file of this name: a function, or an app with commands of its own."""
     module = import_module(f"runtime.cli.{name}")
     app = getattr(module, "app", None)

@@ -1,0 +1,133 @@
+"""A page of the documentation as a program: which blocks does it hold, and what happens when a reader obeys them?
+
+- `python` that begins with `# some/path.py` is that file; other `python` is a script, in which `await` is allowed.
+- `sh` is typed line by line; a command that never ends by itself gets a terminal of its own.
+- `sql` goes to the stack's database, as its owner.
+- `text` is what was printed on the page so far: each line must be there, `…` stands for anything.
+
+A block below `<!-- not run: why -->` is not run. Blocks in other languages are settings and pages, not programs.
+"""
+
+import ast
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+
+from tests.terminal import Printed, Terminal
+
+LANGUAGES = ("python", "sh", "sql", "text")
+# What is waited for before the next line is typed: a worker has to be there before something is sent to it.
+ENDLESS = {"runtime run": "live", "runtime dev": "live", "runtime tail": "", "runtime top": ""}
+_SECONDS = 45
+_BLOCK = re.compile(
+    r"(?:^[ ]*<!-- not run: (?P<why>[^\n]+?) -->\n\s*)?"
+    r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block; `why_not` says why it is not run, where it is not."""
+
+    language: str
+    text: str
+    line: int
+    why_not: str | None = None
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of a page that are programs, in order."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            found["language"],
+            textwrap.dedent(found["text"]),
+            text[: found.start("language")].count("\n") + 1,
+            found["why"],
+        )
+        for found in _BLOCK.finditer(text)
+        if found["language"] in LANGUAGES
+    ]
+
+
+def commands(block: str) -> Iterator[str]:
+    """The commands of a shell block, without their comments; a backslash joins lines."""
+    for line in block.replace("\\\n", " ").splitlines():
+        if command := re.sub(r"(^|\s+)#.*", "", line).strip():
+            yield command
+
+
+@dataclass
+class Reader:
+    """Somebody who does what a page says, block by block."""
+
+    terminal: Terminal
+    _printed: list[str | Printed] = field(default_factory=list)
+
+    async def obey(self, block: Block) -> None:
+        """Do what one block says."""
+        if block.language == "sh":
+            for command in commands(block.text):
+                self._type(command)
+        elif block.language == "sql":
+            await self._query(block.text)
+        elif block.language == "text":
+            self._compare(block.text)
+        elif path := re.match(r"# ([\w./-]+\.py)\n", block.text):
+            file = self.terminal.folder / path[1]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text)
+        else:
+            self._script(block.text)
+
+    def _type(self, command: str) -> None:
+        for beginning, sign in ENDLESS.items():
+            if command.startswith(beginning):
+                printed = self.terminal.start(command)
+                printed.wait_for(sign) if sign else None
+                self._printed.append(printed)
+                return
+        self._printed.append(self.terminal.run(command))
+
+    def _script(self, text: str) -> None:
+        tree = ast.parse(text)
+        imports = "\n".join(
+            ast.unparse(each) for each in tree.body if isinstance(each, (ast.Import, ast.ImportFrom))
+        )
+        body = textwrap.indent(text, "    ")
+        (self.terminal.folder / "script.py").write_text(
+            f"import anyio\n{imports}\n\nasync def main():\n{body}\n\nanyio.run(main)\n"
+        )
+        printed = self.terminal.start(f"{sys.executable} script.py")
+        self._printed.append(printed)
+
+    async def _query(self, text: str) -> None:
+        environment = self.terminal.run("runtime local status -o env")
+        url = re.search(r'^DB_URL="(.+)"$', environment, re.MULTILINE)
+        assert url is not None, environment
+        connection = await asyncpg.connect(url[1])
+        try:
+            await connection.execute(text)
+        finally:
+            await connection.close()
+
+    def _compare(self, text: str) -> None:
+        for line in filter(str.strip, text.splitlines()):
+            words = (re.escape(word).replace("…", ".*") for word in line.split())
+            self._wait_for(re.compile(r"\s*".join(words)), line)
+
+    def _wait_for(self, pattern: re.Pattern[str], line: str) -> None:
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            shown = [each if isinstance(each, str) else each.file.read_text() for each in self._printed]
+            if any(pattern.search(each) for each in shown):
+                return
+            assert time.monotonic() < deadline, f"{line!r} is not in:\n" + "\n---\n".join(shown)
+            time.sleep(0.05)

@@ -1,0 +1,73 @@
+"""Shells in a folder of their own, as a reader of the documentation would have them open."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SECONDS = 90
+
+
+class Terminal:
+    """Shells in one folder, with `runtime` in their path and a stack of their own; closing it ends what they left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
+        scripts = Path(sys.executable).parent
+        self._environment = {
+            **kept, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "RUNTIME_LOCAL_DIR": str(folder / "stack"),
+            "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+        self._running: list[subprocess.Popen[str]] = []
+
+    def run(self, command: str) -> str:
+        """Run a command until it ends; what it printed."""
+        ended = subprocess.run(
+            ["/bin/sh", "-c", command], cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=SECONDS, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout
+
+    def start(self, command: str) -> "Printed":
+        """Start a command in a terminal of its own."""
+        printed = Printed(self.folder / f"terminal-{len(self._running)}")
+        with printed.file.open("w") as file:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {command}"], cwd=self.folder, env=self._environment,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True,
+            )  # fmt: skip
+        self._running.append(process)
+        return printed
+
+    def close(self) -> None:
+        """End what runs, and the stack."""
+        self.interrupt()
+        self.run("runtime local stop")
+
+    def interrupt(self) -> None:
+        """End what runs, as Ctrl-C in each terminal does."""
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            process.wait(SECONDS)
+
+
+class Printed:
+    """What a command in another terminal has printed so far."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def wait_for(self, text: str) -> str:
+        """Return the first line with this text; fail at the deadline."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            printed = self.file.read_text()
+            for line in printed.splitlines():
+                if text in line:
+                    return line
+            assert time.monotonic() < deadline, f"{text!r} is not in:\n{printed}"
+            time.sleep(0.02)
