@@ -1,11 +1,16 @@
 """The documentation is a program: its blocks run, its site builds, what it names is there."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,7 +19,7 @@ from tests.terminal import Terminal
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md"))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +46,95 @@ def runs(page: str) -> bool:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)])
 async def test_the_blocks_of_a_page_run_as_they_stand_there(page: str, terminal: Terminal) -> None:
+    if page == "README.md":
+        shutil.copytree(ROOT / "agents", terminal.folder / "agents")
     reader = Reader(terminal)
     for block in blocks(ROOT / page):
         if block.why_not is None:
             await reader.obey(block)
+
+
+# What cannot be run here, by page: a hosted project, Docker, or a second run of the checks themselves.
+NOT_RUN = {
+    "CONTRIBUTING.md": 1,
+    "README.md": 2,
+    "docs/browser.md": 1,
+    "docs/how-to/cli-stack.md": 1,
+    "docs/how-to/hosted.md": 4,
+    "docs/tutorial.md": 2,
+    "docs/upgrading.md": 1,
+}
+
+
+def test_what_is_not_run_is_marked_and_counted() -> None:
+    marked = Counter(page for page in PAGES for block in blocks(ROOT / page) if block.why_not is not None)
+    assert marked == NOT_RUN
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        fences = re.findall(rf"^ *```(?:{'|'.join(LANGUAGES)})\b", text, re.MULTILINE)
+        assert len(blocks(ROOT / page)) == len(fences), f"{page}: a fence is not closed as it was opened"
+
+
+def test_a_guarantee_names_tests_and_faults_that_are_there() -> None:
+    from tests.chaos.strikes import FAULTS
+
+    page = " ".join((DOCS / "guarantees.md").read_text().split())
+    chapters = re.split(r"## (G\d+|All) ", page)
+    assert chapters[1:-2:2] == [f"G{number}" for number in range(1, 12)]
+    sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    faults = sorted((fault.name for fault in FAULTS), key=len, reverse=True)
+    for number, chapter in zip(chapters[1::2], chapters[2::2], strict=True):
+        named = re.findall(r"`(test_\w+)`", chapter)
+        assert named, number
+        missing = [name for name in named if f"def {name}(" not in sources]
+        assert not missing, f"{number}: {missing}"
+        if number != "All":
+            assert all(re.search(rf"_{number.lower()}_", name) for name in named), number
+        for clause in re.findall(r"- chaos: (.*?)(?=; (?:and|each)| \*Not|$| - )", chapter):
+            left = clause
+            for fault in faults:
+                left = left.replace(fault, "")
+            assert not left.strip(" ,;"), f"{number} names a fault that is not there: {left}"
+
+
+def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=110,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(list(DOCS.rglob("*.md")))
+    for page in pages:
+        text = page.read_text()
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^>]*", text)
+        loaded += re.findall(r"<link[^>]*rel=[\"']?(?:stylesheet|preconnect|icon)[^>]*//[^>]*", text)
+        assert not loaded, f"{page.relative_to(tmp_path)}: {loaded}"
+
+
+def test_the_reference_has_every_export_command_setting_and_function() -> None:
+    import runtime
+    from runtime.cli import COMMANDS
+    from runtime.settings import Settings
+
+    python = (DOCS / "reference" / "python.md").read_text()
+    assert [name for name in runtime.__all__ if f"::: runtime.{name}\n" not in python] == []
+    generated = {name: "\n".join(generate()) for name, generate in reference().GENERATORS.items()}
+    assert [name for name in COMMANDS if f"## `runtime {name}`\n" not in generated["commands"]] == []
+    assert "### `runtime dead redrive`" in generated["commands"]
+    assert generated["settings"].count("\n| ") == len(Settings.model_fields)
+    granted = set()
+    for file in sorted((ROOT / "supabase" / "migrations").glob("*.sql")):
+        granted |= set(re.findall(r"comment on function public\.(stream_\w+)\(", file.read_text()))
+    assert set(re.findall(r"## `(stream_\w+)`", generated["functions"])) == granted
+
+
+def reference() -> ModuleType:
+    """The hook that generates the reference; MkDocs loads it by its path too."""
+    spec = spec_from_file_location("reference_generate", DOCS / "reference" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

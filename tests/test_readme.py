@@ -95,7 +95,7 @@ def test_the_introduction_has_five_lines() -> None:
 
 def test_a_newcomer_sees_nothing_at_the_top_that_does_not_belong_there() -> None:
     folders = {"runtime", "agents", "tests", "supabase", "docs"}
-    files = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+    files = {"pyproject.toml", "mkdocs.yml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS
     ).stdout.splitlines()
