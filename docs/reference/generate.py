@@ -17,7 +17,9 @@ from runtime.local.migrations import migrations_folder
 from runtime.settings import Settings
 
 _MARK = re.compile(r"<!-- generate: (\w+) -->")
-_FUNCTION = re.compile(r"create(?: or replace)? function (public\.stream_\w+)\((.*?)\)\s*returns (.*?)\nlanguage", re.S)
+_FUNCTION = re.compile(
+    r"create(?: or replace)? function (public\.stream_\w+)\((.*?)\)\s*returns (.*?)\nlanguage", re.S
+)
 _COMMENT = re.compile(r"comment on function (public\.stream_\w+)\([^)]*\) is\s*'((?:[^']|'')*)'", re.S)
 _COLUMN = re.compile(r"comment on column public\.consciousness_stream\.(\w+) is\s*'((?:[^']|'')*)'", re.S)
 
@@ -71,7 +73,9 @@ def default_of(value: Any) -> str:
     """A default as one would write it into the environment."""
     if value is None or isinstance(value, SecretStr):
         return ""
-    text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+    text = (
+        str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+    )
     return f"`{text}`"
 
 
