@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -78,9 +78,13 @@ async def run(
             for measure in measures:
                 for name in measure.contestants(peers):
                     try:
-                        async for sample in measure.run(server, scale, name):
-                            samples.append(sample)
-                            _tell(repetition, sample)
+                        for _ in range(1 if measure.is_long else 1 + scale.retries):
+                            done = [
+                                sample async for sample in _told(measure.run(server, scale, name), repetition)
+                            ]
+                            samples += done
+                            if all(sample.is_quiet for sample in done):
+                                break
                     except (RuntimeError, TimeoutError) as error:
                         if name == OURS:
                             raise
@@ -90,13 +94,17 @@ async def run(
     return samples
 
 
-def _tell(repetition: int, sample: Sample) -> None:
-    noise = f"  ({sample.foreign:.1f} cores taken by others)" if sample.foreign > 0.1 else ""
-    _console.print(
-        f"{repetition + 1}  {sample.figure:<44} {sample.contestant:<14} {number(sample.value)} {sample.unit}{noise}",
-        highlight=False,
-        soft_wrap=True,
-    )
+async def _told(samples: AsyncIterator[Sample], repetition: int) -> AsyncIterator[Sample]:
+    """The samples, each printed as it comes."""
+    async for sample in samples:
+        noise = f"  ({sample.foreign:.1f} cores taken by others)" if sample.foreign > 0.1 else ""
+        value = f"{number(sample.value)} {sample.unit}{noise}"
+        _console.print(
+            f"{repetition + 1}  {sample.figure:<44} {sample.contestant:<14} {value}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        yield sample
 
 
 def _chosen(only: str | None) -> list[Measure]:

@@ -40,4 +40,4 @@ def number(value: float) -> str:
 def _cell(summary: Summary | None) -> str:
     if summary is None:
         return ""
-    return f"{'~' * (summary.noisy == summary.runs)}{number(summary.value)} {summary.unit}"
+    return f"{'~' * (not summary.is_quiet)}{number(summary.value)} {summary.unit}"

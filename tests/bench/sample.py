@@ -28,6 +28,11 @@ class Sample:
     foreign: float = 0.0
     more: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the machine was ours meanwhile."""
+        return self.foreign < FOREIGN_CORES
+
     def as_json(self) -> dict[str, Any]:
         """As JSON data."""
         return asdict(self)
@@ -38,10 +43,11 @@ class Summary:
     """The median of the runs of one figure and contestant.
 
     Attributes:
-        value: the median of the quiet runs; of all when none was quiet.
+        value: the median of the quiet runs; of the quieter half when none was quiet.
         low, high: the least and the greatest of those.
         runs: how many they are.
-        noisy: how many were left out, or counted for want of quiet ones.
+        noisy: how many were noisy, whether left out or counted for want of quiet ones.
+        is_quiet: whether it rests on quiet runs alone.
     """
 
     figure: str
@@ -52,6 +58,7 @@ class Summary:
     high: float
     runs: int
     noisy: int
+    is_quiet: bool
 
 
 class Results:
@@ -74,11 +81,20 @@ class Results:
         runs = [each for each in self.samples if (each.figure, each.contestant) == (figure, contestant)]
         if not runs:
             return None
-        quiet = [each for each in runs if each.foreign < FOREIGN_CORES]
-        values = [each.value for each in quiet or runs]
+        quiet = [each for each in runs if each.is_quiet]
+        quieter = sorted(runs, key=lambda each: each.foreign)[: (len(runs) + 1) // 2]
+        values = [each.value for each in quiet or quieter]
         noisy = len(runs) - len(quiet)
         return Summary(
-            figure, contestant, median(values), runs[0].unit, min(values), max(values), len(values), noisy
+            figure,
+            contestant,
+            median(values),
+            runs[0].unit,
+            min(values),
+            max(values),
+            len(values),
+            noisy,
+            bool(quiet),
         )
 
     def value(self, figure: str, contestant: str) -> float | None:

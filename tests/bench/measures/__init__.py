@@ -24,6 +24,7 @@ class Scale:
         writing_seconds: how long concurrent writers write.
         idle_seconds: how long an idle worker is watched.
         quiet_seconds: how long at most to wait for an idle machine before a run.
+        retries: how often a run is done again when the machine was not ours.
     """
 
     messages: int = 20_000
@@ -37,6 +38,7 @@ class Scale:
     writing_seconds: float = 4
     idle_seconds: float = 40
     quiet_seconds: float = 6
+    retries: int = 2
 
 
 QUICK = Scale(
@@ -51,6 +53,7 @@ QUICK = Scale(
     writing_seconds=0.3,
     idle_seconds=2,
     quiet_seconds=0,
+    retries=0,
 )
 
 Run = Callable[[Server, Scale, str], AsyncIterator[Sample]]
@@ -64,7 +67,7 @@ class Measure:
         name: what `--only` takes.
         run: one repetition for one contestant.
         peers: whether the peers are measured too.
-        is_long: whether a repetition takes minutes.
+        is_long: whether a repetition takes minutes: then it is not done again for noise.
     """
 
     name: str
