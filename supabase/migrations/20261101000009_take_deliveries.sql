@@ -65,8 +65,8 @@ begin
             cross join lateral (
                 select f.message_id, f.subscription from runtime.deliveries f
                 where f.subscription = w.subscription and f.priority = class.priority
-                  and f.visible_at is null and f.message_id > class.past
-                order by f.message_id
+                  and f.visible_at is null and f.message_id + 0 > class.past
+                order by f.message_id + 0
                 limit w.amount
                 for update skip locked
             ) one
@@ -198,7 +198,7 @@ begin
         fresh := array(
             select f.message_id from runtime.deliveries f
             where f.subscription = wanted and f.priority = 0 and f.visible_at is null and not alone
-            order by f.message_id limit looks
+            order by f.message_id + 0 limit looks
             for update skip locked
         );
         seen := fresh || overdue;

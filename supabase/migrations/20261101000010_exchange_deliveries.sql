@@ -250,9 +250,10 @@ begin
             result.subscriptions := result.subscriptions || part.subscriptions;
             heavy := heavy or part.heavy;
             left_over := (
-                select jsonb_object_agg(w.key, w.value::integer - (
-                    select count(*) from unnest(part.subscriptions) as s where s = w.key::integer))
+                select jsonb_object_agg(w.key, w.value::integer - coalesce(taken.amount, 0))
                 from jsonb_each_text(want) as w
+                left join (select s, count(*) as amount from unnest(part.subscriptions) as s group by s) taken
+                    on taken.s = w.key::integer
             );
             result.more_due := exists (
                 select from jsonb_each_text(want) as w
@@ -297,8 +298,9 @@ begin
     end if;
     result.filled := array(
         select w.key::integer from jsonb_each_text(want) as w
-        where w.value::integer > 0 and (w.key::integer = any (crowded) or (
-            select count(*) from unnest(result.subscriptions) as s where s = w.key::integer) >= w.value::integer)
+        left join (select s, count(*) as amount from unnest(result.subscriptions) as s group by s) taken
+            on taken.s = w.key::integer
+        where w.value::integer > 0 and (taken.amount >= w.value::integer or w.key::integer = any (crowded))
     );
     return result;
 end
