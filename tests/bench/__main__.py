@@ -89,8 +89,8 @@ async def run(
                         if name == OURS:
                             raise
                         _console.print(f"{measure.name} of {name} failed: {error}", style="red", markup=False)
-            if keeping is not None:
-                keeping.keep(samples)
+                if keeping is not None:
+                    keeping.keep(samples)
     return samples
 
 

@@ -1,4 +1,4 @@
-"""Where do results stay? In a folder, as JSON and as pictures; written after each repetition, so that none is lost."""
+"""Where do results stay? In a folder, as JSON and as pictures; written as they come, so that none is lost."""
 
 import json
 import platform

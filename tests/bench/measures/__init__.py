@@ -38,7 +38,7 @@ class Scale:
     writing_seconds: float = 4
     idle_seconds: float = 40
     quiet_seconds: float = 6
-    retries: int = 2
+    retries: int = 1
 
 
 QUICK = Scale(
