@@ -15,12 +15,15 @@ import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import asyncpg
 
 from tests.terminal import Printed, Terminal
 
+GENERATOR = Path(__file__).parents[1] / "docs" / "reference" / "generate.py"
 LANGUAGES = ("python", "sh", "sql", "text")
 # What is waited for before the next line is typed: a worker has to be there before something is sent to it.
 ENDLESS = {"runtime run": "live", "runtime dev": "live", "runtime tail": "", "runtime top": ""}
@@ -131,3 +134,13 @@ class Reader:
                 return
             assert time.monotonic() < deadline, f"{line!r} is not in:\n" + "\n---\n".join(shown)
             time.sleep(0.05)
+
+
+def reference() -> ModuleType:
+    """The hook that generates the reference; MkDocs loads it by its path too."""
+    spec = spec_from_file_location("reference_generate", GENERATOR)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

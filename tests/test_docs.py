@@ -8,13 +8,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tests.document import LANGUAGES, Reader, blocks
+from tests.document import LANGUAGES, Reader, blocks, reference
 from tests.terminal import Terminal
 
 ROOT = Path(__file__).parents[1]
@@ -129,13 +127,3 @@ def test_the_reference_has_every_export_command_setting_and_function() -> None:
     for file in sorted((ROOT / "supabase" / "migrations").glob("*.sql")):
         granted |= set(re.findall(r"comment on function public\.(stream_\w+)\(", file.read_text()))
     assert set(re.findall(r"## `(stream_\w+)`", generated["functions"])) == granted
-
-
-def reference() -> ModuleType:
-    """The hook that generates the reference; MkDocs loads it by its path too."""
-    spec = spec_from_file_location("reference_generate", DOCS / "reference" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

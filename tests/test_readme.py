@@ -1,6 +1,5 @@
 """The README is a program: its code runs, its commands work, its table of settings is the settings."""
 
-import html
 import re
 import shutil
 import subprocess
@@ -8,13 +7,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import AliasChoices, SecretStr
-from pydantic.fields import FieldInfo
 
-from runtime.settings import Settings
+from tests.document import reference
 from tests.terminal import SECONDS, Terminal
 
 ROOT = Path(__file__).parents[1]
@@ -121,30 +117,6 @@ def test_every_guarantee_that_is_listed_has_a_test_by_its_number() -> None:
     assert untested == []
 
 
-def settings_table() -> str:
-    """The settings as the README lists them."""
-    rows = ["| variable | default | means |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        variables = ", ".join(f"`{variable}`" for variable in variables_of(name, field))
-        described = html.escape(field.description or "", quote=False)
-        rows.append(f"| {variables} | {default_of(field.default)} | {described} |")
-    return "\n".join(rows)
-
-
-def variables_of(name: str, field: FieldInfo) -> list[str]:
-    """The names of a setting in the environment."""
-    alias = field.validation_alias
-    if isinstance(alias, AliasChoices):
-        return [str(choice) for choice in alias.choices]
-    return [f"{Settings.model_config['env_prefix']}{name}".upper()]
-
-
-def default_of(value: Any) -> str:
-    """A default as one would write it into the environment."""
-    if value is None or isinstance(value, SecretStr):
-        return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else f'{value:g}' if isinstance(value, float) else value}`"
-
-
 def test_the_table_of_settings_is_what_the_program_knows() -> None:
-    assert settings_table() in README, f"README.md, section Settings, should hold:\n{settings_table()}"
+    table = "\n".join(reference().settings())
+    assert table in README, f"README.md, section Settings, should hold:\n{table}"

@@ -26,7 +26,12 @@ _COLUMN = re.compile(r"comment on column public\.consciousness_stream\.(\w+) is\
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the generated texts in the place of their marks."""
-    return _MARK.sub(lambda mark: "\n".join(GENERATORS[mark[1]]()), markdown)
+    return _MARK.sub(lambda mark: _breakable("\n".join(GENERATORS[mark[1]]())), markdown)
+
+
+def _breakable(text: str) -> str:
+    """The names of variables as code that a narrow screen may break at an underscore."""
+    return re.sub(r"`([A-Z]+_[A-Z_]+)`", lambda name: f"<code>{name[1].replace('_', '_<wbr>')}</code>", text)
 
 
 def commands() -> Iterator[str]:
