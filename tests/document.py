@@ -90,6 +90,12 @@ class Reader:
         else:
             self._script(block.text)
 
+    def check(self) -> None:
+        """Fail if something that was started on this page has ended otherwise than well."""
+        for printed in self._printed:
+            if isinstance(printed, Printed):
+                printed.check()
+
     def _type(self, command: str) -> None:
         for beginning, sign in ENDLESS.items():
             if command.startswith(beginning):
@@ -109,6 +115,7 @@ class Reader:
             f"import anyio\n{imports}\n\nasync def main():\n{body}\n\nanyio.run(main)\n"
         )
         printed = self.terminal.start(f"{sys.executable} script.py")
+        printed.wait_for_anything()
         self._printed.append(printed)
 
     async def _query(self, text: str) -> None:

@@ -40,6 +40,7 @@ class Terminal:
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True,
             )  # fmt: skip
         self._running.append(process)
+        printed.process = process
         return printed
 
     def close(self) -> None:
@@ -60,6 +61,21 @@ class Printed:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.process: subprocess.Popen[str] | None = None
+
+    def check(self) -> None:
+        """Fail if it has ended otherwise than well."""
+        assert self.process is not None
+        if "Traceback (most recent call last)" in self.file.read_text():
+            self.process.wait(SECONDS)
+        assert not self.process.poll(), self.file.read_text()
+
+    def wait_for_anything(self) -> None:
+        """Return when it has printed something, or has ended; fail at the deadline."""
+        deadline = time.monotonic() + SECONDS
+        while not self.file.read_text() and self.process and self.process.poll() is None:
+            assert time.monotonic() < deadline, "it prints nothing and does not end"
+            time.sleep(0.02)
 
     def wait_for(self, text: str) -> str:
         """Return the first line with this text; fail at the deadline."""

@@ -50,6 +50,7 @@ async def test_the_blocks_of_a_page_run_as_they_stand_there(page: str, terminal:
     for block in blocks(ROOT / page):
         if block.why_not is None:
             await reader.obey(block)
+    reader.check()
 
 
 # What cannot be run here, by page: a hosted project, Docker, or a second run of the checks themselves.
