@@ -1,6 +1,7 @@
 """`python -m tests.bench`: measure the runtime beside its peers on one PostgreSQL, and hold it against its bars."""
 
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -131,6 +132,8 @@ def _present(names: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C does, so that no server and no worker is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(main)
     app()

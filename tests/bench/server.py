@@ -17,6 +17,7 @@ import asyncpg
 from runtime.local import keys
 from runtime.local.bootstrap import prepare_cluster
 from runtime.local.gateway_process import GatewayProcess
+from runtime.local.guard import guarded
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
 from runtime.local.programs import embedded_binaries
@@ -223,14 +224,15 @@ async def running_server(binaries: Path | None = None) -> AsyncIterator[Server]:
     postgres = PostgresServer(
         folder / "postgres", port=free_port(), binaries=binaries, settings=SETTINGS, trust=True
     )
-    try:
-        await anyio.to_thread.run_sync(postgres.start)
-        await prepare_cluster(postgres.url())
-        yield Server(postgres, folder, binaries)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(postgres.delete)
-        shutil.rmtree(folder, ignore_errors=True)
+    with guarded(folder):
+        try:
+            await anyio.to_thread.run_sync(postgres.start)
+            await prepare_cluster(postgres.url())
+            yield Server(postgres, folder, binaries)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(postgres.delete)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder() -> Path:
