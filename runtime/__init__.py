@@ -7,9 +7,10 @@ if TYPE_CHECKING:
     from runtime.agent import Agent
     from runtime.message import Context, Message, Priority
     from runtime.retry import Reject, Retry, RetryLater
+    from runtime.schedule import Tick
     from runtime.stream import connect
 
-__all__ = ["Agent", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "connect"]
+__all__ = ["Agent", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Tick", "connect"]
 
 _HOMES = {
     "Agent": "runtime.agent",
@@ -19,6 +20,7 @@ _HOMES = {
     "Reject": "runtime.retry",
     "Retry": "runtime.retry",
     "RetryLater": "runtime.retry",
+    "Tick": "runtime.schedule",
     "connect": "runtime.stream",
 }
 

@@ -7,18 +7,36 @@ import math
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 from runtime.errors import DeclarationError, InvalidKey
 from runtime.keys import check_key, check_pattern
 from runtime.message import Context, Message
 from runtime.retry import Retry
+from runtime.schedule import MISSED, Missed, Schedule, cron, every
 from runtime.signature import Signature, read_signature
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Start = Literal["latest", "earliest"]
+_TIMER_OPTIONS = frozenset({"retry", "concurrency", "emits", "timeout", "name"})
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """What writes the messages of a handler that runs by the time.
+
+    Attributes:
+        key: the key its ticks are written under.
+        schedule: when it ticks.
+        missed: which ticks are written for the slots nobody was there for: the last one, all, or none.
+    """
+
+    key: str
+    schedule: Schedule
+    missed: Missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +54,7 @@ class Handler:
         dead_blocks: whether a dead letter holds up its key until somebody redrives or discards it.
         start: whether a new subscription gets what is written from now on, or all there is.
         timeout: seconds one attempt may take, or None for no limit.
+        timer: what writes its messages, for a handler that runs by the time.
     """
 
     name: str
@@ -51,6 +70,7 @@ class Handler:
     start: Start
     timeout: float | None
     signature: Signature = field(repr=False)
+    timer: Timer | None = None
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
@@ -159,6 +179,90 @@ class Agent:
 
         return register
 
+    def every(
+        self,
+        interval: str | float | timedelta,
+        *,
+        missed: Missed = "one",
+        key: str | None = None,
+        **options: Any,
+    ) -> Callable[[Function], Function]:
+        """Register a function to run each so many seconds, once for all workers together.
+
+        The slots are counted from 1970 in UTC, so that restarts and other workers change nothing about them. Each
+        writes a message, a `Tick`, which is seen, retried and replayed like any other.
+
+        Args:
+            interval: `"90s"`, `"5m"`, `"12h"`, a number of seconds or a timedelta; whole seconds.
+            missed: which ticks are written for slots nobody was there for: the last ("one"), "all", or "none".
+            key: the key of the ticks; `timer.agent.function` by default. Others may listen to it too.
+            options: as for `on`: retry, concurrency, emits, timeout, name.
+
+        Raises:
+            DeclarationError: the declaration makes no sense; the message says what to do.
+        """
+        return self._by_time(every(interval), missed, key, options, sys._getframe(1).f_locals)
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        timezone: str = "UTC",
+        missed: Missed = "one",
+        key: str | None = None,
+        **options: Any,
+    ) -> Callable[[Function], Function]:
+        """Register a function to run at the moments of a cron expression, once for all workers together.
+
+        Args:
+            expression: minute, hour, day of the month, month and day of the week, as Debian's cron reads them:
+                `"0 7 * * mon-fri"`.
+            timezone: a name of the IANA database, such as Europe/Paris. A time of day that the clocks leave out in
+                spring is made up for at once; one that comes twice in autumn counts once.
+            missed: as for `every`.
+            key: as for `every`.
+            options: as for `on`: retry, concurrency, emits, timeout, name.
+
+        Raises:
+            DeclarationError: the declaration makes no sense; the message says what to do.
+        """
+        return self._by_time(cron(expression, timezone), missed, key, options, sys._getframe(1).f_locals)
+
+    def _by_time(
+        self,
+        schedule: Schedule,
+        missed: Missed,
+        key: str | None,
+        options: dict[str, Any],
+        local_names: Mapping[str, Any],
+    ) -> Callable[[Function], Function]:
+        if missed not in MISSED:
+            raise DeclarationError(f'missed=… must be "one", "all" or "none", not {missed!r}.')
+        if unknown := sorted(set(options) - _TIMER_OPTIONS):
+            raise DeclarationError(
+                f"A timer takes no {unknown[0]}=…; beside missed and key it takes {', '.join(sorted(_TIMER_OPTIONS))}."
+            )
+
+        def register(function: Function) -> Function:
+            name = options.get("name") or getattr(function, "__name__", "")
+            ticks = key or f"timer.{self.name}.{_segment(name, 'A timer’s name (give one with name=…)')}"
+            fields = {
+                "agent": self.name,
+                "patterns": (_key(ticks),),
+                "retry": _retry(options.get("retry")),
+                "concurrency": _concurrency(options.get("concurrency")),
+                "emits": _emits(options.get("emits")),
+                "ordered": False,
+                "dead_blocks": False,
+                "start": "latest",
+                "timeout": _timeout(options.get("timeout")),
+                "timer": Timer(ticks, schedule, missed),
+            }
+            self._add(function, options.get("name"), fields, local_names)
+            return function
+
+        return register
+
     def _add(
         self,
         function: Callable[..., object],
@@ -217,6 +321,11 @@ def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 @_as_declaration
 def _emits(emits: str | None) -> str | None:
     return None if emits is None else check_key(emits)
+
+
+@_as_declaration
+def _key(key: str) -> str:
+    return check_key(key)
 
 
 def _retry(retry: object) -> Retry:

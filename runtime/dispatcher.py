@@ -20,6 +20,7 @@ from runtime.retry import backoff_seconds
 from runtime.runner import Runner, failure
 from runtime.settings import Settings
 from runtime.store import Answer, Exchange, Report, Store, Subscribed, WorkerCard
+from runtime.timekeeping import keep_time
 from runtime.wakeups import Path, Reach, Wakeups
 
 _log = logging.getLogger("runtime.dispatcher")
@@ -158,6 +159,8 @@ class Dispatcher:
             tasks.start_soon(self._watch_user_loop)
             tasks.start_soon(self._watch_leases)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
+            if not self.plan.is_spare:
+                tasks.start_soon(keep_time, self._store, self._card.id, tuple(self._handlers.values()))
             if not self.plan.reach.expected and not self.plan.is_spare:
                 _log.info("polling: every push path is switched off")
             self.ready.set()

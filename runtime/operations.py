@@ -103,6 +103,11 @@ class Operations:
         """Take deliveries of a paused subscription again."""
         await self._store.operate("stream_resume", subscription=subscription)
 
+    async def schedules(self) -> list[dict[str, Any]]:
+        """Return the timers of all agents: their slots as text, the last one, and how many workers serve them."""
+        found: list[dict[str, Any]] = await self._store.operate("stream_schedules")
+        return found
+
     async def replay(
         self,
         subscription: str,

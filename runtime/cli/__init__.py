@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "read": "Print messages that are there.",
     "status": "Say who runs, what waits and what died.",
     "subscriptions": "Show what listens, how far behind it is, and who serves it.",
+    "schedules": "Show the timers, and when they tick next.",
     "dead": "Show dead letters, deliver them again, or discard them.",
     "pause": "Let a subscription's work gather.",
     "resume": "Take deliveries of a paused subscription again.",

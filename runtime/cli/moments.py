@@ -1,12 +1,10 @@
 """How do people write a span of time or a moment, and read one? `90s`, `12h`, `7d`, or a date."""
 
-import re
 from datetime import UTC, datetime, timedelta
 
 import typer
 
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+from runtime.spans import is_span, seconds_of
 
 
 def span(text: str) -> float:
@@ -15,10 +13,10 @@ def span(text: str) -> float:
     Raises:
         typer.BadParameter: it is none of these.
     """
-    found = _SPAN.fullmatch(text.strip().lower())
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is no span of time; write 90s, 15m, 12h, 7d or 2w")
-    return float(found[1]) * _SECONDS[found[2] or "s"]
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def moment(text: str) -> datetime:
@@ -27,7 +25,7 @@ def moment(text: str) -> datetime:
     Raises:
         typer.BadParameter: it is neither.
     """
-    if _SPAN.fullmatch(text.strip().lower()):
+    if is_span(text):
         return datetime.now(UTC) - timedelta(seconds=span(text))
     try:
         return datetime.fromisoformat(text).astimezone()

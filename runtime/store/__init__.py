@@ -58,6 +58,11 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_maintain": {
         "worker": "uuid", "retention_seconds": "double precision", "after": "bigint", "max": "integer",
     },
+    "stream_schedule": {"worker": "uuid", "schedules": "jsonb"},
+    "stream_tick": {
+        "schedule": "text", "spec": "text", "after": "timestamptz", "reached": "timestamptz", "ticks": "jsonb",
+    },
+    "stream_schedules": {},
     "stream_install_realtime": {},
     "stream_examine": {},
 }  # fmt: skip

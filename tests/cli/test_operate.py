@@ -155,3 +155,35 @@ def test_old_messages_are_pruned_and_young_ones_stay(shell: Shell, stack: Any, m
     assert [each["id"] for each in lines(shell.run("read", ">", "--json"))] == [mess[1]]
     # The dead letter has its own copy.
     assert len(lines(shell.run("dead", "list", "--json"))) == 1
+
+
+def test_timers_are_listed_with_their_next_times(shell: Shell, stack: Any) -> None:
+    assert "No agent has a timer" in shell.run("schedules").stderr
+
+    async def declare() -> None:
+        async with connected(stack.admin_url) as connection:
+            worker = Worker(connection)
+            await worker.subscribe("clock.strike=timer.clock.strike", "clock.ring=morning")
+            timers = [
+                {"name": "clock.strike", "key": "timer.clock.strike", "spec": "every 3600", "missed": "one"},
+                {"name": "clock.ring", "key": "morning", "spec": "cron 0 7 * * * UTC", "missed": "all"},
+                {"name": "clock.later", "key": "later", "spec": "by the moon", "missed": "all"},
+            ]
+            await connection.fetchval("select public.stream_schedule($1, $2)", worker.id, timers)
+            await connection.fetchval("select public.stream_pause('clock.ring')")
+
+    anyio.run(declare)
+    later, ring, strike = lines(shell.run("schedules", "--json", "--next", "3"))
+    assert (strike["name"], strike["workers"], strike["paused"], ring["paused"]) == (
+        "clock.strike",
+        1,
+        False,
+        True,
+    )
+    assert [slot[14:19] for slot in strike["next"]] == ["00:00"] * 3
+    assert [slot[11:19] for slot in ring["next"]] == ["07:00:00"] * 3
+    # Another release knows what that means.
+    assert (later["spec"], later["next"], later["workers"]) == ("by the moon", [], 0)
+    listed = shell.run("schedules").stdout
+    for part in ("clock.strike", "every 3600", "morning", "0 7 * * * UTC", "paused", "none"):
+        assert part in listed

@@ -1,0 +1,73 @@
+"""`runtime schedules`: which timers there are, when they ticked last, and when they will."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from runtime.cli.moments import ago
+from runtime.cli.output import err, out, print_json
+from runtime.cli.place import find_settings
+from runtime.schedule import read_schedule
+from runtime.stream import connect
+
+_FAR = datetime.max.replace(tzinfo=UTC)
+
+
+def schedules(
+    count: Annotated[
+        int, typer.Option("--next", "-n", min=1, help="How many of the next times to show.")
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """List the timers of all agents: their schedule, the last slot, the next ones, and whether a worker serves them."""
+    found = anyio.run(_schedules)
+    now = datetime.now(UTC)
+    for each in found:
+        schedule = read_schedule(each["spec"])
+        after = max(now, datetime.fromisoformat(each["last_slot"]))
+        slots = [] if schedule is None else list(islice(schedule.between(after, _FAR), count))
+        each["next"] = [slot.isoformat() for slot in slots]
+    if as_json:
+        for each in found:
+            print_json(each)
+    elif found:
+        out.print(_table(found))
+    else:
+        err.print('No agent has a timer: @agent.every("5m"), @agent.cron("0 7 * * mon-fri")', style="dim")
+
+
+async def _schedules() -> list[dict[str, Any]]:
+    async with connect(find_settings()) as stream:
+        return await stream.operations.schedules()
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("timer", no_wrap=True)
+    table.add_column("schedule", overflow="fold")
+    table.add_column("last slot", no_wrap=True)
+    table.add_column("next", no_wrap=True)
+    table.add_column("workers", justify="right")
+    table.add_column("state")
+    for each in found:
+        has_own_key = each["key"] != f"timer.{each['name']}"
+        table.add_row(
+            Text.assemble(each["name"], (f"\n{each['key']}" if has_own_key else "", "dim")),
+            each["spec"].removeprefix("cron "),
+            ago(each["last_slot"]),
+            "\n".join(_when(datetime.fromisoformat(slot)) for slot in each["next"]),
+            Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
+            Text("paused" if each["paused"] else "", style="yellow"),
+        )
+    return table
+
+
+def _when(slot: datetime) -> str:
+    """A moment to come, in local time."""
+    is_soon = slot - datetime.now(UTC) < timedelta(days=6)
+    return f"{slot.astimezone():{'%a %H:%M:%S' if is_soon else '%d %b %Y %H:%M'}}"

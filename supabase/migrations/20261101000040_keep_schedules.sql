@@ -1,0 +1,105 @@
+-- Timers: when each ticked last, so that exactly one of the workers writes a tick, and a slot nobody was there for is known.
+
+create table runtime.schedules (
+    name text primary key,
+    key text not null,
+    spec text not null,
+    missed text not null check (missed in ('one', 'all', 'none')),
+    last_slot timestamptz not null,
+    declared_at timestamptz not null
+);
+comment on table runtime.schedules is 'A timer of each handler that has one: agent.handler, the key of its ticks, its slots as text.';
+comment on column runtime.schedules.last_slot is 'Up to here every slot was ticked or passed over.';
+alter table runtime.schedules enable row level security;
+
+create function public.stream_schedule(worker uuid, schedules jsonb) returns json
+language plpgsql security definer set search_path = '' as $$
+declare
+    caller text := runtime.caller_agent();
+    started timestamptz := (select w.started_at from runtime.workers w where w.id = worker);
+    foreign_name text;
+begin
+    select d.name into foreign_name from jsonb_to_recordset(schedules) as d (name text)
+    where caller is not null and split_part(d.name, '.', 1) is distinct from caller;
+    if found then
+        raise exception using errcode = '42501', message = format('agent %L may not schedule %L', caller, foreign_name);
+    end if;
+    perform runtime.check_key(d.key) from jsonb_to_recordset(schedules) as d (key text, spec text) where d.spec is not null;
+    -- A handler that has lost its timer. Like every declaration it gives way only to a later started worker's.
+    delete from runtime.schedules s
+    using jsonb_to_recordset(schedules) as d (name text, spec text)
+    where s.name = d.name and d.spec is null and s.declared_at < started;
+    insert into runtime.schedules as s (name, key, spec, missed, last_slot, declared_at)
+    select d.name, d.key, d.spec, d.missed, clock_timestamp(), started
+    from jsonb_to_recordset(schedules) as d (name text, key text, spec text, missed text)
+    where d.spec is not null and started is not null
+    order by d.name
+    on conflict (name) do update
+        set key = excluded.key, spec = excluded.spec, missed = excluded.missed, declared_at = excluded.declared_at,
+            -- Another schedule has missed nothing yet.
+            last_slot = case when s.spec = excluded.spec then s.last_slot else excluded.last_slot end
+        where s.declared_at < excluded.declared_at;
+    return json_build_object(
+        'now', clock_timestamp(),
+        'known', started is not null,
+        'schedules', (
+            select coalesce(json_object_agg(s.name, json_build_object(
+                'last_slot', s.last_slot, 'current', s.spec = d.spec and s.key = d.key)), '{}')
+            from jsonb_to_recordset(schedules) as d (name text, key text, spec text)
+            join runtime.schedules s on s.name = d.name
+        )
+    );
+end
+$$;
+comment on function public.stream_schedule(uuid, jsonb) is
+    'Declares the timers of a worker''s handlers [{name, key, spec, missed}], those without one as {name}. Returns the '
+    'time, and of each timer its last slot and whether this declaration is the current one.';
+
+create function public.stream_tick(
+    schedule text, spec text, after timestamptz, reached timestamptz, ticks jsonb
+) returns json
+language plpgsql security definer set search_path = '' as $$
+declare
+    caller text := runtime.caller_agent();
+    s runtime.schedules;
+begin
+    if caller is not null and split_part(schedule, '.', 1) is distinct from caller then
+        raise exception using errcode = '42501', message = format('agent %L may not tick for %L', caller, schedule);
+    end if;
+    select * into s from runtime.schedules x where x.name = schedule for update;
+    if s.spec is distinct from stream_tick.spec then
+        return json_build_object('current', false, 'now', clock_timestamp());
+    end if;
+    -- Whoever comes second finds that the last slot is no longer the one it started from.
+    if s.last_slot = after and reached between after and clock_timestamp() then
+        perform runtime.store((
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'key', s.key, 'agent', split_part(s.name, '.', 1), 'dedup_key', 'tick ' || s.name || ' ' || (t ->> 'slot'),
+                'value', jsonb_build_object('slot', t -> 'slot', 'schedule', s.name, 'missed', t -> 'missed')
+            ) order by t ->> 'slot'), '[]')
+            from jsonb_array_elements(ticks) as t
+        ));
+        update runtime.schedules x set last_slot = reached where x.name = s.name returning * into s;
+    end if;
+    return json_build_object('current', true, 'last_slot', s.last_slot, 'now', clock_timestamp());
+end
+$$;
+comment on function public.stream_tick(text, text, timestamptz, timestamptz, jsonb) is
+    'Writes the ticks [{slot, missed}] of a timer and moves its last slot from after to reached; for one of those who '
+    'ask alike, and for nobody ahead of time.';
+
+create function public.stream_schedules() returns json
+language sql stable security definer set search_path = '' as $$
+    select coalesce(json_agg(json_build_object(
+        'name', s.name, 'key', s.key, 'spec', s.spec, 'missed', s.missed, 'last_slot', s.last_slot,
+        'paused', (select x.paused_at is not null from runtime.subscriptions x where x.name = s.name),
+        'workers', (
+            select count(*) from runtime.workers w
+            join runtime.subscriptions x on x.id = any (w.subscriptions)
+            where x.name = s.name and w.seen_at > clock_timestamp()
+                - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
+        )
+    ) order by s.name), '[]')
+    from runtime.schedules s
+$$;
+comment on function public.stream_schedules() is 'The timers: their slots as text, the last one, and how many workers serve them.';
