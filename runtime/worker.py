@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import anyio
 
+from runtime import loops
 from runtime.agent import Agent, Handler
 from runtime.connections import open_store, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
@@ -144,7 +145,7 @@ class Worker:
     async def _run_thread(self, runner: Runner, ended: Callable[[], None]) -> None:
         try:
             await anyio.to_thread.run_sync(
-                anyio.run, self._run_dispatcher, runner, limiter=anyio.CapacityLimiter(1)
+                loops.run, self._run_dispatcher, runner, limiter=anyio.CapacityLimiter(1)
             )
         finally:
             ended()

@@ -12,6 +12,7 @@ import typer
 from pydantic import SecretStr
 from rich.text import Text
 
+from runtime import loops
 from runtime.cli.output import err, print_message, start_logs
 from runtime.cli.place import find_settings
 from runtime.errors import DiscoveryError, StoreError
@@ -42,7 +43,7 @@ def dev(
         )
     start_logs("warning", as_json=False)
     with _settings() as settings:
-        anyio.run(_dev, settings, paths)
+        loops.run(_dev, settings, paths)
 
 
 @contextmanager

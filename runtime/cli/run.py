@@ -11,6 +11,7 @@ import anyio
 import typer
 from anyio import CancelScope
 
+from runtime import loops
 from runtime.agent import Agent
 from runtime.cli.attempts import AttemptLines
 from runtime.cli.output import err, print_json, start_logs
@@ -84,7 +85,7 @@ def run(
     if not as_json and not is_supervised:
         for handler in worker.handlers:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
-    signal_number = anyio.run(_run, worker, is_supervised)
+    signal_number = loops.run(_run, worker, is_supervised)
     lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
