@@ -22,6 +22,8 @@ def main() -> None:
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         ws_max_size=5_000_000,
+        # As long as the real API gateway keeps an idle connection.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )
 
