@@ -24,6 +24,19 @@ _SCHEMAS = ("public", "graphql_public")
 Row: TypeAlias = Any
 """One row of a statement: its JSON text, and how many rows it holds."""
 
+# Sets what PostgREST sets for a transaction, and calls a function in it: in one round trip instead of three. Private to
+# a connection, so the database looks as it would without us.
+_MAKE_ANSWER = """
+create function pg_temp.answer(
+    statement text, argument json, names text[], settings text[], out body text, out rows bigint
+) language plpgsql as $$
+begin
+    perform set_config(s.name, s.value, true) from unnest(names, settings) as s (name, value);
+    execute statement into body, rows using argument;
+end
+$$
+"""
+_ANSWER = "select body, rows from pg_temp.answer($1, $2::json, $3, $4)"
 _AWAY = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -80,6 +93,7 @@ class Rest:
                 timeout=10,
                 # Everything is set for one transaction only, so there is nothing to reset after it.
                 reset=_leave_as_it_is,
+                init=_make_ready,
                 server_settings={"application_name": "agent-runtime gateway, rest"},
             )
         pool = await self._pool
@@ -150,7 +164,10 @@ class Rest:
         if function is None:
             raise _no_function(name, given)
         statement = Statement(function.statement(given, MAX_ROWS), [body or "{}"])
-        row = await self._run(claims, request, statement, preferences, read_only=is_read)
+        if preferences.wants_one:
+            row = await self._run(claims, request, statement, preferences, read_only=is_read)
+        else:
+            row = await self._run_at_once(claims, request, statement, read_only=is_read)
         if function.shape == "void":
             return Response(status_code=204)
         text = "null" if row["body"] is None else row["body"]
@@ -191,14 +208,9 @@ class Rest:
         read_only: bool = False,
     ) -> Row:
         """Run one statement in a transaction of its own as the caller's role, and return its one row."""
-        context = {
-            "role": claims["role"],
-            "request.jwt.claims": json.dumps(claims),
-            "request.method": request.method,
-            "request.path": request.url.path,
-        }
+        context = _context(claims, request)
         settings = ", ".join(
-            f"set_config('{name}', {literal(str(value))}, true)" for name, value in context.items()
+            f"set_config('{name}', {literal(value)}, true)" for name, value in context.items()
         )
         async with (await self._open()).acquire() as connection:
             # Begin and settings in one message: every round trip is paid by every request.
@@ -209,19 +221,36 @@ class Rest:
                     raise _not_one(row["rows"])
                 await connection.execute("commit")
             except _AWAY as error:
-                # Nobody knows whether it was committed, and whoever asked must not be told that nothing was done.
-                raise Problem(503, "PGRST001", "Database client error. Retrying the connection.") from error
+                raise _lost() from error
             except BaseException:
                 if not connection.is_closed():
                     await connection.execute("rollback")
                 raise
             return row
 
+    async def _run_at_once(
+        self, claims: Claims, request: Request, statement: Statement, *, read_only: bool
+    ) -> Row:
+        """The same in one round trip: for a statement with one value that nothing is to be asked of but its row."""
+        context = _context(claims, request) | ({"transaction_read_only": "on"} if read_only else {})
+        async with (await self._open()).acquire() as connection:
+            try:
+                return await connection.fetchrow(
+                    _ANSWER, statement.sql, *statement.values, list(context), list(context.values())
+                )
+            except _AWAY as error:
+                raise _lost() from error
+
     async def _known(self, *, anew: bool = False) -> Catalog:
         if self._catalog is None or anew:
             async with (await self._open()).acquire() as connection:
                 self._catalog = await Catalog.read(connection)
         return self._catalog
+
+
+async def _make_ready(connection: Any) -> None:
+    """Give a connection what it answers functions with."""
+    await connection.execute(_MAKE_ANSWER)
 
 
 async def _leave_as_it_is(_: object) -> None:
@@ -236,6 +265,21 @@ class _Refused(Problem):
 
     def response(self) -> JSONResponse:
         return JSONResponse({"message": self.body["message"], "hint": self.body["hint"]}, self.status)
+
+
+def _context(claims: Claims, request: Request) -> dict[str, str]:
+    """What PostgREST sets for the transaction of a request."""
+    return {
+        "role": str(claims["role"]),
+        "request.jwt.claims": json.dumps(claims),
+        "request.method": request.method,
+        "request.path": request.url.path,
+    }
+
+
+def _lost() -> Problem:
+    """Nobody knows whether it was committed, and whoever asked must not be told that nothing was done."""
+    return Problem(503, "PGRST001", "Database client error. Retrying the connection.")
 
 
 def _check_profile(request: Request) -> None:
