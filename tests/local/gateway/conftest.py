@@ -108,6 +108,7 @@ class Server:
     port: int
     database_url: str
     realtime: Realtime
+    rest: Rest
     stop: Callable[[], None]
     tokens: Any = field(default=staticmethod(make_token))
 
@@ -161,6 +162,7 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
                     listener.getsockname()[1],
                     database_url,
                     realtime,
+                    rest,
                     partial(setattr, server, "should_exit", True),
                 )
             finally:

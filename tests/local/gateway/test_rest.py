@@ -24,6 +24,11 @@ create function public.add(a int, b int default 1) returns int language sql stab
 create function public.numbers(n int) returns setof int language sql stable as 'select generate_series(1, n)';
 create function public.forget() returns void language sql as '';
 create function public.whoami() returns jsonb language sql stable as 'select auth.jwt()';
+create function public.own() returns text language sql as
+  $$ select current_user || current_setting('request.path', true) $$;
+create function public.note() returns int language sql as 'insert into public.counted default values returning 1';
+create function public.private() returns int language sql as 'select 1';
+revoke execute on function public.private from public, anon;
 create function public.boom() returns int language plpgsql as
   $$ begin raise exception 'no' using errcode = 'PT418', hint = 'try tea', detail = 'pot'; end $$;
 """
@@ -246,6 +251,21 @@ async def test_functions(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "PGRST202")
     claims = (await api("POST", "rpc/whoami", role="authenticated", claims={"sub": "s"})).json()
     assert (claims["role"], claims["sub"]) == ("authenticated", "s")
+
+
+async def test_a_function_is_called_as_the_caller_and_leaves_nothing_behind(api: Api) -> None:
+    assert (await api("POST", "rpc/own")).text == '"service_role/rest/v1/rpc/own"'
+    assert (await api("POST", "rpc/own", role="anon")).text == '"anon/rest/v1/rpc/own"'
+    refused = await api("POST", "rpc/private", role="anon")
+    assert (refused.status_code, refused.json()["code"]) == (401, "42501")
+    # What only reads may not write.
+    refused = await api("GET", "rpc/note")
+    assert (refused.status_code, refused.json()["code"]) == (405, "25006")
+    assert (await api("POST", "rpc/note")).text == "1"
+    assert len((await api("GET", "counted")).json()) == 1
+    async with api.server.rest._pool.acquire() as connection:
+        assert await connection.fetchval("select current_setting('role')") == "none"
+        assert not await connection.fetchval("select current_setting('request.path', true)")
 
 
 async def test_row_level_security(api: Api) -> None:
