@@ -517,7 +517,7 @@ async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fail
         await ready(database, "long.run_long", "long.run_in_thread")
         await send(database, "long.task", 1)
         await send(database, "long.thread", 1)
-        await until(lambda: events == ["began 1"])
+        await until(lambda: events == ["began 1"] and worker.counts["taken"] == 2)
         await way.cut()
         await until(lambda: events == ["began 1", "cancelled 1"])
         # Its lease had not ended: nobody else could have begun it.
