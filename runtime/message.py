@@ -43,6 +43,11 @@ class Message(Generic[T]):
         attempt: which attempt of this delivery this is, counted from 1.
         correlation_id: shared by all messages that go back to one first message.
         parent_id: the id of the message whose handler wrote this one.
+        headers: what travels beside the value.
+        priority: the class it waits in.
+        dedup_key: under which it is stored once within the dedup retention.
+        deliver_at: not before this time.
+        expires_at: not after this time.
     """
 
     id: int
