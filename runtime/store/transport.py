@@ -1,7 +1,8 @@
 """How does a request over REST reach the server? By a short way: httpx's own costs more than the whole exchange.
 
-Measured on an idle machine: 2.5 ms for a request through httpcore, 0.5 ms through this. It speaks HTTP/1.1, reads
-answers whole, and keeps connections for longer than httpx, since opening one over TLS takes several round trips.
+Measured in turns against one server: 1.3 ms a request through httpcore and 0.6 ms through this; after a rest of 50 ms,
+2.3 and 1.2 ms. It speaks HTTP/1.1, reads answers whole, and keeps connections for longer than httpx, since opening one
+over TLS takes several round trips.
 """
 
 import asyncio
