@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import anyio
 import httpx
@@ -15,7 +14,6 @@ from runtime.claims import claims_of, expiry_of
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of, missing
-from runtime.store.transport import QuickTransport
 from runtime.values import decode, encode
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ _KEY_CURE = (
 _URL_CURE = "Is SUPABASE_URL the URL of a Supabase project?"
 _PAUSED = 540
 _CONNECTIONS = 8
+_KEPT_SECONDS = 50
 
 
 class SupabaseStore(Store):
@@ -58,7 +57,11 @@ class SupabaseStore(Store):
         from supabase import AsyncClientOptions, SupabaseException, create_async_client
 
         url, key = project_url(url), check_key(key)
-        session = _session()
+        # Not HTTP/2: over it httpx trips on connections the server has closed (supabase-py#1064), and its header
+        # compression writes the key into the debug log.
+        # Connections are kept for longer than httpx would: opening one over TLS takes several round trips.
+        limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=_KEPT_SECONDS)
+        session = httpx.AsyncClient(limits=limits, trust_env=True)
         try:
             client = await create_async_client(url, key, AsyncClientOptions(httpx_client=session))
         except SupabaseException as error:
@@ -187,15 +190,6 @@ class SupabaseStore(Store):
     def _key_cure(self) -> str:
         role = _role_of(self._client.supabase_key)
         return f"The key given is that of {role}. {_KEY_CURE}" if role else _KEY_CURE
-
-
-def _session() -> httpx.AsyncClient:
-    """A session of our own: by the short way, or by httpx's where the environment names a proxy."""
-    if getproxies().keys() & {"http", "https", "all"}:
-        # Not HTTP/2: over it httpx trips on connections the server has closed (supabase-py#1064), and its header
-        # compression writes the key into the debug log.
-        return httpx.AsyncClient(limits=httpx.Limits(max_connections=_CONNECTIONS), trust_env=True)
-    return httpx.AsyncClient(transport=QuickTransport(connections=_CONNECTIONS))
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:
