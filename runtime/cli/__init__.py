@@ -30,6 +30,8 @@ COMMANDS: Final = {
     "resume": "Take deliveries of a paused subscription again.",
     "replay": "Deliver messages of the past to a subscription again.",
     "prune": "Remove old messages.",
+    "graph": "Draw which agent writes what, and which reads it.",
+    "asyncapi": "Describe keys, agents and schemas as AsyncAPI 3.",
     "local": "A Supabase-compatible stack on this machine, without Docker.",
 }
 

@@ -1,0 +1,125 @@
+"""What may be written and read, in a form other tools understand? The declarations as an AsyncAPI 3 document."""
+
+import inspect
+import types
+from collections.abc import Iterable
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import quote
+
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
+
+from runtime.agent import Agent, Handler
+
+_ANY: Final[dict[str, Any]] = {}
+_Mode = Literal["validation", "serialization"]
+
+
+def asyncapi_of(agents: Iterable[Agent], *, title: str, version: str) -> dict[str, Any]:
+    """Return the AsyncAPI 3.0 document of what these agents declare, as plain JSON data.
+
+    A key or pattern is a channel, a handler an operation that receives from its channels, and what it emits an
+    operation that sends. Payloads are the JSON schemas of the handlers' annotations.
+
+    Args:
+        agents: whose declarations.
+        title: the application's name.
+        version: the application's version.
+    """
+    agents = list(agents)
+    handlers = [handler for agent in agents for handler in agent.handlers]
+    payloads, schemas = _payloads(handlers)
+    channels: dict[str, Any] = {}
+    operations: dict[str, Any] = {}
+    for handler in handlers:
+        # An operation has one channel, so a handler of several patterns is several operations.
+        for number, pattern in enumerate(handler.patterns, start=1):
+            name = handler.name if len(handler.patterns) == 1 else f"{handler.name}.{number}"
+            operations[name] = _operation(
+                channels, handler, "receive", pattern, payloads.get((handler.name, "validation"), _ANY)
+            )
+        if handler.emits is not None:
+            operations[f"{handler.name}.emits"] = _operation(
+                channels, handler, "send", handler.emits, payloads.get((handler.name, "serialization"), _ANY)
+            )
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": title, "version": version, "tags": [{"name": agent.name} for agent in agents]},
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(
+    channels: dict[str, Any], handler: Handler, action: str, pattern: str, payload: dict[str, Any]
+) -> dict[str, Any]:
+    """The operation of a handler at a key or pattern, whose channel it adds to the others."""
+    reference = f"#/channels/{quote(pattern, safe='*:')}"
+    message_id = f"{handler.name}.{action}"
+    channel = channels.setdefault(pattern, _channel(pattern))
+    channel["messages"][message_id] = {"name": pattern, "title": handler.name, "payload": payload}
+    description = inspect.getdoc(handler.function)
+    return {
+        "action": action,
+        "channel": {"$ref": reference},
+        "title": handler.name,
+        **({"description": description} if description else {}),
+        "tags": [{"name": handler.agent}],
+        "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
+    }
+
+
+def _channel(pattern: str) -> dict[str, Any]:
+    """A channel; each wildcard is a parameter of its address."""
+    segments: list[str] = []
+    parameters: dict[str, Any] = {}
+    for number, segment in enumerate(pattern.split("."), start=1):
+        if segment in ("*", ">"):
+            name = f"segment{number}" if segment == "*" else "rest"
+            means = "One segment." if segment == "*" else "One or more segments, joined by dots."
+            parameters[name] = {"description": means}
+            segment = f"{{{name}}}"
+        segments.append(segment)
+    return {
+        "address": ".".join(segments),
+        "messages": {},
+        **({"parameters": parameters} if parameters else {}),
+    }
+
+
+def _payloads(handlers: list[Handler]) -> tuple[dict[tuple[str, _Mode], Any], dict[str, Any]]:
+    """The payloads' schemas by handler and direction, and the schemas they refer to, by name."""
+    wanted: list[tuple[str, _Mode, TypeAdapter[Any]]] = []
+    for handler in handlers:
+        signature = handler.signature
+        adapters = [adapter for _, adapter in (*filter(None, [signature.value]), *signature.messages)]
+        taken = next((adapter for adapter in adapters if adapter is not None), None)
+        returned = _returned(handler) if handler.emits is not None else None
+        wanted += [(handler.name, "validation", taken)] if taken and _has_schema(taken) else []
+        wanted += [(handler.name, "serialization", returned)] if returned and _has_schema(returned) else []
+    found, definitions = TypeAdapter.json_schemas(wanted, ref_template="#/components/schemas/{model}")
+    return dict(found), definitions.get("$defs", {})
+
+
+def _has_schema(adapter: TypeAdapter[Any]) -> bool:
+    """Whether a type has a JSON schema at all; one of a validator's own making may have none."""
+    try:
+        adapter.json_schema()
+    except PydanticInvalidForJsonSchema:
+        return False
+    return True
+
+
+def _returned(handler: Handler) -> TypeAdapter[Any] | None:
+    """What a handler returns, where its annotation says so; None is not emitted and left out."""
+    try:
+        annotation = get_type_hints(inspect.unwrap(handler.function), include_extras=True).get("return", Any)
+        if get_origin(annotation) in (Union, types.UnionType):
+            rest = [each for each in get_args(annotation) if each is not type(None)]
+            annotation = Union[tuple(rest)]  # noqa: UP007 - of a list that is known here only
+        return None if annotation in (Any, object, type(None)) else TypeAdapter(annotation)
+    except (NameError, AttributeError, TypeError, PydanticUndefinedAnnotation, PydanticUserError):
+        # It may name what is imported for type checkers only, or be no type of JSON data: then anything goes.
+        return None

@@ -1,0 +1,18 @@
+"""`runtime asyncapi`: keys, agents and schemas as an AsyncAPI 3 document."""
+
+from typing import Annotated
+
+import typer
+
+from runtime.asyncapi import asyncapi_of
+from runtime.cli.output import print_json
+from runtime.discovery import discover
+
+
+def asyncapi(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="As for `runtime run`.")],
+    title: Annotated[str, typer.Option(help="The application's name in the document.")] = "Agents",
+    version: Annotated[str, typer.Option(help="The application's version in the document.")] = "1.0.0",
+) -> None:
+    """Print the AsyncAPI document of the agents as JSON. Needs no database and runs no handler."""
+    print_json(asyncapi_of(discover(paths), title=title, version=version))

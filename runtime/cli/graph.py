@@ -1,0 +1,31 @@
+"""`runtime graph`: who writes what and who reads it, from the agents' declarations alone."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from runtime.cli.output import print_json
+from runtime.discovery import discover
+from runtime.drawing import svg
+from runtime.graph import graph_of, mermaid
+
+
+class Form(StrEnum):
+    """How the graph is written."""
+
+    MERMAID = "mermaid"
+    SVG = "svg"
+
+
+def graph(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="As for `runtime run`.")],
+    form: Annotated[Form, typer.Option("--format", help="Text for Mermaid, or a picture.")] = Form.MERMAID,
+    as_json: Annotated[bool, typer.Option("--json", help="Print nodes and edges as JSON instead.")] = False,
+) -> None:
+    """Print the graph of agents and keys. Needs no database and runs no handler."""
+    found = graph_of(discover(paths))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        typer.echo(svg(found) if form is Form.SVG else mermaid(found), nl=False)

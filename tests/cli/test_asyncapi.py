@@ -1,0 +1,119 @@
+"""The AsyncAPI document, held against the official JSON schema."""
+
+import json
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
+
+import pytest
+from jsonschema import Draft7Validator
+from pydantic import BaseModel, Field, PlainValidator
+
+from runtime.agent import Agent
+from runtime.asyncapi import asyncapi_of
+from runtime.message import Context, Message
+from tests import node
+from tests.cli.shell import Shell
+
+
+class Article(BaseModel):
+    """What is to be published."""
+
+    title: str = Field(max_length=80)
+    parts: list["Part"] = []
+
+
+class Part(BaseModel):
+    kind: Literal["text", "picture"]
+    place: tuple[int, int] | None = None
+
+
+class Published(BaseModel):
+    url: str
+
+
+def odd(value: object) -> object:
+    return value
+
+
+@pytest.fixture(scope="module")
+def official() -> Draft7Validator:
+    """The schema that AsyncAPI publishes."""
+    file = node.installed() / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
+    return Draft7Validator(json.loads(file.read_text()))
+
+
+def resolved(document: Any, reference: str) -> Any:
+    found = document
+    for step in reference.removeprefix("#/").split("/"):
+        found = found[unquote(step)]
+    return found
+
+
+def references(part: Any) -> list[str]:
+    if isinstance(part, dict):
+        own = [part["$ref"]] if isinstance(part.get("$ref"), str) else []
+        return own + [each for value in part.values() for each in references(value)]
+    return [each for value in part for each in references(value)] if isinstance(part, list) else []
+
+
+def agents() -> list[Agent]:
+    publisher, archivist = Agent("publisher"), Agent("archivist")
+
+    @publisher.on("task.output", "task:urgent.output", emits="site.published")
+    async def publish(article: Article, context: Context) -> Published | None:
+        """Put it on the site."""
+
+    @archivist.on("site.*", "task.>", ">", emits="archive.kept")
+    def keep(message: Message[dict[str, int]]) -> "Unknown":  # type: ignore[name-defined] # noqa: F821
+        return None
+
+    @archivist.on("odd", emits="odd.done")
+    def take(value: Annotated[Any, PlainValidator(odd)]) -> object:
+        return value
+
+    return [publisher, archivist]
+
+
+def test_the_document_keeps_to_the_official_schema_and_every_reference_leads_somewhere(
+    official: Draft7Validator,
+) -> None:
+    document = asyncapi_of(agents(), title="A site", version="2.1")
+    assert [fault.message for fault in official.iter_errors(document)] == []
+    assert len(references(document)) > 10
+    for reference in references(document):
+        assert resolved(document, reference)
+
+
+def test_the_schema_used_here_refuses_what_is_no_document(official: Draft7Validator) -> None:
+    document = asyncapi_of(agents(), title="A site", version="2.1")
+    document["operations"]["publisher.publish.1"]["action"] = "shout"
+    assert not official.is_valid(document)
+
+
+def test_it_tells_every_agent_key_and_schema() -> None:
+    document = asyncapi_of(agents(), title="A site", version="2.1")
+    assert [tag["name"] for tag in document["info"]["tags"]] == ["publisher", "archivist"]
+    assert {name: channel["address"] for name, channel in document["channels"].items()} == {
+        "task.output": "task.output", "task:urgent.output": "task:urgent.output", "site.published": "site.published",
+        "site.*": "site.{segment2}", "task.>": "task.{rest}", ">": "{rest}", "archive.kept": "archive.kept",
+        "odd": "odd", "odd.done": "odd.done",
+    }  # fmt: skip
+    assert set(document["components"]["schemas"]) == {"Article", "Part", "Published"}
+    sends = document["operations"]["publisher.publish.emits"]
+    assert (sends["action"], sends["description"]) == ("send", "Put it on the site.")
+    (message,) = sends["messages"]
+    assert resolved(document, message["$ref"])["payload"] == {"$ref": "#/components/schemas/Published"}
+    (taken,) = document["operations"]["archivist.keep.1"]["messages"]
+    assert resolved(document, taken["$ref"])["payload"]["additionalProperties"] == {"type": "integer"}
+
+
+def test_the_command_describes_the_agents_of_a_file(nowhere: Shell, official: Draft7Validator) -> None:
+    (nowhere.folder / "shop.py").write_text(
+        "from runtime import Agent\nagent = Agent('shop')\n"
+        "@agent.on('order.placed', emits='order.packed')\ndef pack(value: str) -> int: return len(value)\n"
+    )
+    ended = nowhere.run("asyncapi", "shop.py", "--title", "Shop", "--version", "7")
+    assert (ended.code, ended.stderr) == (0, "")
+    document = json.loads(ended.stdout)
+    assert document["info"] == {"title": "Shop", "version": "7", "tags": [{"name": "shop"}]}
+    assert official.is_valid(document)
