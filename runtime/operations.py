@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from runtime.keys import check_pattern
 from runtime.store import Store
+from runtime.values import encode
 
 _ALL = 10_000_000
 _BATCH = 500
@@ -94,6 +95,19 @@ class Operations:
             if not answer[counted]:
                 return
             yield answer[counted]
+
+    async def amend(self, letter: int, value: object) -> int:
+        """Write a dead letter's message anew with another value, for its subscription alone; the letter goes.
+
+        Returns:
+            The id of the new message.
+
+        Raises:
+            InvalidValue: the value cannot be stored.
+            Refused: there is no such letter, or its subscription is no more.
+        """
+        answer = await self._store.operate("stream_amend", letter=letter, value=encode(value))
+        return int(answer["id"])
 
     async def pause(self, subscription: str) -> None:
         """Take no more deliveries of a subscription; they gather."""

@@ -15,6 +15,7 @@ from runtime.message import Draft, Message, Priority
 from runtime.operations import Operations
 from runtime.settings import Settings
 from runtime.store import Sent, Store
+from runtime.views import Views
 
 if TYPE_CHECKING:
     from supabase import AsyncClient
@@ -181,10 +182,31 @@ class Stream:
         finally:
             listening.scope.cancel()
 
+    async def hints(self, pattern: str = ">") -> AsyncIterator[bool]:
+        """Yield whenever there may be something new under a pattern, for ever, and at once at first.
+
+        Yields:
+            Whether a push path is live; while none is, it is the pace of polling that asks to look.
+        """
+        listening = Listening(self._settings, self._store, check_pattern(pattern))
+        self._tasks.start_soon(listening.run)
+        try:
+            while True:
+                listening.woken = anyio.Event()
+                yield listening.reach.is_live
+                await listening.rest()
+        finally:
+            listening.scope.cancel()
+
     @property
     def operations(self) -> Operations:
         """What an operator does: pause, replay, redrive and so on."""
         return Operations(self._store)
+
+    @property
+    def views(self) -> Views:
+        """What a person sees: pages, traces, activity and so on."""
+        return Views(self._store)
 
     async def stats(self) -> dict[str, Any]:
         """Return what is there and what waits: subscriptions, deliveries, workers."""

@@ -65,6 +65,17 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_schedules": {},
     "stream_install_realtime": {},
     "stream_examine": {},
+    "stream_trace": {"message": "bigint", "max": "integer"},
+    "stream_page": {
+        "pattern": "text", "before": "bigint", "after": "bigint", "max": "integer", "agent": "text", "state": "text",
+        "text": "text", "since": "timestamptz", "until": "timestamptz", "look": "integer",
+    },
+    "stream_handling": {"ids": "bigint[]"},
+    "stream_activity": {"since_seconds": "double precision"},
+    "stream_flow": {"look": "integer"},
+    "stream_dead_groups": {"look": "integer"},
+    "stream_last_good": {"letter": "bigint"},
+    "stream_amend": {"letter": "bigint", "value": "jsonb"},
 }  # fmt: skip
 
 SCHEMA_VERSION = 1
@@ -226,7 +237,7 @@ class Store(ABC):
         """Call one of the operations, such as `stream_stats`, and return its answer."""
         # A replay whose answer was lost may have been handled already: a second one would do it all again. A nonce
         # is booked once.
-        repeatable = function not in ("stream_replay", "stream_beat")
+        repeatable = function not in ("stream_replay", "stream_beat", "stream_amend")
         return await self._persist(function, arguments, repeatable=repeatable)
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:

@@ -1,0 +1,65 @@
+"""Which address leads where?"""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from runtime.dashboard.desk import FOLDER, Desk, desk_of
+from runtime.dashboard.events import events
+from runtime.dashboard.guard import Guard, Guarded
+from runtime.dashboard.pages import agents, dead, map, message, stream, write
+from runtime.errors import RuntimeFault, StoreUnavailable
+
+
+def make_app(desk: Desk, guard: Guard) -> ASGIApp:
+    """The dashboard as an ASGI application, behind its guard."""
+    app = Starlette(
+        routes=[
+            Route("/", stream.stream_page),
+            Route("/rows", stream.rows),
+            Route("/events", events),
+            Route("/agents", agents.agents_page),
+            Route("/agents/table", agents.table),
+            Route("/agents/{name}/pause", agents.pause, methods=["POST"]),
+            Route("/agents/{name}/resume", agents.resume, methods=["POST"]),
+            Route("/agents/{name}/replay", agents.replay, methods=["POST"]),
+            Route("/map", map.map_page),
+            Route("/map/drawing", map.drawing),
+            Route("/message/{id:int}", message.message_page),
+            Route("/message/{id:int}/story", message.story),
+            Route("/message/{id:int}/deliver", message.deliver, methods=["POST"]),
+            Route("/dead", dead.dead_page),
+            Route("/dead/groups", dead.groups),
+            Route("/dead/group/{what}", dead.change_group, methods=["POST"]),
+            Route("/dead/{id:int}", dead.letter_page),
+            Route("/dead/{id:int}/amend", dead.amend, methods=["POST"]),
+            Route("/dead/{id:int}/{what}", dead.change_letter, methods=["POST"]),
+            Route("/write", write.write_page),
+            Route("/write/check", write.check, methods=["POST"]),
+            Route("/write", write.send, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=FOLDER / "static")),
+        ],
+        exception_handlers={RuntimeFault: _fault, 404: _missing},
+    )
+    app.state.desk = desk
+    return Guarded(app, guard)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """Say what the store said; a part of a page says it in a line."""
+    status = 503 if isinstance(error, StoreUnavailable) else 409
+    if "hx-request" in request.headers:
+        return PlainTextResponse(str(error), status)
+    desk = desk_of(request)
+    return await desk.page(
+        "missing.html", active="", status=status, events="", what="The stream cannot be shown", why=str(error)
+    )
+
+
+async def _missing(request: Request, _: Exception) -> HTMLResponse:
+    return await desk_of(request).page(
+        "missing.html", active="", status=404, events="", what="There is no such page", why=request.url.path
+    )

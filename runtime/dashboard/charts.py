@@ -1,0 +1,231 @@
+"""Where do lines, bars and boxes stand? Geometry only; the templates draw it as SVG with classes, so no style is inline."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from runtime.message import moment
+
+SPARK_WIDTH, SPARK_HEIGHT = 180, 28
+FALL_WIDTH, FALL_ROW, FALL_LABEL = 1000, 24, 300
+NODE_WIDTH, NODE_HEIGHT, COLUMN, ROW = 170, 36, 290, 58
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A rectangle with a colour and a text for whoever points at it."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str
+    title: str = ""
+
+
+def spark(done: Sequence[int], failed: Sequence[int]) -> list[Bar]:
+    """The bars of an hour, a minute each; failures stand on what went well."""
+    top = max((good + bad for good, bad in zip(done, failed, strict=True)), default=0)
+    if not top:
+        return []
+    step = SPARK_WIDTH / len(done)
+    bars = []
+    for place, (good, bad) in enumerate(zip(done, failed, strict=True)):
+        base = float(SPARK_HEIGHT)
+        for amount, kind in ((good, "good"), (bad, "bad")):
+            if amount:
+                height = max(1.5, amount / top * SPARK_HEIGHT)
+                base -= height
+                bars.append(Bar(round(place * step, 1), round(base, 1), round(step - 0.6, 1), round(height, 1), kind))
+    return bars
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One line of the waterfall: a message, or one subscription's attempts at it."""
+
+    y: int
+    label: str
+    message: int
+    depth: int
+    is_message: bool
+    bars: list[Bar]
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """The story of a tree over time."""
+
+    lanes: list[Lane]
+    height: int
+    seconds: float
+    ticks: list[tuple[float, float]]
+
+
+def waterfall(messages: Sequence[Mapping[str, Any]]) -> Waterfall:
+    """Lay out messages and attempts along one axis of time."""
+    starts, ends = [], []
+    for each in messages:
+        starts.append(moment(each["created_at"]))
+        ends.append(moment(each["created_at"]))
+        ends += [moment(run["ended_at"]) for one in each["handled"] for run in one["runs"]]
+    zero = min(starts)
+    total = max((max(ends) - zero).total_seconds(), 0.001)
+
+    def place(seconds: float) -> float:
+        return round(FALL_LABEL + min(max(seconds, 0.0), total) / total * (FALL_WIDTH - FALL_LABEL - 8), 1)
+
+    lanes: list[Lane] = []
+    for each in messages:
+        at = (moment(each["created_at"]) - zero).total_seconds()
+        y = len(lanes) * FALL_ROW
+        mark = Bar(place(at), y + 7, 5, 10, "mark", f"written after {at:.3f} s")
+        lanes.append(Lane(y, f"#{each['id']} {each['key']}", each["id"], each["depth"], True, [mark]))
+        for one in each["handled"]:
+            y = len(lanes) * FALL_ROW
+            bars = []
+            for run in one["runs"]:
+                end = moment(run["ended_at"])
+                begin = end - timedelta(seconds=run["seconds"] or 0)
+                left, right = place((begin - zero).total_seconds()), place((end - zero).total_seconds())
+                kind = "good" if run["outcome"] == "done" else "bad" if run["error"] else "calm"
+                title = f"attempt {run['attempt']}: {run['outcome']} after {run['seconds'] or 0:.3f} s"
+                bars.append(Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, kind, title))
+            lanes.append(Lane(y, one["subscription"], each["id"], each["depth"] + 1, False, bars))
+    ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
+    return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)
+
+
+@dataclass
+class Node:
+    """An agent or a key on the map."""
+
+    name: str
+    kind: str
+    note: str = ""
+    rank: int = 0
+    x: float = 0
+    y: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What flows, or may flow, from one node to another."""
+
+    source: str
+    target: str
+    count: int = 0
+
+
+@dataclass
+class Map:
+    """The graph, laid out in columns from cause to effect."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    edges: dict[tuple[str, str], Edge] = field(default_factory=dict)
+    width: int = 0
+    height: int = 0
+
+    def node(self, kind: str, name: str, note: str = "") -> str:
+        """Add a node, once; returns its identity."""
+        identity = f"{kind}:{name}"
+        self.nodes.setdefault(identity, Node(name, kind, note))
+        return identity
+
+    def edge(self, source: str, target: str, count: int = 0) -> None:
+        """Add to what flows between two nodes."""
+        before = self.edges.get((source, target))
+        self.edges[source, target] = Edge(source, target, count + (before.count if before else 0))
+
+    def lay_out(self) -> None:
+        """Give every node its column, by its longest way from a source, and its place in it, near its causes."""
+        forward = _acyclic(self.nodes, self.edges)
+        causes = defaultdict(list)
+        for source, target in forward:
+            causes[target].append(source)
+        for name in _in_order(self.nodes, forward):
+            self.nodes[name].rank = max((self.nodes[each].rank + 1 for each in causes[name]), default=0)
+        columns: dict[int, list[str]] = defaultdict(list)
+        for name, node in self.nodes.items():
+            columns[node.rank].append(name)
+        place: dict[str, float] = {}
+        for rank in sorted(columns):
+            columns[rank].sort(
+                key=lambda name: (
+                    sum(place[each] for each in causes[name]) / len(causes[name]) if causes[name] else 0.0, name
+                )
+            )  # fmt: skip
+            place |= {name: float(row) for row, name in enumerate(columns[rank])}
+        tallest = max((len(each) for each in columns.values()), default=0)
+        for rank, names in columns.items():
+            top = (tallest - len(names)) * ROW / 2
+            for row, name in enumerate(names):
+                self.nodes[name].x, self.nodes[name].y = 12 + rank * COLUMN, 12 + top + row * ROW
+        self.width = 24 + max(columns, default=0) * COLUMN + NODE_WIDTH
+        self.height = 24 + tallest * ROW
+
+    def curves(self, seconds: float) -> Iterable[dict[str, Any]]:
+        """The edges as paths, with the rate of each and where to write it."""
+        for (source, target), edge in sorted(self.edges.items()):
+            start, end = self.nodes[source], self.nodes[target]
+            x1, y1 = start.x + NODE_WIDTH, start.y + NODE_HEIGHT / 2
+            x2, y2 = end.x, end.y + NODE_HEIGHT / 2
+            bend = 60 if x2 > x1 else 90
+            yield {
+                "path": f"M{x1:g},{y1:g} C{x1 + bend:g},{y1:g} {x2 - bend:g},{y2:g} {x2:g},{y2:g}",
+                "x": (x1 + x2) / 2,
+                "y": (y1 + y2) / 2 - 4,
+                "rate": edge.count / seconds * 60 if seconds else 0.0,
+                "count": edge.count,
+                "weight": min(4, 1 + int(math.log10(edge.count + 1))),
+                "title": f"{start.name} → {end.name}: {edge.count}",
+            }
+
+
+def _acyclic(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The edges without those that lead back: what an agent causes may come round to it."""
+    after = defaultdict(list)
+    for source, target in sorted(edges):
+        after[source].append(target)
+    targets = {target for _, target in edges}
+    kept: list[tuple[str, str]] = []
+    done: set[str] = set()
+    on_path: set[str] = set()
+
+    def visit(name: str) -> None:
+        on_path.add(name)
+        for target in after[name]:
+            if target in on_path:
+                continue
+            kept.append((name, target))
+            if target not in done:
+                visit(target)
+        on_path.discard(name)
+        done.add(name)
+
+    for name in sorted(nodes, key=lambda each: (each in targets, each)):
+        if name not in done:
+            visit(name)
+    return kept
+
+
+def _in_order(nodes: Iterable[str], edges: Sequence[tuple[str, str]]) -> list[str]:
+    """The nodes, causes before effects."""
+    left = {name: 0 for name in nodes}
+    after = defaultdict(list)
+    for source, target in edges:
+        left[target] += 1
+        after[source].append(target)
+    ready = [name for name, count in left.items() if not count]
+    order = []
+    while ready:
+        name = ready.pop(0)
+        order.append(name)
+        for target in after[name]:
+            left[target] -= 1
+            if not left[target]:
+                ready.append(target)
+    return order

@@ -1,0 +1,104 @@
+"""How does an open page stay up to date? Over one stream of events: the strip of health, new rows, and hints to look."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from runtime.dashboard.desk import Desk, desk_of, number_of
+from runtime.dashboard.pages.stream import Filter
+from runtime.dashboard.shown import is_open
+from runtime.errors import StoreError
+
+_WATCHED = 200
+_NEW = 200
+# What tells nothing new when it alone has changed.
+_VOLATILE = ("now", "seen_seconds", "oldest_seconds", "details", "oldest_transaction_seconds")
+
+
+async def events(request: Request) -> StreamingResponse:
+    """The events of one page, until it is closed."""
+    lines = Follower(desk_of(request), request).lines()
+    return StreamingResponse(lines, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+
+class Follower:
+    """One open page: what it has, so that only what is new is sent."""
+
+    def __init__(self, desk: Desk, request: Request) -> None:
+        self._desk = desk
+        after = number_of(request.query_params.get("after"))
+        # The page of the stream says how far it has got; the others only want hints.
+        self._after = after
+        self._filter = Filter.of(request) if after is not None else None
+        watching = (number_of(each) for each in request.query_params.get("watch", "").split(","))
+        self._watched: dict[int, Any] = {each: None for each in watching if each is not None}
+        self._health = ""
+        self._state = ""
+
+    async def lines(self) -> AsyncIterator[str]:
+        """The events as they go over the wire."""
+        pulse = self._desk.pulse
+        with pulse:
+            yield "retry: 1000\n\n"
+            while not pulse.is_closed:
+                try:
+                    async for event in self._news():
+                        yield event
+                except StoreError as error:
+                    yield _event("health", self._desk.text("_health.html", health={"fault": str(error), "stats": None}))
+                    self._health = ""
+                await pulse.wait()
+
+    async def _news(self) -> AsyncIterator[str]:
+        if self._filter is not None:
+            rows = await self._rows()
+            if rows:
+                yield _event("rows", rows)
+        health = await self._desk.health()
+        text = self._desk.text("_health.html", health=health)
+        if text != self._health:
+            self._health = text
+            yield _event("health", text)
+        state = json.dumps(_steady(health["stats"]))
+        if state != self._state:
+            is_first, self._state = not self._state, state
+            if not is_first:
+                yield _event("changed", "")
+
+    async def _rows(self) -> str:
+        """New rows, and what became of those that were not finished, as one text."""
+        assert self._filter is not None
+        views = self._desk.stream.views
+        parts = []
+        page = await self._filter.page(views, after=self._after, limit=_NEW)
+        if page["messages"]:
+            parts.append(self._desk.text("_rows.html", messages=page["messages"], next=None, query="", is_new=True))
+        self._after = max(self._after or 0, page["newest"] or 0)
+        if self._watched:
+            for number, handled in (await views.handling(list(self._watched))).items():
+                if handled != self._watched[number]:
+                    self._watched[number] = handled
+                    parts.append(self._desk.text("_handled.html", id=number, handled=handled, is_late=True))
+                if not is_open(handled):
+                    self._watched.pop(number, None)
+        for message in page["messages"]:
+            if is_open(message["handled"]):
+                self._watched[message["id"]] = message["handled"]
+        while len(self._watched) > _WATCHED:
+            self._watched.pop(next(iter(self._watched)))
+        return "".join(parts)
+
+
+def _steady(told: Any) -> Any:
+    """The state without what changes with the time alone."""
+    if isinstance(told, dict):
+        return {name: _steady(each) for name, each in told.items() if name not in _VOLATILE}
+    return [_steady(each) for each in told] if isinstance(told, list) else told
+
+
+def _event(name: str, text: str) -> str:
+    lines = "".join(f"data: {line}\n" for line in text.splitlines() or [""])
+    return f"event: {name}\n{lines}\n"

@@ -1,0 +1,1 @@
+"""The pages, one a file: what is asked for, and what it is shown with."""

@@ -1,0 +1,93 @@
+"""Who handles what, how fast, how well, and what is stuck? And the hand on it: pause, resume, replay."""
+
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from runtime.dashboard.charts import spark
+from runtime.dashboard.desk import Desk, desk_of
+from runtime.dashboard.pulse import Hour
+from runtime.errors import StoreError
+
+_SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last day", "": "all there is"}
+
+
+async def agents_page(request: Request) -> HTMLResponse:
+    """The page."""
+    desk = desk_of(request)
+    return await desk.page("agents.html", active="agents", events="", **await _agents(desk))
+
+
+async def table(request: Request) -> HTMLResponse:
+    """The table alone, anew."""
+    desk = desk_of(request)
+    return desk.part("_agents.html", **await _agents(desk))
+
+
+async def pause(request: Request) -> HTMLResponse:
+    """Pause a subscription."""
+    await desk_of(request).stream.operations.pause(request.path_params["name"])
+    return await _changed(request)
+
+
+async def resume(request: Request) -> HTMLResponse:
+    """Resume it."""
+    await desk_of(request).stream.operations.resume(request.path_params["name"])
+    return await _changed(request)
+
+
+async def replay(request: Request) -> HTMLResponse:
+    """Count what a replay would deliver again; with `sure`, do it."""
+    desk, name, form = desk_of(request), request.path_params["name"], await request.form()
+    minutes = str(form.get("minutes", ""))
+    minutes = minutes if minutes in _SPANS else ""
+    pattern = str(form.get("pattern") or ">")
+    since = datetime.now(UTC) - timedelta(minutes=int(minutes)) if minutes else None
+    is_sure = form.get("sure") == "yes"
+    fault, answer = None, None
+    try:
+        answer = await desk.stream.operations.replay(name, since=since, pattern=pattern, dry_run=not is_sure)
+    except (StoreError, ValueError) as error:
+        fault = str(error)
+    if is_sure:
+        desk.pulse.changed()
+    return desk.part(
+        "_replay.html", name=name, minutes=minutes, span=_SPANS[minutes], pattern=pattern, is_sure=is_sure,
+        answer=answer, fault=fault,
+    )  # fmt: skip
+
+
+async def _changed(request: Request) -> HTMLResponse:
+    desk = desk_of(request)
+    desk.pulse.changed()
+    return await table(request)
+
+
+async def _agents(desk: Desk) -> dict[str, Any]:
+    stats, hours = await desk.pulse.stats.get(), await desk.pulse.hours.get()
+    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for each in stats["subscriptions"]:
+        hour = hours.get(each["id"]) or Hour()
+        backlog = each["fresh"] + each["waiting"] + each["parked"]
+        grouped[each["agent"]].append({
+            **each,
+            "backlog": backlog,
+            "state": _state(each),
+            "handler": each["name"].partition(".")[2],
+            "spark": spark(hour.done, hour.failed),
+            "latency": hour.latency,
+            "done_hour": sum(hour.done),
+            "failed_hour": sum(hour.failed),
+        })  # fmt: skip
+    return {"agents": dict(sorted(grouped.items())), "spans": _SPANS, "workers": stats["workers"]}
+
+
+def _state(each: dict[str, Any]) -> str:
+    if each["paused"]:
+        return "paused"
+    if not each["workers"]:
+        return "no worker"
+    return "live" if each["settled"] else "settling"

@@ -1,0 +1,70 @@
+"""Who writes what, who reads it, and how much flows? The agents and keys as a graph."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from runtime.dashboard.charts import NODE_HEIGHT, NODE_WIDTH, Map
+from runtime.dashboard.desk import Desk, desk_of
+from runtime.keys import is_exact, matches
+
+_KEYS = 60
+
+
+async def map_page(request: Request) -> HTMLResponse:
+    """The page."""
+    desk = desk_of(request)
+    return await desk.page("map.html", active="map", events="", **await _map(desk))
+
+
+async def drawing(request: Request) -> HTMLResponse:
+    """The drawing alone, anew."""
+    desk = desk_of(request)
+    return desk.part("_map.html", **await _map(desk))
+
+
+async def _map(desk: Desk) -> dict[str, Any]:
+    stats, flow = await desk.pulse.stats.get(), await desk.pulse.flow.get()
+    graph = draw(stats["subscriptions"], flow, {
+        name: each.emits for name, each in desk.schemas.declared.items() if each.emits is not None
+    })  # fmt: skip
+    graph.lay_out()
+    return {
+        "graph": graph,
+        "curves": list(graph.curves(flow["seconds"] or 0)),
+        "node_width": NODE_WIDTH,
+        "node_height": NODE_HEIGHT,
+        "flow": flow,
+    }
+
+
+def draw(subscriptions: list[dict[str, Any]], flow: dict[str, Any], emits: dict[str, str]) -> Map:
+    """The graph of what is declared and what really flowed.
+
+    Args:
+        subscriptions: as `stream_stats` tells them.
+        flow: as `stream_flow` tells it.
+        emits: the key each handler is declared to emit.
+    """
+    graph = Map()
+    written = [each for each in flow["written"] if each["key"]][:_KEYS]
+    keys = dict.fromkeys([
+        *(each["key"] for each in written),
+        *emits.values(),
+        *(pattern for each in subscriptions for pattern in each["patterns"] if is_exact(pattern)),
+    ])  # fmt: skip
+    for each in written:
+        writer = graph.node("agent", each["agent"]) if each["agent"] else graph.node("outside", "from outside")
+        graph.edge(writer, graph.node("key", each["key"]), each["count"])
+    for name, key in emits.items():
+        graph.edge(graph.node("agent", name.partition(".")[0]), graph.node("key", key))
+    handled = {(each["key"], each["subscription"]): each["count"] for each in flow["handled"]}
+    for each in subscriptions:
+        agent = graph.node("agent", each["agent"])
+        for pattern in each["patterns"]:
+            heard = [key for key in keys if matches(pattern, key)]
+            # A pattern that nothing was written under yet stands for itself.
+            for key in heard or [pattern]:
+                graph.edge(graph.node("key", key), agent, handled.pop((key, each["name"]), 0))
+    return graph

@@ -1,0 +1,68 @@
+"""What is one message's whole story? What caused it, each attempt, what it caused; and deliver it again."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from runtime.dashboard.charts import waterfall
+from runtime.dashboard.desk import Desk, desk_of
+from runtime.dashboard.shown import is_open
+from runtime.errors import StoreError
+
+
+async def message_page(request: Request) -> HTMLResponse:
+    """The page."""
+    desk, number = desk_of(request), request.path_params["id"]
+    story = await _story(desk, number)
+    if story is None:
+        return await desk.page(
+            "missing.html", active="stream", status=404, events="",
+            what=f"Message #{number}", why="It was never written, or it was removed by retention.",
+        )  # fmt: skip
+    return await desk.page("message.html", active="stream", events="", said=None, **story)
+
+
+async def story(request: Request) -> HTMLResponse:
+    """The part that changes while the message is handled."""
+    desk, number = desk_of(request), request.path_params["id"]
+    found = await _story(desk, number)
+    return desk.part("_story.html", said=None, **(found or {}))
+
+
+async def deliver(request: Request) -> HTMLResponse:
+    """Deliver it to a subscription again."""
+    desk, number = desk_of(request), request.path_params["id"]
+    name = str((await request.form()).get("subscription", ""))
+    try:
+        answer = await desk.stream.operations.replay(name, ids=[number])
+    except StoreError as error:
+        said = str(error)
+    else:
+        said = (
+            f"#{number} is delivered to {name} again."
+            if answer["replayed"]
+            else f"Nothing to do: #{number} still waits for {name}, or {name} does not listen to its key."
+        )
+    desk.pulse.changed()
+    return desk.part("_story.html", **(await _story(desk, number) or {}) | {"said": said})
+
+
+async def _story(desk: Desk, number: int) -> dict[str, Any] | None:
+    trace = await desk.stream.views.trace(number)
+    by_id = {each["id"]: each for each in trace["messages"]}
+    message = by_id.get(number)
+    if message is None:
+        return None
+    names = {each["subscription"] for each in message["handled"]}
+    others = [
+        each["name"] for each in (await desk.pulse.stats.get())["subscriptions"] if each["name"] not in names
+    ]
+    return {
+        "message": message,
+        "messages": trace["messages"],
+        "more": trace["more"],
+        "others": others,
+        "chart": waterfall(trace["messages"]),
+        "is_open": any(is_open(each["handled"]) for each in trace["messages"]),
+    }

@@ -1,0 +1,87 @@
+"""What is written, newest first, and what became of it? The live channel."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from runtime.dashboard.desk import desk_of, moment_of, number_of
+from runtime.errors import InvalidKey
+from runtime.keys import check_pattern
+from runtime.views import Views
+
+STATES = ("waiting", "failed", "dead", "done", "unhandled")
+_FIELDS = ("pattern", "agent", "state", "text", "since", "until")
+_PAGE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which messages are meant; what the address of the page says, so that it can be passed on."""
+
+    given: dict[str, str]
+    fault: str | None
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        """The filter that a request's parameters say; a pattern that is none is told, and means all."""
+        given = {name: request.query_params.get(name, "").strip() for name in _FIELDS}
+        fault = None
+        try:
+            check_pattern(given["pattern"] or ">")
+        except InvalidKey as error:
+            fault = str(error)
+        if given["state"] not in STATES:
+            given["state"] = ""
+        return cls(given, fault)
+
+    @property
+    def query(self) -> str:
+        """The parameters, only those that say something."""
+        return urlencode({name: text for name, text in self.given.items() if text})
+
+    async def page(
+        self, views: Views, *, before: int | None = None, after: int | None = None, limit: int = _PAGE
+    ) -> dict[str, Any]:
+        """The messages that are meant."""
+        given: dict[str, Any] = self.given
+        return await views.page(
+            ">" if self.fault else given["pattern"] or ">",
+            before=before,
+            after=after,
+            limit=limit,
+            agent=given["agent"] or None,
+            state=given["state"] or None,
+            text=given["text"] or None,
+            since=moment_of(given["since"]),
+            until=moment_of(given["until"]),
+        )
+
+
+async def stream_page(request: Request) -> HTMLResponse:
+    """The page."""
+    desk, chosen = desk_of(request), Filter.of(request)
+    before = number_of(request.query_params.get("before"))
+    page = await chosen.page(desk.stream.views, before=before)
+    agents = sorted({each["agent"] for each in (await desk.pulse.stats.get())["subscriptions"]})
+    waiting = [
+        str(each["id"])
+        for each in page["messages"]
+        if any(one["state"] not in ("done", "dead", "expired") for one in each["handled"])
+    ]
+    # Looking at the past, nothing new is shown.
+    follows = before is None and not chosen.given["until"]
+    live = urlencode({**chosen.given, "after": page["newest"] or 0, "watch": ",".join(waiting)})
+    return await desk.page(
+        "stream.html", active="stream", chosen=chosen, agents=agents, states=STATES, follows=follows,
+        events=f"?{live}" if follows else "", is_new=False, query=chosen.query, **page,
+    )  # fmt: skip
+
+
+async def rows(request: Request) -> HTMLResponse:
+    """The next rows further back."""
+    desk, chosen = desk_of(request), Filter.of(request)
+    page = await chosen.page(desk.stream.views, before=number_of(request.query_params.get("before")))
+    return desk.part("_rows.html", is_new=False, query=chosen.query, **page)

@@ -1,0 +1,79 @@
+"""How is a message sent by hand, and who would get it? Checked against the handlers' schemas before it goes."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from runtime.dashboard.desk import Desk, desk_of
+from runtime.errors import InvalidKey, InvalidPayload, RuntimeFault
+from runtime.keys import check_key, matches
+from runtime.message import Priority
+from runtime.values import decode
+
+
+async def write_page(request: Request) -> HTMLResponse:
+    """The form; with parameters, filled in."""
+    desk = desk_of(request)
+    stats = await desk.pulse.stats.get()
+    patterns = {pattern for each in stats["subscriptions"] for pattern in each["patterns"]}
+    keys = sorted(pattern for pattern in patterns if "*" not in pattern and ">" not in pattern)
+    form = {"key": request.query_params.get("key", ""), "value": request.query_params.get("value", "{}")}
+    return await desk.page(
+        "write.html", active="write", events="", keys=keys, form=form, has_schemas=bool(desk.schemas.declared),
+        **await _check(desk, form["key"], form["value"]),
+    )  # fmt: skip
+
+
+async def check(request: Request) -> HTMLResponse:
+    """What would become of what is in the form."""
+    desk, form = desk_of(request), await request.form()
+    await desk.schemas.read()
+    return desk.part("_check.html", **await _check(desk, str(form.get("key", "")), str(form.get("value", ""))))
+
+
+async def send(request: Request) -> HTMLResponse:
+    """Send it, unless it makes no sense, or a handler's schema refuses it and nobody said to send it anyway."""
+    desk, form = desk_of(request), await request.form()
+    key, text = str(form.get("key", "")).strip(), str(form.get("value", ""))
+    found = await _check(desk, key, text)
+    if found["fault"] or (any(each["complaints"] for each in found["readers"]) and form.get("anyway") != "yes"):
+        return desk.part("_sent.html", sent=None, fault=found["fault"] or "A handler's schema refuses this value.")
+    try:
+        sent = await desk.stream.send(
+            key,
+            decode(text),
+            agent=str(form.get("agent") or "") or None,
+            delay=float(str(form.get("delay") or 0)) or None,
+            priority=Priority(int(str(form.get("priority") or 0))),
+            dedup_key=str(form.get("dedup_key") or "") or None,
+        )
+    except (RuntimeFault, ValueError) as error:
+        return desk.part("_sent.html", sent=None, fault=str(error))
+    desk.pulse.changed()
+    return desk.part("_sent.html", sent=sent, fault=None, key=key)
+
+
+async def _check(desk: Desk, key: str, text: str) -> dict[str, Any]:
+    key = key.strip()
+    fault, value = None, None
+    try:
+        check_key(key)
+    except InvalidKey as error:
+        return {"fault": str(error) if key else None, "readers": [], "key": ""}
+    try:
+        value = decode(text)
+    except InvalidPayload as error:
+        fault = str(error)
+    readers = []
+    for each in (await desk.pulse.stats.get())["subscriptions"]:
+        if any(matches(pattern, key) for pattern in each["patterns"]):
+            declared = desk.schemas.declared.get(each["name"])
+            readers.append({
+                "name": each["name"],
+                "paused": each["paused"],
+                "workers": each["workers"],
+                "has_schema": declared is not None and declared.schema is not None,
+                "complaints": [] if declared is None or fault else declared.complaints(value),
+            })  # fmt: skip
+    return {"fault": fault, "readers": readers, "key": key}

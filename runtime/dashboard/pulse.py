@@ -1,0 +1,160 @@
+"""What is known of the whole stream? Asked for once, for everybody who looks, and not while nobody does."""
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from runtime.errors import StoreError
+from runtime.stream import Stream
+
+T = TypeVar("T")
+
+_MINUTES = 60
+_HINT_SECONDS = 0.15
+_TICK_SECONDS = 1.0
+_RETRY_SECONDS = 2.0
+
+
+class Kept(Generic[T]):
+    """An answer that is asked for anew when it is too old; what is dear to ask for is kept longer.
+
+    Args:
+        ask: asks.
+        seconds: the least age at which it is asked for anew.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
+        self._ask = ask
+        self._seconds = seconds
+        self._lock = anyio.Lock()
+        self._answer: T | None = None
+        self._fresh_until = 0.0
+        self.took_seconds = 0.0
+
+    async def get(self) -> T:
+        """Return the answer, asking for it where it is too old."""
+        async with self._lock:
+            if self._answer is None or monotonic() >= self._fresh_until:
+                began = monotonic()
+                self._answer = await self._ask()
+                self.took_seconds = monotonic() - began
+                # Never busy with one question for more than a tenth of the time.
+                self._fresh_until = monotonic() + max(self._seconds, 10 * self.took_seconds)
+            return self._answer
+
+    def forget(self) -> None:
+        """Ask anew next time: something was changed."""
+        self._fresh_until = 0.0
+
+
+@dataclass
+class Hour:
+    """The last sixty minutes of one subscription, the oldest first."""
+
+    done: list[int] = field(default_factory=lambda: [0] * _MINUTES)
+    failed: list[int] = field(default_factory=lambda: [0] * _MINUTES)
+    seconds: list[float] = field(default_factory=lambda: [0.0] * _MINUTES)
+
+    @property
+    def latency(self) -> float | None:
+        """The mean of the attempts that ended well, in seconds."""
+        total = sum(self.done)
+        if not total:
+            return None
+        return sum(done * each for done, each in zip(self.done, self.seconds, strict=True)) / total
+
+
+class Pulse:
+    """The state of the stream, and who is to be told that it changed."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.stats: Kept[dict[str, Any]] = Kept(stream.stats, 0.8)
+        self.flow: Kept[dict[str, Any]] = Kept(stream.views.flow, 3.0)
+        self.hours: Kept[dict[int, Hour]] = Kept(self._hours, 3.0)
+        self.is_live = False
+        self.fault: str | None = None
+        self._minutes: dict[int, dict[int, tuple[int, int, float]]] = {}
+        self._watchers = 0
+        self._watched = anyio.Event()
+        self._hint = anyio.Event()
+        self.is_closed = False
+
+    async def run(self) -> None:
+        """Say when to look again, until cancelled; the stream's wake-ups are listened to while somebody looks."""
+        while True:
+            await self._watched.wait()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._listen)
+                tasks.start_soon(self._tick)
+                while self._watchers:
+                    await anyio.sleep(_TICK_SECONDS)
+                tasks.cancel_scope.cancel()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for is_live in self._stream.hints():
+                    self.is_live = is_live
+                    self._tell()
+                    await anyio.sleep(_HINT_SECONDS)
+            except StoreError as error:
+                self.is_live, self.fault = False, str(error)
+            await anyio.sleep(_RETRY_SECONDS)
+
+    async def _tick(self) -> None:
+        """Attempts end without a wake-up."""
+        while True:
+            await anyio.sleep(_TICK_SECONDS)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._hint.set()
+        self._hint = anyio.Event()
+
+    def changed(self) -> None:
+        """Somebody changed something by hand: show it at once."""
+        for kept in (self.stats, self.flow, self.hours):
+            kept.forget()
+        self._tell()
+
+    def close(self) -> None:
+        """Let everybody who looks go."""
+        self.is_closed = True
+        self._tell()
+
+    async def wait(self) -> None:
+        """Wait until there may be something new."""
+        await self._hint.wait()
+
+    def __enter__(self) -> "Pulse":
+        self._watchers += 1
+        self._watched.set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchers -= 1
+        if not self._watchers:
+            self._watched = anyio.Event()
+
+    async def _hours(self) -> dict[int, Hour]:
+        """Minutes that are over never change, so only the last ones are asked for again."""
+        answer = await self._stream.views.activity(120 if self._minutes else 3600)
+        now = int(answer["minute"])
+        fresh: dict[int, dict[int, tuple[int, int, float]]] = defaultdict(dict)
+        for minute, subscription, done, failed, seconds in answer["minutes"]:
+            fresh[minute][subscription] = (done, failed, seconds)
+        # Also when nothing happened, the minute is known from now on.
+        self._minutes |= {now: {}} | fresh
+        self._minutes = {minute: each for minute, each in self._minutes.items() if minute > now - _MINUTES}
+        hours: dict[int, Hour] = defaultdict(Hour)
+        for minute, each in self._minutes.items():
+            place = minute - now + _MINUTES - 1
+            for subscription, (done, failed, seconds) in each.items():
+                hour = hours[subscription]
+                hour.done[place], hour.failed[place], hour.seconds[place] = done, failed, seconds
+        return dict(hours)

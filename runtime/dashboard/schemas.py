@@ -1,0 +1,85 @@
+"""What must a value look like? What the handlers' code says, read in a process of its own.
+
+The dashboard imports no agent itself: their files change while it runs, and what they do at import is not its business.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from runtime.values import decode
+
+_SHOWN_FAULTS: Final = 5
+_READ_SECONDS: Final = 20.0
+_READ: Final = """
+import json, sys
+from runtime.discovery import discover
+def schema(signature):
+    adapters = [signature.value[1]] if signature.value else []
+    adapters += [each for _, each in signature.messages]
+    for adapter in adapters:
+        if adapter is not None:
+            try:
+                return adapter.json_schema()
+            except Exception:
+                return None
+print("\\n" + json.dumps({
+    handler.name: {"patterns": handler.patterns, "emits": handler.emits, "schema": schema(handler.signature)}
+    for agent in discover(sys.argv[1:]) for handler in agent.handlers
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the code says of one handler.
+
+    Attributes:
+        emits: the key its result is written under.
+        schema: the JSON schema of the value it takes; None where it takes any.
+    """
+
+    patterns: tuple[str, ...]
+    emits: str | None = None
+    schema: Mapping[str, Any] | None = None
+
+    def complaints(self, value: object) -> list[str]:
+        """What a value lacks, one sentence each."""
+        if self.schema is None:
+            return []
+        try:
+            faults = sorted(Draft202012Validator(self.schema).iter_errors(value), key=lambda fault: fault.json_path)
+        except SchemaError:
+            # A schema that no validator reads refuses nothing; the handler itself has the last word.
+            return []
+        return [f"{fault.json_path.replace('$', 'value', 1)}: {fault.message}" for fault in faults[:_SHOWN_FAULTS]]
+
+
+@dataclass
+class Schemas:
+    """The declarations of the agents at these paths; none, where no paths are given.
+
+    Args:
+        paths: what `runtime run` takes.
+    """
+
+    paths: Sequence[str] = ()
+    declared: dict[str, Declared] = field(default_factory=dict)
+
+    async def read(self) -> None:
+        """Read the declarations anew; agents that cannot be imported leave those known before."""
+        if not self.paths:
+            return
+        with anyio.move_on_after(_READ_SECONDS):
+            result = await anyio.run_process([sys.executable, "-c", _READ, *self.paths], check=False)
+            if result.returncode == 0:
+                told = decode(result.stdout.strip().rpartition(b"\n")[2])
+                self.declared = {
+                    name: Declared(tuple(each["patterns"]), each["emits"], each["schema"])
+                    for name, each in told.items()
+                }

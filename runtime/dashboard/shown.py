@@ -1,0 +1,105 @@
+"""How do times, durations and values read? As text; a template escapes whatever it prints."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from runtime.message import moment
+
+_PREVIEW_CHARACTERS = 180
+_TREE_CHARACTERS = 60_000
+STATES = {
+    "done": "done",
+    "running": "running",
+    "due": "due",
+    "later": "later",
+    "retrying": "retrying",
+    "parked": "behind another",
+    "failed": "failed",
+    "dead": "dead letter",
+    "crashed": "crashed",
+    "expired": "expired",
+}
+
+
+def duration(seconds: float | None) -> str:
+    """A duration to two figures or so: 12 ms, 3.4 s, 5 min, 2 h, 3 d."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    for size, limit, unit in ((60, 3600, "min"), (3600, 86400, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def age(text: str | None) -> str:
+    """How long ago a time of the database was."""
+    if text is None:
+        return "–"
+    return duration(max(0.0, (datetime.now(UTC) - moment(text)).total_seconds()))
+
+
+def clock(text: str | None) -> str:
+    """A time of the database for people, in UTC."""
+    return "–" if text is None else f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def count(number: float) -> str:
+    """A number with its thousands apart: 12 345."""
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes: 12 kB, 3.4 MB."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{max(1, size_bytes / 1e3):.0f} kB"
+
+
+def preview(value: Any) -> str:
+    """One line of a value."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _PREVIEW_CHARACTERS else text[: _PREVIEW_CHARACTERS - 1] + "…"
+
+
+def pretty(value: Any) -> str:
+    """A value over several lines."""
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def rate(per_minute: float) -> str:
+    """How often something flows, in the unit that reads best."""
+    if per_minute >= 600:
+        return f"{per_minute / 60:,.0f}/s"
+    if per_minute >= 1:
+        return f"{per_minute:.0f}/min"
+    return f"{per_minute * 60:.1f}/h" if per_minute else ""
+
+
+def is_tree(value: Any) -> bool:
+    """Whether a value is worth folding, and not so large that folding it would be slow."""
+    return isinstance(value, (dict, list)) and bool(value) and len(json.dumps(value)) <= _TREE_CHARACTERS
+
+
+def outcome_class(handled: Mapping[str, Any]) -> str:
+    """The colour a state is shown in: good, bad, busy or calm."""
+    state = handled["state"]
+    if state == "done":
+        return "good"
+    if state in ("failed", "dead", "crashed"):
+        return "bad"
+    return "busy" if state in ("running", "retrying") else "calm"
+
+
+def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether what became of a message may still change soon."""
+    return any(each["state"] in ("due", "running", "later", "retrying", "parked") for each in handled)
+
+
+FILTERS = {
+    "duration": duration, "age": age, "clock": clock, "count": count, "size": size, "preview": preview,
+    "pretty": pretty, "rate": rate, "tojson_text": lambda text: json.dumps(text, ensure_ascii=False), "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda s: STATES.get(s, s),
+}  # fmt: skip

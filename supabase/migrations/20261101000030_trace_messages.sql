@@ -1,0 +1,138 @@
+-- What became of a message? What caused it, who handled it and how, and what that caused.
+
+-- A message's story asks for its dead letters by the message; the table is small.
+create index dead_letters_message on runtime.dead_letters (message_id);
+
+create function runtime.handling(messages bigint[], details boolean default false)
+returns table (message_id bigint, handled json)
+language sql stable set search_path = ''
+    set enable_seqscan = off set jit = off as $$
+    with run as materialized (
+        select r.message_id, r.subscription, r.ended_at, r.worker, r.attempt, r.outcome, r.seconds, r.error, r.traceback
+        from runtime.runs r where r.message_id = any (messages)
+    ), waiting as materialized (
+        select d.message_id, d.subscription, d.visible_at, d.holder, d.attempts + d.crashes as attempts,
+               case
+                   when d.visible_at is null then 'due'
+                   when d.visible_at = 'infinity' and d.lease is null then 'parked'
+                   when d.visible_at = 'infinity' then 'blocked'
+                   when d.lease is not null then 'running'
+                   when d.attempts + d.crashes > 0 then 'retrying'
+                   else 'later'
+               end as state
+        from runtime.deliveries d where d.message_id = any (messages)
+    ), buried as materialized (
+        select l.message_id, l.subscription, max(l.id) as letter
+        from runtime.dead_letters l where l.message_id = any (messages) group by 1, 2
+    ), pair as (
+        select r.message_id, r.subscription from run r
+        union select w.message_id, w.subscription from waiting w
+        union select b.message_id, b.subscription from buried b
+    )
+    select p.message_id, json_agg(json_build_object(
+        'subscription', coalesce(s.name, '#' || p.subscription),
+        'state', coalesce(
+            case when w.state = 'blocked' then 'dead' else w.state end,
+            case when b.letter is not null then 'dead' end, last.outcome),
+        'paused', s.paused_at is not null and w.state in ('due', 'later', 'retrying', 'parked'),
+        'due_seconds', case when w.state in ('later', 'retrying')
+            then extract(epoch from w.visible_at - clock_timestamp()) end,
+        'letter', b.letter,
+        'attempts', greatest(w.attempts, last.attempt, 0),
+        'seconds', last.seconds, 'error', last.error, 'ended_at', last.ended_at,
+        'worker', case when w.state = 'running'
+            then (select k.name from runtime.pumps u join runtime.workers k on k.id = u.worker where u.number = w.holder)
+            else (select k.name from runtime.workers k where k.id = last.worker) end,
+        'runs', case when details then coalesce((
+            select json_agg(json_build_object(
+                'attempt', r.attempt, 'outcome', r.outcome, 'seconds', r.seconds, 'ended_at', r.ended_at,
+                'worker', coalesce((select k.name from runtime.workers k where k.id = r.worker), left(r.worker::text, 8)),
+                'error', r.error, 'traceback', r.traceback) order by r.ended_at)
+            from run r where r.message_id = p.message_id and r.subscription = p.subscription), '[]') end
+    ) order by s.name, p.subscription)
+    from pair p
+    left join runtime.subscriptions s on s.id = p.subscription
+    left join waiting w on w.message_id = p.message_id and w.subscription = p.subscription
+    left join buried b on b.message_id = p.message_id and b.subscription = p.subscription
+    left join lateral (
+        select r.* from run r where r.message_id = p.message_id and r.subscription = p.subscription
+        order by r.ended_at desc limit 1
+    ) last on true
+    group by p.message_id
+$$;
+comment on function runtime.handling(bigint[], boolean) is
+    'Of each message, what became of it at each subscription: the state (due, running, later, retrying, parked, dead, '
+    'or the outcome of the last attempt), attempts, seconds and error; with details, every attempt.';
+
+create function runtime.tree(message bigint, max integer)
+returns table (id bigint, depth integer, path bigint[])
+language plpgsql stable set search_path = '' set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+declare
+    root bigint := message;
+    above bigint;
+begin
+    -- Up to whoever has no parent that is still there; ids rise from cause to effect, so this ends.
+    for step in 1..1000 loop
+        select p.id into above from public.consciousness_stream m
+        join public.consciousness_stream p on p.id = m.parent_id and p.id < m.id
+        where m.id = root;
+        exit when above is null;
+        root := above;
+    end loop;
+    -- Down level by level, the oldest first; a message may have caused a million.
+    return query
+    with recursive down as (
+        select root as id, 0 as depth, array[root] as path
+        union all
+        (select m.id, d.depth + 1, d.path || m.id
+         from down d cross join lateral (
+            select c.id from public.consciousness_stream c
+            where c.parent_id = d.id and c.id > d.id order by c.parent_id, c.id limit max
+         ) m where d.depth < 200)
+    )
+    select d.id, d.depth, d.path from down d limit max;
+end
+$$;
+comment on function runtime.tree(bigint, integer) is
+    'The messages that go back to the same first message as this one, at most max of them, level by level.';
+
+create function public.stream_trace(message bigint, max integer default 200) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = 'an agent''s identity may not trace messages';
+    end if;
+    if max is null or max not between 1 and 2000 then
+        raise exception using errcode = '22023', message = 'max must be between 1 and 2000';
+    end if;
+    return (
+        with tree as materialized (
+            select t.* from runtime.tree(stream_trace.message, max + 1) t
+        ), shown as materialized (
+            -- The one that is asked for is shown in any case.
+            (select t.* from tree t order by t.depth, t.id limit max)
+            union
+            select stream_trace.message, 0, array[stream_trace.message]
+            where not exists (select from tree t where t.id = stream_trace.message)
+        )
+        select json_build_object(
+            'message', stream_trace.message,
+            'more', (select count(*) > max from tree),
+            'messages', coalesce((
+                select json_agg(json_build_object(
+                    'id', m.id, 'key', m.key, 'value', m.value, 'agent', m.agent, 'processed', m.processed,
+                    'created_at', m.created_at, 'deliver_at', m.deliver_at, 'expires_at', m.expires_at,
+                    'priority', m.priority, 'dedup_key', m.dedup_key, 'correlation_id', m.correlation_id,
+                    'parent_id', m.parent_id, 'headers', m.headers, 'depth', s.depth,
+                    'handled', coalesce(h.handled, '[]')) order by s.path)
+                from shown s
+                join public.consciousness_stream m on m.id = s.id
+                left join runtime.handling(array(select x.id from shown x), true) h on h.message_id = s.id), '[]')
+        )
+    );
+end
+$$;
+comment on function public.stream_trace(bigint, integer) is
+    'One message''s whole story: every message of its tree, from the first cause down, each with its depth and, under '
+    'handled, the state at each subscription with every attempt. Says with more that the tree has more than max.';

@@ -1,0 +1,210 @@
+-- What a person looks at: the stream page by page with what became of each message, activity by the minute, and what flows where.
+
+create function runtime.id_at(moment timestamptz) returns bigint
+language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+declare
+    low bigint;
+    high bigint;
+    middle bigint;
+    found_id bigint;
+    found_at timestamptz;
+begin
+    -- Ids rise with the time of writing, nearly: halving finds the place in some twenty looks, without an index.
+    select min(m.id), max(m.id) + 1 into low, high from public.consciousness_stream m;
+    while low < high loop
+        middle := low + (high - low) / 2;
+        select m.id, m.created_at into found_id, found_at
+        from public.consciousness_stream m where m.id >= middle order by m.id limit 1;
+        if found_id is null or found_at >= moment then
+            high := middle;
+        else
+            low := found_id + 1;
+        end if;
+    end loop;
+    return low;
+end
+$$;
+comment on function runtime.id_at(timestamptz) is 'The lowest id that was written at this time or later.';
+
+create function public.stream_page(
+    pattern text default '>', before bigint default null, after bigint default null, max integer default 50,
+    agent text default null, state text default null, text text default null,
+    since timestamptz default null, until timestamptz default null, look integer default 5000
+) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    lowest bigint := coalesce(after, 0);
+    highest bigint := coalesce(before, 9223372036854775807);
+    looked bigint[];
+    chosen bigint[];
+    answer json;
+begin
+    perform runtime.check_pattern(pattern);
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
+    end if;
+    if max is null or max not between 1 and 500 then
+        raise exception using errcode = '22023', message = 'max must be between 1 and 500';
+    end if;
+    if look is null or look not between 1 and 20000 then
+        raise exception using errcode = '22023', message = 'look must be between 1 and 20000';
+    end if;
+    if state is not null and state not in ('waiting', 'failed', 'dead', 'done', 'unhandled') then
+        raise exception using errcode = '22023', message = 'state must be waiting, failed, dead, done or unhandled';
+    end if;
+    if since is not null then
+        lowest := greatest(lowest, coalesce(runtime.id_at(since), 0) - 1);
+    end if;
+    if stream_page.until is not null then
+        highest := least(highest, coalesce(runtime.id_at(stream_page.until), 0));
+    end if;
+    -- So many rows are looked at and no more: a rare text in a million rows is sought a stretch at a time.
+    if prefix is null then
+        looked := array(
+            select m.id from public.consciousness_stream m
+            where m.key = pattern and m.id > lowest and m.id < highest
+            order by m.key, m.id desc limit look);
+    elsif state = 'dead' then
+        looked := array(
+            select distinct l.message_id from runtime.dead_letters l
+            where l.message_id > lowest and l.message_id < highest order by 1 desc limit look);
+    elsif state = 'waiting' then
+        looked := array(
+            select distinct d.message_id from runtime.deliveries d
+            where d.message_id > lowest and d.message_id < highest order by 1 desc limit look);
+    else
+        looked := array(
+            select m.id from public.consciousness_stream m
+            where m.id > lowest and m.id < highest order by m.id desc limit look);
+    end if;
+    if pattern = '>' and stream_page.agent is null and state is null and stream_page.text is null then
+        chosen := looked[1:max];
+    else
+        chosen := array(
+            select m.id from unnest(looked) with ordinality as l (id, place)
+            join public.consciousness_stream m on m.id = l.id
+            where (prefix is null or m.key >= prefix and m.key < prefix || chr(1114111))
+              and (prefix is null or pattern = '>' or pattern = any (runtime.candidates(m.key)))
+              and (stream_page.agent is null or m.agent = stream_page.agent)
+              and (stream_page.text is null or position(lower(stream_page.text) in lower(m.value::text)) > 0)
+              and case state
+                  when 'waiting' then exists (
+                      select from runtime.deliveries d where d.message_id = m.id
+                        and not (d.visible_at is not distinct from 'infinity' and d.lease is not null))
+                  when 'dead' then exists (select from runtime.dead_letters x where x.message_id = m.id)
+                  when 'failed' then exists (
+                      select from runtime.runs r where r.message_id = m.id and r.error is not null)
+                  when 'done' then exists (select from runtime.runs r where r.message_id = m.id and r.outcome = 'done')
+                      and not exists (select from runtime.deliveries d where d.message_id = m.id)
+                      and not exists (select from runtime.dead_letters x where x.message_id = m.id)
+                  when 'unhandled' then not exists (select from runtime.runs r where r.message_id = m.id)
+                      and not exists (select from runtime.deliveries d where d.message_id = m.id)
+                      and not exists (select from runtime.dead_letters x where x.message_id = m.id)
+                  else true end
+            order by l.place limit max);
+    end if;
+    select json_build_object(
+        'messages', coalesce((
+            select json_agg(json_build_object(
+                'id', m.id, 'key', m.key, 'agent', m.agent, 'processed', m.processed, 'created_at', m.created_at,
+                'age_seconds', extract(epoch from clock_timestamp() - m.created_at),
+                'deliver_at', m.deliver_at, 'expires_at', m.expires_at, 'priority', m.priority,
+                'correlation_id', m.correlation_id, 'parent_id', m.parent_id,
+                -- A page of large values would be megabytes: the message's own page has them whole.
+                'value', case when pg_column_size(m.value) <= 8000 then m.value end,
+                'large', case when pg_column_size(m.value) > 8000 then pg_column_size(m.value) end,
+                'handled', coalesce(h.handled, '[]')) order by m.id desc)
+            from public.consciousness_stream m
+            left join runtime.handling(chosen) h on h.message_id = m.id
+            where m.id = any (chosen)), '[]'),
+        -- Where to go on: below the last one shown, or below the last one looked at; null at the end.
+        'next', case
+            when cardinality(chosen) = max then chosen[max]
+            when cardinality(looked) = look then looked[look] end,
+        'looked', cardinality(looked),
+        'newest', (select max(m.id) from public.consciousness_stream m)
+    ) into answer;
+    return answer;
+end
+$$;
+comment on function public.stream_page(text, bigint, bigint, integer, text, text, text, timestamptz, timestamptz, integer) is
+    'Messages for a person, the newest first, each with what became of it at every subscription. Looks at no more than '
+    'look rows, and says with next where to go on: before := next. state is waiting, failed, dead, done or unhandled.';
+
+create function public.stream_handling(ids bigint[]) returns json
+language plpgsql stable security definer set search_path = ''
+    set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
+    end if;
+    return (select coalesce(json_object_agg(h.message_id, h.handled), '{}') from runtime.handling(ids) h);
+end
+$$;
+comment on function public.stream_handling(bigint[]) is 'What became of each of these messages at every subscription, by id.';
+
+create function public.stream_activity(since_seconds double precision default 3600) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
+    end if;
+    if since_seconds is null or since_seconds not between 0 and 86400 then
+        raise exception using errcode = '22023', message = 'since_seconds must be between 0 and 86400';
+    end if;
+    -- By the summary of blocks, like the counts of the last minute: only what was written lately is read.
+    return json_build_object(
+        'minute', floor(extract(epoch from clock_timestamp()) / 60)::bigint,
+        'minutes', coalesce((
+            select json_agg(json_build_array(x.minute, x.subscription, x.done, x.failed, x.seconds))
+            from (
+                select floor(extract(epoch from r.ended_at) / 60)::bigint as minute, r.subscription,
+                       count(*) filter (where r.outcome = 'done') as done,
+                       count(*) filter (where r.outcome in ('failed', 'dead', 'crashed')) as failed,
+                       coalesce(avg(r.seconds) filter (where r.outcome = 'done'), 0) as seconds
+                from runtime.runs r
+                where r.ended_at >= date_trunc('minute', clock_timestamp() - make_interval(secs => since_seconds))
+                group by 1, 2
+            ) x), '[]'));
+end
+$$;
+comment on function public.stream_activity(double precision) is
+    'Attempts that ended in the last seconds, by whole minutes: [minute since 1970, subscription, done, failed, mean seconds].';
+
+create function public.stream_flow(look integer default 2000) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
+    end if;
+    if look is null or look not between 1 and 20000 then
+        raise exception using errcode = '22023', message = 'look must be between 1 and 20000';
+    end if;
+    return (
+        with last as materialized (
+            select m.id, m.key, m.agent, m.created_at from public.consciousness_stream m order by m.id desc limit look
+        )
+        select json_build_object(
+            'messages', (select count(*) from last),
+            'seconds', (select extract(epoch from clock_timestamp() - min(l.created_at)) from last l),
+            'written', coalesce((
+                select json_agg(json_build_object('agent', w.agent, 'key', w.key, 'count', w.amount))
+                from (select l.agent, l.key, count(*) as amount from last l group by 1, 2
+                      order by 3 desc limit 200) w), '[]'),
+            'handled', coalesce((
+                select json_agg(json_build_object('key', h.key, 'subscription', h.name, 'count', h.amount))
+                from (select l.key, s.name, count(distinct l.id) as amount
+                      from last l
+                      cross join lateral (
+                          select x.subscription from runtime.runs x where x.message_id = l.id offset 0) r
+                      join runtime.subscriptions s on s.id = r.subscription
+                      group by 1, 2 order by 3 desc limit 400) h), '[]'))
+    );
+end
+$$;
+comment on function public.stream_flow(integer) is
+    'What the last messages did: who wrote how many under which key, and which subscription handled how many of it.';
