@@ -13,7 +13,7 @@ import anyio
 
 from runtime.agent import Handler
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
-from runtime.gauges import Gauges
+from runtime.gauges import Gauges, WayIn
 from runtime.plan import LAPSING_SHARE, Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds
@@ -70,6 +70,7 @@ class Dispatcher:
         self._runner = runner
         self._settings = settings
         self._gauges = gauges
+        self._way_in = WayIn()
         self._subscribe = subscribe
         self._loop = asyncio.get_running_loop()
         self._signal = anyio.Event()
@@ -123,6 +124,7 @@ class Dispatcher:
         """A push path delivers: sweep, and poll no longer."""
         if self.plan.live(path, time.monotonic()):
             _log.info("live: woken by %s; one sweep, then no more polling", path)
+        self._way_in.note(is_live=True)
         self._signal_now()
 
     def gap(self, path: Path, why: str) -> None:
@@ -137,6 +139,8 @@ class Dispatcher:
             _log.warning(
                 "polling: %s is gone (%s); polling goes on until a push path is live again", path, why
             )
+        if not self.plan.reach.is_live:
+            self._way_in.note(is_live=False, why=why)
         self._signal_now()
 
     def prove(self, nonce: str) -> None:
@@ -287,7 +291,7 @@ class Dispatcher:
             pump=self._pump,
             n=self._n,
             lease_seconds=self._settings.lease_seconds,
-            gauges={**self._gauges.read(), **self._runner.load()} if look.beat else None,
+            gauges={**self._gauges.read(), **self._runner.load(), **self._way_in.read()} if look.beat else None,
             **look.fields(),  # type: ignore[arg-type]
         )
         attempt = 0

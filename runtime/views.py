@@ -1,4 +1,4 @@
-"""What does a person see of a stream? Messages with what became of them, activity, what flows where, what died of what."""
+"""What does a person see of a stream? Messages with what became of them, activity, what flows, what died."""
 
 from collections.abc import Sequence
 from datetime import datetime

@@ -7,6 +7,7 @@ from typing import Annotated
 import anyio
 import typer
 
+from runtime import loops
 from runtime.cli.output import err, start_logs
 from runtime.cli.place import find_settings
 from runtime.settings import Settings
@@ -17,7 +18,9 @@ PORT = 8321
 def dashboard(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Agents whose schemas a message written by hand is checked by."),
+        typer.Argument(
+            metavar="[PATH]...", help="Agents whose schemas a message written by hand is checked by."
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; any but 127.0.0.1 asks for a token.")
@@ -25,7 +28,9 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = PORT,
     token: Annotated[
         str | None,
-        typer.Option(envvar="RUNTIME_DASHBOARD_TOKEN", help="What a browser must bring; drawn where it is needed."),
+        typer.Option(
+            envvar="RUNTIME_DASHBOARD_TOKEN", help="What a browser must bring; drawn where it is needed."
+        ),
     ] = None,
     is_opened: Annotated[
         bool, typer.Option("--open/--no-open", help="Open it in a browser, where there is one.")
@@ -34,7 +39,7 @@ def dashboard(
     """Show the stream in a browser until Ctrl-C: what is written, who handles it, what is stuck; and mend it."""
     settings = find_settings()
     start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=False)
-    anyio.run(_serve, settings, paths or [], host, port, token, is_opened)
+    loops.run(_serve, settings, paths or [], host, port, token, is_opened)
 
 
 async def _serve(

@@ -1,4 +1,4 @@
-"""`runtime dev`: a stack, the agents, reloaded when their files change, and what flows between them."""
+"""`runtime dev`: a stack, agents that are reloaded when their files change, and what flows, in a browser too."""
 
 import os
 import signal
@@ -13,9 +13,11 @@ from pydantic import SecretStr
 from rich.text import Text
 
 from runtime import loops
+from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.output import err, print_message, start_logs
 from runtime.cli.place import find_settings
 from runtime.errors import DiscoveryError, StoreError
+from runtime.local.ports import port_is_free
 from runtime.local.stack import LocalStack
 from runtime.reload import Reloading
 from runtime.settings import Settings
@@ -30,11 +32,15 @@ def dev(
         list[str] | None,
         typer.Argument(metavar="[PATH]...", help="What `runtime run` takes.", show_default=f"{_AGENTS}/"),
     ] = None,
+    is_opened: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the dashboard in a browser, where there is one.")
+    ] = True,
 ) -> None:
     """Run agents over a stack on this machine, reload them when a file changes, and watch what flows.
 
     A reload drains: running handlers finish, and what is written meanwhile waits. Where SUPABASE_URL or DATABASE_URL
-    is set that stream is used; otherwise the local stack is started, and stopped again at Ctrl-C.
+    is set that stream is used; otherwise the local stack is started, and stopped again at Ctrl-C. The dashboard opens
+    in a browser where there is one; its address is printed.
     """
     paths = paths or [_AGENTS]
     if paths == [_AGENTS] and not Path(_AGENTS).is_dir():
@@ -43,7 +49,7 @@ def dev(
         )
     start_logs("warning", as_json=False)
     with _settings() as settings:
-        loops.run(_dev, settings, paths)
+        loops.run(_dev, settings, paths, is_opened)
 
 
 @contextmanager
@@ -64,12 +70,13 @@ def _settings() -> Iterator[Settings]:
             err.print("The local stack is stopped; its data stays.", style="dim")
 
 
-async def _dev(settings: Settings, paths: list[str]) -> None:
+async def _dev(settings: Settings, paths: list[str], is_opened: bool) -> None:
     reloading = Reloading(paths, _environment(settings), drain_seconds=settings.drain_seconds, say=_say)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, signals, reloading)
             tasks.start_soon(_tail, settings)
+            tasks.start_soon(_show, settings, paths, is_opened)
             await reloading.run()
             tasks.cancel_scope.cancel()
 
@@ -78,6 +85,17 @@ async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloading) ->
     async for _ in signals:
         _say("ending: running handlers finish; once more to end at once")
         reloading.stop()
+
+
+async def _show(settings: Settings, paths: list[str], is_opened: bool) -> None:
+    """Serve the dashboard, at its usual port or, where that is taken, at another one."""
+    from runtime.dashboard.server import serving
+
+    async with serving(settings, port=PORT if port_is_free(PORT) else 0, paths=paths) as url:
+        _say(f"dashboard: {url}")
+        if is_opened:
+            await open_browser(url)
+        await anyio.sleep_forever()
 
 
 async def _tail(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Where do lines, bars and boxes stand? Geometry only; the templates draw it as SVG with classes, so no style is inline."""
+"""Where do lines, bars and boxes stand? Geometry only: the templates draw it as SVG."""
 
 import math
 from collections import defaultdict
@@ -10,8 +10,8 @@ from typing import Any
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28
-FALL_WIDTH, FALL_ROW, FALL_LABEL = 1000, 24, 300
-NODE_WIDTH, NODE_HEIGHT, COLUMN, ROW = 170, 36, 290, 58
+FALL_WIDTH, FALL_ROW, FALL_LABEL = 1300, 24, 290
+NODE_WIDTH, NODE_HEIGHT, COLUMN, ROW = 150, 36, 236, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,9 @@ def spark(done: Sequence[int], failed: Sequence[int]) -> list[Bar]:
             if amount:
                 height = max(1.5, amount / top * SPARK_HEIGHT)
                 base -= height
-                bars.append(Bar(round(place * step, 1), round(base, 1), round(step - 0.6, 1), round(height, 1), kind))
+                bars.append(
+                    Bar(round(place * step, 1), round(base, 1), round(step - 0.6, 1), round(height, 1), kind)
+                )
     return bars
 
 
@@ -214,7 +216,7 @@ def _acyclic(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[tup
 
 def _in_order(nodes: Iterable[str], edges: Sequence[tuple[str, str]]) -> list[str]:
     """The nodes, causes before effects."""
-    left = {name: 0 for name in nodes}
+    left = dict.fromkeys(nodes, 0)
     after = defaultdict(list)
     for source, target in edges:
         left[target] += 1

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -43,9 +42,7 @@ class Desk:
             lstrip_blocks=True,
         )
         self._templates.filters.update(FILTERS)
-        self._templates.globals.update(
-            pages=PAGES, csrf=guard.csrf, place=stream.place, version=int(monotonic())
-        )
+        self._templates.globals.update(pages=PAGES, csrf=guard.csrf, place=stream.place)
 
     def text(self, template: str, **context: Any) -> str:
         """A part of a page."""
@@ -107,9 +104,7 @@ def _ways(stats: dict[str, Any]) -> dict[str, Any]:
         "workers": len(working),
         "asleep": sum(each["asleep"] for each in working),
         "gone": len(stats["workers"]) - len(here),
-        "waiting": sum(
-            each["fresh"] + each["waiting"] + each["parked"] for each in stats["subscriptions"]
-        ),
+        "waiting": sum(each["fresh"] + each["waiting"] + each["parked"] for each in stats["subscriptions"]),
         "running": sum(each["leased"] for each in stats["subscriptions"]),
         "paused": sum(each["paused"] for each in stats["subscriptions"]),
     }

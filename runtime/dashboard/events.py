@@ -1,4 +1,4 @@
-"""How does an open page stay up to date? Over one stream of events: the strip of health, new rows, and hints to look."""
+"""How does an open page stay up to date? Over one stream of events: the health, new rows, and hints to look."""
 
 import json
 from collections.abc import AsyncIterator
@@ -48,7 +48,9 @@ class Follower:
                     async for event in self._news():
                         yield event
                 except StoreError as error:
-                    yield _event("health", self._desk.text("_health.html", health={"fault": str(error), "stats": None}))
+                    yield _event(
+                        "health", self._desk.text("_health.html", health={"fault": str(error), "stats": None})
+                    )
                     self._health = ""
                 await pulse.wait()
 
@@ -75,7 +77,9 @@ class Follower:
         parts = []
         page = await self._filter.page(views, after=self._after, limit=_NEW)
         if page["messages"]:
-            parts.append(self._desk.text("_rows.html", messages=page["messages"], next=None, query="", is_new=True))
+            parts.append(
+                self._desk.text("_rows.html", messages=page["messages"], next=None, query="", is_new=True)
+            )
         self._after = max(self._after or 0, page["newest"] or 0)
         if self._watched:
             for number, handled in (await views.handling(list(self._watched))).items():

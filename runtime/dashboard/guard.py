@@ -71,9 +71,7 @@ class Guard:
         """The name of the cookie that holds the token."""
         return f"runtime-dashboard-{self.port}"
 
-    def judge(
-        self, method: str, path: str, query: str, headers: Mapping[str, str]
-    ) -> Refusal | Login | None:
+    def judge(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> Refusal | Login | None:
         """Return what is wrong with a request, or None where it may pass."""
         host = headers.get("host", "")
         if self.token is None and host.rpartition(":")[0] not in _LOOPBACK and host not in _LOOPBACK:

@@ -33,22 +33,26 @@ class Kept(Generic[T]):
         self._lock = anyio.Lock()
         self._answer: T | None = None
         self._fresh_until = 0.0
+        self._is_forgotten = False
         self.took_seconds = 0.0
 
     async def get(self) -> T:
         """Return the answer, asking for it where it is too old."""
         async with self._lock:
             if self._answer is None or monotonic() >= self._fresh_until:
-                began = monotonic()
+                began, self._is_forgotten = monotonic(), False
                 self._answer = await self._ask()
                 self.took_seconds = monotonic() - began
-                # Never busy with one question for more than a tenth of the time.
-                self._fresh_until = monotonic() + max(self._seconds, 10 * self.took_seconds)
+                # Never busy with one question for more than a tenth of the time. What was asked before a change
+                # does not outlive it.
+                kept_seconds = 0.0 if self._is_forgotten else max(self._seconds, 10 * self.took_seconds)
+                self._fresh_until = monotonic() + kept_seconds
             return self._answer
 
     def forget(self) -> None:
         """Ask anew next time: something was changed."""
         self._fresh_until = 0.0
+        self._is_forgotten = True
 
 
 @dataclass
@@ -80,7 +84,7 @@ class Pulse:
         self.fault: str | None = None
         self._minutes: dict[int, dict[int, tuple[int, int, float]]] = {}
         self._watchers = 0
-        self._watched = anyio.Event()
+        self._watched, self._unwatched = anyio.Event(), anyio.Event()
         self._hint = anyio.Event()
         self.is_closed = False
 
@@ -91,8 +95,7 @@ class Pulse:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._listen)
                 tasks.start_soon(self._tick)
-                while self._watchers:
-                    await anyio.sleep(_TICK_SECONDS)
+                await self._unwatched.wait()
                 tasks.cancel_scope.cancel()
 
     async def _listen(self) -> None:
@@ -133,13 +136,16 @@ class Pulse:
 
     def __enter__(self) -> "Pulse":
         self._watchers += 1
-        self._watched.set()
+        if self._watchers == 1:
+            self._unwatched = anyio.Event()
+            self._watched.set()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watchers -= 1
         if not self._watchers:
             self._watched = anyio.Event()
+            self._unwatched.set()
 
     async def _hours(self) -> dict[int, Hour]:
         """Minutes that are over never change, so only the last ones are asked for again."""

@@ -53,11 +53,15 @@ class Declared:
         if self.schema is None:
             return []
         try:
-            faults = sorted(Draft202012Validator(self.schema).iter_errors(value), key=lambda fault: fault.json_path)
+            faults = sorted(
+                Draft202012Validator(self.schema).iter_errors(value), key=lambda fault: fault.json_path
+            )
         except SchemaError:
             # A schema that no validator reads refuses nothing; the handler itself has the last word.
             return []
-        return [f"{fault.json_path.replace('$', 'value', 1)}: {fault.message}" for fault in faults[:_SHOWN_FAULTS]]
+        return [
+            f"{fault.json_path.replace('$', 'value', 1)}: {fault.message}" for fault in faults[:_SHOWN_FAULTS]
+        ]
 
 
 @dataclass

@@ -100,6 +100,7 @@ def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
 
 
 FILTERS = {
-    "duration": duration, "age": age, "clock": clock, "count": count, "size": size, "preview": preview,
-    "pretty": pretty, "rate": rate, "tojson_text": lambda text: json.dumps(text, ensure_ascii=False), "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda s: STATES.get(s, s),
+    "duration": duration, "age": age, "clock": clock, "count": count, "rate": rate, "size": size,
+    "preview": preview, "pretty": pretty, "quoted": lambda text: json.dumps(text, ensure_ascii=False),
+    "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda state: STATES.get(state, state),
 }  # fmt: skip

@@ -55,7 +55,9 @@ def draw(subscriptions: list[dict[str, Any]], flow: dict[str, Any], emits: dict[
         *(pattern for each in subscriptions for pattern in each["patterns"] if is_exact(pattern)),
     ])  # fmt: skip
     for each in written:
-        writer = graph.node("agent", each["agent"]) if each["agent"] else graph.node("outside", "from outside")
+        writer = (
+            graph.node("agent", each["agent"]) if each["agent"] else graph.node("outside", "from outside")
+        )
         graph.edge(writer, graph.node("key", each["key"]), each["count"])
     for name, key in emits.items():
         graph.edge(graph.node("agent", name.partition(".")[0]), graph.node("key", key))

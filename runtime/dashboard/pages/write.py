@@ -29,7 +29,9 @@ async def check(request: Request) -> HTMLResponse:
     """What would become of what is in the form."""
     desk, form = desk_of(request), await request.form()
     await desk.schemas.read()
-    return desk.part("_check.html", **await _check(desk, str(form.get("key", "")), str(form.get("value", ""))))
+    return desk.part(
+        "_check.html", **await _check(desk, str(form.get("key", "")), str(form.get("value", "")))
+    )
 
 
 async def send(request: Request) -> HTMLResponse:
@@ -37,8 +39,12 @@ async def send(request: Request) -> HTMLResponse:
     desk, form = desk_of(request), await request.form()
     key, text = str(form.get("key", "")).strip(), str(form.get("value", ""))
     found = await _check(desk, key, text)
-    if found["fault"] or (any(each["complaints"] for each in found["readers"]) and form.get("anyway") != "yes"):
-        return desk.part("_sent.html", sent=None, fault=found["fault"] or "A handler's schema refuses this value.")
+    if found["fault"] or (
+        any(each["complaints"] for each in found["readers"]) and form.get("anyway") != "yes"
+    ):
+        return desk.part(
+            "_sent.html", sent=None, fault=found["fault"] or "A handler's schema refuses this value."
+        )
     try:
         sent = await desk.stream.send(
             key,

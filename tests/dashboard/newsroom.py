@@ -1,0 +1,29 @@
+"""Agents for the dashboard's tests: one that writes, one that publishes and fails where it is told to."""
+
+from pydantic import BaseModel
+
+from runtime import Agent, Context, Retry
+
+writer = Agent("writer")
+publisher = Agent("publisher")
+
+
+class Note(BaseModel):
+    """What a writer takes."""
+
+    title: str
+    words: int = 0
+
+
+@writer.on("note.added", emits="draft.written")
+async def write(note: Note) -> dict[str, object]:
+    """Make a draft of a note."""
+    return {"title": note.title, "words": note.words}
+
+
+@publisher.on("draft.written", retry=Retry(attempts=1))
+async def publish(draft: dict[str, object], context: Context) -> None:
+    """Publish a draft, unless its title says to fail."""
+    if "broken" in str(draft["title"]):
+        raise ValueError(f"no template for {draft['title']!r}")
+    context.emit("site.published", {"url": f"/{draft['title']}"})

@@ -1,0 +1,232 @@
+"""Each page and each action, in a browser, over a stack with agents that run."""
+
+import re
+from itertools import product
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.dashboard.conftest import Stage
+
+MARKUP = "</code></script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
+# The least contrast of any text, by the formula of WCAG, against the nearest background that is not transparent.
+CONTRAST = """() => {
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => { for (; node; node = node.parentElement) {
+    const color = parts(getComputedStyle(node).backgroundColor); if (color.length < 4 || color[3] > 0) return color; }
+    return [255, 255, 255]; };
+  const poor = [];
+  for (const node of document.querySelectorAll("body *:not(svg):not(svg *):not(option):not(dialog *)")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.checkVisibility()) continue;
+    const [a, b] = [light(parts(getComputedStyle(node).color)), light(behind(node))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) poor.push(`${node.className || node.tagName}: ${ratio.toFixed(2)} ${node.textContent.trim().slice(0, 40)}`);
+  }
+  return poor;
+}"""
+
+
+def row(tab: Page, number: int):  # noqa: ANN201 - a locator
+    """The row of a message on the page of the stream."""
+    return tab.locator(f"#m-{number}")
+
+
+def dead(stage: Stage, title: str) -> int:
+    """A dead letter of publisher.publish; returns its number."""
+    before = {each["id"] for each in letters(stage)}
+    stage.send("draft.written", {"title": f"broken {title}", "words": 3})
+    while True:
+        fresh = [each["id"] for each in letters(stage) if each["id"] not in before]
+        if fresh:
+            return int(fresh[0])
+
+
+def letters(stage: Stage) -> list[dict[str, int]]:
+    """All dead letters."""
+    from runtime.operations import Letters
+
+    found: list[dict[str, int]] = stage.ask(lambda: stage.stream.operations.dead_letters(Letters()))
+    return found
+
+
+def test_rows_and_what_became_of_them_appear_by_themselves(stage: Stage, tab: Page) -> None:
+    tab.goto(stage.url)
+    expect(tab.locator("#health")).to_contain_text("Wake-ups live")
+    number = stage.send("note.added", {"title": "live", "words": 1})
+    expect(row(tab, number)).to_contain_text("note.added")
+    expect(tab.locator(f"#h-{number} .good")).to_contain_text("writer.write")
+    # What its handlers wrote follows, and the end of the chain says that nobody listens.
+    expect(tab.locator("#rows .row", has_text="site.published").first).to_contain_text("nobody listens")
+    expect(tab.locator("#rows .row .key").first).to_have_text("site.published")
+
+
+def test_a_value_is_shown_as_text_and_never_as_markup(stage: Stage, tab: Page) -> None:
+    number = stage.send("odd.key", {MARKUP: MARKUP}, agent="<b>me</b>")
+    letter = dead(stage, MARKUP)
+    for path in ("/", f"/message/{number}", f"/dead/{letter}", "/dead", "/agents", "/map"):
+        tab.goto(stage.url + path)
+        assert tab.evaluate("window.hit") is None, path
+        assert tab.locator("img, main script").count() == 0, path
+    tab.goto(stage.url)
+    live = stage.send("odd.key", MARKUP)
+    expect(row(tab, live)).to_contain_text("<img src=x")
+    row(tab, number).locator("summary").first.click()
+    expect(row(tab, number).locator(".j-k").first).to_have_text(MARKUP)
+    assert tab.evaluate("window.hit") is None
+
+
+def test_the_stream_is_filtered_and_the_address_says_how(stage: Stage, tab: Page) -> None:
+    number = stage.send("note.added", {"title": "Needle in a haystack"})
+    other = stage.send("other.key", {"title": "hay"}, agent="somebody")
+    tab.goto(stage.url)
+    expect(row(tab, other)).to_be_visible()
+    tab.fill("[name=text]", "needle")
+    tab.fill("[name=pattern]", "note.*")
+    tab.click("text=Filter")
+    expect(row(tab, number)).to_be_visible()
+    expect(row(tab, other)).to_have_count(0)
+    tab.goto(tab.url)
+    expect(tab.locator("#rows .row")).to_have_count(1)
+    # A live row that the filter does not mean stays away.
+    unseen = stage.send("note.added", {"title": "hay again"})
+    seen = stage.send("note.added", {"title": "NEEDLE two"})
+    expect(row(tab, seen)).to_be_visible()
+    expect(row(tab, unseen)).to_have_count(0)
+    for query, is_there in {
+        "agent=somebody": True, "state=unhandled": True, "state=dead": False, "until=2020-01-01": False,
+        "since=2020-01-01": True, "pattern=other.>": True, "pattern=note.>": False,
+    }.items():  # fmt: skip
+        tab.goto(f"{stage.url}/?{query}")
+        assert row(tab, other).count() == int(is_there), query
+    tab.goto(f"{stage.url}/?pattern=no..key")
+    expect(tab.locator("[role=alert].bad")).to_be_visible()
+
+
+def test_pause_resume_and_replay(stage: Stage, tab: Page) -> None:
+    tab.goto(f"{stage.url}/agents")
+    handler = tab.locator("[data-name='writer.write']")
+    expect(handler).to_contain_text("live")
+    handler.get_by_role("button", name="Pause").click()
+    expect(handler).to_contain_text("paused")
+    stage.send("note.added", {"title": "waits"})
+    expect(handler.locator(".figures dd").first).to_have_text("1")
+    handler.get_by_role("button", name="Resume").click()
+    expect(handler.locator(".figures dd").first).to_have_text("0")
+    expect(handler.locator(".spark rect.good").first).to_be_visible()
+    handler.get_by_role("button", name="Replay…").click()
+    expect(tab.locator("#replay")).to_contain_text("match writer.write")
+    tab.get_by_role("button", name="Deliver them again").click()
+    expect(tab.locator("#replay")).to_contain_text("are delivered to writer.write again")
+
+
+def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:
+    number = stage.send("note.added", {"title": "story"})
+    tab.goto(f"{stage.url}/message/{number}")
+    expect(tab.locator(".tree li")).to_have_count(3)
+    assert [re.sub(r"\s+", " ", each).split()[1] for each in tab.locator(".tree li").all_inner_texts()] == [
+        "note.added", "draft.written", "site.published",
+    ]  # fmt: skip
+    expect(tab.locator(".run")).to_have_count(1)
+    expect(tab.locator(".fall g")).to_have_count(5)
+    assert tab.locator(".fall rect.good").count() == 2
+    tab.get_by_role("button", name="Replay from here").click()
+    expect(tab.locator("#story .said")).to_contain_text("is delivered to writer.write again")
+    expect(tab.locator(".run")).to_have_count(2)
+    expect(tab.locator(".tree li")).to_have_count(5)
+    tab.goto(f"{stage.url}/message/999999999")
+    expect(tab.locator("h1")).to_have_text("Message #999999999")
+
+
+def test_dead_letters_are_grouped_compared_edited_redriven_and_discarded(stage: Stage, tab: Page) -> None:
+    stage.send("draft.written", {"title": "good", "words": 3})
+    mended, kept, last = (dead(stage, title) for title in ("one", "two", "three"))
+    tab.goto(f"{stage.url}/dead")
+    group = tab.locator(".group", has_text="no template for")
+    expect(group).to_have_count(1)
+    tab.goto(f"{stage.url}/dead/{mended}")
+    expect(tab.locator("pre").first).to_contain_text("Traceback")
+    expect(tab.locator(".diff .minus")).to_contain_text("good")
+    expect(tab.locator(".diff .plus")).to_contain_text("broken one")
+    tab.fill("#edit", "{")
+    tab.get_by_role("button", name="Deliver edited").click()
+    expect(tab.locator("#amended .bad")).to_be_visible()
+    tab.fill("#edit", '{"title": "mended", "words": 3}')
+    tab.get_by_role("button", name="Deliver edited").click()
+    tab.wait_for_url("**/message/*")
+    expect(tab.locator("#story .attempts .chip.good").first).to_be_visible()
+    assert mended not in {each["id"] for each in letters(stage)}
+    # As it is, it dies again, under another number.
+    tab.goto(f"{stage.url}/dead/{kept}")
+    tab.get_by_role("button", name="Redrive as it is").click()
+    tab.wait_for_url("**/message/*")
+    expect(tab.locator("#story .chip.bad").first).to_be_visible()
+    assert kept not in {each["id"] for each in letters(stage)}
+    tab.on("dialog", lambda dialog: dialog.accept())
+    tab.goto(f"{stage.url}/dead/{last}")
+    tab.get_by_role("button", name="Discard").click()
+    tab.wait_for_url("**/dead")
+    expect(group.locator(".letters")).not_to_contain_text(str(last))
+    group.get_by_role("button", name="Redrive all").click()
+    expect(tab.locator("#letters .said")).to_contain_text("delivered again")
+    expect(group.first).to_be_visible()
+    group.get_by_role("button", name="Discard").click()
+    expect(tab.locator("#letters .said")).to_contain_text("discarded")
+
+
+def test_a_message_written_by_hand_is_checked_first(stage: Stage, tab: Page) -> None:
+    tab.goto(f"{stage.url}/write")
+    tab.fill("#key", "note.added")
+    tab.fill("#value", '{"words": "many"}')
+    expect(tab.locator("#check")).to_contain_text("'title' is a required property")
+    tab.get_by_role("button", name="Send").click()
+    expect(tab.locator("#sent .bad")).to_contain_text("refuses")
+    tab.fill("#value", '{"title": "by hand", "words": 2}')
+    expect(tab.locator("#check")).to_contain_text("takes it")
+    tab.get_by_role("button", name="Send").click()
+    expect(tab.locator("#sent .good")).to_contain_text("note.added")
+    tab.locator("#sent a").click()
+    expect(tab.locator(".tree li")).to_have_count(3)
+
+
+def test_the_map_shows_what_is_declared_and_what_flows(stage: Stage, tab: Page) -> None:
+    stage.send("note.added", {"title": "flows"})
+    tab.goto(f"{stage.url}/map")
+    names = set(tab.locator(".node text").all_text_contents())
+    assert {"writer", "publisher", "note.added", "draft.written", "from outside"} <= names
+    edges = set(tab.locator(".edge:not(.idle) title").all_text_contents())
+    assert any(each.startswith("writer → draft.written") for each in edges), edges
+    assert any(each.startswith("note.added → writer") for each in edges), edges
+    assert tab.locator(".rate").count() >= 3
+
+
+def test_it_is_worked_by_keys(stage: Stage, tab: Page) -> None:
+    number = stage.send("by.keys", {"a": {"b": 1}})
+    tab.goto(f"{stage.url}/?pattern=by.keys")
+    tab.keyboard.press("j")
+    expect(row(tab, number)).to_be_focused()
+    tab.keyboard.press("o")
+    expect(row(tab, number).locator("details.value")).to_have_attribute("open", "")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url(f"**/message/{number}")
+    for letter, path in {"a": "/agents", "m": "/map", "d": "/dead", "w": "/write", "s": "/"}.items():
+        tab.keyboard.press("g")
+        tab.keyboard.press(letter)
+        tab.wait_for_url(stage.url + path)
+    tab.keyboard.press("/")
+    expect(tab.locator("#filter")).to_be_focused()
+
+
+@pytest.mark.parametrize(("theme", "width"), list(product(("light", "dark"), (1440, 390))))
+def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, width: int) -> None:
+    number = stage.send("note.added", {"title": "readable", "nested": {"list": [1, None, True]}})
+    letter = dead(stage, "to read")
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+    tab = context.new_page()
+    for path in ("/", "/agents", "/map", "/dead", "/write", f"/message/{number}", f"/dead/{letter}"):
+        tab.goto(stage.url + path)
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        assert tab.evaluate(CONTRAST) == [], path
+    context.close()
