@@ -66,9 +66,9 @@ class Follower:
             yield _event("health", text)
         state = json.dumps(_steady(health["stats"]))
         if state != self._state:
-            is_first, self._state = not self._state, state
-            if not is_first:
-                yield _event("changed", "")
+            # At first too: something may have happened since the page was drawn.
+            self._state = state
+            yield _event("changed", "")
 
     async def _rows(self) -> str:
         """New rows, and what became of those that were not finished, as one text."""

@@ -72,7 +72,9 @@ def test_the_token_is_brought_once_and_kept_as_a_cookie() -> None:
         assert remote.judge("GET", "/", "", {"host": "box.example:8321", **brought}) is None
     cookie = {"cookie": f"{remote.cookie}=the-token"}
     assert remote.judge("POST", "/write", "", changed(remote, **cookie)) is None
-    assert isinstance(remote.judge("POST", "/write", "", changed(remote, origin="http://evil", **cookie)), Refusal)
+    assert isinstance(
+        remote.judge("POST", "/write", "", changed(remote, origin="http://evil", **cookie)), Refusal
+    )
 
 
 def test_a_foreign_page_changes_nothing(stage: Stage) -> None:

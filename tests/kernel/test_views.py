@@ -1,0 +1,127 @@
+"""Is what a person sees of the stream true, and is it found without reading the whole of it?"""
+
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.kernel.driver import Worker, insert
+
+pytestmark = pytest.mark.anyio
+
+
+async def call(db: Any, function: str, **arguments: Any) -> Any:
+    """Call a view by its named arguments."""
+    named = ", ".join(f"{name} => ${place}" for place, name in enumerate(arguments, start=1))
+    return await db.fetchval(f"select public.{function}({named})", *arguments.values())
+
+
+async def rows_read(db: Any) -> int:
+    """How many rows of the stream this connection has read so far, but for what it has told the statistics."""
+    found = await db.fetchval(
+        "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'consciousness_stream'"
+    )
+    return int(found or 0)
+
+
+async def test_a_trace_tells_the_whole_tree_with_every_attempt(db: Any, worker: Worker) -> None:
+    await worker.subscribe({"name": "a.b", "patterns": ["k"], "max_attempts": 3})
+    first = await insert(db, "k", {"n": 1})
+    await worker.fail(*await worker.take(), error="KeyError: one", traceback="where")
+    await worker.finish(*await worker.take())
+    child, other = [
+        await db.fetchval(
+            "insert into consciousness_stream (key, parent_id) values ($1, $2) returning id", key, first
+        )
+        for key in ("c", "d")
+    ]
+    grandchild = await db.fetchval(
+        "insert into consciousness_stream (key, parent_id) values ('e', $1) returning id", child
+    )
+    for asked in (first, child, other, grandchild):
+        trace = await call(db, "stream_trace", message=asked)
+        assert [(each["id"], each["depth"]) for each in trace["messages"]] == [
+            (first, 0), (child, 1), (grandchild, 2), (other, 1),
+        ]  # fmt: skip
+        assert not trace["more"]
+    (handled,) = trace["messages"][0]["handled"]
+    assert (handled["subscription"], handled["state"], handled["attempts"]) == ("a.b", "done", 2)
+    assert [(run["attempt"], run["outcome"], run["error"]) for run in handled["runs"]] == [
+        (1, "failed", "KeyError: one"), (2, "done", None),
+    ]  # fmt: skip
+    few = await call(db, "stream_trace", message=grandchild, max=1)
+    assert few["more"]
+    assert grandchild in [each["id"] for each in few["messages"]]
+    assert (await call(db, "stream_trace", message=10**9))["messages"] == []
+
+
+async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on(db: Any) -> None:
+    await db.execute(
+        "insert into consciousness_stream (key, value) select 'k', to_jsonb(i) from generate_series(1, 3000) i"
+    )
+    await db.execute("update consciousness_stream set value = '\"needle\"' where id = 10")
+    before, seen = None, []
+    for _ in range(20):
+        given = {} if before is None else {"before": before}
+        earlier = await rows_read(db)
+        page = await call(db, "stream_page", text="NEEDLE", look=200, **given)
+        assert await rows_read(db) - earlier < 1500
+        seen += [each["id"] for each in page["messages"]]
+        before = page["next"]
+        if before is None:
+            break
+    assert seen == [10]
+
+
+async def test_a_page_is_chosen_by_time_state_and_agent(db: Any, worker: Worker) -> None:
+    await worker.subscribe({"name": "a.b", "patterns": ["k"]})
+    old, dead, done, waits, alone = [
+        await db.fetchval(
+            "insert into consciousness_stream (key, agent, created_at) "
+            "values ($1, $2, now() - make_interval(hours => $3)) returning id",
+            key, agent, hours,
+        )
+        for key, agent, hours in (("o", "x", 5), ("k", "x", 4), ("k", "y", 3), ("k", "y", 2), ("z", "y", 1))
+    ]  # fmt: skip
+    first, second, third = await worker.take(3)
+    await worker.fail(first, outcome="dead", reason="rejected", error="no")
+    await worker.finish(second)
+
+    async def ids(**chosen: Any) -> list[int]:
+        return [each["id"] for each in (await call(db, "stream_page", **chosen))["messages"]]
+
+    assert (first.id, second.id, third.id) == (dead, done, waits)
+    assert await ids() == [alone, waits, done, dead, old]
+    assert await ids(state="dead") == [dead]
+    assert await ids(state="failed") == [dead]
+    assert await ids(state="done") == [done]
+    assert await ids(state="waiting") == [waits]
+    assert await ids(state="unhandled") == [alone, old]
+    assert await ids(agent="x") == [dead, old]
+    now = await db.fetchval("select now()")
+    assert await ids(since=now - timedelta(hours=3.5), until=now - timedelta(hours=1.5)) == [waits, done]
+
+
+async def test_an_amended_dead_letter_is_delivered_to_its_subscription_alone(db: Any, worker: Worker) -> None:
+    await worker.subscribe({"name": "a.b", "patterns": ["k"]}, {"name": "c.d", "patterns": ["k"]})
+    good = await insert(db, "k", {"n": 1})
+    bad = await insert(db, "k", {"n": "x"})
+    for taken in await worker.take(4):
+        if taken.id == bad and taken.subscription == min(worker.numbers.values()):
+            await worker.fail(
+                taken, outcome="dead", reason="rejected", error="ValueError: 'x' is no number 7"
+            )
+        else:
+            await worker.finish(taken)
+    (group,) = await call(db, "stream_dead_groups")
+    assert (group["kind"], group["count"]) == ("ValueError: … is no number #", 1)
+    (letter,) = group["ids"]
+    assert (await call(db, "stream_last_good", letter=letter))["id"] == good
+    amended = await call(db, "stream_amend", letter=letter, value={"n": 2})
+    (again,) = await worker.take(4)
+    assert (again.id, again.value, again.parent_id) == (amended["id"], {"n": 2}, bad)
+    assert again.subscription == min(worker.numbers.values())
+    assert await call(db, "stream_dead_groups") == []
+    with pytest.raises(asyncpg.NoDataFoundError, match="no dead letter"):
+        await call(db, "stream_amend", letter=letter, value=1)
