@@ -167,7 +167,7 @@ class Map:
             for row, name in enumerate(names):
                 self.nodes[name].x, self.nodes[name].y = 12 + rank * COLUMN, 12 + top + row * ROW
         self.width = 24 + max(columns, default=0) * COLUMN + NODE_WIDTH
-        self.height = 24 + tallest * ROW
+        self.height = 100 + tallest * ROW
 
     def curves(self, seconds: float) -> Iterable[dict[str, Any]]:
         """The edges as paths, with the rate of each and where to write it."""
@@ -176,10 +176,12 @@ class Map:
             x1, y1 = start.x + NODE_WIDTH, start.y + NODE_HEIGHT / 2
             x2, y2 = end.x, end.y + NODE_HEIGHT / 2
             bend = 60 if x2 > x1 else 90
+            # What leads past other columns, or back, goes round below their nodes.
+            sag = 0 if 0 < x2 - x1 < COLUMN else min(150, 60 + abs(x2 - x1) / 12)
             yield {
-                "path": f"M{x1:g},{y1:g} C{x1 + bend:g},{y1:g} {x2 - bend:g},{y2:g} {x2:g},{y2:g}",
+                "path": f"M{x1:g},{y1:g} C{x1 + bend:g},{y1 + sag:g} {x2 - bend:g},{y2 + sag:g} {x2:g},{y2:g}",
                 "x": (x1 + x2) / 2,
-                "y": (y1 + y2) / 2 - 4,
+                "y": (y1 + y2) / 2 + sag * 0.75 - 4,
                 "rate": edge.count / seconds * 60 if seconds else 0.0,
                 "count": edge.count,
                 "weight": min(4, 1 + int(math.log10(edge.count + 1))),

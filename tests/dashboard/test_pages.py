@@ -23,7 +23,7 @@ CONTRAST = """() => {
     if (!own || !node.checkVisibility()) continue;
     const [a, b] = [light(parts(getComputedStyle(node).color)), light(behind(node))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) poor.push(`${node.className || node.tagName}: ${ratio.toFixed(2)} ${node.textContent.slice(0, 40)}`);
+    if (ratio < 4.5) poor.push(`${node.className}: ${ratio.toFixed(2)} ${node.textContent.slice(0, 30)}`);
   }
   return poor;
 }"""
