@@ -291,7 +291,9 @@ class Dispatcher:
             pump=self._pump,
             n=self._n,
             lease_seconds=self._settings.lease_seconds,
-            gauges={**self._gauges.read(), **self._runner.load(), **self._way_in.read()} if look.beat else None,
+            gauges={**self._gauges.read(), **self._runner.load(), **self._way_in.read()}
+            if look.beat
+            else None,
             **look.fields(),  # type: ignore[arg-type]
         )
         attempt = 0

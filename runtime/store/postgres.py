@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -13,7 +13,7 @@ from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.pooler import is_transaction_pooled
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of
-from runtime.store.pool import Pool
+from runtime.store.pool import Connection, Pool
 from runtime.values import decode
 
 _log = logging.getLogger("runtime.store")
@@ -108,16 +108,28 @@ class PostgresStore(Store):
                 else:
                     # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
                     with anyio.fail_after(self._request_seconds):
-                        async with connection.transaction():
-                            answer = await connection.fetchval(statement, *arguments.values())
+                        await connection.execute("begin")
+                        answer = await connection.fetchval(statement, *arguments.values())
+                        await connection.execute("commit")
                 is_fit = True
                 return answer
-        except StoreError as error:
-            # It did answer, if not as wished.
-            is_fit = isinstance(error.__cause__, pg.PostgresError)
+        except BaseException as error:
+            is_fit = await self._recover(connection, error)
             raise
         finally:
             pool.give_back(connection, is_fit=is_fit)
+
+    async def _recover(self, connection: Connection, error: BaseException) -> bool:
+        """Whether a connection is as good as before its request failed, or was given up."""
+        has_answered = isinstance(error, StoreError) and isinstance(error.__cause__, pg.PostgresError)
+        if has_answered and self._prepares:
+            return True
+        if has_answered or isinstance(error, anyio.get_cancelled_exc_class()):
+            # asyncpg has told the server to stop; what is sent now waits until it has.
+            with anyio.move_on_after(_RELEASE_SECONDS, shield=True), suppress(*_AWAY, pg.PostgresError):
+                await connection.execute("select" if self._prepares else "rollback")
+                return True
+        return False
 
     async def _open(self) -> Pool:
         async with self._opening:
