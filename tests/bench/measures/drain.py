@@ -20,14 +20,10 @@ _START_SECONDS = 30
 async def drain(server: Server, scale: Scale, name: str) -> AsyncIterator[Sample]:
     """By one worker, and by two."""
     for count in (1, 2):
-        yield await drained(
-            server,
-            scale,
-            name,
-            Shape(queued=scale.messages),
-            f"drain/{count} worker{'s' * (count > 1)}",
-            workers=count,
-        )
+        figure = f"drain/{count} worker{'s' * (count > 1)}"
+        sample = await drained(server, scale, name, Shape(queued=scale.messages), figure, workers=count)
+        yield sample
+        yield cpu_of(sample)
 
 
 async def drained(
@@ -53,7 +49,6 @@ async def drained(
     deliveries = deliveries or shape.queued * shape.handlers
     pending = contestant(name).pending if shape.queued <= deliveries else "select false"
     await quiet(scale.quiet_seconds)
-    foreign = Foreign(lambda: server.pids)
     async with (
         server.connected(database) as connection,
         Workers.started(
@@ -61,6 +56,8 @@ async def drained(
             count=workers, handlers=shape.handlers, environment=environment,
         ) as running,
     ):  # fmt: skip
+        await _until_begun(running)
+        foreign = Foreign(lambda: server.pids)
         before = _cpu(server, running)
         ended = await _until_done(connection, pending, running, deliveries, scale.drain_seconds)
         after = _cpu(server, running)
@@ -77,19 +74,30 @@ async def drained(
         return Sample(figure, name, done / seconds, "/s", foreign.cores(), more)
 
 
+def cpu_of(sample: Sample) -> Sample:
+    """CPU time of a drain for each handler that ran, on all sides: other programs cost time, and hardly any of this."""
+    sides = {side: sample.more[f"{side} cpu"] for side in ("worker", "database", "gateway")}
+    each = {side: seconds / max(sample.more["handled"], 1) * 1e6 for side, seconds in sides.items()}
+    more = {"foreign": sample.foreign, **each}
+    return Sample(f"{sample.figure}, CPU", sample.contestant, sum(each.values()), "µs each", 0, more)
+
+
 def _cpu(server: Server, workers: Workers) -> dict[str, float]:
     """CPU seconds so far, by side."""
     return {"worker": workers.cpu_seconds(), **server.cpu_seconds()}
+
+
+async def _until_begun(workers: Workers) -> None:
+    with anyio.fail_after(_START_SECONDS):
+        while not workers.count:
+            workers.check()
+            await anyio.sleep(_LOOK_SECONDS)
 
 
 async def _until_done(
     connection: Any, pending: str, workers: Workers, deliveries: int, limit_seconds: float
 ) -> int | None:
     """Nanoseconds when nothing was pending any more; None when the limit came first."""
-    with anyio.fail_after(_START_SECONDS):
-        while not workers.count:
-            workers.check()
-            await anyio.sleep(_LOOK_SECONDS)
     deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
         if workers.count >= deliveries and not await connection.fetchval(pending):

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 from tests.bench.measures import Scale
-from tests.bench.measures.drain import drained
+from tests.bench.measures.drain import cpu_of, drained
 from tests.bench.sample import Sample
 from tests.bench.server import Server, Shape, call
 
@@ -12,7 +12,9 @@ async def growth(server: Server, scale: Scale, name: str) -> AsyncIterator[Sampl
     """Empty, and behind each number of finished messages."""
     for history in (0, scale.history):
         shape = Shape(queued=scale.messages, history=history)
-        yield await drained(server, scale, name, shape, f"growth/{_behind(history)}")
+        sample = await drained(server, scale, name, shape, f"growth/{_behind(history)}")
+        yield sample
+        yield cpu_of(sample)
 
 
 async def huge(server: Server, scale: Scale, name: str) -> AsyncIterator[Sample]:
@@ -22,7 +24,9 @@ async def huge(server: Server, scale: Scale, name: str) -> AsyncIterator[Sample]
         database = await server.kept(name, shape)
         await call(name, "send", database.url, scale.messages, 1000)
         queued = Shape(queued=scale.messages, history=history)
-        yield await drained(server, scale, name, queued, f"huge/{_behind(history)}", database=database)
+        sample = await drained(server, scale, name, queued, f"huge/{_behind(history)}", database=database)
+        yield sample
+        yield cpu_of(sample)
 
 
 async def backlog(server: Server, scale: Scale, name: str) -> AsyncIterator[Sample]:
