@@ -63,7 +63,7 @@ MUTATIONS = (
     Mutation("K10 forgets what was locked", "runtime.mark_processed", "and not m.id = any (locked)", "and false"),
     Mutation("K11 a plain insert stores twice", "runtime.keep_dedup", "where d.message_id is null or d.forget_at < clock_timestamp()"),
     Mutation("K11 a batch stores twice", "runtime.reserve", "where d.forget_at < clock_timestamp()"),
-    Mutation("K12 delivers what has expired", "public.stream_exchange", "m.id is null or m.expires_at <= clock_timestamp()", "false"),
+    Mutation("K12 delivers what has expired", "runtime.describe", "and coalesce(min(m.expires_at) > clock_timestamp(), true)"),
     Mutation("K15 announces nothing", "runtime.fan_out", "if somebody_sleeps or is_stricter then", "if false then"),
     Mutation("K4 routes outlive a new subscription", "runtime.reroute", "generation = r.generation + 1", "generation = r.generation"),
     Mutation("K15 resume wakes nobody", "public.stream_resume", "perform runtime.wake_sleepers(array[s.id], '{}');", "null;"),

@@ -1,0 +1,29 @@
+"""Is each rule that the mutations break still there to be broken? A kernel that says it otherwise needs them anew."""
+
+from typing import Any
+
+import pytest
+
+from tests.kernel.mutations import MUTATIONS
+from tests.kernel.switch import switch_off
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_mutation_finds_its_rule_once_and_leaves_a_function_that_can_be_made(db: Any) -> None:
+    at_odds = []
+    for mutation in MUTATIONS:
+        transaction = db.transaction()
+        await transaction.start()
+        try:
+            await switch_off(db, mutation.function, mutation.rule, mutation.instead)
+        except AssertionError as error:
+            at_odds.append(f"{mutation.name}: {error}")
+        finally:
+            await transaction.rollback()
+    assert not at_odds, "\n".join(at_odds)
+
+
+def test_no_two_mutations_have_one_name() -> None:
+    names = [mutation.name for mutation in MUTATIONS]
+    assert len(set(names)) == len(names)
