@@ -42,6 +42,50 @@ class Resting(Operating):
                         self._exchange(hand, reports)
         self._doze_all(4, amount)
 
+    def _gather(self, name: str) -> bool:
+        """New workers serve this one only, and take what there is; whether all of them fell asleep."""
+        for hand in self.hands.copy():
+            self._replace(hand)
+        for hand in self.hands:
+            self._subscribe(hand, {name: DECLARED[name][0]})
+            self._settle(hand)
+        self._pause(name, "resume")
+        for _ in range(5):
+            self.rest(10, "done")
+            if all(hand.asleep for hand in self.hands):
+                return True
+        return False
+
+    @precondition(lambda self: not self._open())
+    @rule(how=st.sampled_from(["expired", "unseen", "delayed"]))
+    def come_upon(self, how: str) -> None:
+        """All rest and have nothing else to do when what they must not miss comes in one certain order."""
+        name = "c.ordered" if how == "expired" else "a.exact"
+        if not self._gather(name):
+            return
+        if how == "expired":
+            waiting = {
+                d.message.draft.key for d in self.model.deliveries.values() if d.subscription.name == name
+            }
+            for key in sorted({"k.a", "k.b"} - waiting):
+                self.send([*[{"key": key, "expires_in": 0}] * 3, {"key": key}], 0, False)
+            self._doze_all(6, 3)
+        elif how == "unseen":
+            # Written while all are awake, so announced to nobody; committed when all would like to sleep.
+            for hand in self.hands:
+                self._exchange(hand)
+            writer = self.writers[0]
+            self._begin()
+            self._open_writer(writer, "read committed")
+            self._write(writer, self._drafts([{"key": "k.a"}]), "send")
+            self._doze_all(4, 3)
+            self._begin()
+            self._close(writer, "commit")
+        else:
+            self.send([{"key": "k.a", "delay": HOUR}], 0, False)
+            self._doze_all(4, 3)
+            self.advance(1)
+
     @precondition(lambda self: self.numbers)
     @rule(data=st.data(), how=st.sampled_from(["pause", "dead", "write", "lock", "expired", "flood"]))
     def hold_back(self, data: st.DataObject, how: str) -> None:

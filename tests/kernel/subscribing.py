@@ -44,7 +44,9 @@ class Subscribing(Writing):
 
     def restart(self, data: st.DataObject) -> None:
         """Another worker starts in its place."""
-        hand = self._free_hand(data)
+        self._replace(self._free_hand(data))
+
+    def _replace(self, hand: Hand) -> None:
         if hand.started is None:
             return
         self._begin()

@@ -39,10 +39,7 @@ class Writing(Drawing):
         """A writer looks, writes or holds rows in a transaction that stays open."""
         self._begin()
         writer = self.writers[place]
-        if writer.isolation is None:
-            look = "select 1 from public.consciousness_stream limit 1"
-            self._run(writer.connection.execute(f"begin isolation level {isolation}; {look}"))
-            writer.isolation, writer.begun = isolation, self.model.step
+        self._open_writer(writer, isolation)
         try:
             if verb in ("send", "insert"):
                 self._write(writer, self._drafts(data.draw(st.lists(drafts, min_size=1, max_size=2))), verb)
@@ -57,6 +54,12 @@ class Writing(Drawing):
         except (Busy, Serialization, asyncpg.UniqueViolationError):
             self._close(writer, "rollback")
         self._look()
+
+    def _open_writer(self, writer: Writer, isolation: str) -> None:
+        if writer.isolation is None:
+            look = "select 1 from public.consciousness_stream limit 1"
+            self._run(writer.connection.execute(f"begin isolation level {isolation}; {look}"))
+            writer.isolation, writer.begun = isolation, self.model.step
 
     def _write(self, writer: Writer, given: list[Draft], verb: str) -> None:
         view = writer.begun if writer.isolation in STRICT else self.model.step
