@@ -264,7 +264,8 @@ class Model:
 
     def redrive(self, ids: Iterable[int], state: State) -> int:
         """Dead letters are delivered again, with fresh attempts; a pruned message comes back from its copy."""
-        chosen = sorted(ids)
+        # Where the subscription is no more there is nobody to deliver to.
+        chosen = [letter for letter in sorted(ids) if self.dead[letter][1] in self.subscriptions]
         for id_, number in [self.dead.pop(letter) for letter in chosen]:
             if id_ not in self.messages:
                 self.messages[id_] = self._restored(self.pruned.pop(id_), state)
@@ -282,6 +283,18 @@ class Model:
             "processed": state.messages[message.id]["processed"],
         }
         return Message(message.id, draft, self.now, None, None, self.step, self.step, self.step, **more)
+
+    def forget(self) -> None:
+        """K11: what is kept of dedup_keys goes when their time is over."""
+        self.dedup = {key: kept for key, kept in self.dedup.items() if kept[1] > self.now}
+
+    def remove(self, number: int) -> int:
+        """A subscription goes with its deliveries: how many. Its dead letters and its runs stay."""
+        subscription = self.subscriptions.pop(number)
+        waiting = [d for d in self.deliveries.values() if d.subscription is subscription]
+        for delivery in waiting:
+            self.end(delivery, "removed")
+        return len(waiting)
 
     def discard(self, ids: Iterable[int]) -> int:
         """Dead letters go for good, and hold up nothing any more."""
@@ -310,7 +323,7 @@ class Model:
             message.processed = True
 
     def _log(self, delivery: Delivery, outcome: str) -> None:
-        if outcome in ("released", "pruned", "let go"):
+        if outcome in ("released", "pruned", "let go", "removed"):
             return
         attempt = delivery.attempts + delivery.crashes + 1
         self.runs[(*delivery.place, outcome, 0 if outcome == "expired" else attempt)] += 1

@@ -1,7 +1,8 @@
-"""What do operators do? They pause, replay, redrive, discard, prune, and a reader sets processed itself."""
+"""What do operators do? They pause, replay, redrive, discard, prune, remove; and a reader sets processed itself."""
 
 from contextlib import suppress
 
+import asyncpg
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -78,6 +79,49 @@ class Operating(Working):
             answer = self._operate("stream_prune", older_than)
             assert (answer["pruned"], answer["expired"]) == self.model.prune(older_than, before)
         self._look(announced=before.announced)
+
+    @precondition(lambda self: any(hand.started is not None and not hand.pending for hand in self.hands))
+    @rule(data=st.data(), retention=st.sampled_from([None, 2 * HOUR, 4 * HOUR]))
+    def maintain(self, data: st.DataObject, retention: int | None) -> None:
+        """Any worker offers to keep the tables small; the oldest one does: it forgets dedup_keys, and prunes."""
+        self._begin()
+        hand = self._free_hand(data)
+        started = {each: hand.started for each, hand in enumerate(self.hands) if hand.started is not None}
+        elected = self.hands[min(started, key=lambda each: started[each])]
+        before = self.database.look()
+        with suppress(Busy):
+            answer = self._operate("stream_maintain", hand.worker.id, retention)
+            assert answer["elected"] == (hand is elected), "K12: not the oldest worker keeps the tables small"
+            if hand is elected:
+                self.model.forget()
+                gone = (0, 0) if retention is None else self.model.prune(retention, before)
+                assert (answer["pruned"], answer["expired"]) == gone, "K12: pruned otherwise"
+        self._look(announced=before.announced)
+
+    @precondition(lambda self: self.numbers and not self._open())
+    @rule(data=st.data(), orphaned=st.booleans())
+    def remove(self, data: st.DataObject, orphaned: bool) -> None:
+        """An operator removes a subscription, perhaps one that workers still serve."""
+        name = data.draw(st.sampled_from(sorted(self.numbers)))
+        number = self.numbers[name]
+        if orphaned:
+            for hand in [each for each in self.hands if number in each.lanes]:
+                self._replace(hand)
+        self._begin()
+        is_served = any(number in hand.lanes for hand in self.hands)
+        try:
+            answer = self._operate("stream_remove", name)
+        except asyncpg.ObjectInUseError:
+            assert is_served, "removal is refused, though no worker serves it"
+        else:
+            assert not is_served, "removed under a worker that serves it"
+            assert answer["waiting"] == self.model.remove(number)
+            del self.numbers[name]
+            for hand in self.hands:
+                # Taken when it still served the subscription.
+                for place in [place for place in hand.held if place[1] == number]:
+                    hand.stale.append(hand.held.pop(place))
+        self._look()
 
     def mark(self, data: st.DataObject) -> None:
         """A reader of the table itself sets processed."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import asyncpg
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -11,6 +12,8 @@ from tests.kernel.actors import STRICT, Busy, Hand, Report
 from tests.kernel.drawing import kinds, leases
 from tests.kernel.model import HOUR
 from tests.kernel.subscribing import DECLARED, Subscribing
+
+_BAD_OUTPUT: list[dict[str, Any]] = [{"key": "no such key"}, {"key": "k.a", "priority": 7}]
 
 
 class Working(Subscribing):
@@ -130,6 +133,32 @@ class Working(Subscribing):
         """It commits, or its connection is lost before."""
         self._begin()
         self._close_exchange(self._one_of(data, [hand for hand in self.hands if hand.pending]), commits)
+
+    @precondition(lambda self: any(hand.held and not hand.pending for hand in self.hands))
+    @rule(data=st.data(), bad=st.sampled_from(_BAD_OUTPUT))
+    def spoil(self, data: st.DataObject, bad: dict[str, Any]) -> None:
+        """K3: one bad emit refuses the exchange and changes nothing; sent one by one, it alone is a failed attempt."""
+        hand = self._one_of(data, [each for each in self.hands if each.held and not each.pending])
+        reports = self._draw_reports(data, hand)
+        mine = [taken for taken in hand.held.values() if self.model.holds(taken)]
+        if not mine:
+            return
+        spoilt = mine[0]
+        reports = [report for report in reports if report.taken is not spoilt]
+        emits = self._drafts([{"key": "k.c"}, bad])
+        try:
+            self._exchange(hand, [*reports, Report(spoilt, "done", emits=emits)])
+        except Busy:
+            return
+        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError):
+            # Nothing has happened under this number.
+            hand.worker.n -= 1
+        else:
+            raise AssertionError(f"K3: {emits} were taken")
+        self._look()
+        for report in [*reports, Report(spoilt, "failed")]:
+            with suppress(Busy):
+                self._exchange(hand, [report])
 
     @precondition(lambda self: any(hand.last and not hand.pending for hand in self.hands))
     @rule(data=st.data(), back=st.sampled_from([0, 0, 0, 1]))
