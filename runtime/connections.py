@@ -12,6 +12,7 @@ from runtime.store import Store
 from runtime.wakeups import Wakeups
 
 if TYPE_CHECKING:
+    from runtime.telemetry import Telemetry
     from supabase import AsyncClient
 
 _NOWHERE = (
@@ -96,3 +97,21 @@ def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notif
     if "notify" in paths:
         ways.append("notify")
     return tuple(ways)
+
+
+def open_telemetry(settings: Settings) -> "Telemetry | None":
+    """Return what makes spans and metrics, where the settings ask for it; its library is not loaded otherwise.
+
+    Raises:
+        SettingsError: it is asked for and not installed.
+    """
+    if not settings.telemetry:
+        return None
+    try:
+        from runtime.telemetry import Telemetry
+    except ImportError as error:
+        raise SettingsError(
+            f"RUNTIME_TELEMETRY is set, and OpenTelemetry is not there ({error.name}): "
+            'pip install "agent-runtime[otel]".'
+        ) from None
+    return Telemetry()

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -150,6 +151,15 @@ class Draft:
         }
         return {name: given for name, given in options.items() if given is not None}
 
+    def carrying(self, headers: Mapping[str, str]) -> Self:
+        """Return the same draft with more headers, and with its value as it was when the draft was made."""
+        fields = self.as_dict()
+        fields["headers"] = {**fields.get("headers", {}), **headers}
+        draft = copy(self)
+        object.__setattr__(draft, "headers", fields["headers"])
+        object.__setattr__(draft, "json", encode(fields))
+        return draft
+
     def as_dict(self) -> dict[str, Any]:
         """Return the draft as plain JSON data, only with the fields that were set."""
         fields: dict[str, Any] = decode(self.json)
@@ -184,8 +194,11 @@ class Context:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger named after the handler; its records carry message_id, attempt and worker."""
-        details = {"message_id": self.message.id, "attempt": self.attempt, "worker": self.worker}
+        """A logger named after the handler; its records carry agent, handler, key, message_id, attempt and worker."""
+        details = {
+            "agent": self.agent, "handler": self.handler, "key": self.message.key,
+            "message_id": self.message.id, "attempt": self.attempt, "worker": self.worker,
+        }  # fmt: skip
         return logging.LoggerAdapter(logging.getLogger(f"runtime.handlers.{self.handler}"), details)
 
     def emit(

@@ -8,19 +8,19 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from runtime.agent import Handler
 from runtime.errors import InvalidPayload
-from runtime.message import Context
+from runtime.message import Context, Draft
 from runtime.retry import Reject, RetryLater
 from runtime.store import Delivery, Report
 
@@ -47,6 +47,19 @@ class Attempt:
 Observer = Callable[[Attempt], None]
 
 
+class Spans(Protocol):
+    """What makes a trace of attempts."""
+
+    def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
+        """The span of one attempt, current while it runs."""
+
+    def emitting(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """The drafts with the trace context in their headers."""
+
+    def reported(self, span: Any, attempt: Attempt) -> None:
+        """How the attempt of this span ended."""
+
+
 class Runner:
     """The side of user code: runs handlers within their limits and gathers their reports.
 
@@ -57,6 +70,7 @@ class Runner:
         worker: the worker's name.
         report: called with every report; from any thread, it must return at once.
         observer: told of every attempt, on the loop of user code.
+        spans: what makes a trace of the attempts, where one is wanted.
     """
 
     def __init__(
@@ -68,6 +82,7 @@ class Runner:
         worker: str,
         report: Callable[[Report], None],
         observer: Observer | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self._tasks = tasks
         self._by_name = {handler.name: handler for handler in handlers}
@@ -76,6 +91,7 @@ class Runner:
         self._worker = worker
         self._report = report
         self._observer = observer
+        self._spans = spans
         self._random = Random()
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivery] = deque()
@@ -220,7 +236,7 @@ class Runner:
         try:
             if handler.is_async:
                 self._attempts[id(delivery)] = scope
-            report = await self._attempt(handler, delivery, clock)
+            report = await (self._attempt if self._spans is None else self._traced)(handler, delivery, clock)
         finally:
             self._attempts.pop(id(delivery), None)
             if report is None:
@@ -240,6 +256,15 @@ class Runner:
         for scope in self._scopes:
             scope.cancel()
 
+    async def _traced(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        """Run one attempt within its span."""
+        assert self._spans is not None
+        with self._spans.handling(handler.name, self._worker, delivery) as span:
+            began = time.time()
+            report = await self._attempt(handler, delivery, clock)
+            self._spans.reported(span, Attempt(handler, delivery, began, report))
+            return report
+
     async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
         context = Context(delivery.message, handler.name, self._worker)
         try:
@@ -250,6 +275,9 @@ class Runner:
                 with anyio.fail_after(handler.timeout):
                     result = await self._call_handler(handler, arguments)
             handler.emit_result(result, context)
+            emitted = context.emitted
+            if self._spans is not None and emitted:
+                emitted = self._spans.emitting(emitted)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except asyncio.CancelledError as error:
@@ -259,9 +287,7 @@ class Runner:
             return failure(handler, delivery, time.monotonic() - clock, error, self._random)
         except BaseException as error:  # noqa: BLE001 - it becomes the report, and is logged there
             return failure(handler, delivery, time.monotonic() - clock, error, self._random)
-        return Report(
-            delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in context.emitted])
-        )
+        return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
 
     async def _call_handler(self, handler: Handler, arguments: dict[str, Any]) -> object:
         if handler.is_async:
@@ -315,8 +341,12 @@ def failure(
     attempt = message.attempt - delivery.crashes
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     trace = "".join(traceback.format_exception(error))
+    details = {
+        "agent": handler.agent, "handler": handler.name, "key": message.key, "message_id": message.id,
+        "attempt": message.attempt,
+    }  # fmt: skip
     if isinstance(error, RetryLater):
-        _log.info("%s put message %s off: %s", handler.name, message.id, error.why)
+        _log.info("%s put message %s off: %s", handler.name, message.id, error.why, extra=details)
         return Report(
             delivery, seconds, "later", delay=error.seconds, error=storable(text, _ERROR_CHARACTERS)
         )
@@ -332,7 +362,13 @@ def failure(
     )
     then = "it is a dead letter now" if delay is None else f"trying again in {delay:.1f} s"
     _log.warning(
-        "%s failed on message %s (attempt %s): %s; %s", handler.name, message.id, attempt, text, then
+        "%s failed on message %s (attempt %s): %s; %s",
+        handler.name,
+        message.id,
+        attempt,
+        text,
+        then,
+        extra=details,
     )
     return Report(
         delivery,

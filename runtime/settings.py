@@ -60,6 +60,14 @@ class Settings(BaseSettings):
         default=None, description="What the webhook sends as `authorization: Bearer …` or `x-webhook-secret`."
     )
 
+    telemetry: bool = Field(
+        default=False, description="Make OpenTelemetry spans and metrics; needs the extra `otel`."
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65_535, description="Port for /metrics, /healthz and /readyz; none by default."
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="The address that port is opened at.")
+
     concurrency: int = Field(default=100, ge=1, description="Handlers running at once in one worker.")
     lease_seconds: float = Field(
         default=30, ge=1, description="How long a delivery stays taken without renewal."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.connections import open_store, settings_of
+from runtime.connections import open_store, open_telemetry, settings_of
 from runtime.errors import StoreUnavailable
 from runtime.keys import check_key, check_pattern
 from runtime.listening import Listening, Reader
@@ -62,6 +62,7 @@ class Stream:
         self._settings = settings
         # Listeners' sockets live here and not in the generators, which may be left without being closed.
         self._tasks = tasks
+        self._telemetry = open_telemetry(settings)
 
     def __repr__(self) -> str:
         return f"<Stream at {self.place}>"
@@ -121,7 +122,10 @@ class Stream:
 
     async def send_all(self, drafts: list[Draft]) -> list[Sent]:
         """Write several messages in their order, in one transaction: all of them or none."""
-        return await self._store.send(drafts)
+        if self._telemetry is None:
+            return await self._store.send(drafts)
+        with self._telemetry.sending(drafts) as carrying:
+            return await self._store.send(carrying)
 
     async def read(
         self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100

@@ -6,13 +6,14 @@ import platform
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import anyio
 
 from runtime import loops
 from runtime.agent import Agent, Handler
-from runtime.connections import open_store, open_wakeups, reachable_by
+from runtime.connections import open_store, open_telemetry, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.gauges import Gauges
@@ -20,6 +21,9 @@ from runtime.plan import Suspects
 from runtime.runner import Attempt, Observer, Runner
 from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
+
+if TYPE_CHECKING:
+    from runtime.metrics import Metrics
 
 __all__ = ["Attempt", "Worker"]
 
@@ -114,16 +118,18 @@ class Worker:
         """
         try:
             async with anyio.create_task_group() as tasks:
+                metrics = _metrics(self._settings)
                 runner = Runner(
                     tasks,
                     self.handlers,
                     self._limits,
                     worker=self.name,
                     report=self._report,
-                    observer=self._observer,
+                    observer=_all_of(self._observer, metrics and metrics.observe),
+                    spans=open_telemetry(self._settings),
                 )
                 ended = anyio.Event()
-                tasks.start_soon(self._run_thread, runner, ended.set)
+                tasks.start_soon(self._run_thread, runner, metrics, ended.set)
                 try:
                     await ended.wait()
                 finally:
@@ -142,7 +148,7 @@ class Worker:
         if self._dispatcher is not None:
             self._dispatcher.report(report)
 
-    async def _run_thread(self, runner: Runner, ended: Callable[[], None]) -> None:
+    async def _run_thread(self, runner: Runner, metrics: "Metrics | None", ended: Callable[[], None]) -> None:
         try:
             await anyio.to_thread.run_sync(
                 loops.run, self._run_dispatcher, runner, limiter=anyio.CapacityLimiter(1)
@@ -150,7 +156,7 @@ class Worker:
         finally:
             ended()
 
-    async def _run_dispatcher(self, runner: Runner) -> None:
+    async def _run_dispatcher(self, runner: Runner, metrics: "Metrics | None") -> None:
         """The runtime's own side, on its own loop."""
         store = await open_store(self._settings)
         try:
@@ -179,10 +185,21 @@ class Worker:
                 self._dispatcher = dispatcher
                 if self._is_stopping:
                     dispatcher.stop(self._drain_seconds)
-            await dispatcher.run()
+            async with anyio.create_task_group() as tasks:
+                if metrics is not None:
+                    tasks.start_soon(self._answer_probes, metrics, dispatcher, store)
+                await dispatcher.run()
+                tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await store.close()
+
+    async def _answer_probes(self, metrics: "Metrics", dispatcher: Dispatcher, store: Store) -> None:
+        from runtime.probes import Probes
+
+        port = self._settings.metrics_port
+        assert port is not None
+        await Probes(metrics, dispatcher, store).run(self._settings.metrics_host, port)
 
     async def _subscribe(self, store: Store, card: WorkerCard, with_history: bool) -> Subscribed:
         declared = [_subscription(handler) for handler in self.handlers]
@@ -191,6 +208,28 @@ class Worker:
         subscribed = await store.subscribe(card, declared)
         _log.info("%s works for %d subscriptions at %s", self.name, len(subscribed.numbers), store.place)
         return subscribed
+
+
+def _metrics(settings: Settings) -> "Metrics | None":
+    """What counts, where somebody may ask; its library is not loaded otherwise."""
+    if settings.metrics_port is None:
+        return None
+    from runtime.metrics import Metrics
+
+    return Metrics()
+
+
+def _all_of(*observers: Observer | None) -> Observer | None:
+    """One observer that tells all of them; None where there is none."""
+    wanted = [observer for observer in observers if observer is not None]
+    if len(wanted) <= 1:
+        return next(iter(wanted), None)
+
+    def tell(attempt: Attempt) -> None:
+        for observer in wanted:
+            observer(attempt)
+
+    return tell
 
 
 def _handlers(agents: Iterable[Agent]) -> list[Handler]:

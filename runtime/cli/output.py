@@ -11,6 +11,7 @@ from pythonjsonlogger.json import JsonFormatter
 from rich.console import Console
 from rich.text import Text
 
+from runtime.errors import SettingsError
 from runtime.message import Message, Priority
 from runtime.values import encode
 
@@ -91,6 +92,30 @@ def start_logs(level: str, *, as_json: bool) -> None:
     # Libraries speak up only when something is wrong; their lower levels may hold URLs and headers.
     root.setLevel(logging.WARNING)
     logging.getLogger("runtime").setLevel(level.upper())
+
+
+def export_telemetry() -> None:
+    """Send spans and metrics where the variables `OTEL_…` say, and name the current span in each log record.
+
+    Raises:
+        SettingsError: OpenTelemetry is not installed.
+    """
+    try:
+        from runtime.telemetry import current_ids, start_exporting
+
+        start_exporting()
+    except ImportError as error:
+        raise SettingsError(
+            f"RUNTIME_TELEMETRY is set, and OpenTelemetry is not there ({error.name}): "
+            'pip install "agent-runtime[otel]".'
+        ) from None
+
+    def correlate(record: logging.LogRecord) -> bool:
+        record.__dict__.update(current_ids())
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(correlate)
 
 
 class _Lines(logging.Handler):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import anyio
@@ -14,7 +15,7 @@ from anyio import CancelScope
 from runtime import loops
 from runtime.agent import Agent
 from runtime.cli.attempts import AttemptLines
-from runtime.cli.output import err, print_json, start_logs
+from runtime.cli.output import err, export_telemetry, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
@@ -38,6 +39,14 @@ def run(
         typer.Option(
             metavar="HOST:PORT",
             help="Let a Supabase Database Webhook wake the agents too; its secret is RUNTIME_WEBHOOK_SECRET.",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            help="Answer /metrics, /healthz and /readyz at this port; more processes take the ports that follow.",
         ),
     ] = None,
     processes: Annotated[
@@ -64,7 +73,7 @@ def run(
     """
     agents = _chosen(discover(paths), only)
     _tune_interpreter()
-    settings = find_settings(concurrency=concurrency, webhook=webhook)
+    settings = find_settings(concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
     start_logs(settings.log_level, as_json=as_json)
     if processes > 1 or isolate:
         if webhook is not None:
@@ -75,9 +84,12 @@ def run(
         ]
         options += ["--json"] if as_json else []
         supervisor = Supervisor(
-            _children(paths, agents, processes, isolate, options), drain_seconds=settings.drain_seconds
+            _children(paths, agents, processes, isolate, options, settings.metrics_port),
+            drain_seconds=settings.drain_seconds,
         )
         raise typer.Exit(anyio.run(_supervise, supervisor))
+    if settings.telemetry:
+        export_telemetry()
     lines = AttemptLines()
     worker = Worker(
         agents, settings, observer=None if quiet else _print_json if as_json else lines, suspects=suspects
@@ -111,7 +123,12 @@ def _chosen(agents: list[Agent], names: Sequence[str] | None) -> list[Agent]:
 
 
 def _children(
-    paths: Sequence[str], agents: Sequence[Agent], processes: int, isolate: bool, options: Sequence[str]
+    paths: Sequence[str],
+    agents: Sequence[Agent],
+    processes: int,
+    isolate: bool,
+    options: Sequence[str],
+    metrics_port: int | None,
 ) -> list[Child]:
     """The processes that do the work, and the spare one."""
     command = [sys.executable, "-m", "runtime", "run", *paths, "--supervised", *options]
@@ -122,7 +139,14 @@ def _children(
         for name, which in groups
         for number in range(1, processes + 1)
     ]
-    return [*children, Child("spare", [*command, *chosen, "--suspects", Suspects.ONLY], is_spare=True)]
+    children.append(Child("spare", [*command, *chosen, "--suspects", Suspects.ONLY], is_spare=True))
+    if metrics_port is None:
+        return children
+    # Each process answers for itself: a port has one owner.
+    return [
+        replace(child, command=[*child.command, "--metrics-port", str(metrics_port and metrics_port + place)])
+        for place, child in enumerate(children)
+    ]
 
 
 async def _supervise(supervisor: Supervisor) -> int:

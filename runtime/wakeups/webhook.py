@@ -4,17 +4,13 @@ It is no path that can be live: only the database posts, and nothing here can ma
 polling or another path goes on beside it.
 """
 
-import errno
 import hmac
 import json
 import logging
-import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
-import anyio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -22,11 +18,11 @@ from starlette.routing import Route
 
 from runtime.errors import SettingsError
 from runtime.keys import matches
+from runtime.serving import serve
 from runtime.wakeups import Listener, Path
 
 _log = logging.getLogger("runtime.wakeups")
 _MAX_BODY_BYTES = 2**20
-_RETRY_SECONDS = 2.0
 _TABLE = ("public", "consciousness_stream")
 
 
@@ -54,23 +50,13 @@ class WebhookWakeups:
             )
         self._secret = secret.encode() if secret else None
         self._patterns = tuple(patterns)
-        self._said = ""
 
     def doubt(self) -> None:
         """Nothing here can be proved, so nothing is doubted."""
 
     async def run(self, listener: Listener) -> None:
         """Listen until cancelled; while another process has the port, ask for it again and again."""
-        while True:
-            try:
-                listening = _bind(self.host, self.port)
-            except OSError as error:
-                self._say(error)
-                await anyio.sleep(_RETRY_SECONDS)
-                continue
-            self._said = ""
-            _log.info("the webhook listens at http://%s:%d/", self.host, listening.getsockname()[1])
-            await self._serve(listening, listener)
+        await serve("the webhook", self.host, self.port, self.app(listener), log=_log)
 
     def app(self, listener: Listener) -> Starlette:
         """The HTTP application: any path, POST alone."""
@@ -79,26 +65,6 @@ class WebhookWakeups:
             return await self._receive(request, listener)
 
         return Starlette(routes=[Route("/{path:path}", receive, methods=["POST"])])
-
-    async def _serve(self, listening: socket.socket, listener: Listener) -> None:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                self.app(listener),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=1,
-                limit_concurrency=100,
-            )
-        )
-        try:
-            await server.serve(sockets=[listening])
-        finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(1):
-                if server.started:
-                    await server.shutdown(sockets=[listening])
-            listening.close()
 
     async def _receive(self, request: Request, listener: Listener) -> Response:
         if not self._knows_secret(request):
@@ -128,19 +94,6 @@ class WebhookWakeups:
         if scheme.lower() == "bearer" and not given:
             given = token.strip()
         return hmac.compare_digest(given.encode("latin-1"), self._secret)
-
-    def _say(self, error: OSError) -> None:
-        """Log once why the port cannot be had."""
-        why = "another process has it" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-        if why != self._said:
-            self._said = why
-            _log.error(
-                "the webhook cannot listen at %s:%d: %s. The other ways in go on; trying again every %.0f s.",
-                self.host,
-                self.port,
-                why,
-                _RETRY_SECONDS,
-            )
 
 
 class _NotOurs(ValueError):
@@ -188,15 +141,3 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
-    except OSError:
-        listening.close()
-        raise
-    return listening
