@@ -125,7 +125,7 @@ class Worker:
                     self._limits,
                     worker=self.name,
                     report=self._report,
-                    observer=_all_of(self._observer, metrics and metrics.observe),
+                    observer=_all_of(self._observer, None if metrics is None else metrics.observe),
                     spans=open_telemetry(self._settings),
                 )
                 ended = anyio.Event()
@@ -151,7 +151,7 @@ class Worker:
     async def _run_thread(self, runner: Runner, metrics: "Metrics | None", ended: Callable[[], None]) -> None:
         try:
             await anyio.to_thread.run_sync(
-                loops.run, self._run_dispatcher, runner, limiter=anyio.CapacityLimiter(1)
+                loops.run, self._run_dispatcher, runner, metrics, limiter=anyio.CapacityLimiter(1)
             )
         finally:
             ended()

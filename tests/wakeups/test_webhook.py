@@ -184,7 +184,7 @@ async def test_a_client_that_hangs_up_and_one_that_talks_nonsense_harm_nobody(
 async def test_a_port_that_is_taken_is_asked_for_until_it_is_free(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.wakeups.webhook._RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("runtime.serving._RETRY_SECONDS", 0.05)
     heard = Heard()
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
