@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "send": "Write one message.",
     "tail": "Print messages as they are written.",
     "read": "Print messages that are there.",
+    "top": "Watch what runs and what waits.",
+    "trace": "Tell one message's whole story, as a tree.",
     "status": "Say who runs, what waits and what died.",
     "subscriptions": "Show what listens, how far behind it is, and who serves it.",
     "schedules": "Show the timers, and when they tick next.",

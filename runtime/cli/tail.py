@@ -1,15 +1,17 @@
 """`runtime tail`: messages as they are written."""
 
+from datetime import datetime
 from typing import Annotated
 
 import anyio
 import typer
 
+from runtime.cli.moments import moment
 from runtime.cli.output import print_message, start_logs
 from runtime.cli.place import find_settings
 from runtime.keys import check_pattern
 from runtime.settings import Settings
-from runtime.stream import connect
+from runtime.stream import Stream, connect
 
 
 def tail(
@@ -17,18 +19,25 @@ def tail(
     count: Annotated[
         int, typer.Option("-n", "--lines", min=0, max=10_000, help="Begin with the last so many.")
     ] = 10,
-    since: Annotated[int | None, typer.Option(min=0, help="Begin after this id instead.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="ID|TIME", help="Begin after this id instead, or at a time: 10m, or a date."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Print messages as they are written, until Ctrl-C."""
     check_pattern(pattern)
+    start = None if since is None else int(since) if since.isdecimal() else moment(since)
     settings = find_settings()
     start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=as_json)
-    anyio.run(_tail, settings, pattern, count, since, as_json)
+    anyio.run(_tail, settings, pattern, count, start, as_json)
 
 
-async def _tail(settings: Settings, pattern: str, count: int, since: int | None, as_json: bool) -> None:
+async def _tail(
+    settings: Settings, pattern: str, count: int, start: int | datetime | None, as_json: bool
+) -> None:
     async with connect(settings) as stream:
+        since = await _last_before(stream, start) if isinstance(start, datetime) else start
         if since is None:
             last = await stream.read(pattern, limit=max(count, 1))
             since = last[-1].id if last else 0
@@ -36,3 +45,18 @@ async def _tail(settings: Settings, pattern: str, count: int, since: int | None,
                 print_message(message, as_json=as_json)
         async for message in stream.listen(pattern, since=since):
             print_message(message, as_json=as_json)
+
+
+async def _last_before(stream: Stream, moment: datetime) -> int:
+    """Return the id after which the messages of this moment and later begin: ids rise with the time of writing."""
+    last = await stream.read(">", limit=1)
+    low, high = 0, last[-1].id if last else 0
+    # What is written at or before `low` is older, what is written after `high` is not.
+    while low < high:
+        middle = (low + high) // 2
+        following = await stream.read(">", after=middle, limit=1)
+        if following and following[0].created_at < moment:
+            low = following[0].id
+        else:
+            high = middle
+    return low

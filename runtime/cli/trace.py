@@ -1,0 +1,88 @@
+"""`runtime trace`: one message's whole story, as a tree: what caused it, who handled it, and what that caused."""
+
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.text import Text
+from rich.tree import Tree
+
+from runtime.cli.moments import ago
+from runtime.cli.output import err, out, plain, print_json
+from runtime.cli.place import find_settings
+from runtime.errors import Refused
+from runtime.stream import connect
+from runtime.values import encode
+
+_STYLES = {"done": "green", "dead": "bold red", "failed": "red", "retrying": "yellow", "running": "cyan"}
+_VALUE_CHARACTERS = 60
+
+
+def trace(
+    message: Annotated[int, typer.Argument(metavar="ID", min=1, help="The message's id.")],
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=2_000, help="How many messages at most.")
+    ] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the messages as JSON instead.")] = False,
+) -> None:
+    """Print the tree of messages that one belongs to, each with every handler's attempts."""
+    found = anyio.run(_trace, message, limit)
+    if not found["messages"]:
+        raise Refused(f"There is no message {message}: it was never written, or it is pruned.")
+    if as_json:
+        print_json(found)
+        return
+    for tree in trees(found["messages"], message):
+        out.print(tree, soft_wrap=not out.is_terminal)
+    if found["more"]:
+        err.print(f"The tree has more than {limit} messages: --limit shows more.", style="dim")
+
+
+async def _trace(message: int, limit: int) -> dict[str, Any]:
+    async with connect(find_settings()) as stream:
+        return await stream.views.trace(message, limit=limit)
+
+
+def trees(messages: list[dict[str, Any]], asked: int) -> list[Tree]:
+    """The messages as trees, causes above: one, unless a part of it was pruned away."""
+    roots: list[Tree] = []
+    by_id: dict[int, Tree] = {}
+    for each in messages:
+        parent = by_id.get(each["parent_id"])
+        label = _line(each, is_asked=each["id"] == asked)
+        node = Tree(label, guide_style="dim") if parent is None else parent.add(label)
+        if parent is None:
+            roots.append(node)
+        by_id[each["id"]] = node
+        for handled in each["handled"]:
+            node.add(_handled(handled))
+    return roots
+
+
+def _line(message: dict[str, Any], *, is_asked: bool) -> Text:
+    value = encode(message["value"])
+    shown = value if len(value) <= _VALUE_CHARACTERS else f"{value[: _VALUE_CHARACTERS - 1]}…"
+    return Text.assemble(
+        (f"#{message['id']}", "bold cyan reverse" if is_asked else "cyan"),
+        " ",
+        (message["key"], "bold"),
+        " ",
+        (plain(message["agent"]) or "-", "magenta"),
+        (f"  {ago(message['created_at'])}  ", "dim"),
+        plain(shown),
+    )
+
+
+def _handled(handled: dict[str, Any]) -> Text:
+    """What became of a message at one subscription."""
+    state, seconds, attempts = handled["state"], handled["seconds"], handled["attempts"]
+    line = Text.assemble((f"{state} ", _STYLES.get(state, "yellow")), plain(handled["subscription"]))
+    if seconds is not None:
+        line.append(f"  {seconds * 1000:.1f} ms", style="dim")
+    if attempts > 1:
+        line.append(f"  {attempts} attempts", style="yellow")
+    if handled["error"] and state != "done":
+        line.append(f"  {plain(handled['error'].splitlines()[0])}", style="red")
+    if handled["letter"] is not None:
+        line.append(f"  dead letter {handled['letter']}", style="dim")
+    return line
