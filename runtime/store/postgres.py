@@ -117,7 +117,7 @@ class PostgresStore(Store):
             is_fit = await self._recover(connection, error)
             raise
         finally:
-            pool.give_back(connection, is_fit=is_fit)
+            await pool.give_back(connection, is_fit=is_fit)
 
     async def _recover(self, connection: Connection, error: BaseException) -> bool:
         """Whether a connection is as good as before its request failed, or was given up."""
