@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     nonce_deadline_seconds: float = Field(
         default=10, gt=0, description="How long a nonce may take before the path counts as deaf."
     )
+    log_format: Literal["auto", "lines", "json"] = Field(
+        default="auto", description="How a worker's log is written; auto: JSON where stderr is no terminal."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."
     )

@@ -118,6 +118,11 @@ def export_telemetry() -> None:
         handler.addFilter(correlate)
 
 
+def logs_are_json(form: str) -> bool:
+    """Whether a log in this form (auto, lines or json) is JSON: by itself, where nobody reads it at a terminal."""
+    return form == "json" or (form == "auto" and not err.is_terminal)
+
+
 class _Lines(logging.Handler):
     """One line per record on stderr, coloured where that is wanted."""
 

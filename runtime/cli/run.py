@@ -15,7 +15,7 @@ from anyio import CancelScope
 from runtime import loops
 from runtime.agent import Agent
 from runtime.cli.attempts import AttemptLines
-from runtime.cli.output import err, export_telemetry, print_json, start_logs
+from runtime.cli.output import err, export_telemetry, logs_are_json, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
@@ -74,7 +74,8 @@ def run(
     agents = _chosen(discover(paths), only)
     _tune_interpreter()
     settings = find_settings(concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
-    start_logs(settings.log_level, as_json=as_json)
+    is_json_log = as_json or logs_are_json(settings.log_format)
+    start_logs(settings.log_level, as_json=is_json_log)
     if processes > 1 or isolate:
         if webhook is not None:
             raise typer.BadParameter("a port has one owner: give --webhook to a `runtime run` of one process")
@@ -94,7 +95,7 @@ def run(
     worker = Worker(
         agents, settings, observer=None if quiet else _print_json if as_json else lines, suspects=suspects
     )
-    if not as_json and not is_supervised:
+    if not is_json_log and not is_supervised:
         for handler in worker.handlers:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
     signal_number = loops.run(_run, worker, is_supervised)

@@ -133,3 +133,41 @@ def test_paths_that_hold_no_agent_are_told_before_anything_starts(nowhere: Shell
     assert "not_there_at_all" in error_line(nowhere.run("run", "broken.py"))
     assert "'gone.py' does not exist" in error_line(nowhere.run("run", "gone.py"))
     assert "Missing argument" in usage_error(nowhere.run("run"))
+
+
+FAILING = """
+from runtime import Agent, Context, Retry
+agent = Agent("clumsy")
+
+@agent.on("fall", retry=Retry(attempts=1))
+async def fall(value: str, context: Context):
+    context.log.warning("about to fall")
+    raise ValueError("fell")
+"""
+
+
+def test_its_log_is_json_where_nobody_reads_it_and_names_the_attempt_but_no_value(shell: Shell) -> None:
+    (shell.folder / "clumsy.py").write_text(FAILING)
+    process = shell.start("run", "clumsy.py", "--quiet", PYTHONUNBUFFERED="1")
+    wait_for(process.stderr, "live")
+    shell.run("send", "fall", '"a secret"')
+    said = [json.loads(wait_for(process.stderr, text)) for text in ("about to fall", "failed on message")]
+    for record in said:
+        assert record["level"] == "WARNING"
+        named = {name: record[name] for name in ("agent", "handler", "key", "message_id", "attempt")}
+        assert named == {
+            "agent": "clumsy", "handler": "clumsy.fall", "key": "fall", "message_id": 1, "attempt": 1,
+        }  # fmt: skip
+        assert "secret" not in json.dumps(record)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=SECONDS)
+
+
+def test_its_log_is_lines_where_the_environment_says_so(shell: Shell) -> None:
+    (shell.folder / "clumsy.py").write_text(FAILING)
+    process = shell.start("run", "clumsy.py", PYTHONUNBUFFERED="1", RUNTIME_LOG_FORMAT="lines")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "clumsy.fall for fall\n"
+    assert " info " in wait_for(process.stderr, "live")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=SECONDS)
