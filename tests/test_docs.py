@@ -58,6 +58,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": 1,
     "README.md": 2,
     "docs/browser.md": 1,
+    "docs/dashboard.md": 2,
     "docs/how-to/cli-stack.md": 1,
     "docs/how-to/hosted.md": 4,
     "docs/performance.md": 3,
