@@ -10,8 +10,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.kernel.machine import machine_for, open_database
 from tests.kernel.state import Database
 
-# Some 5,000 steps on each version. A longer run by hand: MODEL_EXAMPLES=2000.
-_EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "50"))
+# Some 2,000 steps on each version, many of them of dozens of calls. A longer run by hand: MODEL_EXAMPLES=2000.
+_EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "40"))
 
 
 @pytest.fixture
