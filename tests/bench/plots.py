@@ -46,7 +46,7 @@ def draw(results: Results, folder: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no plots: pip install 'agent-runtime[bench]' brings matplotlib", flush=True)
+        print("no plots: pip install 'agent-runtime[bench]' brings matplotlib", file=sys.stderr, flush=True)
         return
     matplotlib.use("agg")
     with matplotlib.rc_context(_STYLE):

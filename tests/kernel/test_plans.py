@@ -1,6 +1,7 @@
 """Does the kernel stay quick as the stream grows? At a million messages each function reads only what it is about."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import anyio
@@ -189,6 +190,42 @@ async def remove(db: Any, _: Worker) -> None:
     await Worker(db).subscribe("gone.soon=nothing")
     await db.execute("update runtime.workers set seen_at = '-infinity'")
     await db.fetchval("select stream_remove('gone.soon')")
+
+
+@call
+async def schedule_and_tick(db: Any, worker: Worker) -> None:
+    timers = [{"name": "a.idle", "key": "timer.a.idle", "spec": "every 60", "missed": "one"}]
+    declared = await db.fetchval("select stream_schedule($1, $2)", worker.id, timers)
+    last = datetime.fromisoformat(declared["schedules"]["a.idle"]["last_slot"])
+    ticks = [{"slot": last.isoformat(), "missed": 0}]
+    await db.fetchval("select stream_tick('a.idle', 'every 60', $1, $1, $2)", last, ticks)
+    await db.fetchval("select stream_schedules()")
+
+
+@call
+async def view_the_stream(db: Any, _: Worker) -> None:
+    page = await db.fetchval("select stream_page('task.>', before => 500000)")
+    await db.fetchval("select stream_page('other.*', after => 500000, state => 'done')")
+    await db.fetchval("select stream_page(text => 'nowhere', look => 5000)")
+    ids = [row["id"] for row in page["messages"]]
+    await db.fetchval("select stream_handling($1)", ids)
+    await db.fetchval("select stream_trace($1)", ids[0])
+
+
+@call
+async def view_what_flows(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_activity(60)")
+    await db.fetchval("select stream_flow(2000)")
+
+
+@call
+async def mend_dead_letters(db: Any, worker: Worker) -> None:
+    (taken, *_others) = await worker.take(1)
+    await worker.fail(taken, outcome="dead")
+    (letter, *_more) = await db.fetchval("select stream_dead()")
+    await db.fetchval("select stream_dead_groups()")
+    await db.fetchval("select stream_last_good($1)", letter["id"])
+    await db.fetchval("select stream_amend($1, $2)", letter["id"], {"mended": True})
 
 
 @call
