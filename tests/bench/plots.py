@@ -1,5 +1,6 @@
 """How do the results look? A few small pictures, as PNG and as SVG, for the README and the page on performance."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
