@@ -22,6 +22,9 @@ GIVEN = {
     "RUNTIME_NOTIFY": ("notify", "no", False),
     "RUNTIME_WEBHOOK": ("webhook", "127.0.0.1:9000", "127.0.0.1:9000"),
     "RUNTIME_WEBHOOK_SECRET": ("webhook_secret", "word", SecretStr("word")),
+    "RUNTIME_TELEMETRY": ("telemetry", "true", True),
+    "RUNTIME_METRICS_PORT": ("metrics_port", "9464", 9464),
+    "RUNTIME_METRICS_HOST": ("metrics_host", "0.0.0.0", "0.0.0.0"),
     "RUNTIME_CONCURRENCY": ("concurrency", "7", 7),
     "RUNTIME_LEASE_SECONDS": ("lease_seconds", "12.5", 12.5),
     "RUNTIME_DRAIN_SECONDS": ("drain_seconds", "0", 0),
@@ -35,6 +38,7 @@ GIVEN = {
     "RUNTIME_HEARTBEAT_SECONDS": ("heartbeat_seconds", "20", 20),
     "RUNTIME_NONCE_SECONDS": ("nonce_seconds", "6", 6),
     "RUNTIME_NONCE_DEADLINE_SECONDS": ("nonce_deadline_seconds", "3", 3),
+    "RUNTIME_LOG_FORMAT": ("log_format", "json", "json"),
     "RUNTIME_LOG_LEVEL": ("log_level", "debug", "debug"),
 }
 PASSWORD_CURE = "percent-encoded"

@@ -127,7 +127,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         for name, value in found.items()
         if value is not None
     }
-    return {**os.environ, **named}
+    # Whoever develops reads along, also through a pipe.
+    return {"RUNTIME_LOG_FORMAT": "lines", **os.environ, **named}
 
 
 def _say(text: str) -> None:

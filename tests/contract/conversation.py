@@ -2,7 +2,8 @@
 
 A step calls one function with named arguments. In them `"$take.taken.0.15"` stands for a part of the answer to the
 step called take, `"$n"` for the next number of the pump and `"$n again"` for the one before. A step with `until` is
-repeated until its answer holds that. One that is `loose` is answered differently by each schema, in the same form.
+repeated until its answer holds that. One that is `loose` is answered differently by each schema, or in any
+order, and in the same form.
 """
 
 import json
