@@ -159,7 +159,8 @@ begin
     return json_build_object(
         'minute', floor(extract(epoch from clock_timestamp()) / 60)::bigint,
         'minutes', coalesce((
-            select json_agg(json_build_array(x.minute, x.subscription, x.done, x.failed, x.seconds))
+            select json_agg(json_build_array(x.minute, x.subscription, x.done, x.failed, x.seconds)
+                            order by x.minute, x.subscription)
             from (
                 select floor(extract(epoch from r.ended_at) / 60)::bigint as minute, r.subscription,
                        count(*) filter (where r.outcome = 'done') as done,
@@ -192,11 +193,13 @@ begin
             'messages', (select count(*) from last),
             'seconds', (select extract(epoch from clock_timestamp() - min(l.created_at)) from last l),
             'written', coalesce((
-                select json_agg(json_build_object('agent', w.agent, 'key', w.key, 'count', w.amount))
+                select json_agg(json_build_object('agent', w.agent, 'key', w.key, 'count', w.amount)
+                                order by w.amount desc, w.key, w.agent)
                 from (select l.agent, l.key, count(*) as amount from last l group by 1, 2
                       order by 3 desc limit 200) w), '[]'),
             'handled', coalesce((
-                select json_agg(json_build_object('key', h.key, 'subscription', h.name, 'count', h.amount))
+                select json_agg(json_build_object('key', h.key, 'subscription', h.name, 'count', h.amount)
+                                order by h.amount desc, h.key, h.name)
                 from (select l.key, s.name, count(distinct l.id) as amount
                       from last l
                       cross join lateral (
