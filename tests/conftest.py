@@ -1,6 +1,7 @@
 """Servers of the tests' own: PostgreSQL 18 from the wheel, PostgreSQL 15 where Debian has it, databases by template."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from runtime.local.ports import free_port
 from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
 from runtime.testing.cluster import Cluster, running_cluster
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 

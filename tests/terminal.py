@@ -1,9 +1,13 @@
 """Shells in a folder of their own, as a reader of the documentation would have them open."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SECONDS = 90
@@ -87,3 +91,19 @@ class Printed:
                     return line
             assert time.monotonic() < deadline, f"{text!r} is not in:\n{printed}"
             time.sleep(0.02)
+
+
+@contextmanager
+def opened() -> Iterator[Terminal]:
+    """A terminal in an empty folder that every account can enter; the stack's ports are free ones."""
+    folder = Path(tempfile.mkdtemp(prefix="terminal-test-"))
+    folder.chmod(0o755)
+    terminal = Terminal(folder)
+    # The ports used last are used again, so that a page's own commands take these.
+    terminal.run("runtime local start --port 0 --db-port 0")
+    terminal.run("runtime local stop")
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+        shutil.rmtree(folder)

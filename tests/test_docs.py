@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.document import LANGUAGES, Reader, blocks, reference
-from tests.terminal import Terminal
+from tests.terminal import Terminal, opened
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,17 +23,9 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    """A terminal in an empty folder that every account can enter; the stack's ports are free ones."""
-    folder = Path(tempfile.mkdtemp(prefix="docs-test-"))
-    folder.chmod(0o755)
-    terminal = Terminal(folder)
-    terminal.run("runtime local start --port 0 --db-port 0")
-    terminal.run("runtime local stop")
-    try:
+    """A terminal with a stack of its own."""
+    with opened() as terminal:
         yield terminal
-    finally:
-        terminal.close()
-        shutil.rmtree(folder)
 
 
 def runs(page: str) -> bool:

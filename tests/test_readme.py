@@ -1,17 +1,15 @@
 """The README is a program: its code runs, its commands work, its table of settings is the settings."""
 
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.document import reference
-from tests.terminal import SECONDS, Terminal
+from tests.terminal import SECONDS, Terminal, opened
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,18 +32,9 @@ def commands(block: str) -> list[str]:
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    """A terminal in an empty folder that every account can enter; the stack's ports are free ones."""
-    folder = Path(tempfile.mkdtemp(prefix="readme-test-"))
-    folder.chmod(0o755)
-    terminal = Terminal(folder)
-    # The ports used last are used again, so that the README's own commands take these.
-    terminal.run("runtime local start --port 0 --db-port 0")
-    terminal.run("runtime local stop")
-    try:
+    """A terminal with a stack of its own."""
+    with opened() as terminal:
         yield terminal
-    finally:
-        terminal.close()
-        shutil.rmtree(folder)
 
 
 def test_the_first_agent_and_the_script_run_as_they_stand_there(terminal: Terminal) -> None:

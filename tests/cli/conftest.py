@@ -1,6 +1,7 @@
 """A shell without a stream, and one whose environment names a stack with a database of the test's own."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from tests.cli.shell import Shell
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path) -> Shell:
+def nowhere(tmp_path: Path) -> Iterator[Shell]:
     """A shell in which nothing says where the stream is."""
-    return Shell(tmp_path)
+    with closing(Shell(tmp_path)) as shell:
+        yield shell
 
 
 @pytest.fixture
-def shell(tmp_path: Path, stack: Any) -> Shell:
+def shell(tmp_path: Path, stack: Any) -> Iterator[Shell]:
     """A shell whose environment names a stack, as one that uses a hosted project would."""
     named = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
-    return Shell(tmp_path, named)
+    with closing(Shell(tmp_path, named)) as shell:
+        yield shell
 
 
 @pytest.fixture

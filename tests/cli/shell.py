@@ -41,6 +41,7 @@ class Shell:
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, *arguments: str, given: str = "", **environment: str) -> Ended:
         """Run `runtime` with these arguments until it ends."""
@@ -55,11 +56,19 @@ class Shell:
         self, *arguments: str, stdout: int = subprocess.PIPE, **environment: str
     ) -> subprocess.Popen[str]:
         """Start `runtime` with these arguments and leave it running; its streams are pipes."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "runtime", *arguments],
             cwd=self.folder, env=self._environment(environment), stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what still runs: a test that fails leaves nothing behind."""
+        for process in self._started:
+            process.kill()
+            process.wait(SECONDS)
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
