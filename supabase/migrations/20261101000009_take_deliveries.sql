@@ -177,6 +177,8 @@ declare
     fresh bigint[];
     overdue bigint[] := '{}';
     seen bigint[];
+    -- The first of each key that was seen, whoever has it; heads are those of them that can be taken.
+    firsts bigint[];
     heads bigint[];
     locked bigint[];
     parked integer;
@@ -202,7 +204,7 @@ begin
             for update skip locked
         );
         seen := fresh || overdue;
-        heads := array(
+        firsts := array(
             select h.message_id
             from (
                 select distinct d.ordered_key from runtime.deliveries d
@@ -213,9 +215,10 @@ begin
                 where n.subscription = wanted and n.ordered_key = m.ordered_key
                 order by n.message_id limit 1
             ) h
-            where h.message_id = any (seen)
-            order by h.message_id
-            limit case when alone then 1 else amount end
+        );
+        heads := array(
+            select f from unnest(firsts) as f where f = any (seen)
+            order by f limit case when alone then 1 else amount end
         );
         exit when cardinality(heads) = amount or cardinality(fresh) < looks;
     end loop;
@@ -238,17 +241,7 @@ begin
     -- whose row we hold for key share. Else it stays as it is and is looked at again soon.
     locked := array(
         select n.message_id from runtime.deliveries n
-        where n.subscription = wanted and n.message_id in (
-            select h.message_id from (
-                select distinct d.ordered_key from runtime.deliveries d
-                where d.subscription = wanted and d.message_id = any (seen)
-            ) k
-            cross join lateral (
-                select n.message_id from runtime.deliveries n
-                where n.subscription = wanted and n.ordered_key = k.ordered_key
-                order by n.message_id limit 1
-            ) h
-        )
+        where n.subscription = wanted and n.message_id = any (firsts)
         for key share skip locked
     );
     update runtime.deliveries d set visible_at = 'infinity'

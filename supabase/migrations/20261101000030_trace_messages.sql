@@ -3,6 +3,16 @@
 -- A message's story asks for its dead letters by the message; the table is small.
 create index dead_letters_message on runtime.dead_letters (message_id);
 
+create function runtime.refuse_agent(what text) returns void
+language plpgsql stable set search_path = '' as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = format('an agent''s identity may not %s', what);
+    end if;
+end
+$$;
+comment on function runtime.refuse_agent(text) is 'Raises 42501 for an agent under its own identity: this is for operators.';
+
 create function runtime.handling(messages bigint[], details boolean default false)
 returns table (message_id bigint, handled json)
 language sql stable set search_path = ''
@@ -100,9 +110,7 @@ create function public.stream_trace(message bigint, max integer default 200) ret
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not trace messages';
-    end if;
+    perform runtime.refuse_agent('trace messages');
     if max is null or max not between 1 and 2000 then
         raise exception using errcode = '22023', message = 'max must be between 1 and 2000';
     end if;

@@ -42,9 +42,7 @@ declare
     answer json;
 begin
     perform runtime.check_pattern(pattern);
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
-    end if;
+    perform runtime.refuse_agent('look at the whole stream');
     if max is null or max not between 1 and 500 then
         raise exception using errcode = '22023', message = 'max must be between 1 and 500';
     end if;
@@ -137,9 +135,7 @@ create function public.stream_handling(ids bigint[]) returns json
 language plpgsql stable security definer set search_path = ''
     set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
-    end if;
+    perform runtime.refuse_agent('look at the whole stream');
     return (select coalesce(json_object_agg(h.message_id, h.handled), '{}') from runtime.handling(ids) h);
 end
 $$;
@@ -149,9 +145,7 @@ create function public.stream_activity(since_seconds double precision default 36
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
-    end if;
+    perform runtime.refuse_agent('look at the whole stream');
     if since_seconds is null or since_seconds not between 0 and 86400 then
         raise exception using errcode = '22023', message = 'since_seconds must be between 0 and 86400';
     end if;
@@ -179,9 +173,7 @@ create function public.stream_flow(look integer default 2000) returns json
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not look at the whole stream';
-    end if;
+    perform runtime.refuse_agent('look at the whole stream');
     if look is null or look not between 1 and 20000 then
         raise exception using errcode = '22023', message = 'look must be between 1 and 20000';
     end if;

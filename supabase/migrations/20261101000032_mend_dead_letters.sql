@@ -11,9 +11,7 @@ create function public.stream_dead_groups(look integer default 5000) returns jso
 language plpgsql stable security definer set search_path = ''
     set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not look at all dead letters';
-    end if;
+    perform runtime.refuse_agent('look at all dead letters');
     if look is null or look not between 1 and 100000 then
         raise exception using errcode = '22023', message = 'look must be between 1 and 100000';
     end if;
@@ -41,9 +39,7 @@ create function public.stream_last_good(letter bigint) returns json
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not look at all dead letters';
-    end if;
+    perform runtime.refuse_agent('look at all dead letters');
     return (
         -- The nearest before it under its key that this subscription handled well; not sought for ever.
         select json_build_object('id', m.id, 'value', m.value, 'created_at', m.created_at)
@@ -70,9 +66,7 @@ declare
     target runtime.subscriptions;
     written bigint;
 begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = 'an agent''s identity may not amend messages';
-    end if;
+    perform runtime.refuse_agent('amend messages');
     select l.* into dead from runtime.dead_letters l where l.id = letter for update;
     if not found then
         raise exception using

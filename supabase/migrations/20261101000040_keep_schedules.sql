@@ -89,8 +89,10 @@ comment on function public.stream_tick(text, text, timestamptz, timestamptz, jso
     'ask alike, and for nobody ahead of time.';
 
 create function public.stream_schedules() returns json
-language sql stable security definer set search_path = '' as $$
-    select coalesce(json_agg(json_build_object(
+language plpgsql stable security definer set search_path = '' as $$
+begin
+    perform runtime.refuse_agent('look at all timers');
+    return (select coalesce(json_agg(json_build_object(
         'name', s.name, 'key', s.key, 'spec', s.spec, 'missed', s.missed, 'last_slot', s.last_slot,
         'paused', (select x.paused_at is not null from runtime.subscriptions x where x.name = s.name),
         'workers', (
@@ -100,6 +102,7 @@ language sql stable security definer set search_path = '' as $$
                 - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
         )
     ) order by s.name), '[]')
-    from runtime.schedules s
+    from runtime.schedules s);
+end
 $$;
 comment on function public.stream_schedules() is 'The timers: their slots as text, the last one, and how many workers serve them.';
