@@ -117,15 +117,16 @@ class PostgresStore(Store):
             is_fit = await self._recover(connection, error)
             raise
         finally:
-            await pool.give_back(connection, is_fit=is_fit)
+            pool.give_back(connection, is_fit=is_fit)
 
     async def _recover(self, connection: Connection, error: BaseException) -> bool:
         """Whether a connection is as good as before its request failed, or was given up."""
-        has_answered = isinstance(error, StoreError) and isinstance(error.__cause__, pg.PostgresError)
+        cause = error.__cause__ if isinstance(error, StoreError) else error
+        has_answered = isinstance(cause, pg.PostgresError)
         if has_answered and self._prepares:
             return True
-        if has_answered or isinstance(error, anyio.get_cancelled_exc_class()):
-            # asyncpg has told the server to stop; what is sent now waits until it has.
+        if has_answered or isinstance(cause, (TimeoutError, anyio.get_cancelled_exc_class())):
+            # asyncpg is telling the server to stop: cut at once, it could not. What is sent now waits until it has.
             with anyio.move_on_after(_RELEASE_SECONDS, shield=True), suppress(*_AWAY, pg.PostgresError):
                 await connection.execute("select" if self._prepares else "rollback")
                 return True
