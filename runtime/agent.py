@@ -1,27 +1,45 @@
 """What is an agent? A name and the handlers declared under it: nothing here touches a store or a socket."""
 
-import functools
 import inspect
 import logging
-import math
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
-from runtime.errors import DeclarationError, InvalidKey
-from runtime.keys import check_key, check_pattern
+from runtime.declaration import (
+    Start,
+    check_concurrency,
+    check_dead_blocks,
+    check_emits,
+    check_missed,
+    check_patterns,
+    check_retry,
+    check_segment,
+    check_start,
+    check_tick_key,
+    check_timeout,
+)
+from runtime.errors import DeclarationError
 from runtime.message import Context, Message
 from runtime.retry import Retry
-from runtime.schedule import MISSED, Missed, Schedule, cron, every
+from runtime.schedule import Missed, Schedule, cron, every
 from runtime.signature import Signature, read_signature
 
 Function = TypeVar("Function", bound=Callable[..., object])
-Start = Literal["latest", "earliest"]
-_TIMER_OPTIONS = frozenset({"retry", "concurrency", "emits", "timeout", "name"})
 
 _log = logging.getLogger(__name__)
+
+
+class TimerOptions(TypedDict, total=False):
+    """What `every` and `cron` take of what `on` takes."""
+
+    retry: Retry | None
+    concurrency: int | None
+    emits: str | None
+    timeout: float | None
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +137,7 @@ class Agent:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = _segment(name, "An agent's name")
+        self.name = check_segment(name, "An agent's name")
         self.handlers: list[Handler] = []
 
     def __repr__(self) -> str:
@@ -161,14 +179,14 @@ class Agent:
             raise DeclarationError('Write @agent.on("some.key"), not @agent.on alone: it needs a pattern.')
         fields = {
             "agent": self.name,
-            "patterns": _patterns(patterns),
-            "retry": _retry(retry),
-            "concurrency": _concurrency(concurrency),
-            "emits": _emits(emits),
+            "patterns": check_patterns(patterns),
+            "retry": check_retry(retry),
+            "concurrency": check_concurrency(concurrency),
+            "emits": check_emits(emits),
             "ordered": bool(ordered),
-            "dead_blocks": _dead_blocks(dead_blocks, ordered),
-            "start": _start(start),
-            "timeout": _timeout(timeout),
+            "dead_blocks": check_dead_blocks(dead_blocks, ordered),
+            "start": check_start(start),
+            "timeout": check_timeout(timeout),
         }
         # Classes that a function body defines are found neither among a module's names nor by typing itself.
         local_names = sys._getframe(1).f_locals
@@ -185,7 +203,7 @@ class Agent:
         *,
         missed: Missed = "one",
         key: str | None = None,
-        **options: Any,
+        **options: Unpack[TimerOptions],
     ) -> Callable[[Function], Function]:
         """Register a function to run each so many seconds, once for all workers together.
 
@@ -210,7 +228,7 @@ class Agent:
         timezone: str = "UTC",
         missed: Missed = "one",
         key: str | None = None,
-        **options: Any,
+        **options: Unpack[TimerOptions],
     ) -> Callable[[Function], Function]:
         """Register a function to run at the moments of a cron expression, once for all workers together.
 
@@ -233,29 +251,29 @@ class Agent:
         schedule: Schedule,
         missed: Missed,
         key: str | None,
-        options: dict[str, Any],
+        options: TimerOptions,
         local_names: Mapping[str, Any],
     ) -> Callable[[Function], Function]:
-        if missed not in MISSED:
-            raise DeclarationError(f'missed=… must be "one", "all" or "none", not {missed!r}.')
-        if unknown := sorted(set(options) - _TIMER_OPTIONS):
+        known = sorted(TimerOptions.__annotations__)
+        if unknown := sorted(set(options) - set(known)):
             raise DeclarationError(
-                f"A timer takes no {unknown[0]}=…; beside missed and key it takes {', '.join(sorted(_TIMER_OPTIONS))}."
+                f"A timer takes no {unknown[0]}=…; beside missed and key it takes {', '.join(known)}."
             )
+        missed = check_missed(missed)
 
         def register(function: Function) -> Function:
             name = options.get("name") or getattr(function, "__name__", "")
-            ticks = key or f"timer.{self.name}.{_segment(name, 'A timer’s name (give one with name=…)')}"
+            ticks = key or f"timer.{self.name}.{check_segment(name, 'A timer’s name (give one with name=…)')}"
             fields = {
                 "agent": self.name,
-                "patterns": (_key(ticks),),
-                "retry": _retry(options.get("retry")),
-                "concurrency": _concurrency(options.get("concurrency")),
-                "emits": _emits(options.get("emits")),
+                "patterns": (check_tick_key(ticks),),
+                "retry": check_retry(options.get("retry")),
+                "concurrency": check_concurrency(options.get("concurrency")),
+                "emits": check_emits(options.get("emits")),
                 "ordered": False,
                 "dead_blocks": False,
                 "start": "latest",
-                "timeout": _timeout(options.get("timeout")),
+                "timeout": check_timeout(options.get("timeout")),
                 "timer": Timer(ticks, schedule, missed),
             }
             self._add(function, options.get("name"), fields, local_names)
@@ -275,7 +293,7 @@ class Agent:
             raise DeclarationError(f"@agent.on(…) goes above a function, not above {function!r}.")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise DeclarationError(f"{function.__name__} yields, but a handler returns. Use context.emit(…).")
-        last = _segment(name or function.__name__, "A handler's name (give one with name=…)")
+        last = check_segment(name or function.__name__, "A handler's name (give one with name=…)")
         full_name = f"{self.name}.{last}"
         if any(handler.name == full_name for handler in self.handlers):
             raise DeclarationError(
@@ -286,77 +304,3 @@ class Agent:
         self.handlers.append(
             Handler(name=full_name, function=function, is_async=is_async, signature=signature, **fields)
         )
-
-
-def _segment(name: object, what: str) -> str:
-    """The name, if it is a single segment of a key."""
-    try:
-        if isinstance(name, str) and "." not in name:
-            return check_key(name)
-    except InvalidKey:
-        pass
-    raise DeclarationError(f"{what} is letters, digits, '_', ':' and '-', such as 'writer', not {name!r}.")
-
-
-def _as_declaration(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Have a wrong key complained about as a wrong declaration."""
-
-    @functools.wraps(check)
-    def checked(given: Any) -> Any:
-        try:
-            return check(given)
-        except InvalidKey as error:
-            raise DeclarationError(f"@agent.on(…): {error}") from None
-
-    return checked
-
-
-@_as_declaration
-def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    if not patterns:
-        raise DeclarationError('@agent.on(…) needs at least one pattern: @agent.on("task.output").')
-    return tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
-
-
-@_as_declaration
-def _emits(emits: str | None) -> str | None:
-    return None if emits is None else check_key(emits)
-
-
-@_as_declaration
-def _key(key: str) -> str:
-    return check_key(key)
-
-
-def _retry(retry: object) -> Retry:
-    if retry is None:
-        return Retry()
-    if not isinstance(retry, Retry):
-        raise DeclarationError(f"@agent.on(retry=…) must be a Retry(attempts=3, …), not {retry!r}.")
-    return retry
-
-
-def _concurrency(limit: object) -> int | None:
-    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
-        return limit
-    raise DeclarationError(f"@agent.on(concurrency=…) must be a whole number of 1 or more, not {limit!r}.")
-
-
-def _dead_blocks(dead_blocks: bool, ordered: bool) -> bool:
-    if dead_blocks and not ordered:
-        raise DeclarationError(
-            "@agent.on(dead_blocks=True) needs ordered=True: without an order nothing waits."
-        )
-    return bool(dead_blocks)
-
-
-def _start(start: object) -> Start:
-    if start == "latest" or start == "earliest":
-        return start
-    raise DeclarationError(f'@agent.on(start=…) must be "latest" or "earliest", not {start!r}.')
-
-
-def _timeout(seconds: object) -> float | None:
-    if seconds is None or (isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0):
-        return seconds
-    raise DeclarationError(f"@agent.on(timeout=…) must be more than 0 seconds, not {seconds!r}.")

@@ -13,11 +13,12 @@ import anyio
 
 from runtime.agent import Handler
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.failure import failure
 from runtime.gauges import Gauges, WayIn
 from runtime.plan import LAPSING_SHARE, Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds
-from runtime.runner import Runner, failure
+from runtime.runner import Runner
 from runtime.settings import Settings
 from runtime.store import Answer, Exchange, Report, Store, Subscribed, WorkerCard
 from runtime.timekeeping import keep_time

@@ -4,13 +4,13 @@ from html import escape
 from typing import Final
 
 from runtime.graph import Edge, Graph, Node
+from runtime.layout import columns_of
 
 _HEIGHT: Final = 34
 _ROW: Final = 58
 _GAP: Final = 120
 _MARGIN: Final = 20
 _CHARACTER: Final = 7.8
-_SWEEPS: Final = 4
 
 _STYLE: Final = """
     svg { color-scheme: light dark; font: 13px ui-monospace, monospace; }
@@ -26,7 +26,7 @@ _STYLE: Final = """
 
 def svg(graph: Graph) -> str:
     """Return the graph as an SVG image, readable on light and on dark ground."""
-    columns = _ordered(graph, _columns(graph))
+    columns = columns_of(graph.nodes, [(edge.source, edge.target) for edge in graph.edges])
     boxes, left = {}, float(_MARGIN)
     tallest = max(map(len, columns), default=0) * _ROW
     for column in columns:
@@ -45,56 +45,6 @@ def svg(graph: Graph) -> str:
         '  <marker id="end" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
         '<path d="M0 0L8 4L0 8z"/></marker>\n' + "".join(f"  {part}\n" for part in parts) + "</svg>\n"
     )
-
-
-def _columns(graph: Graph) -> dict[Node, int]:
-    """Each node's column: one more than whatever leads to it; an edge that closes a circle does not count."""
-    onward: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
-    state: dict[Node, bool] = {}
-    after: list[Node] = []
-    outgoing: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
-    for edge in graph.edges:
-        outgoing[edge.source].append(edge.target)
-    starts = sorted(graph.nodes, key=lambda node: any(edge.target == node for edge in graph.edges))
-    for start in starts:
-        if start in state:
-            continue
-        state[start] = True
-        path = [(start, iter(outgoing[start]))]
-        while path:
-            node, targets = path[-1]
-            target = next(targets, None)
-            if target is None:
-                state[node] = False
-                after.append(node)
-                path.pop()
-            # What is still open closes a circle.
-            elif not state.get(target, False):
-                onward[node].append(target)
-                if target not in state:
-                    state[target] = True
-                    path.append((target, iter(outgoing[target])))
-    column = dict.fromkeys(graph.nodes, 0)
-    for node in reversed(after):
-        for target in onward[node]:
-            column[target] = max(column[target], column[node] + 1)
-    return column
-
-
-def _ordered(graph: Graph, column: dict[Node, int]) -> list[list[Node]]:
-    """The columns, each in an order that lets few edges cross: every node near the middle of its neighbours."""
-    columns: list[list[Node]] = [[] for _ in range(max(column.values(), default=-1) + 1)]
-    for node, number in column.items():
-        columns[number].append(node)
-    near: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
-    for edge in graph.edges:
-        near[edge.source].append(edge.target)
-        near[edge.target].append(edge.source)
-    for _ in range(_SWEEPS):
-        place = {node: row - len(each) / 2 for each in columns for row, node in enumerate(each)}
-        for each in columns:
-            each.sort(key=lambda node: sum(place[other] for other in near[node]) / max(len(near[node]), 1))
-    return columns
 
 
 def _box(node: Node, boxes: dict[Node, tuple[float, float, float]]) -> str:

@@ -41,13 +41,12 @@ class Tick:
 
 
 class Schedule(ABC):
-    """The moments at which a timer ticks.
+    """The moments at which a timer ticks."""
 
-    Attributes:
-        spec: the schedule as text, equal for equal schedules; `read_schedule` understands it.
-    """
-
-    spec: str
+    @property
+    @abstractmethod
+    def spec(self) -> str:
+        """The schedule as text, equal for equal schedules; `read_schedule` understands it."""
 
     @abstractmethod
     def next(self, after: datetime) -> datetime:
@@ -71,7 +70,7 @@ class Every(Schedule):
     seconds: int
 
     @property
-    def spec(self) -> str:  # type: ignore[override]
+    def spec(self) -> str:
         """As in `every 300`."""
         return f"every {self.seconds}"
 
@@ -98,7 +97,7 @@ class Cron(Schedule):
     timezone: str
 
     @property
-    def spec(self) -> str:  # type: ignore[override]
+    def spec(self) -> str:
         """As in `cron 0 7 * * mon-fri Europe/Paris`."""
         return f"cron {self.expression} {self.timezone}"
 

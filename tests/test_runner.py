@@ -15,7 +15,8 @@ import anyio
 import pytest
 
 from runtime import Agent, Context, Message, Reject, Retry, RetryLater
-from runtime.runner import Attempt, Runner, storable
+from runtime.failure import storable
+from runtime.runner import Attempt, Runner
 from runtime.store import Delivery, Report
 
 pytestmark = pytest.mark.anyio

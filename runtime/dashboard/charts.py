@@ -1,12 +1,12 @@
 """Where do lines, bars and boxes stand? Geometry only: the templates draw it as SVG."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from runtime.layout import columns_of
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28
@@ -108,7 +108,6 @@ class Node:
     name: str
     kind: str
     note: str = ""
-    rank: int = 0
     x: float = 0
     y: float = 0
 
@@ -143,30 +142,14 @@ class Map:
         self.edges[source, target] = Edge(source, target, count + (before.count if before else 0))
 
     def lay_out(self) -> None:
-        """Give every node its column, by its longest way from a source, and its place in it, near its causes."""
-        forward = _acyclic(self.nodes, self.edges)
-        causes = defaultdict(list)
-        for source, target in forward:
-            causes[target].append(source)
-        for name in _in_order(self.nodes, forward):
-            self.nodes[name].rank = max((self.nodes[each].rank + 1 for each in causes[name]), default=0)
-        columns: dict[int, list[str]] = defaultdict(list)
-        for name, node in self.nodes.items():
-            columns[node.rank].append(name)
-        place: dict[str, float] = {}
-        for rank in sorted(columns):
-            columns[rank].sort(
-                key=lambda name: (
-                    sum(place[each] for each in causes[name]) / len(causes[name]) if causes[name] else 0.0, name
-                )
-            )  # fmt: skip
-            place |= {name: float(row) for row, name in enumerate(columns[rank])}
-        tallest = max((len(each) for each in columns.values()), default=0)
-        for rank, names in columns.items():
+        """Give every node its place."""
+        columns = columns_of(sorted(self.nodes), sorted(self.edges))
+        tallest = max(map(len, columns), default=0)
+        for rank, names in enumerate(columns):
             top = (tallest - len(names)) * ROW / 2
             for row, name in enumerate(names):
                 self.nodes[name].x, self.nodes[name].y = 12 + rank * COLUMN, 12 + top + row * ROW
-        self.width = 24 + max(columns, default=0) * COLUMN + NODE_WIDTH
+        self.width = 24 + max(len(columns) - 1, 0) * COLUMN + NODE_WIDTH
         self.height = 100 + tallest * ROW
 
     def curves(self, seconds: float) -> Iterable[dict[str, Any]]:
@@ -187,49 +170,3 @@ class Map:
                 "weight": min(4, 1 + int(math.log10(edge.count + 1))),
                 "title": f"{start.name} → {end.name}: {edge.count}",
             }
-
-
-def _acyclic(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The edges without those that lead back: what an agent causes may come round to it."""
-    after = defaultdict(list)
-    for source, target in sorted(edges):
-        after[source].append(target)
-    targets = {target for _, target in edges}
-    kept: list[tuple[str, str]] = []
-    done: set[str] = set()
-    on_path: set[str] = set()
-
-    def visit(name: str) -> None:
-        on_path.add(name)
-        for target in after[name]:
-            if target in on_path:
-                continue
-            kept.append((name, target))
-            if target not in done:
-                visit(target)
-        on_path.discard(name)
-        done.add(name)
-
-    for name in sorted(nodes, key=lambda each: (each in targets, each)):
-        if name not in done:
-            visit(name)
-    return kept
-
-
-def _in_order(nodes: Iterable[str], edges: Sequence[tuple[str, str]]) -> list[str]:
-    """The nodes, causes before effects."""
-    left = dict.fromkeys(nodes, 0)
-    after = defaultdict(list)
-    for source, target in edges:
-        left[target] += 1
-        after[source].append(target)
-    ready = [name for name, count in left.items() if not count]
-    order = []
-    while ready:
-        name = ready.pop(0)
-        order.append(name)
-        for target in after[name]:
-            left[target] -= 1
-            if not left[target]:
-                ready.append(target)
-    return order

@@ -1,0 +1,103 @@
+"""Does a declaration make sense? Each part of one is checked when a module is imported, and said with its cure."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from runtime.errors import DeclarationError, InvalidKey
+from runtime.keys import check_key, check_pattern
+from runtime.retry import Retry
+from runtime.schedule import MISSED, Missed
+
+Start = Literal["latest", "earliest"]
+
+
+def check_segment(name: object, what: str) -> str:
+    """The name, if it is a single segment of a key."""
+    try:
+        if isinstance(name, str) and "." not in name:
+            return check_key(name)
+    except InvalidKey:
+        pass
+    raise DeclarationError(f"{what} is letters, digits, '_', ':' and '-', such as 'writer', not {name!r}.")
+
+
+def _as_declaration(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Have a wrong key complained about as a wrong declaration."""
+
+    @functools.wraps(check)
+    def checked(given: Any) -> Any:
+        try:
+            return check(given)
+        except InvalidKey as error:
+            raise DeclarationError(f"@agent.on(…): {error}") from None
+
+    return checked
+
+
+@_as_declaration
+def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns, each once."""
+    if not patterns:
+        raise DeclarationError('@agent.on(…) needs at least one pattern: @agent.on("task.output").')
+    return tuple(dict.fromkeys(check_pattern(pattern) for pattern in patterns))
+
+
+@_as_declaration
+def check_emits(emits: str | None) -> str | None:
+    """The key that is emitted under, or None."""
+    return None if emits is None else check_key(emits)
+
+
+@_as_declaration
+def check_tick_key(key: str) -> str:
+    """The key of a timer's ticks."""
+    return check_key(key)
+
+
+def check_retry(retry: object) -> Retry:
+    """What happens after a failure."""
+    if retry is None:
+        return Retry()
+    if not isinstance(retry, Retry):
+        raise DeclarationError(f"@agent.on(retry=…) must be a Retry(attempts=3, …), not {retry!r}.")
+    return retry
+
+
+def check_concurrency(limit: object) -> int | None:
+    """How many may run at once, or None."""
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
+        return limit
+    raise DeclarationError(f"@agent.on(concurrency=…) must be a whole number of 1 or more, not {limit!r}.")
+
+
+def check_dead_blocks(dead_blocks: bool, ordered: bool) -> bool:
+    """Whether a dead letter holds up its key, which only an ordered one can."""
+    if dead_blocks and not ordered:
+        raise DeclarationError(
+            "@agent.on(dead_blocks=True) needs ordered=True: without an order nothing waits."
+        )
+    return bool(dead_blocks)
+
+
+def check_start(start: object) -> Start:
+    """Where a new subscription begins."""
+    if start == "latest" or start == "earliest":
+        return start
+    raise DeclarationError(f'@agent.on(start=…) must be "latest" or "earliest", not {start!r}.')
+
+
+def check_timeout(seconds: object) -> float | None:
+    """Seconds an attempt may take, or None."""
+    if seconds is None or (isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0):
+        return seconds
+    raise DeclarationError(f"@agent.on(timeout=…) must be more than 0 seconds, not {seconds!r}.")
+
+
+def check_missed(missed: object) -> Missed:
+    """Which ticks a timer writes late, if there is such a way."""
+    for known in MISSED:
+        if missed == known:
+            return known
+    raise DeclarationError(f'missed=… must be "one", "all" or "none", not {missed!r}.')
