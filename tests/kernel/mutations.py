@@ -2,6 +2,7 @@
 
     python -m tests.kernel.mutations            all of them, some minutes
     python -m tests.kernel.mutations K9         those whose name matches K9
+    python -m tests.kernel.mutations K9 500     those, with 500 examples each instead of 100
 
 Run by hand after a change of the kernel, the model or the machine. A mutation that survives is a hole in the machine.
 """
@@ -124,12 +125,13 @@ def noticed(cluster: Cluster, mutation: Mutation | None, *, examples: int, steps
 def main() -> int:
     """Break each rule; say which the machine noticed, and after how long."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    examples = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     survivors = 0
     with running_cluster() as cluster:
         for mutation in MUTATIONS:
             if re.search(wanted, mutation.name):
                 began = time.monotonic()
-                objection = noticed(cluster, mutation, examples=100, steps=50)
+                objection = noticed(cluster, mutation, examples=examples, steps=50)
                 survivors += objection is None
                 print(
                     f"{mutation.name:42} {time.monotonic() - began:5.1f} s  {objection or 'SURVIVES'}"[:160],
