@@ -13,6 +13,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   ├── MigrationMissing        the database lacks our schema, or has another version of it
 │   └── Refused                 the database understood and said no
 │       └── Duplicate           the dedup_key was used before
+├── BadSignature                a webhook is not from who it says, or too old
 ├── WakeupError                 the way in failed in a way an operator must mend
 └── LocalStackError             the local stack could not do as told
 """
@@ -87,6 +88,18 @@ class Refused(StoreError):
 
 class Duplicate(Refused):
     """A message with this `dedup_key` was stored before."""
+
+
+class BadSignature(RuntimeFault):
+    """A webhook's signature is missing or wrong, or was made at another time than now.
+
+    Attributes:
+        is_stale: whether the signature fits, and only its time lies outside the replay window.
+    """
+
+    def __init__(self, message: str, *, is_stale: bool = False) -> None:
+        super().__init__(message)
+        self.is_stale = is_stale
 
 
 class WakeupError(RuntimeFault):

@@ -1,0 +1,1 @@
+"""Webhooks: what others post becomes messages, and messages are posted to others."""
