@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 
 from tests.chaos.campaign import Campaign, Outcome
+from tests.chaos.feature import Feature
+from tests.chaos.features import FEATURES
 from tests.chaos.report import as_json as to_json
 from tests.chaos.report import show
 from tests.chaos.stage import STORES, WAYS, Setting, Stage, staged
@@ -28,6 +30,10 @@ def main(
     fault: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option(help="Only this one, as in both/rest; may be repeated.")
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this beside the chain; may be repeated, and is none for the chain alone."),
     ] = None,
     huge_rows: Annotated[int, typer.Option(help="Rows in the huge transaction of each setting.")] = 50_000,
     work: Annotated[float, typer.Option(help="Seconds a handler may take.")] = 0.01,
@@ -51,6 +57,10 @@ def main(
     settings = [each for each in every if not setting or str(each) in setting]
     if not settings:
         raise typer.BadParameter(f"there are these settings: {', '.join(map(str, every))}")
+    features = tuple(each for each in FEATURES if not feature or each.name in feature)
+    if unknown := set(feature or ()) - {each.name for each in FEATURES} - {"none"}:
+        names = ", ".join(each.name for each in FEATURES)
+        raise typer.BadParameter(f"there is no feature {min(unknown)!r}; there are: {names}, none")
     seed = time.time_ns() % 2**32 if seed is None else seed
     console.print(f"seed {seed}")
     environment = {"CHAOS_WORK_SECONDS": str(work), **dict(each.split("=", 1) for each in worker or ())}
@@ -69,7 +79,7 @@ def main(
             console.print,
         )
 
-    outcome = anyio.run(play, campaign, environment)
+    outcome = anyio.run(play, campaign, environment, features)
     if outcome is None:
         raise SystemExit(128 + signal.SIGTERM)
     if as_json:
@@ -79,7 +89,9 @@ def main(
     sys.exit(1 if outcome.problems else 0)
 
 
-async def play(campaign: Callable[[Stage], Campaign], environment: dict[str, str]) -> Outcome | None:
+async def play(
+    campaign: Callable[[Stage], Campaign], environment: dict[str, str], features: tuple[Feature, ...]
+) -> Outcome | None:
     """Set the stage and run one campaign on it; where something went wrong, show what the workers said last.
 
     Returns:
@@ -88,7 +100,7 @@ async def play(campaign: Callable[[Stage], Campaign], environment: dict[str, str
     outcome = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_cancel_on_sigterm, tasks.cancel_scope)
-        async with staged(environment) as stage:
+        async with staged(environment, features) as stage:
             outcome = await campaign(stage).run()
             if outcome.problems:
                 print(stage.last_words(), file=sys.stderr)

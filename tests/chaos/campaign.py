@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -80,6 +80,11 @@ class Campaign:
         self.outcome.ledger.read(self.stage.ledger_folder)
         async with self.stage.connection() as connection:
             self.outcome.problems += await judge(connection, self.outcome.ledger)
+            for feature in self.stage.features:
+                found = await feature.judge(connection, self.outcome.ledger)
+                self.outcome.problems += [
+                    replace(each, text=f"{feature.name}: {each.text}") for each in found
+                ]
             self.outcome.deliveries = await connection.fetchval(
                 "select count(*) from runtime.runs where outcome = 'done'"
             )
@@ -104,6 +109,9 @@ class Campaign:
                     store = ("rest", "direct")[lane % 2]
                     sending.start_soon(self._send, lane, numbers, store, until)
                 sending.start_soon(self._strike, until)
+                for feature in self.stage.features:
+                    if feature.drive is not None:
+                        sending.start_soon(feature.drive, self.stage, self.outcome.ledger, until)
                 if self.huge_rows and (not self.names or HUGE in self.names):
                     sending.start_soon(self._send_huge, str(setting), self.huge_rows)
             tasks.cancel_scope.cancel()

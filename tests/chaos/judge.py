@@ -71,9 +71,9 @@ def _sent(messages: list[Any], ledger: Ledger) -> list[Problem]:
     twice = sorted(number for number, count in stored.items() if count > 1)
     unknown = sorted(chain.number for chain in ledger.chains if chain.message not in ids)
     problems = [
-        _some("lost", "committed messages are not in the stream", sorted(sent - stored.keys())),
-        _some("lost", "ids that a sender was given are not in the stream", unknown),
-        _some("doubled", "messages are stored twice under one dedup_key", twice),
+        some("lost", "committed messages are not in the stream", sorted(sent - stored.keys())),
+        some("lost", "ids that a sender was given are not in the stream", unknown),
+        some("doubled", "messages are stored twice under one dedup_key", twice),
         *(
             Problem("lost", f"of the {rows} rows of {name} {bulks[name]} are there")
             for name, rows in ledger.bulks.items() if bulks[name] != rows
@@ -91,8 +91,8 @@ def _finished(messages: list[Any], runs: list[Any]) -> list[Problem]:
     lost = sorted(number for place, number in expected.items() if not finished[place])
     doubled = sorted(expected.get(place, -1) for place, count in finished.items() if count > 1)
     problems = (
-        _some("lost", "deliveries have no finished run", lost),
-        _some("doubled", "deliveries have more than one finished run", doubled),
+        some("lost", "deliveries have no finished run", lost),
+        some("doubled", "deliveries have more than one finished run", doubled),
     )
     return [problem for problem in problems if problem is not None]
 
@@ -103,7 +103,7 @@ def _results(messages: list[Any], ledger: Ledger) -> list[Problem]:
     for kind, wanted in (("step", 1), ("half", 2), ("result", 2)):
         counts = Counter(row["number"] for row in messages if row["kind"] == kind)
         wrong = sorted(chain.number for chain in ledger.chains if counts[chain.number] != wanted)
-        if problem := _some("results", f"chains have not exactly {wanted} messages chaos.{kind}", wrong):
+        if problem := some("results", f"chains have not exactly {wanted} messages chaos.{kind}", wrong):
             problems.append(problem)
     return problems
 
@@ -142,7 +142,7 @@ def _order(runs: list[Any], ledger: Ledger) -> list[Problem]:
             begins = [each.began for each in by_number[after] if each.attempt == final.get(each.message)]
             if ends and begins and min(begins) < min(ends):
                 wrong.append(after)
-    problem = _some("order", "messages began before the one sent before them in their lane had ended", wrong)
+    problem = some("order", "messages began before the one sent before them in their lane had ended", wrong)
     return [problem] if problem else []
 
 
@@ -154,7 +154,8 @@ def _processed(messages: list[Any]) -> list[Problem]:
     )
 
 
-def _some(check: str, what: str, numbers: list[int]) -> Problem | None:
+def some(check: str, what: str, numbers: list[int]) -> Problem | None:
+    """One problem with so many numbers, the first of them shown; none where there are none."""
     if not numbers:
         return None
     return Problem(check, f"{len(numbers)} {what}: {numbers[:_SHOWN]}", tuple(numbers))

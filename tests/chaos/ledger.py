@@ -38,11 +38,16 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Everything that was noted in one campaign."""
+    """Everything that was noted in one campaign.
+
+    Attributes:
+        driven: what each feature's script saw committed, in notes of its own.
+    """
 
     chains: list[Chain] = field(default_factory=list)
     bulks: dict[str, int] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
+    driven: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def read(self, folder: Path) -> None:
         """Take in what the handlers' processes have written; the last line of a killed one may be half."""

@@ -22,6 +22,7 @@ from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
 from runtime.settings import Settings
 from runtime.testing.cluster import Cluster
+from tests.chaos.feature import Feature
 from tests.chaos.ledger import FOLDER
 from tests.chaos.leftovers import DISK, own_folder
 
@@ -68,8 +69,9 @@ class Stage:
 
     Attributes:
         faults: the proxy that workers take for their Supabase project.
-        environment: of every worker, on top of what it needs.
         is_small: whether the database lies on a small disk of its own, which can be filled.
+        environment: of every worker, on top of what it needs.
+        features: what the workers run beside the chain.
     """
 
     folder: Path
@@ -79,6 +81,7 @@ class Stage:
     database: str
     is_small: bool
     environment: dict[str, str]
+    features: tuple[Feature, ...] = ()
     setting: Setting = field(default_factory=lambda: Setting("both", "rest"))
     supervisor: Process | None = None
     extras: list[Process] = field(default_factory=list)
@@ -102,6 +105,11 @@ class Stage:
     def log(self) -> Path:
         """What the workers say."""
         return self.folder / "workers.log"
+
+    @property
+    def agents(self) -> list[str]:
+        """The modules whose agents the workers run."""
+        return ["tests.chaos.agents", *(each.agents for each in self.features)]
 
     def last_words(self) -> str:
         """The end of what the workers said."""
@@ -129,12 +137,13 @@ class Stage:
         """Start two workers and a spare under a supervisor, and wait until every subscription is settled."""
         self.setting = setting
         self.supervisor = await self._run("--processes", "2")
+        awaited = [*SUBSCRIPTIONS, *(name for each in self.features for name in each.subscriptions)]
         async with self.connection() as connection:
             with anyio.fail_after(60):
                 while await connection.fetchval(
                     "select count(*) from runtime.subscriptions where settled and name = any ($1)",
-                    list(SUBSCRIPTIONS),
-                ) < len(SUBSCRIPTIONS):
+                    awaited,
+                ) < len(awaited):
                     await anyio.sleep(0.05)
 
     async def start_extra(self, **environment: str) -> Process:
@@ -203,7 +212,7 @@ class Stage:
         store = {"DATABASE_URL": self.url} if self.setting.store == "direct" else {}
         with self.log.open("ab") as log:
             return await anyio.open_process(
-                [sys.executable, "-m", "runtime", "run", "tests.chaos.agents", "--quiet", *options],
+                [sys.executable, "-m", "runtime", "run", *self.agents, "--quiet", *options],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -220,11 +229,12 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(environment: dict[str, str]) -> AsyncIterator[Stage]:
+async def staged(environment: dict[str, str], features: tuple[Feature, ...] = ()) -> AsyncIterator[Stage]:
     """A stage of its own, taken down in the end whatever happened on it.
 
     Args:
         environment: of every worker, on top of what it needs.
+        features: what the workers run beside the chain.
     """
     with own_folder() as folder:
         (folder / "ledger").mkdir()
@@ -248,7 +258,7 @@ async def staged(environment: dict[str, str]) -> AsyncIterator[Stage]:
         gateway = GatewayProcess(folder, port=free_port(), database_url=server.url(database))
         await anyio.to_thread.run_sync(gateway.start)
         async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
-            yield Stage(folder, server, gateway, faults, database, is_small, environment)
+            yield Stage(folder, server, gateway, faults, database, is_small, environment, features)
 
 
 def _mount(folder: Path) -> bool:

@@ -92,6 +92,14 @@ MECHANISMS = (
           "    return runtime.store(messages);")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", *_SHORT],
     ),
+    Mechanism(
+        "one tick a slot",
+        [(f"{_MIGRATIONS}/20261101000040_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
+         (f"{_MIGRATIONS}/20261101000040_keep_schedules.sql",
+          "'dedup_key', 'tick ' || s.name || ' ' || (t ->> 'slot'),\n", "\n")],
+        ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
+         "--feature", "timers", *_QUIET],
+    ),
 )  # fmt: skip
 
 

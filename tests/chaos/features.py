@@ -1,0 +1,5 @@
+"""Which features take part? All that are named here."""
+
+from tests.chaos.timers import TIMERS
+
+FEATURES = (TIMERS,)
