@@ -9,9 +9,11 @@ from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from runtime.declaration import (
+    Deliver,
     Start,
     check_concurrency,
     check_dead_blocks,
+    check_deliver,
     check_emits,
     check_missed,
     check_patterns,
@@ -73,6 +75,7 @@ class Handler:
         start: whether a new subscription gets what is written from now on, or all there is.
         timeout: seconds one attempt may take, or None for no limit.
         timer: what writes its messages, for a handler that runs by the time.
+        deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Handler:
     timeout: float | None
     signature: Signature = field(repr=False)
     timer: Timer | None = None
+    deliver: Deliver = "once"
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
@@ -154,6 +158,7 @@ class Agent:
         dead_blocks: bool = False,
         start: Start = "latest",
         timeout: float | None = None,
+        deliver: Deliver = "once",
         name: str | None = None,
     ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
@@ -170,6 +175,8 @@ class Agent:
                 otherwise the next message passes it.
             start: "earliest" makes a new subscription begin with all there is, "latest" with what comes.
             timeout: seconds one attempt may take.
+            deliver: "each" has every live process get each message, at most once, as Redis pub/sub does: nothing is
+                kept, so there is no retry and no dead letter, and what is written while it is away passes it by.
             name: the handler's name instead of the function's; work waiting in the store is found by it.
 
         Raises:
@@ -187,6 +194,15 @@ class Agent:
             "dead_blocks": check_dead_blocks(dead_blocks, ordered),
             "start": check_start(start),
             "timeout": check_timeout(timeout),
+            "deliver": check_deliver(
+                deliver,
+                {
+                    "retry": retry is not None,
+                    "ordered": ordered,
+                    "dead_blocks": dead_blocks,
+                    "start": start != "latest",
+                },
+            ),
         }
         # Classes that a function body defines are found neither among a module's names nor by typing itself.
         local_names = sys._getframe(1).f_locals

@@ -67,6 +67,8 @@ def _operation(
         "title": handler.name,
         **({"description": description} if description else {}),
         "tags": [{"name": handler.agent}],
+        # Every process gets it, at most once; without this word one of them does, and it is kept until then.
+        **({"x-deliver": "each"} if action == "receive" and handler.deliver == "each" else {}),
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
     }
 

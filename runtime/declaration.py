@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from runtime.errors import DeclarationError, InvalidKey
@@ -11,6 +11,18 @@ from runtime.retry import Retry
 from runtime.schedule import MISSED, Missed
 
 Start = Literal["latest", "earliest"]
+Deliver = Literal["once", "each"]
+
+# What needs a record of the subscription, and what to do instead of it.
+_NOT_WITH_EACH = {
+    "retry": "Nothing is kept that could be tried again: leave retry out, or leave deliver out.",
+    "ordered": "Say concurrency=1 instead: then messages are handled one after another as they are read.",
+    "dead_blocks": "There are no dead letters of what is not kept: leave it out.",
+    "start": (
+        "It hears what is written while it runs; to read what was written before, use "
+        "stream.listen(pattern, since=…)."
+    ),
+}
 
 
 def check_segment(name: object, what: str) -> str:
@@ -86,6 +98,23 @@ def check_start(start: object) -> Start:
     if start == "latest" or start == "earliest":
         return start
     raise DeclarationError(f'@agent.on(start=…) must be "latest" or "earliest", not {start!r}.')
+
+
+def check_deliver(deliver: object, given: Mapping[str, bool]) -> Deliver:
+    """Whether a message comes to one worker, or to each process that is there.
+
+    Args:
+        deliver: what was declared.
+        given: by option, whether it was given too.
+    """
+    if deliver == "once":
+        return "once"
+    if deliver != "each":
+        raise DeclarationError(f'@agent.on(deliver=…) must be "once" or "each", not {deliver!r}.')
+    for option, cure in _NOT_WITH_EACH.items():
+        if given.get(option):
+            raise DeclarationError(f'@agent.on(deliver="each") takes no {option}=…. {cure}')
+    return "each"
 
 
 def check_timeout(seconds: object) -> float | None:

@@ -27,6 +27,12 @@ def failure(
         "agent": handler.agent, "handler": handler.name, "key": message.key, "message_id": message.id,
         "attempt": message.attempt,
     }  # fmt: skip
+    if handler.deliver == "each":
+        _log.warning(
+            "%s failed on message %s: %s; nothing is kept of it",
+            handler.name, message.id, text, extra=details,
+        )  # fmt: skip
+        return Report(delivery, seconds, "dead", reason="failed", error=storable(text, _ERROR_CHARACTERS))
     if isinstance(error, RetryLater):
         _log.info("%s put message %s off: %s", handler.name, message.id, error.why, extra=details)
         return Report(

@@ -15,6 +15,7 @@ from runtime import loops
 from runtime.agent import Agent, Handler
 from runtime.connections import open_store, open_telemetry, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
+from runtime.each import Each
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.gauges import Gauges
 from runtime.plan import Suspects
@@ -29,6 +30,7 @@ __all__ = ["Attempt", "Worker"]
 
 _log = logging.getLogger("runtime.worker")
 _THREADS = 10
+_LEAVE_SECONDS = 2.0
 
 
 class Worker:
@@ -63,7 +65,15 @@ class Worker:
         self._observer = observer
         self._suspects = suspects
         self._limits = {handler.name: _limit(handler, settings) for handler in self.handlers}
+        self._subscribed = [handler for handler in self.handlers if handler.deliver == "once"]
+        # A spare process is there for what crashes; it is not one more that hears everything.
+        self._listening = [
+            handler
+            for handler in self.handlers
+            if handler.deliver == "each" and suspects is not Suspects.ONLY
+        ]
         self._dispatcher: Dispatcher | None = None
+        self._each: Each | None = None
         self._started = threading.Lock()
         self._is_stopping = False
         self._drain_seconds = settings.drain_seconds
@@ -92,8 +102,14 @@ class Worker:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What happened so far: exchanges, taken, done, refused, wake-ups by path."""
-        return {} if self._dispatcher is None else dict(self._dispatcher.counts)
+        """What happened so far: exchanges, taken, done, refused, wake-ups by path; heard and dropped."""
+        heard = {} if self._each is None else dict(self._each.counts)
+        return heard if self._dispatcher is None else {**heard, **self._dispatcher.counts}
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the handlers that get each message hear what is written now."""
+        return not self._listening or (self._each is not None and self._each.has_begun)
 
     def stop(self) -> None:
         """Take no new work, let running handlers finish within the drain deadline, and end. From any thread."""
@@ -101,6 +117,8 @@ class Worker:
             self._is_stopping = True
             if self._dispatcher is not None:
                 self._dispatcher.stop(self._drain_seconds)
+            if self._each is not None:
+                self._each.stop()
 
     def look(self) -> None:
         """Look for work now, though nothing woke this worker. From any thread."""
@@ -145,7 +163,10 @@ class Worker:
             raise
 
     def _report(self, report: Report) -> None:
-        if self._dispatcher is not None:
+        if report.delivery.subscription < 0:
+            if self._each is not None:
+                self._each.report(report)
+        elif self._dispatcher is not None:
             self._dispatcher.report(report)
 
     async def _run_thread(self, runner: Runner, metrics: "Metrics | None", ended: Callable[[], None]) -> None:
@@ -164,6 +185,10 @@ class Worker:
             # A spare is woken by the time alone: a crash shows when a lease ends.
             is_spare = self._suspects is Suspects.ONLY
             wakeups = [] if is_spare else open_wakeups(self._settings, self.id, patterns)
+            each = None
+            if self._listening:
+                each = Each(self._listening, self._limits, store, runner, self._settings)
+                wakeups = [each.hearing(source) for source in wakeups]
             gauges = Gauges()
             details = {
                 "pid": os.getpid(), "host": platform.node(), "is_spare": is_spare, **gauges.read(),
@@ -173,7 +198,7 @@ class Worker:
                 store,
                 wakeups,
                 card,
-                {handler.name: handler for handler in self.handlers},
+                {handler.name: handler for handler in self._subscribed},
                 self._limits,
                 runner,
                 self._settings,
@@ -182,17 +207,29 @@ class Worker:
                 lambda with_history: self._subscribe(store, card, with_history),
             )
             with self._started:
-                self._dispatcher = dispatcher
+                self._dispatcher, self._each = dispatcher, each
                 if self._is_stopping:
                     dispatcher.stop(self._drain_seconds)
+                    if each is not None:
+                        each.stop()
             async with anyio.create_task_group() as tasks:
                 if metrics is not None:
                     tasks.start_soon(self._answer_probes, metrics, dispatcher, store)
+                if each is not None:
+                    tasks.start_soon(self._listen, each, dispatcher)
                 await dispatcher.run()
+                if each is not None:
+                    # What runs is cancelled when the time to drain is over.
+                    with anyio.move_on_after(self._drain_seconds + _LEAVE_SECONDS):
+                        await each.drained()
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
                 await store.close()
+
+    async def _listen(self, each: Each, dispatcher: Dispatcher) -> None:
+        await dispatcher.ready.wait()
+        await each.run()
 
     async def _answer_probes(self, metrics: "Metrics", dispatcher: Dispatcher, store: Store) -> None:
         from runtime.probes import Probes
@@ -202,7 +239,7 @@ class Worker:
         await Probes(metrics, dispatcher, store).run(self._settings.metrics_host, port)
 
     async def _subscribe(self, store: Store, card: WorkerCard, with_history: bool) -> Subscribed:
-        declared = [_subscription(handler) for handler in self.handlers]
+        declared = [_subscription(handler) for handler in self._subscribed]
         if with_history:
             declared = [replace(each, start="earliest") for each in declared]
         subscribed = await store.subscribe(card, declared)

@@ -234,6 +234,27 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], words
         declared(plain, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"deliver": "all"}, 'must be "once" or "each"'),
+        ({"deliver": "each", "retry": Retry(attempts=3)}, "takes no retry=.*tried again"),
+        ({"deliver": "each", "ordered": True}, "takes no ordered=.*concurrency=1"),
+        ({"deliver": "each", "start": "earliest"}, r"takes no start=.*stream\.listen"),
+    ],
+)
+def test_deliver_each_takes_no_option_that_needs_a_record(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        Agent("ear").on("news.a", **options)
+
+
+def test_deliver_each_is_kept_with_what_goes_with_it() -> None:
+    ear = Agent("ear")
+    ear.on("news.>", deliver="each", concurrency=1, timeout=2, emits="heard")(plain)
+    (handler,) = ear.handlers
+    assert (handler.deliver, handler.concurrency, handler.timeout) == ("each", 1, 2)
+
+
 def test_patterns_are_checked() -> None:
     agent = Agent("writer")
     with pytest.raises(DeclarationError, match="is not a pattern"):

@@ -29,7 +29,10 @@ def schema(signature):
             except Exception:
                 return None
 print("\\n" + json.dumps({
-    handler.name: {"patterns": handler.patterns, "emits": handler.emits, "schema": schema(handler.signature)}
+    handler.name: {
+        "patterns": handler.patterns, "emits": handler.emits, "deliver": handler.deliver,
+        "schema": schema(handler.signature),
+    }
     for agent in discover(sys.argv[1:]) for handler in agent.handlers
 }))
 """
@@ -42,11 +45,13 @@ class Declared:
     Attributes:
         emits: the key its result is written under.
         schema: the JSON schema of the value it takes; None where it takes any.
+        deliver: whether one worker gets a message, or each process.
     """
 
     patterns: tuple[str, ...]
     emits: str | None = None
     schema: Mapping[str, Any] | None = None
+    deliver: str = "once"
 
     def complaints(self, value: object) -> list[str]:
         """What a value lacks, one sentence each."""
@@ -84,6 +89,6 @@ class Schemas:
             if result.returncode == 0:
                 told = decode(result.stdout.strip().rpartition(b"\n")[2])
                 self.declared = {
-                    name: Declared(tuple(each["patterns"]), each["emits"], each["schema"])
+                    name: Declared(tuple(each["patterns"]), each["emits"], each["schema"], each["deliver"])
                     for name, each in told.items()
                 }

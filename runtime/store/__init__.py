@@ -172,6 +172,14 @@ class Store(ABC):
         rows = await self._persist("stream_send", {"messages": messages}, repeatable=repeatable)
         return [Sent(row["id"], row["duplicate"]) for row in rows]
 
+    async def write(self, messages: Sequence[str]) -> None:
+        """Store messages given as the JSON of drafts, in one transaction and at most once.
+
+        Raises:
+            StoreError: they may not have been stored; where no answer came they may have been.
+        """
+        await self._persist("stream_send", {"messages": f"[{','.join(messages)}]"}, repeatable=False)
+
     async def read(
         self,
         pattern: str,

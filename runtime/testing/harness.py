@@ -121,7 +121,9 @@ class Harness:
             tasks.start_soon(worker.run)
             self._workers.append(worker)
             try:
-                await self._settled([handler.name for handler in worker.handlers])
+                await self._settled([each.name for each in worker.handlers if each.deliver == "once"])
+                while not worker.is_listening:  # noqa: ASYNC110 - told by another thread
+                    await anyio.sleep(_LOOK_SECONDS)
                 yield worker
             finally:
                 self._workers.remove(worker)

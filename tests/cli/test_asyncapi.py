@@ -117,3 +117,16 @@ def test_the_command_describes_the_agents_of_a_file(nowhere: Shell, official: Dr
     document = json.loads(ended.stdout)
     assert document["info"] == {"title": "Shop", "version": "7", "tags": [{"name": "shop"}]}
     assert official.is_valid(document)
+
+
+def test_what_every_process_gets_says_so(official: Draft7Validator) -> None:
+    ear = Agent("ear")
+
+    @ear.on("news.flash", deliver="each", emits="heard")
+    async def hear(value: str) -> str:
+        return value
+
+    document = asyncapi_of([ear], title="t", version="1")
+    official.validate(document)
+    assert document["operations"]["ear.hear"]["x-deliver"] == "each"
+    assert "x-deliver" not in document["operations"]["ear.hear.emits"]

@@ -26,8 +26,14 @@ async def drawing(request: Request) -> HTMLResponse:
 
 async def _map(desk: Desk) -> dict[str, Any]:
     stats, flow = await desk.pulse.stats.get(), await desk.pulse.flow.get()
-    graph = draw(stats["subscriptions"], flow, {
-        name: each.emits for name, each in desk.schemas.declared.items() if each.emits is not None
+    declared = desk.schemas.declared
+    # What is kept nowhere is known from its declaration alone.
+    listeners = [
+        {"name": name, "agent": name.partition(".")[0], "patterns": each.patterns}
+        for name, each in declared.items() if each.deliver == "each"
+    ]  # fmt: skip
+    graph = draw([*stats["subscriptions"], *listeners], flow, {
+        name: each.emits for name, each in declared.items() if each.emits is not None
     })  # fmt: skip
     graph.lay_out()
     return {
