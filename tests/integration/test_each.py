@@ -184,7 +184,10 @@ async def test_g6_a_slow_or_failing_each_handler_delays_no_other_and_drops_what_
     assert seen["failing"] == list(range(50)), "each once, though it failed"
 
 
-async def test_g9_a_stopping_worker_lets_an_each_handler_end_and_sends_what_it_emitted(stack: Any) -> None:
+async def test_g9_a_stopping_worker_lets_an_each_handler_end_and_sends_what_it_emitted(
+    stack: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     begun, may_end = anyio.Event(), anyio.Event()
     ear = Agent("ear")
 
@@ -202,6 +205,7 @@ async def test_g9_a_stopping_worker_lets_an_each_handler_end_and_sends_what_it_e
             await begun.wait()
             await stream.send("news.a", 2)
             worker.stop()
-            await until(lambda: worker.state == "stopping")
+            # There is no other work to wait for.
+            await until(lambda: f"{worker.name} has stopped" in caplog.text)
             may_end.set()
         assert [message.value for message in await stream.read("news.done")] == [1]
