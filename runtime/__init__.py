@@ -5,15 +5,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.agent import Agent
+    from runtime.batch import BatchContext
     from runtime.message import Context, Message, Priority
     from runtime.retry import Reject, Retry, RetryLater
     from runtime.schedule import Tick
     from runtime.stream import connect
 
-__all__ = ["Agent", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Tick", "connect"]
+__all__ = [
+    "Agent", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Tick", "connect",
+]  # fmt: skip
 
 _HOMES = {
     "Agent": "runtime.agent",
+    "BatchContext": "runtime.batch",
     "Context": "runtime.message",
     "Message": "runtime.message",
     "Priority": "runtime.message",

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
 
+from runtime.batch import BatchContext, Batching
 from runtime.declaration import (
     Deliver,
     Start,
+    check_batch,
     check_concurrency,
     check_dead_blocks,
     check_deliver,
@@ -76,6 +78,7 @@ class Handler:
         timeout: seconds one attempt may take, or None for no limit.
         timer: what writes its messages, for a handler that runs by the time.
         deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
+        batch: how many messages one call gets, for a handler of many at once.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Handler:
     signature: Signature = field(repr=False)
     timer: Timer | None = None
     deliver: Deliver = "once"
+    batch: Batching | None = None
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
@@ -116,7 +120,9 @@ class Handler:
             if inspect.iscoroutine(result):
                 result.close()
             raise DeclarationError(f"{self.name} returned an awaitable: declare it with `async def`.")
-        if self.emits is not None:
+        if self.emits is not None and isinstance(context, BatchContext):
+            self._emit_each(self.emits, result, context)
+        elif self.emits is not None:
             context.emit(self.emits, result)
         elif not self._said:
             self._said.add("result dropped")
@@ -125,6 +131,18 @@ class Handler:
                 'Say emits="some.key" in its @agent.on(…), or return nothing.',
                 self.name,
             )
+
+    def _emit_each(self, key: str, results: object, context: BatchContext) -> None:
+        """Emit what a handler of batches returned, each because of the message at the same place."""
+        count = len(context.messages)
+        if not isinstance(results, (list, tuple)) or len(results) != count:
+            raise DeclarationError(
+                f"{self.name} was given {count} messages and must return a list of {count}: what to emit for each, "
+                "in their order, and None where there is nothing."
+            )
+        for message, result in zip(context.messages, results, strict=True):
+            if result is not None:
+                context.emit(key, result, cause=message)
 
 
 class Agent:
@@ -160,6 +178,8 @@ class Agent:
         timeout: float | None = None,
         deliver: Deliver = "once",
         name: str | None = None,
+        batch: int | None = None,
+        within: float | None = None,
     ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
 
@@ -178,6 +198,8 @@ class Agent:
             deliver: "each" has every live process get each message, at most once, as Redis pub/sub does: nothing is
                 kept, so there is no retry and no dead letter, and what is written while it is away passes it by.
             name: the handler's name instead of the function's; work waiting in the store is found by it.
+            batch: hand the function up to so many messages at once, as a `list[Message[…]]` or a list of values.
+            within: with `batch`, seconds to wait for more after the first has come; 0 by default.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
@@ -201,8 +223,10 @@ class Agent:
                     "ordered": ordered,
                     "dead_blocks": dead_blocks,
                     "start": start != "latest",
+                    "batch": batch is not None,
                 },
             ),
+            "batch": check_batch(batch, within),
         }
         # Classes that a function body defines are found neither among a module's names nor by typing itself.
         local_names = sys._getframe(1).f_locals
@@ -315,7 +339,7 @@ class Agent:
             raise DeclarationError(
                 f"{full_name} is declared twice. Give one another name=…, or one on(…) several patterns."
             )
-        signature = read_signature(function, names=local_names)
+        signature = read_signature(function, names=local_names, is_batch=fields.get("batch") is not None)
         is_async = inspect.iscoroutinefunction(function)
         self.handlers.append(
             Handler(name=full_name, function=function, is_async=is_async, signature=signature, **fields)

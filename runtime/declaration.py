@@ -5,11 +5,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from runtime.batch import Batching
 from runtime.errors import DeclarationError, InvalidKey
 from runtime.keys import check_key, check_pattern
 from runtime.retry import Retry
 from runtime.schedule import MISSED, Missed
 
+MAX_BATCH = 1000
+MAX_WITHIN_SECONDS = 60
 Start = Literal["latest", "earliest"]
 Deliver = Literal["once", "each"]
 
@@ -122,6 +125,27 @@ def check_timeout(seconds: object) -> float | None:
     if seconds is None or (isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0):
         return seconds
     raise DeclarationError(f"@agent.on(timeout=…) must be more than 0 seconds, not {seconds!r}.")
+
+
+def check_batch(size: object, within: object) -> Batching | None:
+    """How many messages one call gets, or None where it gets one."""
+    if size is None:
+        if within is None:
+            return None
+        raise DeclarationError("@agent.on(within=…) needs batch=…: it says how long a batch may gather.")
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_BATCH:
+        raise DeclarationError(
+            f"@agent.on(batch=…) must be a whole number from 1 to {MAX_BATCH}, not {size!r}."
+        )
+    if within is None:
+        return Batching(size, 0.0)
+    is_number = isinstance(within, (int, float)) and not isinstance(within, bool)
+    if not is_number or not 0 <= within <= MAX_WITHIN_SECONDS:  # type: ignore[operator]
+        raise DeclarationError(
+            f"@agent.on(within=…) must be 0 to {MAX_WITHIN_SECONDS} seconds, not {within!r}: "
+            "those that wait are leased. For rarer batches use a timer, @agent.every(…), that reads the stream."
+        )
+    return Batching(size, float(within))  # type: ignore[arg-type]
 
 
 def check_missed(missed: object) -> Missed:

@@ -203,7 +203,10 @@ class Dispatcher:
             lane.limit = 0
         for name, number in subscribed.numbers.items():
             lane = self.plan.lanes.setdefault(number, Lane(0))
-            lane.limit, lane.in_threads = self._limits[name], not self._handlers[name].is_async
+            handler = self._handlers[name]
+            # What a call holds is a batch.
+            lane.limit = self._limits[name] * (handler.batch.size if handler.batch else 1)
+            lane.in_threads = not handler.is_async
         self.plan.unsettled = subscribed.unsettled
         self.plan.begin_anew(time.monotonic())
 

@@ -2,12 +2,13 @@
 
 import logging
 import traceback
+from collections.abc import Sequence
 from random import Random
 
 from runtime.agent import Handler
 from runtime.errors import InvalidPayload
 from runtime.retry import Reject, RetryLater
-from runtime.store import Delivery, Report
+from runtime.store import Delivery, Outcome, Report
 
 _log = logging.getLogger("runtime.handlers")
 _ERROR_CHARACTERS = 4_000
@@ -18,29 +19,41 @@ def failure(
     handler: Handler, delivery: Delivery, seconds: float, error: BaseException, random: Random
 ) -> Report:
     """Return what becomes of a delivery whose attempt ended in an error after so long, and log it once."""
-    message = delivery.message
-    # Crashes count for themselves, so they use up no attempt of the handler's.
-    attempt = message.attempt - delivery.crashes
+    [report] = failures(handler, [delivery], seconds, error, random)
+    return report
+
+
+def failures(
+    handler: Handler, deliveries: Sequence[Delivery], seconds: float, error: BaseException, random: Random
+) -> list[Report]:
+    """Return what becomes of deliveries whose common attempt ended in an error, and log it once."""
+    if not deliveries:
+        return []
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     trace = "".join(traceback.format_exception(error))
-    details = {
-        "agent": handler.agent, "handler": handler.name, "key": message.key, "message_id": message.id,
-        "attempt": message.attempt,
-    }  # fmt: skip
+    kept = storable(text, _ERROR_CHARACTERS), storable(trace, _TRACEBACK_CHARACTERS)
+    reports = [_report(handler, delivery, seconds, error, random, *kept) for delivery in deliveries]
+    _log_failure(handler, reports, text, error)
+    return reports
+
+
+def _report(
+    handler: Handler,
+    delivery: Delivery,
+    seconds: float,
+    error: BaseException,
+    random: Random,
+    text: str,
+    trace: str,
+) -> Report:
+    """What becomes of one delivery."""
     if handler.deliver == "each":
-        _log.warning(
-            "%s failed on message %s: %s; nothing is kept of it",
-            handler.name, message.id, text, extra=details,
-        )  # fmt: skip
-        return Report(delivery, seconds, "dead", reason="failed", error=storable(text, _ERROR_CHARACTERS))
+        return Report(delivery, seconds, "dead", reason="failed", error=text)
     if isinstance(error, RetryLater):
-        _log.info("%s put message %s off: %s", handler.name, message.id, error.why, extra=details)
-        return Report(
-            delivery, seconds, "later", delay=error.seconds, error=storable(text, _ERROR_CHARACTERS)
-        )
+        return Report(delivery, seconds, "later", delay=error.seconds, error=text)
     # What is no Exception, such as a SystemExit, is a failure like any other here.
     cause = error if isinstance(error, Exception) else RuntimeError(text)
-    delay = handler.retry.decide(cause, attempt, random)
+    delay = handler.retry.decide(cause, _attempt(delivery), random)
     reason = (
         "rejected"
         if isinstance(error, Reject)
@@ -48,24 +61,43 @@ def failure(
         if isinstance(error, InvalidPayload)
         else "failed"
     )
-    then = "it is a dead letter now" if delay is None else f"trying again in {delay:.1f} s"
+    outcome: Outcome = "dead" if delay is None else "failed"
+    return Report(delivery, seconds, outcome, reason=reason, delay=delay, error=text, traceback=trace)
+
+
+def _attempt(delivery: Delivery) -> int:
+    """Crashes count for themselves, so they use up no attempt of the handler's."""
+    return delivery.message.attempt - delivery.crashes
+
+
+def _log_failure(handler: Handler, reports: Sequence[Report], text: str, error: BaseException) -> None:
+    first = reports[0].delivery.message
+    details = {
+        "agent": handler.agent, "handler": handler.name, "key": first.key, "message_id": first.id,
+        "attempt": first.attempt,
+    }  # fmt: skip
+    which = f"message {first.id}" if len(reports) == 1 else f"{len(reports)} messages, {first.id} the first"
+    if handler.deliver == "each":
+        _log.warning("%s failed on %s: %s; nothing is kept of it", handler.name, which, text, extra=details)
+        return
+    if isinstance(error, RetryLater):
+        _log.info("%s put %s off: %s", handler.name, which, error.why, extra=details)
+        return
+    soonest = min((report.delay for report in reports if report.delay is not None), default=None)
+    dead = sum(report.delay is None for report in reports)
+    then = (
+        f"{'it is a dead letter' if len(reports) == 1 else f'{dead} are dead letters'} now"
+        if dead
+        else f"trying again in {soonest:.1f} s"
+    )
     _log.warning(
-        "%s failed on message %s (attempt %s): %s; %s",
+        "%s failed on %s (attempt %s): %s; %s",
         handler.name,
-        message.id,
-        attempt,
+        which,
+        _attempt(reports[0].delivery),
         text,
         then,
         extra=details,
-    )
-    return Report(
-        delivery,
-        seconds,
-        "dead" if delay is None else "failed",
-        reason=reason,
-        delay=delay,
-        error=storable(text, _ERROR_CHARACTERS),
-        traceback=storable(trace, _TRACEBACK_CHARACTERS),
     )
 
 

@@ -212,6 +212,7 @@ class Context:
         dedup_key: str | None = None,
         correlation_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
+        cause: Message[Any] | None = None,
     ) -> None:
         """Write a message when this attempt succeeds; if it fails, nothing is written.
 
@@ -224,11 +225,13 @@ class Context:
             dedup_key: stored once within the dedup retention.
             correlation_id: what it belongs to; by default the same as the handled message, or that message.
             headers: whatever should travel beside the value.
+            cause: in a batch, the message this one is written because of; it is written when that one succeeds.
 
         Raises:
             InvalidKey: `key` is not a key.
-            InvalidValue: the value or an option cannot be stored.
+            InvalidValue: the value or an option cannot be stored, or `cause` is not what this handler was given.
         """
+        message = self._cause(cause)
         self.emitted.append(
             Draft(
                 key,
@@ -238,11 +241,17 @@ class Context:
                 expires_in=expires_in,
                 priority=priority,
                 dedup_key=dedup_key,
-                correlation_id=correlation_id or self.message.correlation_id or str(self.message.id),
-                parent_id=self.message.id,
+                correlation_id=correlation_id or message.correlation_id or str(message.id),
+                parent_id=message.id,
                 headers=headers,
             )
         )
+
+    def _cause(self, message: Message[Any] | None) -> Message[Any]:
+        """The message that what is emitted belongs to."""
+        if message is not None and message.id != self.message.id:
+            raise InvalidValue(f"{self.handler} handles message {self.message.id}, not message {message.id}.")
+        return self.message
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime.agent import Handler
+from runtime.batches import Batch, Gathering, Share
 from runtime.failure import failure
 from runtime.message import Context, Draft
 from runtime.store import Delivery, Report
@@ -49,8 +50,13 @@ class Spans(Protocol):
     def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
         """The span of one attempt, current while it runs."""
 
-    def emitting(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """The drafts with the trace context in their headers."""
+    def handling_batch(
+        self, handler: str, worker: str, deliveries: Sequence[Delivery]
+    ) -> AbstractContextManager[list[Any]]:
+        """A span for each delivery of an attempt they share; none of them is current."""
+
+    def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
+        """The drafts with the trace context in their headers: that of the span, or of the current one."""
 
     def reported(self, span: Any, attempt: Attempt) -> None:
         """How the attempt of this span ended."""
@@ -93,6 +99,9 @@ class Runner:
         self._inbox: deque[Delivery] = deque()
         self._is_called = threading.Event()
         self._waiting: dict[int, deque[Delivery]] = {}
+        # Of handlers of batches; theirs wait nowhere else.
+        self._gathering: dict[int, Gathering] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
         self._running: dict[int, int] = {}
         self._starting: set[int] = set()
         # A limiter each, so that a slow handler takes no other's threads.
@@ -104,7 +113,7 @@ class Runner:
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
         # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
-        self._attempts: dict[int, anyio.CancelScope] = {}
+        self._attempts: dict[int, anyio.CancelScope | Share] = {}
         self.ticked_at = time.monotonic()
         self._called_at = self.ticked_at
         self._lag_seconds = 0.0
@@ -128,7 +137,9 @@ class Runner:
         for name, number in numbers.items():
             self._waiting.setdefault(number, deque())
             self._running.setdefault(number, 0)
-            self._handlers[number] = self._by_name[name]
+            self._handlers[number] = handler = self._by_name[name]
+            if handler.batch is not None:
+                self._gathering.setdefault(number, Gathering(handler.batch.size, handler.batch.within))
 
     def hand_over(self, deliveries: Iterable[Delivery]) -> None:
         """Take deliveries to be run. Called from the runtime's thread; returns at once."""
@@ -158,8 +169,11 @@ class Runner:
     def _revoke(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             waiting = self._waiting[delivery.subscription]
+            gathering = self._gathering.get(delivery.subscription)
             if delivery in waiting:
                 waiting.remove(delivery)
+                self._report(Report(delivery, outcome="released"))
+            elif gathering is not None and gathering.remove(delivery):
                 self._report(Report(delivery, outcome="released"))
             elif (scope := self._attempts.get(id(delivery))) is not None:
                 scope.cancel()
@@ -182,16 +196,20 @@ class Runner:
         self._lag_seconds = max(self._lag_seconds, self.ticked_at - self._called_at)
         while self._inbox:
             delivery = self._inbox.popleft()
-            self._waiting[delivery.subscription].append(delivery)
+            if (gathering := self._gathering.get(delivery.subscription)) is not None:
+                gathering.add(delivery, self.ticked_at)
+            else:
+                self._waiting[delivery.subscription].append(delivery)
         for number in tuple(self._handlers):
             self._start(number)
+        for number in self._gathering:
+            self._start_batch(number)
 
     def _start(self, number: int) -> None:
         """Have one handler's waiting deliveries run, or given back when everything ends."""
         waiting = self._waiting[number]
-        if self._is_stopping:
-            while waiting:
-                self._report(Report(waiting.popleft(), outcome="released"))
+        while self._is_stopping and waiting:
+            self._give_back([waiting.popleft()])
         # One task is started at a time, and it starts the next: handlers that never wait need only one.
         if (
             waiting
@@ -225,6 +243,104 @@ class Runner:
         finally:
             self._running[number] -= 1
             self._start(number)
+
+    def _start_batch(self, number: int) -> None:
+        """Have the next batch run when it is ready, or given back when everything ends."""
+        gathering, handler = self._gathering[number], self._handlers[number]
+        if (timer := self._timers.pop(number, None)) is not None:
+            timer.cancel()
+        while self._is_stopping and len(gathering):
+            self._give_back(gathering.take())
+        while self._running[number] < self._limits[handler.name]:
+            seconds = gathering.ready_in(time.monotonic())
+            if seconds is None:
+                return
+            if seconds > 0:
+                self._timers[number] = self._loop.call_later(seconds, self._start_batch, number)
+                return
+            self._running[number] += 1
+            self._tasks.start_soon(self._work_batch, number, gathering.take())
+
+    def _give_back(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            self._report(Report(delivery, outcome="released"))
+
+    async def _work_batch(self, number: int, deliveries: list[Delivery]) -> None:
+        """Run one batch, and have the next one run."""
+        if self._is_stopping:
+            self._running[number] -= 1
+            self._give_back(deliveries)
+            return
+        try:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                try:
+                    await self._run_batch(self._handlers[number], deliveries, scope)
+                finally:
+                    self._scopes.discard(scope)
+        finally:
+            self._running[number] -= 1
+            self._start_batch(number)
+
+    async def _run_batch(
+        self, handler: Handler, deliveries: list[Delivery], scope: anyio.CancelScope
+    ) -> None:
+        began, clock = time.time(), time.monotonic()
+        batch = Batch(handler, deliveries, self._worker, self._random)
+        names = {id(delivery) for delivery in deliveries}
+        try:
+            if handler.is_async:
+                shares = {name: Share(names, name, scope.cancel) for name in tuple(names)}
+                self._attempts.update(shares)
+            await (self._attempt_batch if self._spans is None else self._traced_batch)(batch, clock)
+        finally:
+            for delivery in deliveries:
+                self._attempts.pop(id(delivery), None)
+            batch.give_back(time.monotonic() - clock)
+            for report in batch.reports.values():
+                self._report(report)
+                if self._observer is not None and report.outcome != "released":
+                    self._observe(Attempt(handler, report.delivery, began, report))
+
+    async def _traced_batch(self, batch: Batch, clock: float) -> None:
+        """Run one batch with a span for each of its deliveries."""
+        assert self._spans is not None
+        handler, deliveries = batch.handler, batch.deliveries
+        with self._spans.handling_batch(handler.name, self._worker, deliveries) as spans:
+            began = time.time()
+            by_message = {each.place[0]: span for each, span in zip(deliveries, spans, strict=True)}
+            await self._attempt_batch(batch, clock, by_message)
+            for number, report in batch.reports.items():
+                self._spans.reported(by_message[number], Attempt(handler, report.delivery, began, report))
+
+    async def _attempt_batch(
+        self, batch: Batch, clock: float, spans: Mapping[int, Any] | None = None
+    ) -> None:
+        handler = batch.handler
+
+        def sign(delivery: Delivery, drafts: list[Draft]) -> Sequence[Draft]:
+            if self._spans is None or spans is None:
+                return drafts
+            return self._spans.emitting(drafts, spans[delivery.place[0]])
+
+        try:
+            arguments = batch.bind()
+            if not batch.valid:
+                return
+            if handler.timeout is None:
+                result = await self._call_handler(handler, arguments)
+            else:
+                with anyio.fail_after(handler.timeout):
+                    result = await self._call_handler(handler, arguments)
+            batch.succeed(result, time.monotonic() - clock, sign)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except asyncio.CancelledError as error:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            batch.fail(error, time.monotonic() - clock)
+        except BaseException as error:  # noqa: BLE001 - it becomes the reports, and is logged there
+            batch.fail(error, time.monotonic() - clock)
 
     async def _run(self, handler: Handler, delivery: Delivery, scope: anyio.CancelScope) -> None:
         began, clock = time.time(), time.monotonic()

@@ -5,13 +5,14 @@ Worked out once, when the handler is declared, so that a wrong signature fails a
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from runtime.batch import BatchContext
 from runtime.errors import DeclarationError, InvalidPayload
 from runtime.message import Context, Message
 
@@ -57,25 +58,28 @@ class Signature:
         return arguments
 
 
-def read_signature(function: Callable[..., object], *, names: Mapping[str, Any]) -> Signature:
+def read_signature(
+    function: Callable[..., object], *, names: Mapping[str, Any], is_batch: bool = False
+) -> Signature:
     """Work out how to fill a function's parameters.
 
     Args:
         function: the handler.
         names: local names that its annotations, if they are text, may mean.
+        is_batch: whether it gets many messages at once; then the signature is that of each.
 
     Raises:
         DeclarationError: a parameter that cannot be filled; the message names it and says what to do.
     """
     place = _place(function)
-    annotations = _annotations(function, names, place)
+    annotations = _of_each(_annotations(function, names, place), is_batch, place)
     messages: list[tuple[str, TypeAdapter[Any] | None]] = []
     contexts: list[str] = []
     values: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         _refuse_kinds(parameter, place)
         annotation = annotations.get(parameter.name, Any)
-        if annotation is Context:
+        if annotation is Context or annotation is BatchContext:
             contexts.append(parameter.name)
         elif annotation is Message or get_origin(annotation) is Message:
             content = next(iter(get_args(annotation)), Any)
@@ -107,6 +111,30 @@ def _annotations(function: Callable[..., object], names: Mapping[str, Any], plac
             f"{place}: an annotation cannot be resolved ({error}). "
             "Import what it names at the top of the module, outside `if TYPE_CHECKING`."
         ) from error
+
+
+def _of_each(annotations: dict[str, Any], is_batch: bool, place: str) -> dict[str, Any]:
+    """The annotations as for one message: a handler of batches has lists of what another has."""
+    found: dict[str, Any] = {}
+    for parameter, annotation in annotations.items():
+        is_list = annotation is list or get_origin(annotation) in (list, Sequence)
+        content = next(iter(get_args(annotation)), Any) if is_list else annotation
+        is_message = content is Message or get_origin(content) is Message
+        if is_list and is_message and not is_batch:
+            raise DeclarationError(
+                f"{place}: {parameter!r} is a list of messages, but each call gets one. Say how many: batch=100."
+            )
+        if annotation is BatchContext and not is_batch:
+            raise DeclarationError(
+                f"{place}: annotate {parameter!r} as Context, or declare a batch: batch=100."
+            )
+        if is_batch and not is_list and annotation not in (Context, BatchContext, Any):
+            raise DeclarationError(
+                f"{place}: with batch=… {parameter!r} must be a list: list[Message[Article]], or list[Article] for "
+                "the values alone."
+            )
+        found[parameter] = content if is_batch else annotation
+    return found
 
 
 def _refuse_kinds(parameter: inspect.Parameter, place: str) -> None:

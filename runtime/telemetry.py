@@ -5,10 +5,11 @@ the metrics follow the semantic conventions for messaging. Loaded only where `RU
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -59,6 +60,39 @@ class Telemetry:
     @contextmanager
     def handling(self, handler: str, worker: str, delivery: Delivery) -> Iterator[Span]:
         """The span of one attempt, current while the handler runs; its parent is whoever wrote the message."""
+        with trace.use_span(
+            self._consumer(handler, worker, delivery), end_on_exit=True, record_exception=True
+        ) as span:
+            yield span
+
+    @contextmanager
+    def handling_batch(
+        self, handler: str, worker: str, deliveries: Sequence[Delivery]
+    ) -> Iterator[list[Span]]:
+        """A span for each delivery, in the trace of its message, while the handler runs on all of them.
+
+        What the handler itself does is in none of those traces alone: its span is linked with all of them.
+        """
+        spans = [self._consumer(handler, worker, delivery) for delivery in deliveries]
+        links = [trace.Link(span.get_span_context()) for span in spans]
+        attributes: dict[str, Any] = {
+            **_SYSTEM,
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.batch.message_count": len(deliveries),
+            "messaging.consumer.group.name": handler,
+            "messaging.client.id": worker,
+        }
+        try:
+            with self._tracer.start_as_current_span(
+                f"process {handler}", Context(), SpanKind.CONSUMER, attributes, links
+            ):
+                yield spans
+        finally:
+            for span in spans:
+                span.end()
+
+    def _consumer(self, handler: str, worker: str, delivery: Delivery) -> Span:
         message = delivery.message
         attributes = {
             **_at(message.key, "process"),
@@ -69,17 +103,24 @@ class Telemetry:
         }
         if message.correlation_id is not None:
             attributes["messaging.message.conversation_id"] = message.correlation_id
-        with self._tracer.start_as_current_span(
+        return self._tracer.start_span(
             f"process {message.key}",
             _CARRIER.extract(_texts(message.headers)),
             SpanKind.CONSUMER,
             attributes,
-        ) as span:
-            yield span
+        )
 
-    def emitting(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """A span for each message emitted; returns the drafts with the trace context in their headers."""
-        with self.sending(drafts) as carrying:
+    def emitting(self, drafts: Sequence[Draft], span: Span | None = None) -> list[Draft]:
+        """A span for each message emitted; returns the drafts with the trace context in their headers.
+
+        Args:
+            drafts: what was emitted.
+            span: what their spans are part of, instead of the current one.
+        """
+        with (
+            nullcontext() if span is None else trace.use_span(span),
+            self.sending(drafts) as carrying,
+        ):
             return carrying
 
     def reported(self, span: Span, attempt: Attempt) -> None:

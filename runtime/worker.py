@@ -285,6 +285,9 @@ def _limit(handler: Handler, settings: Settings) -> int:
     """How many of a handler may run at once in this worker; threads are dearer than tasks."""
     if handler.concurrency is not None:
         return handler.concurrency
+    if handler.batch is not None:
+        # The worker's own limit counts messages, however they are handed over.
+        return max(1, min(settings.concurrency // handler.batch.size, _THREADS))
     return settings.concurrency if handler.is_async else min(settings.concurrency, _THREADS)
 
 

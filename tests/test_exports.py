@@ -32,7 +32,18 @@ HEAVY = CLIENTS | {
 
 
 def test_the_exports_are_few_and_all_there() -> None:
-    names = ["Agent", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Tick", "connect"]
+    names = [
+        "Agent",
+        "BatchContext",
+        "Context",
+        "Message",
+        "Priority",
+        "Reject",
+        "Retry",
+        "RetryLater",
+        "Tick",
+        "connect",
+    ]
     assert names == runtime.__all__
     assert set(names) <= set(dir(runtime))
     assert all(callable(getattr(runtime, name)) for name in names)

@@ -1,0 +1,60 @@
+"""What does a handler of many messages at once get, and how does it say what became of each?"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime.errors import InvalidValue
+from runtime.message import Context, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How many messages one call of a handler gets.
+
+    Attributes:
+        size: at most so many.
+        within: seconds after the first has come, when those that are there are handed over all the same.
+    """
+
+    size: int
+    within: float
+
+
+@dataclass(slots=True)
+class BatchContext(Context):
+    """What a handler of batches may know and do beside its messages; one per call.
+
+    Attributes:
+        message: the first of the messages.
+        messages: those the handler was given.
+        failed: what went wrong with single ones, by their ids.
+    """
+
+    messages: tuple[Message[Any], ...] = ()
+    failed: dict[int, Exception] = field(default_factory=dict)
+
+    def fail(self, message: Message[Any], error: Exception) -> None:
+        """Have one message fail as if a handler of it alone had raised the error; the others are none the worse.
+
+        What was emitted because of it is not written. Where the handler itself raises, all fail, and those that
+        have failed already keep their own errors.
+
+        Args:
+            message: one of the batch.
+            error: any exception: a `Reject` makes it a dead letter at once, a `RetryLater` puts it off.
+
+        Raises:
+            InvalidValue: the message is not one of this batch, or the error is no exception.
+        """
+        if not isinstance(error, Exception):
+            raise InvalidValue(f"context.fail(message, error) needs an exception, not {error!r}.")
+        self.failed[self._cause(message).id] = error
+
+    def _cause(self, message: Message[Any] | None) -> Message[Any]:
+        if message is None:
+            raise InvalidValue(
+                "In a batch each emit belongs to one message: context.emit(key, value, cause=message)."
+            )
+        if all(message.id != each.id for each in self.messages):
+            raise InvalidValue(f"Message {message.id} is not one of this batch.")
+        return message
