@@ -25,6 +25,7 @@ _NOT_WITH_EACH = {
         "It hears what is written while it runs; to read what was written before, use "
         "stream.listen(pattern, since=…)."
     ),
+    "batch": "What is heard is handled as it comes: leave batch out, or leave deliver out.",
 }
 
 

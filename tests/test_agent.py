@@ -239,6 +239,7 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], words
     [
         ({"deliver": "all"}, 'must be "once" or "each"'),
         ({"deliver": "each", "retry": Retry(attempts=3)}, "takes no retry=.*tried again"),
+        ({"deliver": "each", "batch": 10}, "takes no batch=.*leave deliver out"),
         ({"deliver": "each", "ordered": True}, "takes no ordered=.*concurrency=1"),
         ({"deliver": "each", "start": "earliest"}, r"takes no start=.*stream\.listen"),
     ],
