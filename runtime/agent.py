@@ -3,7 +3,7 @@
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -11,12 +11,16 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from runtime.batch import BatchContext, Batching
 from runtime.declaration import (
     Deliver,
+    Lifespan,
+    Middleware,
     Start,
     check_batch,
     check_concurrency,
     check_dead_blocks,
     check_deliver,
     check_emits,
+    check_lifespan,
+    check_middleware,
     check_missed,
     check_patterns,
     check_retry,
@@ -79,6 +83,7 @@ class Handler:
         timer: what writes its messages, for a handler that runs by the time.
         deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
         batch: how many messages one call gets, for a handler of many at once.
+        middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
     """
 
     name: str
@@ -97,6 +102,7 @@ class Handler:
     timer: Timer | None = None
     deliver: Deliver = "once"
     batch: Batching | None = None
+    middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
@@ -145,6 +151,19 @@ class Handler:
                 context.emit(key, result, cause=message)
 
 
+@dataclass(slots=True)
+class Around:
+    """What surrounds the handlers of an agent.
+
+    Attributes:
+        lifespan: what each process sets up before the first of them and takes down after the last.
+        middlewares: what goes around each attempt, the outermost first.
+    """
+
+    lifespan: Lifespan | None = None
+    middlewares: list[Middleware] = field(default_factory=list)
+
+
 class Agent:
     """A named set of handlers.
 
@@ -153,6 +172,7 @@ class Agent:
 
     Attributes:
         handlers: what was declared, in order.
+        around: what surrounds them.
 
     Raises:
         DeclarationError: `name` is not one segment of a key.
@@ -161,6 +181,7 @@ class Agent:
     def __init__(self, name: str) -> None:
         self.name = check_segment(name, "An agent's name")
         self.handlers: list[Handler] = []
+        self.around = Around()
 
     def __repr__(self) -> str:
         handlers = ", ".join(handler.name for handler in self.handlers)
@@ -286,6 +307,31 @@ class Agent:
         """
         return self._by_time(cron(expression, timezone), missed, key, options, sys._getframe(1).f_locals)
 
+    def lifespan(self, function: Function) -> Function:
+        """Register what each process sets up before the agent's first handler starts, and takes down after the last.
+
+        Above an async function that yields once, or a function that returns an async context manager. What it yields
+        is `context.state`. Until it has yielded, this process takes none of the agent's messages; if it fails, it is
+        entered again with growing waits, and a process in which no agent can work ends.
+
+        Raises:
+            DeclarationError: it is no such function, or the agent has a lifespan already.
+        """
+        self.around.lifespan = check_lifespan(function, self.around.lifespan)
+        return function
+
+    def middleware(self, function: Function) -> Function:
+        """Register what goes around each attempt of the agent's handlers; the one declared first is outermost.
+
+        Above `async def timing(context, call_next)`, which awaits `call_next()`, and so sees what the handler returns
+        or raises. What it returns itself, unless that is None, or raises itself, takes the place of that.
+
+        Raises:
+            DeclarationError: it is no such function.
+        """
+        self.around.middlewares.append(check_middleware(function))
+        return function
+
     def _by_time(
         self,
         schedule: Schedule,
@@ -342,5 +388,12 @@ class Agent:
         signature = read_signature(function, names=local_names, is_batch=fields.get("batch") is not None)
         is_async = inspect.iscoroutinefunction(function)
         self.handlers.append(
-            Handler(name=full_name, function=function, is_async=is_async, signature=signature, **fields)
+            Handler(
+                name=full_name,
+                function=function,
+                is_async=is_async,
+                signature=signature,
+                middlewares=self.around.middlewares,
+                **fields,
+            )
         )

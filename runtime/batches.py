@@ -73,25 +73,34 @@ class Batch:
         deliveries: those that gathered.
         worker: the worker's name.
         random: where the jitter of retries comes from.
+        state: what the agent's lifespan yielded.
 
     Attributes:
         handler, deliveries: as they were given.
+        context: what the call gets beside them.
         valid: those whose values are what the handler wants.
         reports: what becomes of each, by message, as far as it is known.
     """
 
-    def __init__(self, handler: Handler, deliveries: Sequence[Delivery], worker: str, random: Random) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        deliveries: Sequence[Delivery],
+        worker: str,
+        random: Random,
+        state: object = None,
+    ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
         self.handler = handler
         self.deliveries = deliveries
         self._random = random
         messages = tuple(delivery.message for delivery in deliveries)
-        self._context = BatchContext(messages[0], handler.name, worker, messages=messages)
+        self.context = BatchContext(messages[0], handler.name, worker, state=state, messages=messages)
 
     def bind(self) -> dict[str, Any]:
         """The arguments for those that are valid; the others have failed alone."""
-        handler, context = self.handler, self._context
+        handler, context = self.handler, self.context
         bound: list[dict[str, Any]] = []
         for delivery in self.deliveries:
             try:
@@ -121,7 +130,7 @@ class Batch:
             seconds: how long it ran.
             sign: puts what a trace needs on what was emitted because of a delivery.
         """
-        context = self._context
+        context = self.context
         self.handler.emit_result(result, context)
         emitted: dict[int | None, list[Draft]] = {}
         for draft in context.emitted:
@@ -147,7 +156,7 @@ class Batch:
             self.reports.setdefault(delivery.place[0], Report(delivery, seconds, "released"))
 
     def _note_failed(self, seconds: float) -> None:
-        failed = self._context.failed
+        failed = self.context.failed
         for delivery in self.valid:
             error = failed.get(delivery.place[0])
             if error is not None:

@@ -1,8 +1,10 @@
 """Does a declaration make sense? Each part of one is checked when a module is imported, and said with its cure."""
 
 import functools
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 
 from runtime.batch import Batching
@@ -27,6 +29,8 @@ _NOT_WITH_EACH = {
     ),
     "batch": "What is heard is handled as it comes: leave batch out, or leave deliver out.",
 }
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+Middleware = Callable[[Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 def check_segment(name: object, what: str) -> str:
@@ -155,3 +159,40 @@ def check_missed(missed: object) -> Missed:
         if missed == known:
             return known
     raise DeclarationError(f'missed=… must be "one", "all" or "none", not {missed!r}.')
+
+
+def check_lifespan(function: object, known: Lifespan | None) -> Lifespan:
+    """What sets an agent up and takes it down, as a function that returns an async context manager."""
+    if known is not None:
+        raise DeclarationError(
+            "An agent has one lifespan: enter several things in it, with an AsyncExitStack."
+        )
+    if not inspect.isfunction(function):
+        raise DeclarationError(f"@agent.lifespan goes above a function, not above {function!r}.")
+    cure = (
+        "Write `@agent.lifespan` above `async def opened(): …; yield state; …`, without parameters, or above a "
+        "function that returns an async context manager."
+    )
+    if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
+        raise DeclarationError(f"The lifespan {function.__name__} is called without arguments. {cure}")
+    if inspect.isasyncgenfunction(function):
+        return asynccontextmanager(function)
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise DeclarationError(f"The lifespan {function.__name__} does not yield asynchronously. {cure}")
+    return function
+
+
+def check_middleware(function: object) -> Middleware:
+    """What goes around each attempt."""
+    cure = "Write `async def timing(context, call_next): …; result = await call_next(); …; return result`."
+    if not inspect.iscoroutinefunction(function):
+        raise DeclarationError(
+            f"@agent.middleware goes above an async function, not above {function!r}. {cure}"
+        )
+    try:
+        inspect.signature(function).bind("context", "call_next")
+    except TypeError as error:
+        raise DeclarationError(
+            f"The middleware {function.__name__} is called with the context and call_next ({error}). {cure}"
+        ) from None
+    return function

@@ -79,6 +79,7 @@ class Dispatcher:
         self._inbox: deque[Report] = deque()
         self._random = Random()
         self._pump, self._n = uuid4(), 0
+        self._numbers: Mapping[str, int] = {}
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
         self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic(), suspects=suspects)
@@ -103,6 +104,22 @@ class Dispatcher:
     def look(self) -> None:
         """Look at everything once, though nothing woke this worker. From any thread."""
         self._from_outside(self._look)
+
+    def open_and_close(self) -> None:
+        """Look which handlers are open now: nothing is taken for the others. From any thread."""
+        self._from_outside(self._open_and_close)
+
+    def _open_and_close(self) -> None:
+        limits = {number: self._limit(name) for name, number in self._numbers.items()}
+        self.plan.allow(limits, time.monotonic())
+        self._signal_now()
+
+    def _limit(self, name: str) -> int:
+        if not self._runner.is_open(name):
+            return 0
+        batch = self._handlers[name].batch
+        # What a call holds is a batch.
+        return self._limits[name] * (batch.size if batch else 1)
 
     def _look(self) -> None:
         self.plan.sweep(time.monotonic())
@@ -196,6 +213,7 @@ class Dispatcher:
         subscribed = await self._subscribe(was_reset)
         self._incarnation = incarnation
         self._runner.know(subscribed.numbers)
+        self._numbers = subscribed.numbers
         for name, number in subscribed.numbers.items():
             self._by_number[number] = self._handlers[name]
         # What is held under numbers that are no more is reported, and refused, as it ends.
@@ -203,10 +221,7 @@ class Dispatcher:
             lane.limit = 0
         for name, number in subscribed.numbers.items():
             lane = self.plan.lanes.setdefault(number, Lane(0))
-            handler = self._handlers[name]
-            # What a call holds is a batch.
-            lane.limit = self._limits[name] * (handler.batch.size if handler.batch else 1)
-            lane.in_threads = not handler.is_async
+            lane.limit, lane.in_threads = self._limit(name), not self._handlers[name].is_async
         self.plan.unsettled = subscribed.unsettled
         self.plan.begin_anew(time.monotonic())
 

@@ -106,6 +106,11 @@ class Each:
         for ear in self._ears.values():
             ear.drop_waiting()
 
+    def open_and_close(self) -> None:
+        """Look which handlers are open now: the others hear nothing. From any thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._look)
+
     async def drained(self) -> None:
         """Return when nothing runs any more and every emit is sent."""
         for ear in self._ears.values():
@@ -198,6 +203,11 @@ class _Ear:
         readers: list[Reader] = []
         while True:
             self.woken = anyio.Event()
+            if not self._runner.is_open(self.handler.name):
+                # Nobody is there to hear it; what is said until then passes by, as it does before a process starts.
+                readers = []
+                await self.woken.wait()
+                continue
             try:
                 if not readers:
                     readers = [

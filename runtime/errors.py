@@ -4,6 +4,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 ├── SettingsError               a setting is missing or makes no sense
 ├── DeclarationError            an agent or a handler is declared wrongly
 │   └── DiscoveryError          a module or folder of agents cannot be loaded
+├── LifespanFailed              no agent of a worker could start, or go on
 ├── InvalidKey                  a key or a pattern is not one
 ├── InvalidValue                a value cannot be stored as JSON
 ├── InvalidPayload              a message's value is not what its handler declared
@@ -33,6 +34,10 @@ class DeclarationError(RuntimeFault):
 
 class DiscoveryError(DeclarationError):
     """A module or folder named on the command line holds no agents, or cannot be imported."""
+
+
+class LifespanFailed(RuntimeFault):
+    """No agent of a worker could start or go on, since the lifespan of each failed; the message tells them all."""
 
 
 class InvalidKey(RuntimeFault, ValueError):

@@ -175,12 +175,14 @@ class Context:
         handler: the subscription's name, `agent.handler`.
         worker: the name of the process that runs it.
         emitted: what was emitted so far; written in the transaction that finishes the delivery, or never.
+        state: what the agent's lifespan yielded in this process; None without a lifespan.
     """
 
     message: Message[Any]
     handler: str
     worker: str = ""
     emitted: list[Draft] = field(default_factory=list)
+    state: Any = field(default=None, repr=False)
 
     @property
     def agent(self) -> str:

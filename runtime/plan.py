@@ -229,6 +229,14 @@ class Plan:
         self._cursors = {}
         self.sweep(now)
 
+    def allow(self, limits: Mapping[int, int], now: float) -> None:
+        """Change how many of each may run at once, and look for what there is room for now."""
+        for number, limit in limits.items():
+            self.lanes[number].limit = limit
+        # Asleep, it was marked with other room than it has now: what is written is announced by that mark.
+        self._drowsing.stay_awake(now)
+        self.sweep(now)
+
     def renewable(self, now: float) -> bool:
         """Whether leases should be renewed by now."""
         return bool(self.held) and now >= self._renewed_at + self._settings.lease_seconds / 3

@@ -21,6 +21,7 @@ from runtime.agent import Handler
 from runtime.batches import Batch, Gathering, Share
 from runtime.failure import failure
 from runtime.message import Context, Draft
+from runtime.middleware import surrounded
 from runtime.store import Delivery, Report
 
 _log = logging.getLogger("runtime.handlers")
@@ -71,6 +72,8 @@ class Runner:
         limits: how many of each may run at once, by the handler's name.
         worker: the worker's name.
         report: called with every report; from any thread, it must return at once.
+        states: of the agents that are open, what their lifespans yielded; it may change on the loop of user code.
+            Without it every agent is open.
         observer: told of every attempt, on the loop of user code.
         spans: what makes a trace of the attempts, where one is wanted.
     """
@@ -83,6 +86,7 @@ class Runner:
         *,
         worker: str,
         report: Callable[[Report], None],
+        states: Mapping[str, Any] | None = None,
         observer: Observer | None = None,
         spans: Spans | None = None,
     ) -> None:
@@ -92,6 +96,9 @@ class Runner:
         self._handlers: dict[int, Handler] = {}
         self._worker = worker
         self._report = report
+        self._states = (
+            dict.fromkeys(handler.agent for handler in self._by_name.values()) if states is None else states
+        )
         self._observer = observer
         self._spans = spans
         self._random = Random()
@@ -131,6 +138,18 @@ class Runner:
         now_waiting = time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
         lag, self._lag_seconds = max(self._lag_seconds, now_waiting), 0.0
         return {"running": sum(self._running.values()), "loop_lag_seconds": round(lag, 3)}
+
+    def is_open(self, name: str) -> bool:
+        """Whether this handler may run: the lifespan of its agent, if it has one, has started. From any thread."""
+        return self._by_name[name].agent in self._states
+
+    def release(self, agent: str) -> None:
+        """Give back what waits for an agent that has closed. Called on the loop of user code."""
+        for number, handler in tuple(self._handlers.items()):
+            if handler.agent == agent:
+                self._start(number)
+                if number in self._gathering:
+                    self._start_batch(number)
 
     def know(self, numbers: Mapping[str, int]) -> None:
         """Learn the numbers of the subscriptions. Called from the runtime's thread, before they are used."""
@@ -206,16 +225,12 @@ class Runner:
             self._start_batch(number)
 
     def _start(self, number: int) -> None:
-        """Have one handler's waiting deliveries run, or given back when everything ends."""
-        waiting = self._waiting[number]
-        while self._is_stopping and waiting:
+        """Have one handler's waiting deliveries run, or given back when there is nobody to run them."""
+        waiting, handler = self._waiting[number], self._handlers[number]
+        while waiting and not self._may_begin(handler):
             self._give_back([waiting.popleft()])
         # One task is started at a time, and it starts the next: handlers that never wait need only one.
-        if (
-            waiting
-            and number not in self._starting
-            and self._running[number] < self._limits[self._handlers[number].name]
-        ):
+        if waiting and number not in self._starting and self._running[number] < self._limits[handler.name]:
             self._starting.add(number)
             self._running[number] += 1
             self._tasks.start_soon(self._work, number)
@@ -249,7 +264,7 @@ class Runner:
         gathering, handler = self._gathering[number], self._handlers[number]
         if (timer := self._timers.pop(number, None)) is not None:
             timer.cancel()
-        while self._is_stopping and len(gathering):
+        while len(gathering) and not self._may_begin(handler):
             self._give_back(gathering.take())
         while self._running[number] < self._limits[handler.name]:
             seconds = gathering.ready_in(time.monotonic())
@@ -261,13 +276,17 @@ class Runner:
             self._running[number] += 1
             self._tasks.start_soon(self._work_batch, number, gathering.take())
 
+    def _may_begin(self, handler: Handler) -> bool:
+        return not self._is_stopping and handler.agent in self._states
+
     def _give_back(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
             self._report(Report(delivery, outcome="released"))
 
     async def _work_batch(self, number: int, deliveries: list[Delivery]) -> None:
         """Run one batch, and have the next one run."""
-        if self._is_stopping:
+        handler = self._handlers[number]
+        if not self._may_begin(handler):
             self._running[number] -= 1
             self._give_back(deliveries)
             return
@@ -275,7 +294,7 @@ class Runner:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
                 try:
-                    await self._run_batch(self._handlers[number], deliveries, scope)
+                    await self._run_batch(handler, deliveries, scope)
                 finally:
                     self._scopes.discard(scope)
         finally:
@@ -286,7 +305,7 @@ class Runner:
         self, handler: Handler, deliveries: list[Delivery], scope: anyio.CancelScope
     ) -> None:
         began, clock = time.time(), time.monotonic()
-        batch = Batch(handler, deliveries, self._worker, self._random)
+        batch = Batch(handler, deliveries, self._worker, self._random, self._states.get(handler.agent))
         names = {id(delivery) for delivery in deliveries}
         try:
             if handler.is_async:
@@ -327,11 +346,12 @@ class Runner:
             arguments = batch.bind()
             if not batch.valid:
                 return
+            call = self._call_surrounded if handler.middlewares else self._call_function
             if handler.timeout is None:
-                result = await self._call_handler(handler, arguments)
+                result = await call(handler, batch.context, arguments)
             else:
                 with anyio.fail_after(handler.timeout):
-                    result = await self._call_handler(handler, arguments)
+                    result = await call(handler, batch.context, arguments)
             batch.succeed(result, time.monotonic() - clock, sign)
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -378,14 +398,14 @@ class Runner:
             return report
 
     async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        context = Context(delivery.message, handler.name, self._worker)
+        context = Context(delivery.message, handler.name, self._worker, state=self._states.get(handler.agent))
+        call = self._call_surrounded if handler.middlewares else self._call_function
         try:
-            arguments = handler.bind(delivery.message, context)
             if handler.timeout is None:
-                result = await self._call_handler(handler, arguments)
+                result = await call(handler, context)
             else:
                 with anyio.fail_after(handler.timeout):
-                    result = await self._call_handler(handler, arguments)
+                    result = await call(handler, context)
             handler.emit_result(result, context)
             emitted = context.emitted
             if self._spans is not None and emitted:
@@ -401,7 +421,23 @@ class Runner:
             return failure(handler, delivery, time.monotonic() - clock, error, self._random)
         return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
 
-    async def _call_handler(self, handler: Handler, arguments: dict[str, Any]) -> object:
+    async def _call_surrounded(
+        self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
+    ) -> object:
+        """Return what comes of the function with the agent's middlewares around it, wherever it runs itself."""
+        call = partial(self._call_function, handler, context, arguments)
+        return await _InOwnContext(surrounded(handler.middlewares, context, call))
+
+    async def _call_function(
+        self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
+    ) -> object:
+        """Return what the function itself returns: a coroutine on this loop, a plain function in a thread.
+
+        Args:
+            arguments: those of a batch, whose invalid messages have failed before; otherwise they are bound here.
+        """
+        if arguments is None:
+            arguments = handler.bind(context.message, context)
         if handler.is_async:
             return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
         return await anyio.to_thread.run_sync(

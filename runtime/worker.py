@@ -1,9 +1,11 @@
 """What is one process that runs handlers? A store, wake-ups, a dispatcher in a thread of its own, and a runner."""
 
 import logging
+import math
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from runtime.dispatcher import Dispatcher
 from runtime.each import Each
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.gauges import Gauges
+from runtime.lifespan import Lifespans
 from runtime.plan import Suspects
 from runtime.runner import Attempt, Observer, Runner
 from runtime.settings import Settings
@@ -60,7 +63,9 @@ class Worker:
     ) -> None:
         self.id: UUID = uuid4()
         self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
+        agents = list(agents)
         self.handlers: list[Handler] = _handlers(agents)
+        self._agents = [agent for agent in agents if agent.handlers]
         self._settings = settings
         self._observer = observer
         self._suspects = suspects
@@ -74,9 +79,11 @@ class Worker:
         ]
         self._dispatcher: Dispatcher | None = None
         self._each: Each | None = None
+        self._runner: Runner | None = None
         self._started = threading.Lock()
         self._is_stopping = False
         self._drain_seconds = settings.drain_seconds
+        self._stopped_at = math.inf
 
     def __repr__(self) -> str:
         state = "starting" if self._dispatcher is None else self.state
@@ -115,6 +122,7 @@ class Worker:
         """Take no new work, let running handlers finish within the drain deadline, and end. From any thread."""
         with self._started:
             self._is_stopping = True
+            self._stopped_at = min(self._stopped_at, time.monotonic())
             if self._dispatcher is not None:
                 self._dispatcher.stop(self._drain_seconds)
             if self._each is not None:
@@ -133,16 +141,23 @@ class Worker:
             SettingsError: nothing says where the stream is.
             Unauthorized: the key or the role is wrong.
             MigrationMissing: the database lacks the schema.
+            LifespanFailed: no agent is left that could work.
         """
+        lifespans = Lifespans(
+            {agent.name: agent.around.lifespan for agent in self._agents},
+            moved=self._open_or_close,
+            give_up=self.stop,
+        )
         try:
-            async with anyio.create_task_group() as tasks:
+            async with lifespans.kept(self._seconds_left), anyio.create_task_group() as tasks:
                 metrics = _metrics(self._settings)
-                runner = Runner(
+                self._runner = runner = Runner(
                     tasks,
                     self.handlers,
                     self._limits,
                     worker=self.name,
                     report=self._report,
+                    states=lifespans.states,
                     observer=_all_of(self._observer, None if metrics is None else metrics.observe),
                     spans=open_telemetry(self._settings),
                 )
@@ -161,6 +176,20 @@ class Worker:
             if faults is not None and rest is None:
                 raise _first(faults) from None
             raise
+
+    def _open_or_close(self, agent: str) -> None:
+        """Take work for an agent whose lifespan has started, or no longer for one whose lifespan broke."""
+        if self._runner is not None:
+            self._runner.release(agent)
+        if self._dispatcher is not None:
+            self._dispatcher.open_and_close()
+        if self._each is not None:
+            self._each.open_and_close()
+
+    def _seconds_left(self) -> float:
+        """How long taking down what agents have set up may take: the rest of the drain, or a moment at least."""
+        since = max(0.0, time.monotonic() - self._stopped_at)
+        return max(_LEAVE_SECONDS, self._drain_seconds - since)
 
     def _report(self, report: Report) -> None:
         if report.delivery.subscription < 0:

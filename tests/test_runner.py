@@ -29,6 +29,7 @@ class Stage:
     agent: Agent
     limits: dict[str, int]
     observer: Callable[[Attempt], None] | None = None
+    states: dict[str, Any] | None = None
     reports: list[Report] = field(default_factory=list)
     changed: anyio.Event = field(default_factory=anyio.Event)
     _id: int = 0
@@ -45,7 +46,13 @@ class Stage:
         async with anyio.create_task_group() as tasks:
             limits = {handler.name: self.limits.get(handler.name, 10) for handler in self.agent.handlers}
             self.runner = Runner(
-                tasks, self.agent.handlers, limits, worker="w", report=self.report, observer=self.observer
+                tasks,
+                self.agent.handlers,
+                limits,
+                worker="w",
+                report=self.report,
+                states=self.states,
+                observer=self.observer,
             )
             self.numbers = {handler.name: n for n, handler in enumerate(self.agent.handlers, 1)}
             self.runner.know(self.numbers)
