@@ -34,6 +34,7 @@ from runtime.message import Context, Message
 from runtime.retry import Retry
 from runtime.schedule import Missed, Schedule, cron, every
 from runtime.signature import Signature, read_signature
+from runtime.target import CONCURRENCY, PATIENCE, SECONDS, Target, check_secret_name, check_url
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -84,6 +85,7 @@ class Handler:
         deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
         batch: how many messages one call gets, for a handler of many at once.
         middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
+        target: where its messages are posted to, for a handler that is a URL.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Handler:
     deliver: Deliver = "once"
     batch: Batching | None = None
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
+    target: Target | None = None
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
@@ -331,6 +334,61 @@ class Agent:
         """
         self.around.middlewares.append(check_middleware(function))
         return function
+
+    def post(
+        self,
+        *patterns: str,
+        to: str,
+        secret: str,
+        emits: str | None = None,
+        retry: Retry = PATIENCE,
+        concurrency: int | None = CONCURRENCY,
+        ordered: bool = False,
+        dead_blocks: bool = False,
+        start: Start = "latest",
+        timeout: float = SECONDS,
+        name: str = "post",
+    ) -> None:
+        """Have messages posted to a URL: a handler in any language, wherever it runs.
+
+        Requests are signed as Standard Webhooks says. A target that keeps failing rests, and messages wait.
+
+        Args:
+            patterns: keys, or patterns such as `task.*` and `task.>`.
+            to: the URL. Only public addresses are reached, but for those that RUNTIME_WEBHOOKS_ALLOW names.
+            secret: the name of the environment variable with the secret, `whsec_…`; with two, both sign.
+            emits: the key under which the JSON of the answer is written.
+            retry: what happens after a failure; by default 15 attempts within about half a day.
+            concurrency: how many requests one worker makes at once.
+            ordered: post messages of one key one after another.
+            dead_blocks: as for `on`.
+            start: as for `on`.
+            timeout: seconds one request may take.
+            name: the handler's name; work waiting in the store is found by it.
+
+        Raises:
+            DeclarationError: the declaration makes no sense; the message says what to do.
+        """
+        fields = {
+            "agent": self.name,
+            "patterns": check_patterns(patterns),
+            "retry": check_retry(retry),
+            "concurrency": check_concurrency(concurrency),
+            "emits": check_emits(emits),
+            "ordered": bool(ordered),
+            "dead_blocks": check_dead_blocks(dead_blocks, ordered),
+            "start": check_start(start),
+            # The request has its own end, which says what was waited for.
+            "timeout": None,
+            "target": Target(
+                url=check_url(to), secret_name=check_secret_name(secret), seconds=check_timeout(timeout) or SECONDS
+            ),
+        }  # fmt: skip
+
+        async def post(message: Message[Any], context: Context) -> Any:
+            raise DeclarationError(f"{self.name}.{name} is posted by a worker, and cannot be called.")
+
+        self._add(post, name, fields, {})
 
     def _by_time(
         self,

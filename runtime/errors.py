@@ -15,9 +15,12 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   └── Refused                 the database understood and said no
 │       └── Duplicate           the dedup_key was used before
 ├── BadSignature                a webhook is not from who it says, or too old
+├── PostFailed                  a webhook's target did not take a message
 ├── WakeupError                 the way in failed in a way an operator must mend
 └── LocalStackError             the local stack could not do as told
 """
+
+from typing import Literal
 
 
 class RuntimeFault(Exception):
@@ -105,6 +108,30 @@ class BadSignature(RuntimeFault):
     def __init__(self, message: str, *, is_stale: bool = False) -> None:
         super().__init__(message)
         self.is_stale = is_stale
+
+
+class PostFailed(RuntimeFault):
+    """A webhook's target did not take a message. The text never holds the URL's credentials or query.
+
+    Attributes:
+        kind: what it tells of: the "target", whatever the message; the "message", perhaps; a target that "asked" to
+            be left alone for some seconds; or one that is "gone" for good.
+        status: the status of its answer, where there was one.
+        seconds: how long it asked to be left alone.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        kind: Literal["target", "message", "asked", "gone"] = "target",
+        status: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.status = status
+        self.seconds = seconds
 
 
 class WakeupError(RuntimeFault):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from runtime.keys import check_pattern
 from runtime.store import Store
+from runtime.target import check_url
 from runtime.values import encode
 
 _ALL = 10_000_000
@@ -121,6 +122,77 @@ class Operations:
         """Return the timers of all agents: their slots as text, the last one, and how many workers serve them."""
         found: list[dict[str, Any]] = await self._store.operate("stream_schedules")
         return found
+
+    async def webhooks(self) -> list[dict[str, Any]]:
+        """Return the webhooks and how their targets are; without secrets, credentials and queries."""
+        found: list[dict[str, Any]] = await self._store.operate("stream_webhooks")
+        return found
+
+    async def add_webhook(
+        self,
+        name: str,
+        url: str,
+        *patterns: str,
+        emits: str | None = None,
+        ordered: bool = False,
+        concurrency: int | None = None,
+        attempts: int | None = None,
+        start: Literal["latest", "earliest"] = "latest",
+        secret: str | None = None,
+        replace: bool = False,
+    ) -> dict[str, Any]:
+        """Add a subscription whose handler is a URL; `runtime run --webhooks` posts to it.
+
+        Args:
+            name: of the subscription, `agent.handler`.
+            url: where to post to.
+            patterns: keys, or patterns such as `task.*` and `task.>`.
+            emits: the key under which the JSON of the answer is written.
+            ordered: post messages of one key one after another.
+            concurrency: how many requests one worker makes at once.
+            attempts: attempts in all; 15 by default, within about half a day.
+            start: "earliest" begins with all there is, "latest" with what comes.
+            secret: to sign with, `whsec_…`; drawn by default.
+            replace: change one that is there, which keeps its secret and what waits for it.
+
+        Returns:
+            Its `name`, `url` for people and `secret`.
+
+        Raises:
+            DeclarationError: the URL is none.
+            InvalidKey: a pattern is none.
+            Refused: there is one of this name.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_add_webhook",
+            name=name,
+            url=check_url(url),
+            patterns=[check_pattern(pattern) for pattern in patterns],
+            emits=emits,
+            ordered=ordered,
+            concurrency=concurrency,
+            max_attempts=attempts,
+            start=start,
+            secret=secret,
+            replace=replace,
+        )
+        return answer
+
+    async def remove_webhook(self, name: str, *, dry_run: bool = False) -> int:
+        """Remove a webhook that was added; returns how many deliveries were waiting, which go with it."""
+        answer = await self._store.operate("stream_remove_webhook", name=name, dry_run=dry_run)
+        return int(answer["waiting"])
+
+    async def rotate_webhook(self, name: str, *, keep_seconds: float = 86_400) -> dict[str, Any]:
+        """Draw a new secret for a webhook that was added; the old one signs beside it for a while.
+
+        Returns:
+            Its `name`, the new `secret`, and `old_until`.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_rotate_webhook", name=name, keep_seconds=keep_seconds
+        )
+        return answer
 
     async def replay(
         self,

@@ -95,7 +95,9 @@ class Reloading:
     async def _replace(self) -> None:
         await self._drain()
         if not self._stopped.is_set():
-            self._process = await self._open([sys.executable, "-m", "runtime", "run", *self._paths])
+            self._process = await self._open(
+                [sys.executable, "-m", "runtime", "run", *self._paths, "--webhooks"]
+            )
 
     async def _rest(self) -> None:
         """Wait for the next change, or for the end; an agents' process that ends by itself is told of."""

@@ -7,6 +7,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime.addresses import DatabaseAddress, check_key, project_url
+from runtime.allowance import Allowed
 from runtime.errors import SettingsError
 
 _PREFIX = "RUNTIME_"
@@ -59,14 +60,10 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         default=None, description="What the webhook sends as `authorization: Bearer …` or `x-webhook-secret`."
     )
-
-    agents: str = Field(
+    webhooks_allow: str = Field(
         default="",
-        description="For `runtime.asgi:app`: files, folders and modules of agents, with commas between.",
-    )
-    sources: str = Field(
-        default="",
-        description="For `runtime.asgi:app` and `runtime serve`: sources of webhooks, as a JSON list of objects.",
+        description="Hosts, addresses and networks, with commas between them, that webhooks out may reach though "
+        "they are private, and by plain http; * for all.",
     )
 
     telemetry: bool = Field(
@@ -131,6 +128,12 @@ class Settings(BaseSettings):
         if url is not None:
             DatabaseAddress.parse(url.get_secret_value())
         return url
+
+    @field_validator("webhooks_allow")
+    @classmethod
+    def _is_allowance(cls, text: str) -> str:
+        Allowed.parse(text)
+        return text
 
     @model_validator(mode="after")
     def _paces_agree(self) -> Self:

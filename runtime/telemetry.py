@@ -174,6 +174,13 @@ def current_ids() -> dict[str, str]:
     return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
 
+def outgoing() -> dict[str, str]:
+    """The headers that carry the current trace to another program; none outside of a span."""
+    carrier: dict[str, str] = {}
+    _CARRIER.inject(carrier)
+    return carrier
+
+
 def _at(key: str, operation: str) -> dict[str, Any]:
     return {
         **_SYSTEM,

@@ -6,7 +6,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -28,6 +29,7 @@ from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
 
 if TYPE_CHECKING:
     from runtime.metrics import Metrics
+    from runtime.posting import Posts
 
 __all__ = ["Attempt", "Worker"]
 
@@ -51,6 +53,7 @@ class Worker:
 
     Raises:
         DeclarationError: there is no handler, or two agents share a name.
+        SettingsError: a webhook's secret is missing, or its target may not be reached.
     """
 
     def __init__(
@@ -66,6 +69,9 @@ class Worker:
         agents = list(agents)
         self.handlers: list[Handler] = _handlers(agents)
         self._agents = [agent for agent in agents if agent.handlers]
+        self._posts = _posts(self.handlers, settings)
+        if self._posts is not None:
+            self.handlers = self._posts.handlers
         self._settings = settings
         self._observer = observer
         self._suspects = suspects
@@ -134,12 +140,6 @@ class Worker:
             if self._dispatcher is not None:
                 self._dispatcher.look()
 
-    def wake(self, why: str, message: int | None = None) -> None:
-        """Take a hint that something was written, as from one more source of wake-ups. From any thread."""
-        with self._started:
-            if self._dispatcher is not None:
-                self._dispatcher.hint(why, message)
-
     async def run(self) -> None:
         """Run until `stop` is called, or until cancelled: then handlers are cancelled and their work given back.
 
@@ -170,7 +170,8 @@ class Worker:
                 ended = anyio.Event()
                 tasks.start_soon(self._run_thread, runner, metrics, ended.set)
                 try:
-                    await ended.wait()
+                    async with self._posts or nullcontext():
+                        await ended.wait()
                 finally:
                     self._drain_seconds = 0 if not ended.is_set() else self._drain_seconds
                     self.stop()
@@ -180,7 +181,7 @@ class Worker:
             # One fault of ours needs no group around it.
             faults, rest = group.split(RuntimeFault)
             if faults is not None and rest is None:
-                raise _first(faults) from None
+                raise first_fault(faults) from None
             raise
 
     def _open_or_close(self, agent: str) -> None:
@@ -252,6 +253,8 @@ class Worker:
                     tasks.start_soon(self._answer_probes, metrics, dispatcher, store)
                 if each is not None:
                     tasks.start_soon(self._listen, each, dispatcher)
+                if self._posts is not None:
+                    tasks.start_soon(self._posts.keep, store)
                 await dispatcher.run()
                 if each is not None:
                     # What runs is cancelled when the time to drain is over.
@@ -280,6 +283,19 @@ class Worker:
         subscribed = await store.subscribe(card, declared)
         _log.info("%s works for %d subscriptions at %s", self.name, len(subscribed.numbers), store.place)
         return subscribed
+
+
+def _posts(handlers: Sequence[Handler], settings: Settings) -> "Posts | None":
+    """What posts to targets, where there are any; its libraries are not loaded otherwise."""
+    if all(handler.target is None for handler in handlers):
+        return None
+    from runtime.posting import Posts
+
+    if not settings.telemetry:
+        return Posts(handlers, settings)
+    from runtime.telemetry import outgoing
+
+    return Posts(handlers, settings, trace=outgoing)
 
 
 def _metrics(settings: Settings) -> "Metrics | None":
@@ -335,11 +351,14 @@ def _subscription(handler: Handler) -> Subscription:
         dead_blocks=handler.dead_blocks,
         start=handler.start,
         max_attempts=handler.retry.attempts,
+        must_exist=handler.target is not None and handler.target.secret_name is None,
     )
 
 
-def _first(group: BaseExceptionGroup[RuntimeFault]) -> BaseException:
+def first_fault(group: BaseExceptionGroup[RuntimeFault]) -> RuntimeFault:
+    """The first fault in a group, however deep it lies."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    assert isinstance(error, RuntimeFault)
     return error

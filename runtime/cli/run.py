@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
@@ -20,17 +20,28 @@ from runtime.cli.place import find_settings
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
 from runtime.plan import Suspects
+from runtime.runner import Observer
+from runtime.settings import Settings
 from runtime.supervisor import Child, Supervisor
 from runtime.worker import Attempt, Worker
+
+if TYPE_CHECKING:
+    from runtime.postroom import Postroom
 
 
 def run(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="PATH", help="Python files, folders of them, modules, or one agent: shop.agents:writer."
         ),
-    ],
+    ] = None,
+    webhooks: Annotated[
+        bool,
+        typer.Option(
+            "--webhooks", help="Post for the webhooks of `runtime webhooks add` too; with no PATH, only that."
+        ),
+    ] = False,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Handlers running at once, where they do not say.")
     ] = None,
@@ -71,7 +82,9 @@ def run(
     With several processes, one that dies is started again, and one more is kept for deliveries that have killed a
     process twice: there they run with nothing beside them.
     """
-    agents = _chosen(discover(paths), only)
+    if not paths and not webhooks:
+        raise typer.BadParameter("Missing argument PATH: say which agents to run, or --webhooks")
+    agents = _chosen(discover(paths or []), only)
     _tune_interpreter()
     settings = find_settings(concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
     is_json_log = as_json or logs_are_json(settings.log_format)
@@ -82,26 +95,40 @@ def run(
         options = [
             *(["--concurrency", str(concurrency)] if concurrency else []),
             *(["--quiet"] if quiet else []),
+            *(["--json"] if as_json else []),
         ]
-        options += ["--json"] if as_json else []
         supervisor = Supervisor(
-            _children(paths, agents, processes, isolate, options, settings.metrics_port),
+            _children(paths or [], agents, webhooks, processes, isolate, options, settings.metrics_port),
             drain_seconds=settings.drain_seconds,
         )
         raise typer.Exit(anyio.run(_supervise, supervisor))
     if settings.telemetry:
         export_telemetry()
     lines = AttemptLines()
-    worker = Worker(
-        agents, settings, observer=None if quiet else _print_json if as_json else lines, suspects=suspects
-    )
+    observer = None if quiet else _print_json if as_json else lines
+    crew: list[Worker | Postroom] = []
+    if agents:
+        crew.append(Worker(agents, settings, observer=observer, suspects=suspects))
+    if webhooks:
+        crew.append(_postroom(settings, observer, suspects, is_alone=not agents))
     if not is_json_log and not is_supervised:
-        for handler in worker.handlers:
+        for handler in [handler for each in crew if isinstance(each, Worker) for handler in each.handlers]:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
-    signal_number = loops.run(_run, worker, is_supervised)
+    signal_number = loops.run(_run, crew, is_supervised)
     lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
+
+
+def _postroom(
+    settings: Settings, observer: Observer | None, suspects: Suspects, *, is_alone: bool
+) -> "Postroom":
+    """Who posts for the webhooks; beside agents it leaves them the ports."""
+    from runtime.postroom import Postroom
+
+    if not is_alone:
+        settings = settings.model_copy(update={"metrics_port": None, "webhook": None})
+    return Postroom(settings, observer=observer, suspects=suspects)
 
 
 def _tune_interpreter() -> None:
@@ -126,15 +153,20 @@ def _chosen(agents: list[Agent], names: Sequence[str] | None) -> list[Agent]:
 def _children(
     paths: Sequence[str],
     agents: Sequence[Agent],
+    webhooks: bool,
     processes: int,
     isolate: bool,
     options: Sequence[str],
     metrics_port: int | None,
 ) -> list[Child]:
     """The processes that do the work, and the spare one."""
-    command = [sys.executable, "-m", "runtime", "run", *paths, "--supervised", *options]
-    chosen = [option for agent in agents for option in ("--agent", agent.name)]
-    groups = [(agent.name, ["--agent", agent.name]) for agent in agents] if isolate else [("worker", chosen)]
+    command = [sys.executable, "-m", "runtime", "run", "--supervised", *options]
+    posting = ["--webhooks"] if webhooks else []
+    chosen = [*paths, *(option for agent in agents for option in ("--agent", agent.name)), *posting]
+    groups = [("worker", chosen)]
+    if isolate:
+        groups = [(agent.name, [*paths, "--agent", agent.name]) for agent in agents]
+        groups += [("webhooks", posting)] if webhooks else []
     children = [
         Child(f"{name}-{number}" if processes > 1 else name, [*command, *which, "--suspects", Suspects.NEVER])
         for name, which in groups
@@ -171,34 +203,37 @@ async def _pass_on(signals: AsyncIterator[signal.Signals], supervisor: Superviso
             supervisor.stop()
 
 
-async def _run(worker: Worker, is_supervised: bool) -> int | None:
+async def _run(crew: "Sequence[Worker | Postroom]", is_supervised: bool) -> int | None:
     """Run until a signal; returns the number of a second one, which does not wait for handlers."""
     hurry: list[int] = []
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, worker, is_supervised, tasks.cancel_scope, hurry)
+            tasks.start_soon(_obey, signals, crew, is_supervised, tasks.cancel_scope, hurry)
             if is_supervised and os.name == "posix":
-                tasks.start_soon(_end_with_supervisor, worker)
-            await worker.run()
+                tasks.start_soon(_end_with_supervisor, crew)
+            async with anyio.create_task_group() as working:
+                for each in crew:
+                    working.start_soon(each.run)
             tasks.cancel_scope.cancel()
     return hurry[0] if hurry else None
 
 
-async def _end_with_supervisor(worker: Worker) -> None:
+async def _end_with_supervisor(crew: "Sequence[Worker | Postroom]") -> None:
     """Stop when the supervisor's end of our standard input is closed, however it ended."""
     await anyio.wait_readable(sys.stdin)
-    worker.stop()
+    for each in crew:
+        each.stop()
 
 
 async def _obey(
     signals: AsyncIterator[signal.Signals],
-    worker: Worker,
+    crew: "Sequence[Worker | Postroom]",
     is_supervised: bool,
     scope: CancelScope,
     hurry: list[int],
 ) -> None:
     async for number in signals:
-        if worker.state == "stopping":
+        if any(each.state == "stopping" for each in crew):
             hurry.append(number)
             scope.cancel()
             return
@@ -207,7 +242,8 @@ async def _obey(
                 f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
                 soft_wrap=True,
             )
-        worker.stop()
+        for each in crew:
+            each.stop()
 
 
 def _print_json(attempt: Attempt) -> None:

@@ -63,6 +63,15 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "schedule": "text", "spec": "text", "after": "timestamptz", "reached": "timestamptz", "ticks": "jsonb",
     },
     "stream_schedules": {},
+    "stream_add_webhook": {
+        "name": "text", "url": "text", "patterns": "text[]", "emits": "text", "ordered": "boolean",
+        "concurrency": "integer", "max_attempts": "integer", "start": "text", "secret": "text", "replace": "boolean",
+    },
+    "stream_remove_webhook": {"name": "text", "dry_run": "boolean"},
+    "stream_rotate_webhook": {"name": "text", "keep_seconds": "double precision"},
+    "stream_serve_webhooks": {},
+    "stream_webhooks": {},
+    "stream_note_webhooks": {"targets": "jsonb", "notes": "jsonb"},
     "stream_install_realtime": {},
     "stream_examine": {},
     "stream_trace": {"message": "bigint", "max": "integer"},
@@ -82,6 +91,10 @@ SCHEMA_VERSION = 1
 """The schema this release is made for; the database tells its own by `stream_version`."""
 
 _ATTEMPTS = 5
+_ONCE = frozenset({
+    "stream_replay", "stream_beat", "stream_amend",
+    "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,8 @@ class Subscription:
     start: Literal["latest", "earliest"] = "latest"
     max_attempts: int = 5
     max_crashes: int = 5
+    # Served if it is there, and not made where it is not.
+    must_exist: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The declaration as `stream_subscribe` takes it."""
@@ -156,16 +171,6 @@ class Store(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Give back every connection. A closed store is not used again."""
-
-    async def answers(self, seconds: float) -> bool:
-        """Whether the database answers in time: asked once, without patience."""
-        with anyio.move_on_after(seconds):
-            try:
-                await self.call("stream_version", {})
-            except StoreError:
-                return False
-            return True
-        return False
 
     async def send(self, drafts: Sequence[Draft]) -> list[Sent]:
         """Store messages in their order, in one transaction.
@@ -254,8 +259,8 @@ class Store(ABC):
     async def operate(self, function: str, **arguments: Any) -> Any:
         """Call one of the operations, such as `stream_stats`, and return its answer."""
         # A replay whose answer was lost may have been handled already: a second one would do it all again. A nonce
-        # is booked once.
-        repeatable = function not in ("stream_replay", "stream_beat", "stream_amend")
+        # is booked once, a secret drawn once.
+        repeatable = function not in _ONCE
         return await self._persist(function, arguments, repeatable=repeatable)
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:

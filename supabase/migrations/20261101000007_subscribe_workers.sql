@@ -26,9 +26,13 @@ begin
     for declared in
         select s.* from jsonb_to_recordset(subscriptions) as s (
             name text, agent text, patterns text[], ordered boolean, max_attempts integer,
-            max_crashes integer, start text, marks_processed boolean, dead_blocks boolean
+            max_crashes integer, start text, marks_processed boolean, dead_blocks boolean,
+            must_exist boolean
         ) order by s.name
     loop
+        -- What a command has added, a command removes: who has not heard of that yet does not bring it back.
+        continue when coalesce(declared.must_exist, false)
+            and not exists (select from runtime.subscriptions s where s.name = declared.name);
         if caller is not null and declared.agent is distinct from caller then
             raise exception using errcode = '42501',
                 message = format('agent %L may not subscribe as %L', caller, declared.agent);

@@ -23,6 +23,7 @@ language plpgsql security definer set search_path = ''
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
 begin
+    perform runtime.forget_rest(s.name);
     update runtime.subscriptions x set paused_at = clock_timestamp() where x.id = s.id and x.paused_at is null;
     return json_build_object('subscription', s.name, 'paused', true);
 end
@@ -35,6 +36,7 @@ language plpgsql security definer set search_path = ''
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
 begin
+    perform runtime.forget_rest(s.name);
     update runtime.subscriptions x set paused_at = null where x.id = s.id;
     perform runtime.wake_sleepers(array[s.id], '{}');
     return json_build_object('subscription', s.name, 'paused', false);

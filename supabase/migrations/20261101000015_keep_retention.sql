@@ -56,6 +56,7 @@ begin
         -- A fan-out under way that has seen it may still add to it; pruning takes that away.
         delete from runtime.subscriptions x where x.id = s.id;
         delete from runtime.schedules x where x.name = s.name;
+        delete from runtime.webhooks x where x.name = s.name;
         with ended as (
             delete from runtime.deliveries d where d.subscription = s.id
             returning d.message_id, d.marks, d.sole

@@ -1,0 +1,217 @@
+"""`runtime webhooks`: subscriptions whose handler is a URL."""
+
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import anyio
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from runtime.cli.confirm import DryRun, Yes, confirm
+from runtime.cli.faults import Commands
+from runtime.cli.moments import ago, span
+from runtime.cli.output import err, out, plain, print_json
+from runtime.cli.place import find_settings
+from runtime.operations import Operations
+from runtime.stream import connect
+from runtime.target import check_url
+from runtime.webhooks.signatures import read_secret
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="Webhooks out: subscriptions whose handler is a URL. `runtime run --webhooks` posts to them.",
+)
+
+Name = Annotated[
+    str, typer.Argument(help="The webhook: agent.handler, or its last part under the agent webhooks.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+_STYLES = {"well": "green", "resting": "yellow", "probing": "yellow", "failing": "yellow", "gone": "red"}
+
+
+@app.command()
+def add(
+    pattern: Annotated[str, typer.Argument(help="A key, or a pattern such as task.* and task.>.")],
+    url: Annotated[str, typer.Argument(help="Where to post: https://…")],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="agent.handler, or a handler of the agent webhooks; after the URL's host by default."
+        ),
+    ] = None,
+    emits: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Write the JSON of the answer under this key.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="How many requests one worker makes at once; 10 by default.")
+    ] = None,
+    attempts: Annotated[
+        int | None, typer.Option(min=1, help="Attempts in all; 15 by default, within about half a day.")
+    ] = None,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Post messages of one key one after another.")
+    ] = False,
+    earliest: Annotated[
+        bool, typer.Option("--earliest", help="Begin with all there is, not with what comes.")
+    ] = False,
+    secret_prompt: Annotated[
+        bool, typer.Option("--secret", help="Ask for a secret you have, instead of drawing one.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Change the webhook of this name; its secret and its work stay.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Add a webhook, and print the secret its requests are signed with: this once."""
+    full = _full(name or re.sub(r"[^a-z0-9]+", "_", (urlsplit(check_url(url)).hostname or "").lower()))
+    secret = typer.prompt("Secret (whsec_…)", hide_input=True, err=True) if secret_prompt else None
+    if secret is not None:
+        read_secret(secret)
+    added = _with(
+        lambda it: it.add_webhook(
+            full, url, pattern, emits=emits, ordered=ordered, concurrency=concurrency, attempts=attempts,
+            start="earliest" if earliest else "latest", secret=secret, replace=replace,
+        )
+    )  # fmt: skip
+    if as_json:
+        print_json(added)
+        return
+    out.print(f"{added['name']} posts {pattern} to {added['url']}", soft_wrap=True)
+    _show_secret(added["secret"])
+    [row] = [each for each in _with(lambda it: it.webhooks()) if each["name"] == full]
+    if not row["workers"]:
+        err.print("No worker posts yet: `runtime run --webhooks`. What is written is kept until one does.")
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the webhooks, and how their targets are."""
+    found = _with(lambda it: it.webhooks())
+    if as_json:
+        for each in found:
+            print_json(each)
+    elif found:
+        out.print(_table(found))
+    else:
+        err.print("There is no webhook: runtime webhooks add 'task.*' https://example.com/hooks", style="dim")
+
+
+@app.command()
+def remove(name: Name, dry_run: DryRun = False, yes: Yes = False) -> None:
+    """Remove a webhook, with the deliveries that wait for it. Its dead letters stay."""
+    full = _full(name)
+    waiting = _with(lambda it: it.remove_webhook(full, dry_run=True))
+    out.print(f"{full}: deliveries that wait and go with it: {waiting}")
+    if not dry_run:
+        confirm("Remove it?", yes=yes)
+        _with(lambda it: it.remove_webhook(full))
+        out.print(f"{full} is removed")
+
+
+@app.command()
+def rotate(
+    name: Name,
+    keep: Annotated[
+        float, typer.Option(parser=span, metavar="SPAN", help="How long the old secret signs too: 1h, 1d.")
+    ] = "1d",  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """Draw a new secret and print it: this once. The old one signs beside it for a while."""
+    rotated = _with(lambda it: it.rotate_webhook(_full(name), keep_seconds=keep))
+    if as_json:
+        print_json(rotated)
+        return
+    until = datetime.fromisoformat(rotated["old_until"]).astimezone()
+    out.print(
+        f"{rotated['name']} signs with a new secret, and until {until:%d %b %H:%M} with the old one too"
+    )
+    _show_secret(rotated["secret"])
+
+
+@app.command()
+def pause(name: Name) -> None:
+    """Post nothing more; what is written gathers until `runtime webhooks resume`."""
+    _with(lambda it: it.pause(_full(name)))
+    out.print(f"{_full(name)} is paused; what runs now finishes")
+
+
+@app.command()
+def resume(name: Name) -> None:
+    """Post again: after a pause, or at once though the target rests or was gone."""
+    _with(lambda it: it.resume(_full(name)))
+    out.print(f"{_full(name)} is resumed")
+
+
+@app.command("test")
+def try_(name: Name, as_json: Json = False) -> None:
+    """Post one message of the type webhook.test from here, and say what was answered. Nothing is stored."""
+    answered = anyio.run(_test, _full(name))
+    if as_json:
+        print_json(answered)
+    else:
+        out.print(
+            f"{answered['url']} answered {answered['status']} in {answered['seconds']:.2f} s", soft_wrap=True
+        )
+    if not 200 <= answered["status"] < 300:
+        raise typer.Exit(1)
+
+
+async def _test(name: str) -> dict[str, Any]:
+    from runtime.postroom import try_out
+
+    return await try_out(find_settings(), name)
+
+
+def _with(what: Callable[[Operations], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        async with connect(find_settings()) as stream:
+            return await what(stream.operations)
+
+    return anyio.run(run)
+
+
+def _full(name: str) -> str:
+    return name if "." in name else f"webhooks.{name}"
+
+
+def _show_secret(secret: str) -> None:
+    err.print("Its secret, shown this once; the receiver verifies with it:", style="dim")
+    out.print(secret, soft_wrap=True)
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("webhook", no_wrap=True)
+    table.add_column("posts", overflow="fold")
+    table.add_column("waiting", justify="right")
+    table.add_column("last success", no_wrap=True)
+    table.add_column("workers", justify="right")
+    table.add_column("state", overflow="fold")
+    for each in found:
+        error = each["last_error"] if each["state"] not in ("well", "paused") else None
+        emits = f"\nemits {each['emits']}" if each["emits"] else ""
+        table.add_row(
+            each["name"],
+            Text.assemble(", ".join(each["patterns"]), (f"\n{plain(each['url'])}{emits}", "dim")),
+            str(each["waiting"]),
+            ago(each["succeeded_at"]) if each["succeeded_at"] else "",
+            Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
+            Text.assemble(
+                (_state(each), _STYLES.get(each["state"], "yellow")),
+                (f"\n{plain(error)}" if error else "", "dim"),
+            ),
+        )
+    return table
+
+
+def _state(each: dict[str, Any]) -> str:
+    return (
+        f"rests for {each['rests_seconds']:.0f} s"
+        if each["rests_seconds"] is not None
+        else str(each["state"])
+    )
