@@ -33,6 +33,12 @@ class BatchContext(Context):
     messages: tuple[Message[Any], ...] = ()
     failed: dict[int, Exception] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What the log records of this call carry: as for one message, of the first, and message_ids of all."""
+        # By its name: a dataclass with slots is another class than the one that is written here.
+        return super(BatchContext, self).labels | {"message_ids": [each.id for each in self.messages]}
+
     def fail(self, message: Message[Any], error: Exception) -> None:
         """Have one message fail as if a handler of it alone had raised the error; the others are none the worse.
 

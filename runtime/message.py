@@ -195,13 +195,17 @@ class Context:
         return self.message.attempt
 
     @property
-    def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger named after the handler; its records carry agent, handler, key, message_id, attempt and worker."""
-        details = {
+    def labels(self) -> dict[str, Any]:
+        """What the log records of this attempt carry: agent, handler, key, message_id, attempt and worker."""
+        return {
             "agent": self.agent, "handler": self.handler, "key": self.message.key,
             "message_id": self.message.id, "attempt": self.attempt, "worker": self.worker,
         }  # fmt: skip
-        return logging.LoggerAdapter(logging.getLogger(f"runtime.handlers.{self.handler}"), details)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger named after the handler; its records carry the labels, whoever has set up the log."""
+        return logging.LoggerAdapter(logging.getLogger(f"runtime.handlers.{self.handler}"), self.labels)
 
     def emit(
         self,

@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 from runtime.agent import Handler
 from runtime.batches import Batch, Gathering, Share
 from runtime.failure import failure
+from runtime.logs import attempt as attempt_of_logs
 from runtime.message import Context, Draft
 from runtime.middleware import surrounded
 from runtime.store import Delivery, Report
@@ -336,6 +337,7 @@ class Runner:
         self, batch: Batch, clock: float, spans: Mapping[int, Any] | None = None
     ) -> None:
         handler = batch.handler
+        attempt_of_logs.set(batch.context)
 
         def sign(delivery: Delivery, drafts: list[Draft]) -> Sequence[Draft]:
             if self._spans is None or spans is None:
@@ -399,6 +401,7 @@ class Runner:
 
     async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
         context = Context(delivery.message, handler.name, self._worker, state=self._states.get(handler.agent))
+        attempt_of_logs.set(context)
         call = self._call_surrounded if handler.middlewares else self._call_function
         try:
             if handler.timeout is None:

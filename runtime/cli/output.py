@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runtime.errors import SettingsError
+from runtime.logs import of_attempt
 from runtime.message import Message, Priority
 from runtime.values import encode
 
@@ -87,6 +88,7 @@ def start_logs(level: str, *, as_json: bool) -> None:
         )
     else:
         handler = _Lines()
+    handler.addFilter(of_attempt)
     root = logging.getLogger()
     root.handlers = [handler]
     # Libraries speak up only when something is wrong; their lower levels may hold URLs and headers.
@@ -133,6 +135,7 @@ class _Lines(logging.Handler):
                 (f"{datetime.fromtimestamp(record.created):%H:%M:%S}", "dim"),
                 "  ",
                 (f"{record.levelname.lower():<8}", _LEVEL_STYLES.get(record.levelname, "")),
+                (_attempt_of(record), "dim"),
                 record.getMessage(),
             )
             err.print(line, soft_wrap=True)
@@ -140,6 +143,15 @@ class _Lines(logging.Handler):
                 err.print(Text(logging.Formatter().formatException(record.exc_info)), soft_wrap=True)
         except Exception:  # noqa: BLE001 - logging never ends a program; handleError tells of it
             self.handleError(record)
+
+
+def _attempt_of(record: logging.LogRecord) -> str:
+    """Which attempt a record is from, in short; the runtime's own texts say it themselves."""
+    is_own = record.name.startswith("runtime.") and not record.name.startswith("runtime.handlers.")
+    if is_own or not hasattr(record, "message_id"):
+        return ""
+    attempt = getattr(record, "attempt", 1)
+    return f"{getattr(record, 'handler', '')} #{record.message_id}{f', attempt {attempt}' * (attempt > 1)}  "
 
 
 def _plain(value: object) -> object:
