@@ -10,6 +10,12 @@ from runtime.store import Store
 State = Literal["waiting", "failed", "dead", "done", "unhandled"]
 
 
+def two_figures(number: float) -> int:
+    """Return a number that was reckoned, not counted, as it is told: 513,204 as 510,000."""
+    whole = round(number)
+    return round(whole, 2 - len(str(abs(whole)))) if whole else 0
+
+
 class Views:
     """What is shown of a stream; changes nothing.
 
@@ -31,6 +37,7 @@ class Views:
         text: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        look: int = 5000,
     ) -> dict[str, Any]:
         """Return messages, the newest first, each with what became of it at every subscription.
 
@@ -44,14 +51,15 @@ class Views:
             text: only those whose value holds it, in any case.
             since: only those written at this time or later.
             until: only those written before.
+            look: how many rows to look at, at most, up to 20,000.
 
         Returns:
-            `messages`, and `next`, the id to go on before: a page looks at a bounded number of rows, so it may hold
-            few messages, or none, and still not be the last one; then `next` is None.
+            `messages`; how many rows were `looked` at; and `next`, the id to go on before. As a page looks at a bounded
+            number of rows, it may hold few messages, or none, and still not be the last one; then `next` is None.
         """
         found: dict[str, Any] = await self._store.operate(
             "stream_page", pattern=check_pattern(pattern), before=before, after=after, max=limit, agent=agent,
-            state=state, text=text, since=since, until=until,
+            state=state, text=text, since=since, until=until, look=look,
         )  # fmt: skip
         return found
 
@@ -69,13 +77,19 @@ class Views:
         found: dict[str, Any] = await self._store.operate("stream_trace", message=message, max=limit)
         return found
 
-    async def activity(self, seconds: float = 3600) -> dict[str, Any]:
+    async def activity(self, seconds: float = 3600, until: float = 0) -> dict[str, Any]:
         """Return the attempts of the last seconds by whole minutes.
+
+        Args:
+            seconds: how far back, to the beginning of that minute.
+            until: leave out the minutes since the one of so many seconds ago.
 
         Returns:
             The current `minute` since 1970, and `minutes`: [minute, subscription, done, failed, mean seconds] each.
         """
-        found: dict[str, Any] = await self._store.operate("stream_activity", since_seconds=seconds)
+        found: dict[str, Any] = await self._store.operate(
+            "stream_activity", since_seconds=seconds, until_seconds=until
+        )
         return found
 
     async def flow(self, look: int = 2000) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""How do people write a span of time or a moment, and read one? `90s`, `12h`, `7d`, or a date."""
+"""How do people write a span of time or a moment, and read one? `90s`, `12h`, `7d`, or a date. And an amount?"""
 
 from datetime import UTC, datetime, timedelta
 
 import typer
 
 from runtime.spans import is_span, seconds_of
+from runtime.views import two_figures
 
 
 def span(text: str) -> float:
@@ -41,6 +42,11 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def amount(number: int, *, is_about: bool) -> str:
+    """A number with its thousands apart, and a sign before one that was reckoned and not counted."""
+    return f"≈{two_figures(number):,}" if is_about else f"{number:,}"
 
 
 def ago(moment: str) -> str:

@@ -8,7 +8,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from runtime.cli.moments import duration
+from runtime.cli.moments import amount, duration
 from runtime.cli.output import out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
@@ -53,9 +53,9 @@ def _subscriptions(stats: dict[str, Any]) -> Table:
             each["name"],
             " ".join(each["patterns"]),
             str(each["workers"]),
-            str(each["fresh"]),
+            amount(each["fresh"], is_about=each.get("about", False)),
             str(each["leased"]),
-            str(each["waiting"] + each["parked"]),
+            amount(each["waiting"] + each["parked"], is_about=each.get("about", False)),
             Text(str(each["dead"]), style="red" if each["dead"] else ""),
             "" if oldest is None else duration(oldest),
             Text(state, style="yellow"),

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
-from runtime.cli.moments import ago, duration
+from runtime.cli.moments import ago, amount, duration
 from runtime.cli.output import err, out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
@@ -69,7 +69,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
             each["name"],
             " ".join(each["patterns"]),
             Text("none" if is_orphan else str(each["workers"]), style="red" if is_orphan and waiting else ""),
-            f"{waiting:,}",
+            amount(waiting, is_about=each.get("about", False)),
             f"{each['leased']:,}",
             Text(f"{each['dead']:,}", style="red" if each["dead"] else ""),
             "" if each["oldest_seconds"] is None else duration(each["oldest_seconds"]),

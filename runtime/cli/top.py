@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from runtime.cli.moments import duration
+from runtime.cli.moments import amount, duration
 from runtime.cli.output import out, plain, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.errors import StoreUnavailable
@@ -91,9 +91,9 @@ def _subscriptions(subscriptions: list[dict[str, Any]]) -> Table:
             Text.assemble(each["name"], (" paused" if each["paused"] else "", "yellow")),
             f"{each['done_last_minute'] / 60:.1f}",
             Text(str(failed), style="red" if failed else ""),
-            f"{each['fresh']:,}",
+            amount(each["fresh"], is_about=each.get("about", False)),
             str(each["leased"]),
-            f"{each['waiting'] + each['parked']:,}",
+            amount(each["waiting"] + each["parked"], is_about=each.get("about", False)),
             Text(str(each["dead"]), style="red" if each["dead"] else ""),
             "" if oldest is None else duration(oldest),
             Text(str(each["workers"]), style="" if each["workers"] else "yellow"),

@@ -2,6 +2,7 @@
 
 guard.py     who may ask: the token, the host, the origin
 pulse.py     what is known of the whole stream, asked for once for all who look
+hours.py     the last hour by the minute
 events.py    the stream of events that keeps a page up to date
 pages/       the pages
 charts.py    sparklines, waterfalls and the map, as geometry

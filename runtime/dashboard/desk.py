@@ -105,6 +105,7 @@ def _ways(stats: dict[str, Any]) -> dict[str, Any]:
         "asleep": sum(each["asleep"] for each in working),
         "gone": len(stats["workers"]) - len(here),
         "waiting": sum(each["fresh"] + each["waiting"] + each["parked"] for each in stats["subscriptions"]),
+        "about": any(each.get("about") for each in stats["subscriptions"]),
         "running": sum(each["leased"] for each in stats["subscriptions"]),
         "paused": sum(each["paused"] for each in stats["subscriptions"]),
     }

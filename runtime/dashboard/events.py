@@ -64,7 +64,7 @@ class Follower:
         if text != self._health:
             self._health = text
             yield _event("health", text)
-        state = json.dumps(_steady(health["stats"]))
+        state = json.dumps([_steady(health["stats"]), self._desk.pulse.hours.version])
         if state != self._state:
             # At first too: something may have happened since the page was drawn.
             self._state = state
@@ -78,7 +78,9 @@ class Follower:
         page = await self._filter.page(views, after=self._after, limit=_NEW)
         if page["messages"]:
             parts.append(
-                self._desk.text("_rows.html", messages=page["messages"], next=None, query="", is_new=True)
+                self._desk.text(
+                    "_rows.html", messages=page["messages"], next=None, query="", is_new=True, in_vain=0
+                )
             )
         self._after = max(self._after or 0, page["newest"] or 0)
         if self._watched:

@@ -1,19 +1,17 @@
 """What is known of the whole stream? Asked for once, for everybody who looks, and not while nobody does."""
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import anyio
 
+from runtime.dashboard.hours import Hours
 from runtime.errors import StoreError
 from runtime.stream import Stream
 
 T = TypeVar("T")
 
-_MINUTES = 60
 _HINT_SECONDS = 0.15
 _TICK_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
@@ -55,23 +53,6 @@ class Kept(Generic[T]):
         self._is_forgotten = True
 
 
-@dataclass
-class Hour:
-    """The last sixty minutes of one subscription, the oldest first."""
-
-    done: list[int] = field(default_factory=lambda: [0] * _MINUTES)
-    failed: list[int] = field(default_factory=lambda: [0] * _MINUTES)
-    seconds: list[float] = field(default_factory=lambda: [0.0] * _MINUTES)
-
-    @property
-    def latency(self) -> float | None:
-        """The mean of the attempts that ended well, in seconds."""
-        total = sum(self.done)
-        if not total:
-            return None
-        return sum(done * each for done, each in zip(self.done, self.seconds, strict=True)) / total
-
-
 class Pulse:
     """The state of the stream, and who is to be told that it changed."""
 
@@ -79,10 +60,9 @@ class Pulse:
         self._stream = stream
         self.stats: Kept[dict[str, Any]] = Kept(stream.stats, 0.8)
         self.flow: Kept[dict[str, Any]] = Kept(stream.views.flow, 3.0)
-        self.hours: Kept[dict[int, Hour]] = Kept(self._hours, 3.0)
+        self.hours = Hours(stream.views, self._tell)
         self.is_live = False
         self.fault: str | None = None
-        self._minutes: dict[int, dict[int, tuple[int, int, float]]] = {}
         self._watchers = 0
         self._watched, self._unwatched = anyio.Event(), anyio.Event()
         self._hint = anyio.Event()
@@ -90,13 +70,15 @@ class Pulse:
 
     async def run(self) -> None:
         """Say when to look again, until cancelled; the stream's wake-ups are listened to while somebody looks."""
-        while True:
-            await self._watched.wait()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._listen)
-                tasks.start_soon(self._tick)
-                await self._unwatched.wait()
-                tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.hours.run)
+            while True:
+                await self._watched.wait()
+                async with anyio.create_task_group() as watching:
+                    watching.start_soon(self._listen)
+                    watching.start_soon(self._tick)
+                    await self._unwatched.wait()
+                    watching.cancel_scope.cancel()
 
     async def _listen(self) -> None:
         while True:
@@ -121,8 +103,8 @@ class Pulse:
 
     def changed(self) -> None:
         """Somebody changed something by hand: show it at once."""
-        for kept in (self.stats, self.flow, self.hours):
-            kept.forget()
+        self.stats.forget()
+        self.flow.forget()
         self._tell()
 
     def close(self) -> None:
@@ -146,21 +128,3 @@ class Pulse:
         if not self._watchers:
             self._watched = anyio.Event()
             self._unwatched.set()
-
-    async def _hours(self) -> dict[int, Hour]:
-        """Minutes that are over never change, so only the last ones are asked for again."""
-        answer = await self._stream.views.activity(120 if self._minutes else 3600)
-        now = int(answer["minute"])
-        fresh: dict[int, dict[int, tuple[int, int, float]]] = defaultdict(dict)
-        for minute, subscription, done, failed, seconds in answer["minutes"]:
-            fresh[minute][subscription] = (done, failed, seconds)
-        # Also when nothing happened, the minute is known from now on.
-        self._minutes |= {now: {}} | fresh
-        self._minutes = {minute: each for minute, each in self._minutes.items() if minute > now - _MINUTES}
-        hours: dict[int, Hour] = defaultdict(Hour)
-        for minute, each in self._minutes.items():
-            place = minute - now + _MINUTES - 1
-            for subscription, (done, failed, seconds) in each.items():
-                hour = hours[subscription]
-                hour.done[place], hour.failed[place], hour.seconds[place] = done, failed, seconds
-        return dict(hours)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from runtime.message import moment
+from runtime.views import two_figures
 
 _PREVIEW_CHARACTERS = 180
 _TREE_CHARACTERS = 60_000
@@ -49,9 +50,10 @@ def clock(text: str | None) -> str:
     return "–" if text is None else f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def count(number: float) -> str:
-    """A number with its thousands apart: 12 345."""
-    return f"{number:,.0f}".replace(",", "\u202f")
+def count(number: float, is_about: bool = False) -> str:
+    """A number with its thousands apart, 12 345; one that was reckoned to two figures, ≈ 12 000."""
+    text = f"≈ {two_figures(number):,}" if is_about else f"{number:,.0f}"
+    return text.replace(",", "\u202f")
 
 
 def size(size_bytes: int) -> str:

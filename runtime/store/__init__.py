@@ -80,7 +80,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "text": "text", "since": "timestamptz", "until": "timestamptz", "look": "integer",
     },
     "stream_handling": {"ids": "bigint[]"},
-    "stream_activity": {"since_seconds": "double precision"},
+    "stream_activity": {"since_seconds": "double precision", "until_seconds": "double precision"},
     "stream_flow": {"look": "integer"},
     "stream_dead_groups": {"look": "integer"},
     "stream_last_good": {"letter": "bigint"},

@@ -186,37 +186,89 @@ comment on function public.stream_read(text, bigint, bigint, integer, boolean) i
     'Messages whose key matches the pattern, in id order: the oldest after an id, or else the newest (before an id). '
     'With latest, the newest message of each key. Page by passing the last id seen.';
 
+create function runtime.regex_of(pattern text) returns text
+language sql immutable strict set search_path = '' as $$
+    -- No character of a key or a pattern but the dot means anything else to a regular expression.
+    select '^' || replace(replace(replace(pattern, '.', '\.'), '*', '[^.]+'), '>', '.+') || '$'
+$$;
+comment on function runtime.regex_of(text) is 'A regular expression for the keys that match the pattern.';
+
+create function runtime.keys_of(pattern text, most integer) returns text[]
+language plpgsql stable set search_path = '' as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    regex text := runtime.regex_of(pattern);
+    reached text collate "C" := prefix;
+    matching text[] := '{}';
+begin
+    -- A skip from key to key along the index.
+    for step in 0 .. most loop
+        select m.key into reached from public.consciousness_stream m where m.key > reached order by m.key limit 1;
+        if not found or not starts_with(reached, prefix) then
+            return matching;
+        end if;
+        if reached ~ regex then
+            matching := matching || reached;
+        end if;
+    end loop;
+    return null;
+end
+$$;
+comment on function runtime.keys_of(text, integer) is
+    'The keys of the stream that match a pattern with wildcards; null where more than this many begin like it.';
+
 create function runtime.page(pattern text, prefix text, after bigint, before bigint, max integer)
 returns setof public.consciousness_stream
 language plpgsql stable set search_path = '' as $$
 declare
-    m public.consciousness_stream;
-    left_over integer := max;
+    regex text := runtime.regex_of(pattern);
+    stretch integer := greatest(5000, 2 * max);
+    edge bigint;
+    keys text[];
+    ids bigint[];
 begin
-    -- Walks the primary key, so a rare pattern reads on, but nothing is ever sorted.
+    -- What is common is found in the first stretch of ids. What is rare is looked up key by key, unless its keys are
+    -- too many: then the stretch is the whole table.
     if after is not null then
-        for m in select * from public.consciousness_stream s
-            where s.id > after and s.id < before and starts_with(s.key, prefix)
-            order by s.id
-        loop
-            if pattern = any (runtime.candidates(m.key)) then
-                return next m;
-                left_over := left_over - 1;
-                exit when left_over = 0;
-            end if;
-        end loop;
+        ids := array(
+            select x.id from (
+                select s.id, s.key from public.consciousness_stream s
+                where s.id > after and s.id < before order by s.id limit stretch
+            ) x where x.key ~ regex limit max);
+        edge := (select s.id from public.consciousness_stream s
+                 where cardinality(ids) < max and s.id > after and s.id < before order by s.id offset stretch limit 1);
     else
-        for m in select * from public.consciousness_stream s
-            where s.id < before and starts_with(s.key, prefix)
-            order by s.id desc
-        loop
-            if pattern = any (runtime.candidates(m.key)) then
-                return next m;
-                left_over := left_over - 1;
-                exit when left_over = 0;
-            end if;
-        end loop;
+        ids := array(
+            select x.id from (
+                select s.id, s.key from public.consciousness_stream s
+                where s.id < before order by s.id desc limit stretch
+            ) x where x.key ~ regex limit max);
+        edge := (select s.id from public.consciousness_stream s
+                 where cardinality(ids) < max and s.id < before order by s.id desc offset stretch limit 1);
     end if;
+    if edge is not null then
+        keys := runtime.keys_of(pattern, 2000);
+        if cardinality(keys) <= 500000 / max then
+            ids := array(
+                select x.id from unnest(keys) as k (key) cross join lateral (
+                    (select m.id from public.consciousness_stream m
+                     where after is not null and m.key = k.key and m.id > after and m.id < before
+                     order by m.key, m.id limit max)
+                    union all
+                    (select m.id from public.consciousness_stream m
+                     where after is null and m.key = k.key and m.id < before order by m.key desc, m.id desc limit max)
+                ) x order by case when after is null then -x.id else x.id end limit max);
+        elsif after is not null then
+            ids := ids || array(
+                select s.id from public.consciousness_stream s
+                where s.id >= edge and s.id < before and s.key ~ regex order by s.id limit max - cardinality(ids));
+        else
+            ids := ids || array(
+                select s.id from public.consciousness_stream s
+                where s.id <= edge and s.key ~ regex order by s.id desc limit max - cardinality(ids));
+        end if;
+    end if;
+    return query select s.* from public.consciousness_stream s where s.id = any (ids) order by s.id;
 end
 $$;
 comment on function runtime.page(text, text, bigint, bigint, integer) is 'One page of a wildcard read.';

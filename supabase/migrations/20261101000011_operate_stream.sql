@@ -169,19 +169,113 @@ create function runtime.recent_runs(seconds double precision)
 returns table (subscription integer, done bigint, failed bigint)
 language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
 declare
-    since timestamptz := clock_timestamp() - make_interval(secs => seconds);
+    most constant integer := 20000;
+    span double precision := seconds;
+    since timestamptz;
+    counted record;
 begin
-    -- By the summary of blocks: only what was written lately is read.
+    -- By the summary of blocks, so that only what was written lately is read; of a busy minute its last tenth, or the
+    -- tenth of that, stands for the whole.
+    loop
+        since := clock_timestamp() - make_interval(secs => span);
+        select array_agg(x.subscription) as subscriptions, array_agg(x.done) as done, array_agg(x.failed) as failed,
+               coalesce(sum(x.amount), 0) as amount
+        into counted from (
+            select r.subscription, count(*) filter (where r.outcome = 'done') as done,
+                   count(*) filter (where r.outcome in ('failed', 'dead', 'crashed')) as failed, count(*) as amount
+            from (select y.subscription, y.outcome from runtime.runs y where y.ended_at > since limit most) r
+            group by r.subscription
+        ) x;
+        exit when counted.amount < most or span < seconds / 50;
+        span := span / 10;
+    end loop;
     return query
-    select r.subscription, count(*) filter (where r.outcome = 'done'),
-           count(*) filter (where r.outcome in ('failed', 'dead', 'crashed'))
-    from runtime.runs r
-    where r.ended_at > since
-    group by r.subscription;
+    select x.subscription, (x.done * seconds / span)::bigint, (x.failed * seconds / span)::bigint
+    from unnest(counted.subscriptions, counted.done, counted.failed) as x (subscription, done, failed);
 end
 $$;
 comment on function runtime.recent_runs(double precision) is
-    'How many attempts of each subscription ended well and badly in the last seconds.';
+    'How many attempts of each subscription ended well and badly in the last seconds; where they were many, reckoned '
+    'from the last part of that time.';
+
+create function runtime.backlog()
+returns table (
+    subscription integer, fresh bigint, leased bigint, waiting bigint, parked bigint, blocked bigint, oldest bigint, about boolean
+)
+language plpgsql stable set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    most constant integer := 1000;
+    pages constant real := pg_relation_size('runtime.deliveries') / current_setting('block_size')::integer;
+    -- Some 300 blocks are read, always the same ones, so that what is shown does not flicker; of a small table all.
+    portion constant real := least(100, 30000 / greatest(pages, 1));
+begin
+    return query
+    with sample as materialized (
+        select d.subscription as id,
+               count(*) filter (where d.visible_at is null) as fresh,
+               count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as leased,
+               count(*) filter (where d.lease is null and d.visible_at < 'infinity') as waiting,
+               count(*) filter (where d.lease is null and d.visible_at = 'infinity') as parked,
+               count(*) filter (where d.lease is not null and d.visible_at = 'infinity') as blocked
+        from runtime.deliveries d tablesample system (portion) repeatable (1) group by 1
+    ), counted as materialized (
+        -- Few are counted exactly, by the indexes that taking uses.
+        select s.id, f.fresh, h.leased, h.blocked, w.waiting, p.parked, least(o.oldest, h.oldest, w.oldest) as oldest,
+               greatest(f.fresh, h.leased + h.blocked, w.waiting, p.parked) > most and portion < 100 as about
+        from runtime.subscriptions s
+        cross join lateral (
+            select count(*) as fresh from (
+                select from runtime.deliveries d
+                where d.subscription = s.id and d.visible_at is null limit most + 1) x
+        ) f
+        cross join lateral (
+            select min(x.id) as oldest from unnest('{-1,0,1}'::smallint[]) as c (class)
+            cross join lateral (
+                select d.message_id as id from runtime.deliveries d
+                where d.subscription = s.id and d.visible_at is null and d.priority = c.class
+                order by d.message_id + 0 limit 1) x
+        ) o
+        cross join lateral (
+            select count(*) filter (where x.visible_at < 'infinity') as leased,
+                   count(*) filter (where x.visible_at = 'infinity') as blocked, min(x.message_id) as oldest
+            from (
+                select d.visible_at, d.message_id from runtime.deliveries d
+                where d.subscription = s.id and d.visible_at is not null
+                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+                limit most + 1) x
+        ) h
+        cross join lateral (
+            select count(*) as waiting, min(x.message_id) as oldest from unnest('{0,1}'::integer[]) as c (standing)
+            cross join lateral (
+                select d.message_id from runtime.deliveries d
+                where d.subscription = s.id and d.visible_at < 'infinity'
+                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = c.standing
+                limit most + 1) x
+        ) w
+        cross join lateral (
+            -- Behind another, which is older.
+            select count(*) as parked from unnest('{0,1}'::integer[]) as c (standing)
+            cross join lateral (
+                select from runtime.deliveries d
+                where d.subscription = s.id and d.visible_at = 'infinity'
+                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = c.standing
+                limit most + 1) x
+        ) p
+    )
+    select c.id,
+           case when c.fresh > most then greatest(c.fresh, (x.fresh * 100 / portion)::bigint) else c.fresh end,
+           case when c.leased > most then greatest(c.leased, (x.leased * 100 / portion)::bigint) else c.leased end,
+           case when c.waiting > most then greatest(c.waiting, (x.waiting * 100 / portion)::bigint) else c.waiting end,
+           case when c.parked > most then greatest(c.parked, (x.parked * 100 / portion)::bigint) else c.parked end,
+           case when c.blocked > most then greatest(c.blocked, (x.blocked * 100 / portion)::bigint) else c.blocked end,
+           c.oldest, c.about
+    from counted c left join sample x on x.id = c.id;
+end
+$$;
+comment on function runtime.backlog() is
+    'What waits for each subscription, and its oldest message. Of a small table everything is counted, and so is up to a '
+    'thousand of a kind; about says that larger figures are reckoned from some of the table''s blocks.';
 
 create function public.stream_stats() returns json
 language sql stable security definer set search_path = ''
@@ -201,6 +295,7 @@ language sql stable security definer set search_path = ''
                 'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
                 'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
                 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
+                'about', coalesce(b.about, false),
                 'dead', (select count(*) from runtime.dead_letters l where l.subscription = s.id),
                 'oldest_seconds', (
                     select extract(epoch from clock_timestamp() - m.created_at)
@@ -215,16 +310,7 @@ language sql stable security definer set search_path = ''
                     where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp() - interval '60 s')
             ) order by s.name)
             from runtime.subscriptions s
-            left join (
-                select d.subscription,
-                       count(*) filter (where d.visible_at is null) as fresh,
-                       count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as leased,
-                       count(*) filter (where d.visible_at < 'infinity' and d.lease is null) as waiting,
-                       count(*) filter (where d.visible_at = 'infinity' and d.lease is null) as parked,
-                       count(*) filter (where d.visible_at = 'infinity' and d.lease is not null) as blocked,
-                       min(d.message_id) as oldest
-                from runtime.deliveries d group by d.subscription
-            ) b on b.subscription = s.id
+            left join runtime.backlog() b on b.subscription = s.id
             left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
         'workers', coalesce((
             select json_agg(json_build_object(

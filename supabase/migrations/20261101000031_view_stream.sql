@@ -1,5 +1,8 @@
 -- What a person looks at: the stream page by page with what became of each message, activity by the minute, and what flows where.
 
+-- A message that failed somewhere is sought among those that did.
+create index runs_failed_message on runtime.runs (message_id) where error is not null;
+
 create function runtime.id_at(moment timestamptz) returns bigint
 language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
 declare
@@ -34,10 +37,15 @@ create function public.stream_page(
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    prefix text collate "C" := runtime.prefix_of(pattern);
+    is_exact boolean := runtime.prefix_of(pattern) is null;
+    regex text := runtime.regex_of(pattern);
+    keys text[];
     lowest bigint := coalesce(after, 0);
     highest bigint := coalesce(before, 9223372036854775807);
+    most integer := look;
     looked bigint[];
+    is_cut boolean;
+    weighed bigint[];
     chosen bigint[];
     answer json;
 begin
@@ -59,7 +67,7 @@ begin
         highest := least(highest, coalesce(runtime.id_at(stream_page.until), 0));
     end if;
     -- So many rows are looked at and no more: a rare text in a million rows is sought a stretch at a time.
-    if prefix is null then
+    if is_exact then
         looked := array(
             select m.id from public.consciousness_stream m
             where m.key = pattern and m.id > lowest and m.id < highest
@@ -68,14 +76,43 @@ begin
         looked := array(
             select distinct l.message_id from runtime.dead_letters l
             where l.message_id > lowest and l.message_id < highest order by 1 desc limit look);
+    elsif state = 'failed' then
+        looked := array(
+            select distinct r.message_id from runtime.runs r
+            where r.error is not null and r.message_id > lowest and r.message_id < highest order by 1 desc limit look);
     elsif state = 'waiting' then
         looked := array(
             select distinct d.message_id from runtime.deliveries d
             where d.message_id > lowest and d.message_id < highest order by 1 desc limit look);
     else
-        looked := array(
-            select m.id from public.consciousness_stream m
-            where m.id > lowest and m.id < highest order by m.id desc limit look);
+        -- A rare pattern is looked up key by key; whoever follows the stream looks at little anyway.
+        if pattern <> '>' and after is null then
+            keys := runtime.keys_of(pattern, 1000);
+        end if;
+        if keys is null then
+            looked := array(
+                select m.id from public.consciousness_stream m
+                where m.id > lowest and m.id < highest order by m.id desc limit look);
+        else
+            most := least(look, greatest(max + 1, 100000 / greatest(cardinality(keys), 1)));
+            looked := array(
+                select x.id from unnest(keys) as k (key) cross join lateral (
+                    select m.id from public.consciousness_stream m
+                    where m.key = k.key and m.id > lowest and m.id < highest order by m.key desc, m.id desc limit most
+                ) x order by x.id desc limit most);
+        end if;
+    end if;
+    is_cut := cardinality(looked) = most;
+    if stream_page.text is not null then
+        -- Values to be searched are weighed before they are read.
+        weighed := array(
+            select x.id from (
+                select l.id, l.place, sum(pg_column_size(m.value)) over (order by l.place) as weight
+                from unnest(looked) with ordinality as l (id, place)
+                join public.consciousness_stream m on m.id = l.id
+            ) x where x.weight <= 2000000 or x.place = 1 order by x.place);
+        is_cut := is_cut or cardinality(weighed) < cardinality(looked);
+        looked := weighed;
     end if;
     if pattern = '>' and stream_page.agent is null and state is null and stream_page.text is null then
         chosen := looked[1:max];
@@ -83,8 +120,7 @@ begin
         chosen := array(
             select m.id from unnest(looked) with ordinality as l (id, place)
             join public.consciousness_stream m on m.id = l.id
-            where (prefix is null or m.key >= prefix and m.key < prefix || chr(1114111))
-              and (prefix is null or pattern = '>' or pattern = any (runtime.candidates(m.key)))
+            where (is_exact or keys is not null or pattern = '>' or m.key ~ regex)
               and (stream_page.agent is null or m.agent = stream_page.agent)
               and (stream_page.text is null or position(lower(stream_page.text) in lower(m.value::text)) > 0)
               and case state
@@ -120,7 +156,7 @@ begin
         -- Where to go on: below the last one shown, or below the last one looked at; null at the end.
         'next', case
             when cardinality(chosen) = max then chosen[max]
-            when cardinality(looked) = look then looked[look] end,
+            when is_cut then looked[cardinality(looked)] end,
         'looked', cardinality(looked),
         'newest', (select max(m.id) from public.consciousness_stream m)
     ) into answer;
@@ -141,13 +177,23 @@ end
 $$;
 comment on function public.stream_handling(bigint[]) is 'What became of each of these messages at every subscription, by id.';
 
-create function public.stream_activity(since_seconds double precision default 3600) returns json
+create function public.stream_activity(
+    since_seconds double precision default 3600, until_seconds double precision default 0
+) returns json
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    -- In variables: an index is of no use to what is worked out for each row anew.
+    since timestamptz := date_trunc('minute', clock_timestamp() - make_interval(secs => since_seconds));
+    until timestamptz := case when until_seconds > 0
+        then date_trunc('minute', clock_timestamp() - make_interval(secs => until_seconds)) else 'infinity' end;
 begin
     perform runtime.refuse_agent('look at the whole stream');
     if since_seconds is null or since_seconds not between 0 and 86400 then
         raise exception using errcode = '22023', message = 'since_seconds must be between 0 and 86400';
+    end if;
+    if until_seconds is null or until_seconds not between 0 and since_seconds then
+        raise exception using errcode = '22023', message = 'until_seconds must be between 0 and since_seconds';
     end if;
     -- By the summary of blocks, like the counts of the last minute: only what was written lately is read.
     return json_build_object(
@@ -161,13 +207,14 @@ begin
                        count(*) filter (where r.outcome in ('failed', 'dead', 'crashed')) as failed,
                        coalesce(avg(r.seconds) filter (where r.outcome = 'done'), 0) as seconds
                 from runtime.runs r
-                where r.ended_at >= date_trunc('minute', clock_timestamp() - make_interval(secs => since_seconds))
+                where r.ended_at >= since and r.ended_at < until
                 group by 1, 2
             ) x), '[]'));
 end
 $$;
-comment on function public.stream_activity(double precision) is
-    'Attempts that ended in the last seconds, by whole minutes: [minute since 1970, subscription, done, failed, mean seconds].';
+comment on function public.stream_activity(double precision, double precision) is
+    'Attempts that ended in the last seconds, but not in the very last, by whole minutes: [minute since 1970, '
+    'subscription, done, failed, mean seconds].';
 
 create function public.stream_flow(look integer default 2000) returns json
 language plpgsql stable security definer set search_path = ''

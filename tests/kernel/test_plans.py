@@ -50,7 +50,7 @@ async def _crowd(url: str) -> None:
         await db.execute("drop index consciousness_stream_key")
         await db.execute(
             "insert into consciousness_stream (key, processed, created_at) "
-            "select case when n % 10 = 0 then 'other.k' || n % 1000 else 'task.a' end, true, "
+            "select case when n = 77777 then 'rare.once' when n % 10 = 0 then 'other.k' || n % 1000 else 'task.a' end, true, "
             f"clock_timestamp() - make_interval(secs => {MESSAGES} - n) from generate_series(1, {MESSAGES}) n"
         )
         await db.execute(definition)
@@ -58,6 +58,18 @@ async def _crowd(url: str) -> None:
             "insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome) "
             "select n, s.id, clock_timestamp() - make_interval(secs => 100000 - n), 1, 'done' "
             "from generate_series(1, 100000) n, runtime.subscriptions s where s.name = 'a.one'"
+        )
+        # A subscription nobody serves, with half of the stream before it.
+        await db.execute(
+            "insert into runtime.deliveries (message_id, subscription, marks, sole) "
+            f"select n, s.id, false, false from generate_series({MESSAGES} / 2 + 1, {MESSAGES}) n, "
+            "runtime.subscriptions s where s.name = 'a.idle'"
+        )
+        await Worker(db).subscribe("few.wait=few.wait")
+        await db.execute(
+            "insert into runtime.deliveries (message_id, subscription, marks, sole) "
+            "select n * 10000, s.id, false, false from generate_series(1, 7) n, "
+            "runtime.subscriptions s where s.name = 'few.wait'"
         )
         await db.execute("set session_replication_role = origin")
         await db.execute(
@@ -107,6 +119,10 @@ async def read_key_after(db: Any, _: Worker) -> None:
 async def read_pattern(db: Any, _: Worker) -> None:
     await db.fetchval("select stream_read('task.>', before => 500000)")
     await db.fetchval("select stream_read('other.*', after => 500000)")
+    for rare in ("rare.*", "*.once", "*.never"):
+        for where in ("after => 1000", "before => 900000"):
+            found = await db.fetchval(f"select stream_read('{rare}', {where})")
+            assert [row["key"] for row in found] == ([] if rare == "*.never" else ["rare.once"])
 
 
 @call
@@ -182,13 +198,17 @@ async def prune_and_maintain(db: Any, worker: Worker) -> None:
 
 @call
 async def stats(db: Any, _: Worker) -> None:
-    await db.fetchval("select stream_stats()")
+    told = {each["name"]: each for each in (await db.fetchval("select stream_stats()"))["subscriptions"]}
+    # Of many it is said about how many they are; few are counted, among however many others.
+    assert told["a.idle"]["about"]
+    assert told["a.idle"]["fresh"] == pytest.approx(MESSAGES / 2, rel=0.25)
+    assert (told["few.wait"]["about"], told["few.wait"]["fresh"]) == (False, 7)
 
 
 @call
 async def remove(db: Any, _: Worker) -> None:
     await Worker(db).subscribe("gone.soon=nothing")
-    await db.execute("update runtime.workers set seen_at = '-infinity'")
+    await db.execute("update runtime.workers set seen_at = 'epoch'")
     await db.fetchval("select stream_remove('gone.soon')")
 
 
@@ -207,6 +227,10 @@ async def view_the_stream(db: Any, _: Worker) -> None:
     page = await db.fetchval("select stream_page('task.>', before => 500000)")
     await db.fetchval("select stream_page('other.*', after => 500000, state => 'done')")
     await db.fetchval("select stream_page(text => 'nowhere', look => 5000)")
+    assert len((await db.fetchval("select stream_page('*.once')"))["messages"]) == 1
+    for state in ("waiting", "failed", "dead", "done", "unhandled"):
+        await db.fetchval("select stream_page(state => $1)", state)
+    await db.fetchval("select stream_page(agent => 'nobody', since => now() - interval '1 day', until => now())")
     ids = [row["id"] for row in page["messages"]]
     await db.fetchval("select stream_handling($1)", ids)
     await db.fetchval("select stream_trace($1)", ids[0])
@@ -257,6 +281,14 @@ async def test_k6_no_function_reads_the_stream_as_a_whole(crowded: Any, name: st
         scans = plan.scans_of("consciousness_stream")
         assert "Seq Scan" not in scans, plan.statement
         assert plan.rows_read("consciousness_stream") <= FEW, (scans, plan.statement)
+
+
+@pytest.mark.parametrize("name", ["stats", "view_the_stream", "view_what_flows"])
+async def test_k6_what_is_shown_reads_no_share_of_what_waits_or_ran(crowded: Any, name: str) -> None:
+    for plan in (await plans_of(crowded, name)).all:
+        # The sample of the deliveries is of some 300 blocks, each of 136 rows at most.
+        assert plan.rows_read("deliveries") <= 60_000, (plan.scans_of("deliveries"), plan.statement)
+        assert plan.rows_read("runs") <= 25_000, (plan.scans_of("runs"), plan.statement)
 
 
 async def test_k6_reading_a_key_walks_the_index_of_keys(crowded: Any) -> None:

@@ -74,6 +74,78 @@ async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on(
     assert seen == [10]
 
 
+async def test_values_that_are_searched_are_weighed_first(db: Any) -> None:
+    await db.execute(
+        "insert into consciousness_stream (key, value) "
+        "select 'k', jsonb_build_object('n', i, 'x', (select string_agg(md5((i * 10000 + j)::text), '') "
+        "from generate_series(1, 10000) j)) from generate_series(1, 20) i"
+    )
+    before, seen, pages = None, [], 0
+    while pages == 0 or before is not None:
+        given = {} if before is None else {"before": before}
+        page = await call(db, "stream_page", text='"n": 2,', **given)
+        # A third of a megabyte each.
+        assert page["looked"] <= 7
+        seen += [each["id"] for each in page["messages"]]
+        before, pages = page["next"], pages + 1
+    assert (seen, pages) == ([2], 4)
+
+
+@pytest.mark.parametrize("pattern", ["rare.*", "*.thing", "rare.>"])
+async def test_what_is_rare_by_its_key_is_found_at_once(db: Any, pattern: str) -> None:
+    rare = await db.fetchval("insert into consciousness_stream (key) values ('rare.thing') returning id")
+    await db.execute(
+        "insert into consciousness_stream (key) select 'k.' || i % 50 from generate_series(1, 6000) i"
+    )
+    page = await call(db, "stream_page", pattern=pattern, look=100)
+    assert [each["id"] for each in page["messages"]] == [rare]
+    assert page["next"] is None
+    for way in ({"after": 0}, {"before": 7000}, {}):
+        assert [row["id"] for row in await call(db, "stream_read", pattern=pattern, **way)] == [rare]
+
+
+@pytest.mark.parametrize("most", [1, 3, 10_000])
+async def test_a_read_by_a_pattern_is_whole_however_it_is_read(db: Any, most: int) -> None:
+    # More keys than are looked up one by one, and more rows than one stretch: every way of reading is taken.
+    await db.execute(
+        "insert into consciousness_stream (key) select case when i % 1999 = 0 then 'k.x' || i || '.end' "
+        "else 'k.x' || i % 2500 end from generate_series(1, 12000) i"
+    )
+    wanted = [1999, 3998, 5997, 7996, 9995, 11994]
+    for pattern in ("k.*.end", "k.*.*", "*.*.end"):
+        found, after = [], 0
+        while page := await call(db, "stream_read", pattern=pattern, after=after, max=most):
+            found += [row["id"] for row in page]
+            after = found[-1]
+        assert found == wanted
+        found, before = [], 10**9
+        while page := await call(db, "stream_read", pattern=pattern, before=before, max=most):
+            found = [row["id"] for row in page] + found
+            before = found[0]
+        assert found == wanted
+
+
+async def test_activity_is_told_for_a_stretch_of_time(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.b=k")
+    (number,) = worker.numbers.values()
+    await db.execute(
+        "insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome, seconds) "
+        "select i, $1, date_trunc('minute', clock_timestamp()) - make_interval(mins => i), 1, 'done', 0.5 "
+        "from generate_series(0, 90) i",
+        number,
+    )
+
+    async def told(**given: float) -> list[int]:
+        answer = await call(db, "stream_activity", **given)
+        return [answer["minute"] - minute for minute, *_ in answer["minutes"]]
+
+    assert await told() == list(range(60, -1, -1))
+    assert await told(since_seconds=60.0) == [1, 0]
+    assert await told(since_seconds=600.0, until_seconds=300.0) == [10, 9, 8, 7, 6]
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="until_seconds"):
+        await call(db, "stream_activity", since_seconds=60.0, until_seconds=61.0)
+
+
 async def test_a_page_is_chosen_by_time_state_and_agent(db: Any, worker: Worker) -> None:
     await worker.subscribe({"name": "a.b", "patterns": ["k"]})
     old, dead, done, waits, alone = [

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import spark
 from runtime.dashboard.desk import Desk, desk_of
-from runtime.dashboard.pulse import Hour
+from runtime.dashboard.hours import Hour
 from runtime.errors import StoreError
 
 _SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last day", "": "all there is"}

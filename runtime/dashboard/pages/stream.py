@@ -15,6 +15,9 @@ from runtime.views import Views
 STATES = ("waiting", "failed", "dead", "done", "unhandled")
 _FIELDS = ("pattern", "agent", "state", "text", "since", "until")
 _PAGE = 50
+_LOOK, _LOOK_ON = 5_000, 20_000
+# So far a search for something rare goes on by itself.
+_LOOK_ALONE = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,13 @@ class Filter:
         return urlencode({name: text for name, text in self.given.items() if text})
 
     async def page(
-        self, views: Views, *, before: int | None = None, after: int | None = None, limit: int = _PAGE
+        self,
+        views: Views,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = _PAGE,
+        look: int = _LOOK,
     ) -> dict[str, Any]:
         """The messages that are meant."""
         given: dict[str, Any] = self.given
@@ -57,6 +66,7 @@ class Filter:
             text=given["text"] or None,
             since=moment_of(given["since"]),
             until=moment_of(given["until"]),
+            look=look,
         )
 
 
@@ -76,12 +86,23 @@ async def stream_page(request: Request) -> HTMLResponse:
     live = urlencode({**chosen.given, "after": page["newest"] or 0, "watch": ",".join(waiting)})
     return await desk.page(
         "stream.html", active="stream", chosen=chosen, agents=agents, states=STATES, follows=follows,
-        events=f"?{live}" if follows else "", is_new=False, query=chosen.query, **page,
+        events=f"?{live}" if follows else "", is_new=False, query=chosen.query, **_found(page), **page,
     )  # fmt: skip
 
 
 async def rows(request: Request) -> HTMLResponse:
     """The next rows further back."""
     desk, chosen = desk_of(request), Filter.of(request)
-    page = await chosen.page(desk.stream.views, before=number_of(request.query_params.get("before")))
-    return desk.part("_rows.html", is_new=False, query=chosen.query, **page)
+    looked = number_of(request.query_params.get("looked")) or 0
+    page = await chosen.page(
+        desk.stream.views,
+        before=number_of(request.query_params.get("before")),
+        look=_LOOK_ON if looked else _LOOK,
+    )
+    return desk.part("_rows.html", is_new=False, query=chosen.query, **_found(page, looked), **page)
+
+
+def _found(page: dict[str, Any], looked: int = 0) -> dict[str, Any]:
+    """How many rows were looked at in vain, and whether the search goes on by itself."""
+    in_vain = 0 if page["messages"] else looked + page["looked"]
+    return {"in_vain": in_vain, "goes_on": in_vain < _LOOK_ALONE}
