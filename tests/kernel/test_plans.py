@@ -230,7 +230,9 @@ async def view_the_stream(db: Any, _: Worker) -> None:
     assert len((await db.fetchval("select stream_page('*.once')"))["messages"]) == 1
     for state in ("waiting", "failed", "dead", "done", "unhandled"):
         await db.fetchval("select stream_page(state => $1)", state)
-    await db.fetchval("select stream_page(agent => 'nobody', since => now() - interval '1 day', until => now())")
+    await db.fetchval(
+        "select stream_page(agent => 'nobody', since => now() - interval '1 day', until => now())"
+    )
     ids = [row["id"] for row in page["messages"]]
     await db.fetchval("select stream_handling($1)", ids)
     await db.fetchval("select stream_trace($1)", ids[0])
