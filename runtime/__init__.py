@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from runtime.retry import Reject, Retry, RetryLater
     from runtime.schedule import Tick
     from runtime.stream import connect
+    from runtime.webhooks.sources import Source
 
 __all__ = [
-    "Agent", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Tick", "connect",
+    "Agent", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Source", "Tick",
+    "connect",
 ]  # fmt: skip
 
 _HOMES = {
@@ -24,6 +26,7 @@ _HOMES = {
     "Reject": "runtime.retry",
     "Retry": "runtime.retry",
     "RetryLater": "runtime.retry",
+    "Source": "runtime.webhooks.sources",
     "Tick": "runtime.schedule",
     "connect": "runtime.stream",
 }

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from runtime.agent import Agent
 from runtime.errors import DiscoveryError
+from runtime.webhooks.sources import Source
 
 _CURE = 'Declare one at the top level of a file: agent = Agent("name").'
 
@@ -37,6 +38,36 @@ def discover(paths: Iterable[str | Path]) -> list[Agent]:
     return [agent for agent, _ in found.values()]
 
 
+def discover_with_sources(paths: Iterable[str | Path]) -> tuple[list[Agent], list[Source]]:
+    """Return the agents and the sources of webhooks that the paths hold, in order, each once.
+
+    Args:
+        paths: as for `discover`; a file may hold sources alone.
+
+    Raises:
+        DiscoveryError: as for `discover`, or sources share a name.
+    """
+    agents: list[str] = []
+    found: dict[str, Source] = {}
+    for path in map(str, paths):
+        names = [
+            each for module in _modules_of(path) for each in vars(module).values() if isinstance(each, Source)
+        ]
+        for source in names:
+            if found.setdefault(source.name, source) is not source:
+                raise DiscoveryError(f"Two sources are called {source.name!r}. Rename one of them.")
+        if not names or any(_agents_in(module) for module in _modules_of(path)):
+            agents.append(path)
+    return discover(agents), list(found.values())
+
+
+def _modules_of(path: str) -> list[ModuleType]:
+    """The modules one path means; one agent in a file or module stands for itself alone."""
+    if path and Path(path).is_dir():
+        return [_load_file(file) for file in _files_of(Path(path).resolve())]
+    return [] if ":" in path and not Path(path).exists() else [_module(path)]
+
+
 def _agents_of(path: str) -> list[tuple[Agent, str]]:
     """The agents one path means, each with the place it was found."""
     if path and Path(path).is_dir():
@@ -58,11 +89,16 @@ def _agents_of(path: str) -> list[tuple[Agent, str]]:
 
 def _agents_of_folder(folder: Path) -> list[tuple[Agent, str]]:
     """The agents in a folder's files, which may also hold none."""
-    files = sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
+    files = _files_of(folder)
     agents = [found for file in files for found in _agents_in(_load_file(file))]
     if not agents:
         raise DiscoveryError(f"{folder} holds no agent; Python files looked at: {len(files)}. {_CURE}")
     return agents
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The Python files that may declare something."""
+    return sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
 
 
 def _agents_in(module: ModuleType) -> list[tuple[Agent, str]]:

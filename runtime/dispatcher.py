@@ -121,6 +121,10 @@ class Dispatcher:
         # What a call holds is a batch.
         return self._limits[name] * (batch.size if batch else 1)
 
+    def hint(self, why: str, message: int | None) -> None:
+        """Look again, for a reason that reached another loop. From any thread."""
+        self._from_outside(lambda: self.wake(why, message))
+
     def _look(self) -> None:
         self.plan.sweep(time.monotonic())
         self._signal_now()

@@ -63,19 +63,10 @@ class Probes:
         told = {
             "subscribed": self._dispatcher.ready.is_set(),
             "stopping": self._dispatcher.plan.stopping,
-            "database": await self._is_reachable(),
+            "database": await self._store.answers(_ASK_SECONDS),
         }
         is_ready = told["subscribed"] and told["database"] and not told["stopping"]
         return JSONResponse(told, 200 if is_ready else 503)
-
-    async def _is_reachable(self) -> bool:
-        with anyio.move_on_after(_ASK_SECONDS):
-            try:
-                await self._store.call("stream_version", {})
-            except StoreError:
-                return False
-            return True
-        return False
 
     async def _show_metrics(self, request: Request) -> Response:
         await self._count()

@@ -1,13 +1,17 @@
-"""How does a worker listen on a small HTTP port of its own? Until it ends, and again when the port becomes free."""
+"""How is HTTP served? By a worker on a small port of its own, or by a command as long as it runs."""
 
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from runtime.errors import SettingsError
 
 _log = logging.getLogger("runtime.serving")
 _RETRY_SECONDS = 2.0
@@ -70,6 +74,79 @@ def _say(what: str, host: str, port: int, error: OSError, said: str, log: Callab
             _RETRY_SECONDS,
         )
     return why
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the command has its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def bound(what: str, host: str, port: int) -> socket.socket:
+    """Return a socket that listens already: who connects before it is served waits.
+
+    Args:
+        what: what listens, for the error: "The dashboard".
+        host: the address to listen at.
+        port: the port; 0 takes a free one.
+
+    Raises:
+        SettingsError: nothing can listen there.
+    """
+    try:
+        listening = bind(host, port)
+    except OSError as error:
+        raise SettingsError(
+            f"{what} cannot listen at {host}:{port}: {error.strerror}. Name another with --host and --port."
+        ) from None
+    try:
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise SettingsError(f"{what} cannot listen at {host}:{port}: {error.strerror}.") from None
+    return listening
+
+
+@asynccontextmanager
+async def served(
+    listening: socket.socket, app: ASGIApp, *, graceful_seconds: float = 1
+) -> AsyncIterator[None]:
+    """Serve as long as the context is open.
+
+    Args:
+        listening: what `bound` returned; closed in the end.
+        app: what answers. Its lifespan is the caller's to run.
+        graceful_seconds: how long requests may go on when the context ends.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        # Its lines would hold what is secret in a query.
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(graceful_seconds)),
+    )
+    server, has_ended = _Server(config), anyio.Event()
+
+    async def serve() -> None:
+        await server.serve([listening])
+        has_ended.set()
+
+    with listening:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(serve)
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    server.should_exit = True
+                    with anyio.move_on_after(graceful_seconds + 2):
+                        await has_ended.wait()
+            tasks.cancel_scope.cancel()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -66,6 +66,15 @@ class Settings(BaseSettings):
         "they are private, and by plain http; * for all.",
     )
 
+    agents: str = Field(
+        default="",
+        description="For `runtime.asgi:app`: files, folders and modules of agents, with commas between.",
+    )
+    sources: str = Field(
+        default="",
+        description="For `runtime.asgi:app` and `runtime serve`: sources of webhooks, as a JSON list of objects.",
+    )
+
     telemetry: bool = Field(
         default=False, description="Make OpenTelemetry spans and metrics; needs the extra `otel`."
     )

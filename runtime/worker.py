@@ -140,6 +140,12 @@ class Worker:
             if self._dispatcher is not None:
                 self._dispatcher.look()
 
+    def wake(self, why: str, message: int | None = None) -> None:
+        """Take a hint that something was written, as from one more source of wake-ups. From any thread."""
+        with self._started:
+            if self._dispatcher is not None:
+                self._dispatcher.hint(why, message)
+
     async def run(self) -> None:
         """Run until `stop` is called, or until cancelled: then handlers are cancelled and their work given back.
 

@@ -41,6 +41,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Reject",
         "Retry",
         "RetryLater",
+        "Source",
         "Tick",
         "connect",
     ]

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "dev": "Run agents over a stack on this machine, and reload them on change.",
     "doctor": "Check the set-up, and send one row all the way round.",
     "run": "Run agents until Ctrl-C or SIGTERM.",
+    "serve": "Serve agents over HTTP, and take other programs' webhooks.",
     "dashboard": "Watch the stream in a browser, and mend what is stuck.",
     "send": "Write one message.",
     "tail": "Print messages as they are written.",

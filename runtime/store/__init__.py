@@ -172,6 +172,16 @@ class Store(ABC):
     async def close(self) -> None:
         """Give back every connection. A closed store is not used again."""
 
+    async def answers(self, seconds: float) -> bool:
+        """Whether the database answers in time: asked once, without patience."""
+        with anyio.move_on_after(seconds):
+            try:
+                await self.call("stream_version", {})
+            except StoreError:
+                return False
+            return True
+        return False
+
     async def send(self, drafts: Sequence[Draft]) -> list[Sent]:
         """Store messages in their order, in one transaction.
 

@@ -7,12 +7,12 @@ polling or another path goes on beside it.
 import hmac
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -20,10 +20,58 @@ from runtime.errors import SettingsError
 from runtime.keys import matches
 from runtime.serving import serve
 from runtime.wakeups import Listener, Path
+from runtime.webhooks.bodies import BodyRefused, read_body
 
 _log = logging.getLogger("runtime.wakeups")
 _MAX_BODY_BYTES = 2**20
 _TABLE = ("public", "consciousness_stream")
+
+
+class DatabaseWebhook:
+    """Takes what `supabase_functions.http_request` posts for an INSERT, from whoever knows the secret.
+
+    Args:
+        secret: what comes as `authorization: Bearer …` or as `x-webhook-secret`; None lets everybody in.
+        patterns: a message under any other key wakes nobody.
+    """
+
+    def __init__(self, secret: str | None, patterns: Sequence[str]) -> None:
+        self._secret = secret.encode() if secret else None
+        self._patterns = tuple(patterns)
+
+    def knows_secret(self, request: Request) -> bool:
+        """Whether a request brings the secret."""
+        if self._secret is None:
+            return True
+        given = request.headers.get("x-webhook-secret", "")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and not given:
+            given = token.strip()
+        return hmac.compare_digest(given.encode("latin-1"), self._secret)
+
+    async def receive(self, request: Request, wake: Callable[[int | None], object]) -> Response:
+        """Answer a post; `wake` is told the message's id, or None where too much came to look for one."""
+        if not self.knows_secret(request):
+            return UNKNOWN_SECRET
+        try:
+            record = _record(json.loads(await read_body(request, _MAX_BODY_BYTES)))
+        except BodyRefused as error:
+            if error.status == 413:
+                # Whoever knows the secret has something to tell, though it is more than is read here.
+                wake(None)
+                return PlainTextResponse(
+                    f"More than {_MAX_BODY_BYTES} bytes: taken as a hint, not read.\n", 413
+                )
+            return PlainTextResponse(f"{error}\n", error.status)
+        except (ValueError, RecursionError) as error:
+            text = str(error) if isinstance(error, _NotOurs) else "This is not JSON."
+            return PlainTextResponse(f"{text}\n", 400)
+        if any(matches(pattern, record["key"]) for pattern in self._patterns):
+            wake(record["id"])
+        return Response(status_code=202)
+
+
+UNKNOWN_SECRET = PlainTextResponse("The secret is missing or wrong.\n", 401)
 
 
 class WebhookWakeups:
@@ -48,8 +96,7 @@ class WebhookWakeups:
                 f"The webhook would listen on {address}, which others can reach, and has no secret. Set "
                 "RUNTIME_WEBHOOK_SECRET, and send it from the webhook as the header `authorization: Bearer …`."
             )
-        self._secret = secret.encode() if secret else None
-        self._patterns = tuple(patterns)
+        self._webhook = DatabaseWebhook(secret, patterns)
 
     def doubt(self) -> None:
         """Nothing here can be proved, so nothing is doubted."""
@@ -62,38 +109,9 @@ class WebhookWakeups:
         """The HTTP application: any path, POST alone."""
 
         async def receive(request: Request) -> Response:
-            return await self._receive(request, listener)
+            return await self._webhook.receive(request, lambda message: listener.wake("webhook", message))
 
         return Starlette(routes=[Route("/{path:path}", receive, methods=["POST"])])
-
-    async def _receive(self, request: Request, listener: Listener) -> Response:
-        if not self._knows_secret(request):
-            return PlainTextResponse("The secret is missing or wrong.\n", 401)
-        try:
-            body = await _body(request)
-        except ClientDisconnect:
-            return Response(status_code=400)
-        if body is None:
-            # Whoever knows the secret has something to tell, though it is more than is read here.
-            listener.wake("webhook")
-            return PlainTextResponse(f"More than {_MAX_BODY_BYTES} bytes: taken as a hint, not read.\n", 413)
-        try:
-            record = _record(json.loads(body))
-        except (ValueError, RecursionError) as error:
-            text = str(error) if isinstance(error, _NotOurs) else "This is not JSON."
-            return PlainTextResponse(f"{text}\n", 400)
-        if any(matches(pattern, record["key"]) for pattern in self._patterns):
-            listener.wake("webhook", record["id"])
-        return Response(status_code=202)
-
-    def _knows_secret(self, request: Request) -> bool:
-        if self._secret is None:
-            return True
-        given = request.headers.get("x-webhook-secret", "")
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and not given:
-            given = token.strip()
-        return hmac.compare_digest(given.encode("latin-1"), self._secret)
 
 
 class _NotOurs(ValueError):
@@ -114,16 +132,6 @@ def _record(payload: Any) -> dict[str, Any]:
     ):
         raise _NotOurs("The record has no id and key.")
     return record
-
-
-async def _body(request: Request) -> bytes | None:
-    """The request's body, or None when it is too large."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            return None
-    return bytes(body)
 
 
 def _parse(address: str) -> tuple[str, int]:

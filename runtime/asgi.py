@@ -1,0 +1,267 @@
+"""How do agents live behind HTTP? As an ASGI application: to be mounted in FastAPI or Starlette, or served by itself.
+
+    POST /webhooks/NAME     another program's webhook, verified, as a message
+    POST /wake              a Supabase Database Webhook on the stream, as a wake-up of the worker in this process
+    GET  /healthz, /readyz  for orchestrators
+
+`runtime.asgi:app` is one that the environment describes (RUNTIME_AGENTS, RUNTIME_SOURCES).
+"""
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.agent import Agent
+from runtime.connections import open_store
+from runtime.discovery import discover_with_sources
+from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
+from runtime.message import Draft
+from runtime.settings import Settings
+from runtime.store import Sent, Store
+from runtime.wakeups.webhook import DatabaseWebhook
+from runtime.webhooks.bodies import BodyRefused, read_body
+from runtime.webhooks.secrets import environment, secrets_in
+from runtime.webhooks.sources import Refusal, Source, Verifier
+from runtime.worker import Worker
+
+_log = logging.getLogger("runtime.asgi")
+# Below what senders wait for: GitHub gives up after 10 s.
+_STORE_SECONDS = 8.0
+_ASK_SECONDS = 2.0
+_RETRY_AFTER = {"retry-after": "5"}
+
+
+class WebhookApp:
+    """The ASGI application.
+
+    A host application must run its `lifespan`: what is mounted gets none of its own. Without it webhooks are taken all
+    the same, and no worker runs.
+
+    Args:
+        agents: whose handlers a worker in this process runs.
+        sources: whose webhooks become messages.
+        settings: where the stream is; read from the environment by default.
+        variables: where the sources' secrets are; the environment and `.env` by default.
+
+    Raises:
+        SettingsError: a source's secret is not set, or is none.
+        DeclarationError: two sources share a name.
+    """
+
+    def __init__(
+        self,
+        agents: Iterable[Agent] = (),
+        sources: Iterable[Source] = (),
+        *,
+        settings: Settings | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._settings = settings or Settings.load()
+        self._verifiers = _verifiers(sources, environment() if variables is None else variables)
+        agents = list(agents)
+        self._worker = Worker(agents, self._settings) if agents else None
+        self._fault: RuntimeFault | None = None
+        self._is_running = False
+        patterns = [
+            pattern for each in (self._worker.handlers if self._worker else []) for pattern in each.patterns
+        ]
+        secret = self._settings.webhook_secret
+        self._has_secret = secret is not None
+        self._webhook = DatabaseWebhook(secret.get_secret_value() if secret else None, patterns)
+        self._store: Store | None = None
+        self._opening = anyio.Lock()
+        self._app = Starlette(
+            routes=[
+                Route("/webhooks/{name}", self._receive, methods=["POST"]),
+                Route("/wake", self._wake, methods=["POST"]),
+                Route("/healthz", self._healthz),
+                Route("/readyz", self._readyz),
+            ],
+            lifespan=self.lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and log that: the path alone, since a query can hold anything."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            seconds = time.monotonic() - began
+            _log.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1], status, seconds * 1000)
+
+    @asynccontextmanager
+    async def lifespan(self, host: object = None) -> AsyncIterator[None]:
+        """Run the worker beside the requests. For FastAPI: `FastAPI(lifespan=webhooks.lifespan)`.
+
+        A worker that cannot go on says so in the log and in `/readyz`; the host goes on.
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._run_beside_host)
+            try:
+                yield
+            finally:
+                self.stop()
+        await self.close()
+
+    async def run(self) -> None:
+        """Run the worker until `stop` is called; where there is none, return at once.
+
+        Raises:
+            RuntimeFault: as for `Worker.run`.
+        """
+        if self._worker is not None:
+            self._is_running = True
+            try:
+                await self._worker.run()
+            finally:
+                self._is_running = False
+
+    def stop(self) -> None:
+        """Let the worker take no new work, and end when what runs has ended."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        store, self._store = self._store, None
+        if store is not None:
+            with anyio.CancelScope(shield=True):
+                await store.close()
+
+    async def _run_beside_host(self) -> None:
+        try:
+            await self.run()
+        except RuntimeFault as fault:
+            self._fault = fault
+            _log.error("the worker has ended, and webhooks are still taken: %s", fault)
+
+    async def _receive(self, request: Request) -> Response:
+        verifier = self._verifiers.get(request.path_params["name"])
+        if verifier is None:
+            return PlainTextResponse("There is no such source of webhooks.\n", 404)
+        name = verifier.source.name
+        try:
+            body = await read_body(request, verifier.source.max_bytes)
+        except BodyRefused as error:
+            return _refused(name, Refusal(error.status, str(error)))
+        verdict = verifier.judge(request.headers, body, now=time.time())
+        if isinstance(verdict, Refusal):
+            return _refused(name, verdict)
+        try:
+            sent = await self._send(verdict)
+        except RuntimeFault as fault:
+            _log.error(
+                "a webhook of %s could not be stored, and its sender is asked to come again: %s", name, fault
+            )
+            return PlainTextResponse("The stream is away: send it again.\n", 503, _RETRY_AFTER)
+        _log.debug(
+            "webhook of %s: message %d%s", name, sent.id, ", which was there" if sent.duplicate else ""
+        )
+        return JSONResponse({"message": sent.id, "duplicate": sent.duplicate})
+
+    async def _send(self, draft: Draft) -> Sent:
+        """Store the message; returns when it is committed."""
+        with anyio.move_on_after(_STORE_SECONDS):
+            store = await self._open()
+            return (await store.send([draft]))[0]
+        raise StoreError(f"no answer within {_STORE_SECONDS:.0f} seconds.")
+
+    async def _open(self) -> Store:
+        async with self._opening:
+            if self._store is None:
+                self._store = await open_store(self._settings)
+            return self._store
+
+    async def _wake(self, request: Request) -> Response:
+        if not self._has_secret:
+            return PlainTextResponse("Set RUNTIME_WEBHOOK_SECRET, and send it with the webhook.\n", 403)
+        if not self._webhook.knows_secret(request):
+            return await self._webhook.receive(request, lambda message: None)
+        worker = self._worker
+        if worker is None or not self._is_running:
+            return PlainTextResponse("No worker runs in this process.\n", 503, _RETRY_AFTER)
+        return await self._webhook.receive(request, lambda message: worker.wake("webhook", message))
+
+    async def _healthz(self, request: Request) -> Response:
+        """The process is alive: it answers."""
+        return PlainTextResponse("alive\n")
+
+    async def _readyz(self, request: Request) -> Response:
+        """The database answers, and the worker, where there is one, looks for work."""
+        told: dict[str, Any] = {"database": False}
+        try:
+            told["database"] = await (await self._open()).answers(_ASK_SECONDS)
+        except RuntimeFault as fault:
+            _log.error("the stream cannot be reached: %s", fault)
+        is_ready = told["database"]
+        if self._worker is not None:
+            told["worker"] = self._worker.state if self._is_running else "stopped"
+            is_ready = is_ready and told["worker"] in ("live", "polling", "spare")
+        return JSONResponse(told, 200 if is_ready else 503)
+
+
+def _refused(name: str, refusal: Refusal) -> Response:
+    _log.warning("a webhook to %s was refused (%d): %s", name, refusal.status, refusal.why)
+    return PlainTextResponse(f"{refusal.why}\n", refusal.status)
+
+
+def _verifiers(sources: Iterable[Source], variables: Mapping[str, str]) -> dict[str, Verifier]:
+    found: dict[str, Verifier] = {}
+    for source in sources:
+        if source.name in found:
+            raise DeclarationError(f"Two sources are called {source.name!r}. Rename one of them.")
+        found[source.name] = source.verifier(secrets_in(variables, source.secret))
+    return found
+
+
+def sources_in(settings: Settings) -> list[Source]:
+    """The sources that RUNTIME_SOURCES declares.
+
+    Raises:
+        SettingsError: it is no list of objects, or one of them has a field that no source has.
+        DeclarationError: one of them makes no sense.
+    """
+    if not settings.sources:
+        return []
+    try:
+        return [Source(**fields) for fields in json.loads(settings.sources)]
+    except (ValueError, TypeError):
+        raise SettingsError(
+            "RUNTIME_SOURCES is a JSON list of objects with the fields of a Source: "
+            '[{"name": "github", "scheme": "github", "key": "github.{event}"}].'
+        ) from None
+
+
+def app_of_environment() -> ASGIApp:
+    """The application that the environment describes."""
+    settings = Settings.load()
+    paths = [path.strip() for path in settings.agents.split(",") if path.strip()]
+    agents, sources = discover_with_sources(paths) if paths else ([], [])
+    return WebhookApp(agents, [*sources, *sources_in(settings)], settings=settings)
+
+
+def __getattr__(name: str) -> ASGIApp:
+    """Make `app` when it is first asked for: importing this module reads no settings."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    app = globals()["app"] = app_of_environment()
+    return app

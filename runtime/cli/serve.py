@@ -1,0 +1,78 @@
+"""`runtime serve`: agents behind HTTP, and other programs' webhooks as messages."""
+
+import signal
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import anyio
+import typer
+from anyio import CancelScope
+
+from runtime import loops
+from runtime.asgi import WebhookApp, sources_in
+from runtime.cli.output import err, export_telemetry, logs_are_json, start_logs
+from runtime.cli.place import find_settings
+from runtime.discovery import discover_with_sources
+from runtime.serving import bound, served
+
+PORT = 8322
+
+
+def serve(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Agents and sources, as for `runtime run`."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = PORT,
+) -> None:
+    """Serve `runtime.asgi` until Ctrl-C or SIGTERM; then what runs finishes, and nothing is lost.
+
+    POST /webhooks/NAME takes the webhooks of a source, POST /wake a Database Webhook as a wake-up of the agents, which
+    run in this process. GET /healthz and /readyz are for orchestrators. Sources are declared beside agents, or in
+    RUNTIME_SOURCES.
+    """
+    settings = find_settings()
+    start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
+    agents, sources = discover_with_sources(paths or [])
+    sources += sources_in(settings)
+    if not agents and not sources:
+        raise typer.BadParameter("name agents or sources, or set RUNTIME_SOURCES: there is nothing to serve")
+    if settings.telemetry:
+        export_telemetry()
+    app = WebhookApp(agents, sources, settings=settings)
+    for source in sources:
+        err.print(f"/webhooks/{source.name} for {source.key}", style="dim", soft_wrap=True, markup=False)
+    if (number := loops.run(_serve, app, host, port, settings.drain_seconds)) is not None:
+        raise typer.Exit(128 + number)
+
+
+async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) -> int | None:
+    """Serve until a signal; returns the number of a second one, which does not wait for what runs."""
+    listening = bound("runtime serve", host, port)
+    shown = f"[{host}]" if ":" in host else host
+    stopping, hurry = anyio.Event(), list[int]()
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_obey, signals, stopping, tasks.cancel_scope, hurry)
+            async with served(listening, app, graceful_seconds=drain_seconds):
+                typer.echo(f"Serving at http://{shown}:{listening.getsockname()[1]}/")
+                async with anyio.create_task_group() as working:
+                    working.start_soon(app.run)
+                    await stopping.wait()
+                    app.stop()
+            await app.close()
+            tasks.cancel_scope.cancel()
+    return hurry[0] if hurry else None
+
+
+async def _obey(
+    signals: AsyncIterator[signal.Signals], stopping: anyio.Event, scope: CancelScope, hurry: list[int]
+) -> None:
+    async for number in signals:
+        if stopping.is_set():
+            hurry.append(number)
+            scope.cancel()
+            return
+        err.print(f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once.")
+        stopping.set()
