@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from runtime.message import Context, Message, Priority
     from runtime.retry import Reject, Retry, RetryLater
     from runtime.schedule import Tick
+    from runtime.serverless import drain
     from runtime.stream import connect
     from runtime.webhooks.sources import Source
 
 __all__ = [
     "Agent", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Source", "Tick",
-    "connect",
+    "connect", "drain",
 ]  # fmt: skip
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "Source": "runtime.webhooks.sources",
     "Tick": "runtime.schedule",
     "connect": "runtime.stream",
+    "drain": "runtime.serverless",
 }
 
 if not TYPE_CHECKING:  # A type checker must go on refusing names that do not exist.

@@ -1,10 +1,12 @@
 """How do agents live behind HTTP? As an ASGI application: to be mounted in FastAPI or Starlette, or served by itself.
 
     POST /webhooks/NAME     another program's webhook, verified, as a message
-    POST /wake              a Supabase Database Webhook on the stream, as a wake-up of the worker in this process
+    POST /wake              a Supabase Database Webhook on the stream, as a wake-up of the agents
+    POST /drain             serverless: do what is due, within a budget of time, and say what is left
     GET  /healthz, /readyz  for orchestrators
 
-`runtime.asgi:app` is one that the environment describes (RUNTIME_AGENTS, RUNTIME_SOURCES).
+Agents run in a worker beside the requests; where processes sleep (serverless), only while a request lasts.
+`runtime.asgi:app` is one that the environment describes (RUNTIME_AGENTS, RUNTIME_SOURCES, RUNTIME_SERVERLESS).
 """
 
 import json
@@ -12,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import anyio
@@ -26,9 +29,10 @@ from runtime.connections import open_store
 from runtime.discovery import discover_with_sources
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
 from runtime.message import Draft
+from runtime.serverless import Drains
 from runtime.settings import Settings
 from runtime.store import Sent, Store
-from runtime.wakeups.webhook import DatabaseWebhook
+from runtime.wakeups.webhook import UNKNOWN_SECRET, DatabaseWebhook
 from runtime.webhooks.bodies import BodyRefused, read_body
 from runtime.webhooks.secrets import environment, secrets_in
 from runtime.webhooks.sources import Refusal, Source, Verifier
@@ -48,13 +52,14 @@ class WebhookApp:
     the same, and no worker runs.
 
     Args:
-        agents: whose handlers a worker in this process runs.
+        agents: whose handlers run in this process.
         sources: whose webhooks become messages.
         settings: where the stream is; read from the environment by default.
+        serverless: run no worker, but what is due whenever `/drain` or `/wake` is called; the settings' by default.
         variables: where the sources' secrets are; the environment and `.env` by default.
 
     Raises:
-        SettingsError: a source's secret is not set, or is none.
+        SettingsError: a source's secret is not set, or is none; or there is none for `/drain`.
         DeclarationError: two sources share a name.
     """
 
@@ -64,19 +69,25 @@ class WebhookApp:
         sources: Iterable[Source] = (),
         *,
         settings: Settings | None = None,
+        serverless: bool | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings or Settings.load()
         self._verifiers = _verifiers(sources, environment() if variables is None else variables)
-        agents = list(agents)
-        self._worker = Worker(agents, self._settings) if agents else None
+        worker = Worker(agents, self._settings) if (agents := list(agents)) else None
+        is_serverless = self._settings.serverless if serverless is None else serverless
+        self._worker = None if is_serverless else worker
+        self._drains = Drains(agents, self._settings) if is_serverless and worker else None
         self._fault: RuntimeFault | None = None
         self._is_running = False
-        patterns = [
-            pattern for each in (self._worker.handlers if self._worker else []) for pattern in each.patterns
-        ]
+        patterns = [pattern for each in (worker.handlers if worker else []) for pattern in each.patterns]
         secret = self._settings.webhook_secret
         self._has_secret = secret is not None
+        if self._drains is not None and secret is None:
+            raise SettingsError(
+                "Who may have the agents drain? Set RUNTIME_WEBHOOK_SECRET, and send it to /drain as "
+                "`authorization: Bearer …`."
+            )
         self._webhook = DatabaseWebhook(secret.get_secret_value() if secret else None, patterns)
         self._store: Store | None = None
         self._opening = anyio.Lock()
@@ -84,6 +95,7 @@ class WebhookApp:
             routes=[
                 Route("/webhooks/{name}", self._receive, methods=["POST"]),
                 Route("/wake", self._wake, methods=["POST"]),
+                Route("/drain", self._drain, methods=["POST"]),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
             ],
@@ -139,6 +151,8 @@ class WebhookApp:
         """Let the worker take no new work, and end when what runs has ended."""
         if self._worker is not None:
             self._worker.stop()
+        if self._drains is not None:
+            self._drains.stop()
 
     async def close(self) -> None:
         """Give back the connections."""
@@ -195,11 +209,33 @@ class WebhookApp:
         if not self._has_secret:
             return PlainTextResponse("Set RUNTIME_WEBHOOK_SECRET, and send it with the webhook.\n", 403)
         if not self._webhook.knows_secret(request):
-            return await self._webhook.receive(request, lambda message: None)
+            return UNKNOWN_SECRET
+        if self._drains is not None:
+            woken: list[int | None] = []
+            answer = await self._webhook.receive(request, woken.append)
+            return await self._drain_with(self._drains) if woken else answer
         worker = self._worker
         if worker is None or not self._is_running:
             return PlainTextResponse("No worker runs in this process.\n", 503, _RETRY_AFTER)
         return await self._webhook.receive(request, lambda message: worker.wake("webhook", message))
+
+    async def _drain(self, request: Request) -> Response:
+        if not (self._has_secret and self._webhook.knows_secret(request)):
+            return UNKNOWN_SECRET
+        if self._drains is None:
+            return PlainTextResponse("Not serverless: a worker runs here, or there are no agents.\n", 409)
+        return await self._drain_with(self._drains)
+
+    async def _drain_with(self, drains: Drains) -> Response:
+        try:
+            drained = await drains.drain()
+        except RuntimeFault as fault:
+            _log.error("nothing could be drained: %s", fault)
+            return PlainTextResponse("The stream is away: call again.\n", 503, _RETRY_AFTER)
+        if drained is None:
+            return JSONResponse({"joined": True}, 202)
+        _log.info("drained: %s", drained)
+        return JSONResponse(asdict(drained))
 
     async def _healthz(self, request: Request) -> Response:
         """The process is alive: it answers."""

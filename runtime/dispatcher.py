@@ -12,6 +12,7 @@ from uuid import uuid4
 import anyio
 
 from runtime.agent import Handler
+from runtime.drainage import Drainage
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.failure import failure
 from runtime.gauges import Gauges, WayIn
@@ -46,6 +47,7 @@ class Dispatcher:
         gauges: how this process is, told with every heartbeat.
         subscribe: declares the worker's subscriptions and returns their numbers; given True, new ones get
             the whole history.
+        drainage: for a worker that ends when nothing is due any more.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Dispatcher:
         suspects: Suspects,
         gauges: Gauges,
         subscribe: Callable[[bool], Awaitable[Subscribed]],
+        drainage: Drainage | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.ready = anyio.Event()
@@ -73,6 +76,7 @@ class Dispatcher:
         self._gauges = gauges
         self._way_in = WayIn()
         self._subscribe = subscribe
+        self._drainage = drainage
         self._loop = asyncio.get_running_loop()
         self._signal = anyio.Event()
         self._is_signalled = False
@@ -179,21 +183,25 @@ class Dispatcher:
             StoreError: the store cannot be used at all, found out at the start.
         """
         await self._introduce_first()
+        if self._drainage is not None:
+            await self._drainage.begin(self._store, self._card.id, tuple(self._handlers.values()))
         async with anyio.create_task_group() as tasks:
             for source in self._wakeups:
                 tasks.start_soon(source.run, self)
             tasks.start_soon(self._watch_user_loop)
             tasks.start_soon(self._watch_leases)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
-            if not self.plan.is_spare:
+            if not self.plan.is_spare and self._drainage is None:
                 tasks.start_soon(keep_time, self._store, self._card.id, tuple(self._handlers.values()))
-            if not self.plan.reach.expected and not self.plan.is_spare:
+            if not self.plan.reach.expected and not self.plan.is_spare and self._drainage is None:
                 _log.info("polling: every push path is switched off")
             self.ready.set()
             try:
                 await self._pump_until_stopped()
             finally:
                 tasks.cancel_scope.cancel()
+        if self._drainage is not None:
+            await self._drainage.end(self._store)
         with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
             await self._leave()
         _log.info("%s has stopped", self._card.name)
@@ -245,6 +253,8 @@ class Dispatcher:
                     await self._signal.wait()
                 continue
             await self._carry_out(step)
+            if self._drainage is not None and plan.is_idle and not self._inbox:
+                self._begin_stopping(0)
 
     async def _give_back_what_is_left(self) -> None:
         """Past the deadline, what cannot be cancelled runs on, but it is no longer ours."""

@@ -148,6 +148,12 @@ class Plan:
         self._is_alone = False
         self._runs_suspect = False
         self._paced_at = now
+        self._saw_nothing = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the last look was at everything and found nothing, and nothing is left here to be done."""
+        return self._saw_nothing and not (self.held or self._reports or self.unsettled or self._suspects)
 
     @property
     def phase(self) -> Phase:
@@ -168,6 +174,7 @@ class Plan:
         """Something may have been missed: look at everything once, soon."""
         self._hinted = not self.is_spare
         self._rescan_at = self._due_at = now
+        self._saw_nothing = False
 
     def live(self, path: Path, now: float) -> bool:
         """A push path is proved; returns whether polling ends."""
@@ -322,6 +329,10 @@ class Plan:
             if delivery.place in self.held and delivery.place not in answer.lost:
                 self._ends_at[delivery.place] = ends_at
         self._note_paces(now)
+        self._saw_nothing = (
+            look.cursors is None and look.due and not look.alone and look.want.keys() == self.lanes.keys()
+            and not (answer.taken or answer.filled or answer.look_again or answer.repeated)
+        )  # fmt: skip
         if answer.repeated:
             # Only what was taken is told a second time; everything else is to be asked again.
             self._is_alone = False

@@ -66,6 +66,13 @@ class Settings(BaseSettings):
         "they are private, and by plain http; * for all.",
     )
 
+    serverless: bool = Field(
+        default=False,
+        description="For `runtime.asgi:app`: run no worker, and drain what is due when called.",
+    )
+    budget_seconds: float = Field(
+        default=25, ge=1, description="How long one call of a serverless application may take."
+    )
     agents: str = Field(
         default="",
         description="For `runtime.asgi:app`: files, folders and modules of agents, with commas between.",

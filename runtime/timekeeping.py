@@ -6,7 +6,7 @@ the clocks of workers, and whoever comes back knows what was missed.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -56,6 +56,27 @@ async def keep_time(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
             await anyio.sleep(backoff_seconds(min(failures, 8), first=0.2, cap=10.0, random=random))
 
 
+async def tick_once(store: Store, worker: UUID, handlers: Sequence[Handler]) -> Callable[[], float | None]:
+    """Tick whatever has come due, and leave it at that.
+
+    Args:
+        store: where messages live.
+        worker: who ticks.
+        handlers: all that this worker runs.
+
+    Returns:
+        A function that says in how many seconds the next slot comes; None where no timer ticks.
+
+    Raises:
+        StoreError: some of it was not ticked; the next call makes up for that.
+    """
+    keeper = _Keeper(store, worker, handlers)
+    await keeper.declare()
+    while keeper.timers and await keeper.tick_due():
+        pass
+    return keeper.seconds_to_next
+
+
 @dataclass
 class _Keeper:
     store: Store
@@ -101,11 +122,19 @@ class _Keeper:
         """Tick as the slots come, until it is time to ask again what there is."""
         until = time.monotonic() + _AGAIN_SECONDS
         while (left := until - time.monotonic()) > 0:
-            now = self._time()
-            for name, last in list(self._last.items()):
-                if self.timers[name].schedule.next(last) <= now:
-                    await self._tick(name, last, now)
-            await anyio.sleep(min(left, max(0.0, self._seconds_to_next())))
+            await self.tick_due()
+            seconds = self.seconds_to_next()
+            await anyio.sleep(left if seconds is None else min(left, max(0.0, seconds)))
+
+    async def tick_due(self) -> bool:
+        """Tick what has come due by now; returns whether there was anything."""
+        now = self._time()
+        due = [
+            (name, last) for name, last in self._last.items() if self.timers[name].schedule.next(last) <= now
+        ]
+        for name, last in due:
+            await self._tick(name, last, now)
+        return bool(due)
 
     async def _tick(self, name: str, last: datetime, now: datetime) -> None:
         timer = self.timers[name]
@@ -127,11 +156,12 @@ class _Keeper:
     def _time(self) -> datetime:
         return self._now + timedelta(seconds=time.monotonic() - self._asked_at)
 
-    def _seconds_to_next(self) -> float:
+    def seconds_to_next(self) -> float | None:
+        """In how many seconds the next slot comes; None where no timer ticks."""
         now = self._time()
         return min(
             ((self.timers[name].schedule.next(last) - now).total_seconds() for name, last in self._last.items()),
-            default=_AGAIN_SECONDS,
+            default=None,
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from runtime import loops
 from runtime.agent import Agent, Handler
 from runtime.connections import open_store, open_telemetry, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
+from runtime.drainage import Drainage
 from runtime.each import Each
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.gauges import Gauges
@@ -50,6 +51,7 @@ class Worker:
         observer: told of every attempt, on the loop of user code.
         suspects: whether to take deliveries that have crashed their worker twice. Where a supervisor keeps a spare
             worker for them, the others never do, and it takes nothing else.
+        drainage: for a worker that ends by itself when nothing is due any more; no socket wakes it.
 
     Raises:
         DeclarationError: there is no handler, or two agents share a name.
@@ -63,6 +65,7 @@ class Worker:
         *,
         observer: Observer | None = None,
         suspects: Suspects = Suspects.TOO,
+        drainage: Drainage | None = None,
     ) -> None:
         self.id: UUID = uuid4()
         self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
@@ -75,13 +78,14 @@ class Worker:
         self._settings = settings
         self._observer = observer
         self._suspects = suspects
+        self._drainage = drainage
         self._limits = {handler.name: _limit(handler, settings) for handler in self.handlers}
         self._subscribed = [handler for handler in self.handlers if handler.deliver == "once"]
         # A spare process is there for what crashes; it is not one more that hears everything.
         self._listening = [
             handler
             for handler in self.handlers
-            if handler.deliver == "each" and suspects is not Suspects.ONLY
+            if handler.deliver == "each" and suspects is not Suspects.ONLY and drainage is None
         ]
         self._dispatcher: Dispatcher | None = None
         self._each: Each | None = None
@@ -226,7 +230,8 @@ class Worker:
             patterns = [pattern for each in self.handlers for pattern in each.patterns]
             # A spare is woken by the time alone: a crash shows when a lease ends.
             is_spare = self._suspects is Suspects.ONLY
-            wakeups = [] if is_spare else open_wakeups(self._settings, self.id, patterns)
+            is_woken = not is_spare and self._drainage is None
+            wakeups = open_wakeups(self._settings, self.id, patterns) if is_woken else []
             each = None
             if self._listening:
                 each = Each(self._listening, self._limits, store, runner, self._settings)
@@ -247,6 +252,7 @@ class Worker:
                 self._suspects,
                 gauges,
                 lambda with_history: self._subscribe(store, card, with_history),
+                self._drainage,
             )
             with self._started:
                 self._dispatcher, self._each = dispatcher, each

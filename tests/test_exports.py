@@ -44,6 +44,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Source",
         "Tick",
         "connect",
+        "drain",
     ]
     assert names == runtime.__all__
     assert set(names) <= set(dir(runtime))

@@ -23,6 +23,8 @@ GIVEN = {
     "RUNTIME_WEBHOOK": ("webhook", "127.0.0.1:9000", "127.0.0.1:9000"),
     "RUNTIME_WEBHOOK_SECRET": ("webhook_secret", "word", SecretStr("word")),
     "RUNTIME_WEBHOOKS_ALLOW": ("webhooks_allow", "10.0.0.0/8, intranet", "10.0.0.0/8, intranet"),
+    "RUNTIME_SERVERLESS": ("serverless", "true", True),
+    "RUNTIME_BUDGET_SECONDS": ("budget_seconds", "50", 50),
     "RUNTIME_AGENTS": ("agents", "shop/agents,till.py", "shop/agents,till.py"),
     "RUNTIME_SOURCES": ("sources", "[]", "[]"),
     "RUNTIME_TELEMETRY": ("telemetry", "true", True),

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "doctor": "Check the set-up, and send one row all the way round.",
     "run": "Run agents until Ctrl-C or SIGTERM.",
     "serve": "Serve agents over HTTP, and take other programs' webhooks.",
+    "drain": "Run what is due, and end.",
     "dashboard": "Watch the stream in a browser, and mend what is stuck.",
     "send": "Write one message.",
     "tail": "Print messages as they are written.",

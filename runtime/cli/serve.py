@@ -25,14 +25,17 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = PORT,
+    serverless: Annotated[
+        bool, typer.Option("--serverless", help="Run no worker: agents do what is due when /drain is called.")
+    ] = False,
 ) -> None:
     """Serve `runtime.asgi` until Ctrl-C or SIGTERM; then what runs finishes, and nothing is lost.
 
     POST /webhooks/NAME takes the webhooks of a source, POST /wake a Database Webhook as a wake-up of the agents, which
-    run in this process. GET /healthz and /readyz are for orchestrators. Sources are declared beside agents, or in
-    RUNTIME_SOURCES.
+    run in this process; with --serverless they run only while POST /drain or /wake is answered. GET /healthz and
+    /readyz are for orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
     """
-    settings = find_settings()
+    settings = find_settings(serverless=serverless or None)
     start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
     sources += sources_in(settings)

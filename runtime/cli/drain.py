@@ -1,0 +1,45 @@
+"""`runtime drain`: do what is due, and end; for a scheduler's jobs."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from runtime import loops
+from runtime.agent import Agent
+from runtime.cli.output import logs_are_json, print_json, start_logs
+from runtime.cli.place import find_settings
+from runtime.discovery import discover
+from runtime.serverless import Drained
+from runtime.serverless import drain as drain_agents
+from runtime.settings import Settings
+
+
+def drain(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Agents, as for `runtime run`.")],
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Seconds it may take; RUNTIME_BUDGET_SECONDS by default.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what became of it as JSON.")] = False,
+) -> None:
+    """Run what is due for these agents, timers too, and end when nothing is, or when the time is up."""
+    settings = find_settings()
+    start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
+    drained = loops.run(_drain, discover(paths), settings, budget)
+    if as_json:
+        print_json(asdict(drained))
+        return
+    then = (
+        "nothing waits"
+        if drained.next_due_seconds is None
+        else f"the next is due in {drained.next_due_seconds:.0f} s"
+    )
+    left = "an unknown number" if drained.left is None else drained.left
+    typer.echo(f"{drained.handled} handled, {drained.failed} failed, {left} left; {then}")
+
+
+async def _drain(agents: list[Agent], settings: Settings, budget: float | None) -> Drained:
+    return await drain_agents(agents, settings, budget=budget)
