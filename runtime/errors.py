@@ -16,6 +16,10 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │       └── Duplicate           the dedup_key was used before
 ├── BadSignature                a webhook is not from who it says, or too old
 ├── PostFailed                  a webhook's target did not take a message
+├── AskError                    a request came to nothing
+│   ├── AskTimeout              no answer came in time; it is kept when it comes
+│   ├── AskFailed               whoever handled it failed for good
+│   └── NobodyAnswers           there is nobody who could answer it
 ├── WakeupError                 the way in failed in a way an operator must mend
 └── LocalStackError             the local stack could not do as told
 """
@@ -132,6 +136,64 @@ class PostFailed(RuntimeFault):
         self.kind = kind
         self.status = status
         self.seconds = seconds
+class AskError(RuntimeFault):
+    """A request came to nothing.
+
+    Attributes:
+        key: what it was asked under.
+        request: its id, or None where it is not known to be stored.
+    """
+
+    def __init__(self, message: str, key: str, request: int | None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.request = request
+
+
+class AskTimeout(AskError, TimeoutError):
+    """No answer came in time. The request stands, and so will its answer, in the stream.
+
+    Attributes:
+        reply_to: the key an answer is written under, when it comes.
+    """
+
+    def __init__(
+        self, key: str, request: int | None, reply_to: str, seconds: float, waiting: int | None
+    ) -> None:
+        if request is None:
+            text = f"The request under {key} could not be sent within {seconds:g} s; it may be there all the same."
+        else:
+            who = "" if waiting is None else f" ({waiting} of those who got it have not finished)"
+            text = (
+                f"No answer to request {request} under {key} came within {seconds:g} s{who}. It stands: the answer "
+                f"will be kept under {reply_to}, and `runtime trace {request}` shows who has it."
+            )
+        super().__init__(text, key, request)
+        self.reply_to = reply_to
+
+
+class AskFailed(AskError):
+    """Whoever handled the request failed for good; the dead letter has the details.
+
+    Attributes:
+        handler: who that was, `agent.handler`.
+        error: the last error, as `TypeName: text`.
+        reason: one word: failed, rejected, invalid or crashed.
+    """
+
+    def __init__(self, key: str, request: int, handler: str | None, error: str, reason: str) -> None:
+        super().__init__(
+            f"{handler or 'Whoever handled it'} could not answer request {request} under {key} ({reason}): {error}",
+            key,
+            request,
+        )
+        self.handler = handler
+        self.error = error
+        self.reason = reason
+
+
+class NobodyAnswers(AskError):
+    """There is nobody who could answer the request; waiting any longer would not help."""
 
 
 class WakeupError(RuntimeFault):

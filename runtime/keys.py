@@ -48,6 +48,11 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
+def is_key(name: object) -> bool:
+    """Whether it is a key."""
+    return _fits(name, _KEY)
+
+
 def is_exact(pattern: str) -> bool:
     """Whether the pattern holds no wildcard, so that it matches one key only: itself."""
     return "*" not in pattern and ">" not in pattern

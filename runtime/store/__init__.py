@@ -86,6 +86,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_dead_groups": {"look": "integer"},
     "stream_last_good": {"letter": "bigint"},
     "stream_amend": {"letter": "bigint", "value": "jsonb"},
+    "stream_answers": {"requests": "bigint[]"},
 }  # fmt: skip
 
 SCHEMA_VERSION = 1

@@ -163,6 +163,7 @@ begin
     if gone.ids is not null then
         perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
     end if;
+    perform runtime.answer_dead(ids, subscriptions, reasons, errors);
 end
 $$;
 comment on function runtime.bury(bigint[], integer[], text[], text[], text[]) is

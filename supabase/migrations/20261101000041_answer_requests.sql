@@ -1,0 +1,124 @@
+-- Requests: who asks names a key for the answers in the headers of its message, as reply_to. An answer is a message
+-- under that key whose parent is the request, so that it is seen, traced, and kept when nobody waits any more.
+
+create function runtime.is_key(text text) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+    perform runtime.check_key(text);
+    return true;
+exception when invalid_parameter_value then
+    return false;
+end
+$$;
+comment on function runtime.is_key(text) is 'Whether the text is a key.';
+
+create function runtime.announce_answer() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+    -- Whom this transaction has told: the keys between line feeds.
+    said text := coalesce(nullif(current_setting('runtime.answered', true), ''), E'\n');
+    ways text[];
+begin
+    if new.key !~ '^answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' or position(E'\n' || new.key || E'\n' in said) > 0 then
+        return null;
+    end if;
+    if length(said) < 4000 then
+        perform set_config('runtime.answered', said || new.key || E'\n', true);
+    end if;
+    -- As the asker can be reached, which it said with its request.
+    select array(select jsonb_array_elements_text(m.headers -> 'reachable_by')) into ways
+    from public.consciousness_stream m
+    where m.id = new.parent_id and jsonb_typeof(m.headers -> 'reachable_by') = 'array';
+    if 'notify' = any (ways) then
+        perform pg_notify(runtime.notify_channel(substr(new.key, 8)::uuid), 'answer');
+    end if;
+    if 'realtime' = any (ways) and runtime.realtime_is_there() then
+        -- No exception block, as in runtime.wake.
+        perform realtime.send('{}', 'answer', 'runtime:' || substr(new.key, 8), true);
+    end if;
+    return null;
+end
+$$;
+comment on function runtime.announce_answer() is
+    'Tells whoever asked that there is an answer: at most once per transaction and asker.';
+
+-- By row, since its condition is all that other messages pay for it.
+create trigger announce_answer after insert on public.consciousness_stream
+    for each row when (new.parent_id is not null and starts_with(new.key, 'answer.'))
+    execute function runtime.announce_answer();
+
+create function runtime.answer_dead(ids bigint[], subscriptions integer[], reasons text[], errors text[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    answers jsonb;
+begin
+    select jsonb_agg(jsonb_build_object(
+        'key', m.headers ->> 'reply_to', 'agent', s.agent, 'parent_id', m.id,
+        'correlation_id', coalesce(m.correlation_id, m.id::text),
+        -- A redrive may yet bring the answer itself, which has a dedup_key of its own.
+        'dedup_key', format('failed %s %s', m.id, s.id),
+        'headers', jsonb_build_object('answers', m.id, 'handler', s.name, 'failed', v.reason),
+        'value', jsonb_build_object('error', coalesce(v.error, v.reason), 'reason', v.reason)
+    ) order by m.id)
+    into answers
+    from unnest(ids, subscriptions, reasons, errors) as v (id, subscription, reason, error)
+    join public.consciousness_stream m on m.id = v.id
+    join runtime.subscriptions s on s.id = v.subscription
+    where m.headers ->> 'reply_to' is not null and runtime.is_key(m.headers ->> 'reply_to')
+      -- A replay that dies takes nothing back.
+      and not exists (select from runtime.dedup d where d.dedup_key = format('answer %s %s', m.id, s.id));
+    if answers is not null then
+        perform runtime.store(answers);
+    end if;
+end
+$$;
+comment on function runtime.answer_dead(bigint[], integer[], text[], text[]) is
+    'Answers the requests among these dead letters, so that nobody waits for what will not come.';
+
+create function runtime.addressees(key text) returns integer[]
+language plpgsql stable set search_path = '' as $$
+begin
+    -- Who listens to the very key; only where nobody does, who listens to a pattern, as one who only keeps a log does.
+    return (
+    select coalesce(
+        array_agg(p.subscription) filter (where p.pattern = addressees.key), array_agg(distinct p.subscription), '{}')
+    from unnest(runtime.candidates(addressees.key)) as c (pattern)
+    cross join lateral (select * from runtime.patterns l where l.pattern = c.pattern offset 0) p
+    );
+end
+$$;
+comment on function runtime.addressees(text) is 'The subscriptions that a request under this key is for.';
+
+create function public.stream_answers(requests bigint[]) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    caller text := runtime.caller_agent();
+begin
+    return (
+        select coalesce(json_agg(json_build_object(
+            'request', q.id, 'reply_to', m.headers ->> 'reply_to', 'listeners', cardinality(a.subscriptions),
+            'waiting', (
+                select count(*) from runtime.deliveries d
+                where d.message_id = m.id and d.subscription = any (a.subscriptions)
+                  and d.lease is distinct from runtime.dead_lease()),
+            'handled', exists (
+                select from runtime.runs r
+                where r.message_id = m.id and r.subscription = any (a.subscriptions) and r.outcome = 'done'),
+            'answers', (
+                select coalesce(json_agg(row_to_json(x) order by x.id), '[]')
+                from public.consciousness_stream x
+                left join runtime.subscriptions s on s.name = x.headers ->> 'handler'
+                where x.parent_id = m.id and x.key = m.headers ->> 'reply_to'
+                  -- One that no handler gave is for whoever asked, too.
+                  and (s.id is null or s.id = any (a.subscriptions)))
+        ) order by q.id), '[]')
+        from (select distinct r as id from unnest(requests) as r) q
+        join public.consciousness_stream m on m.id = q.id and (caller is null or m.agent = caller)
+        cross join lateral (select runtime.addressees(m.key) as subscriptions) a
+    );
+end
+$$;
+comment on function public.stream_answers(bigint[]) is
+    'What has come of requests [{request, reply_to, listeners, waiting, handled, answers}]: how many subscriptions each '
+    'is for, how many of their deliveries are not finished yet, and the answers. One that is not there is left out.';
