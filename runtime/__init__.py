@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runtime.agent import Agent
     from runtime.batch import BatchContext
-    from runtime.message import Context, Message, Priority
+    from runtime.message import Answer, Context, Message, Priority
     from runtime.retry import Reject, Retry, RetryLater
     from runtime.schedule import Tick
     from runtime.serverless import drain
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from runtime.webhooks.sources import Source
 
 __all__ = [
-    "Agent", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Source", "Tick",
-    "connect", "drain",
+    "Agent", "Answer", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Source",
+    "Tick", "connect", "drain",
 ]  # fmt: skip
 
 _HOMES = {
     "Agent": "runtime.agent",
+    "Answer": "runtime.message",
     "BatchContext": "runtime.batch",
     "Context": "runtime.message",
     "Message": "runtime.message",

@@ -133,7 +133,7 @@ class Handler:
             self._emit_each(self.emits, result, context)
         elif self.emits is not None:
             context.emit(self.emits, result)
-        elif not self._said:
+        elif not self._said and context.message.reply_to is None:
             self._said.add("result dropped")
             _log.warning(
                 "%s returned a value, but it declares no key for it: the value is dropped. "

@@ -6,6 +6,8 @@ looked at all the same, at a modest pace.
 
 import asyncio
 import logging
+import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -13,14 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.errors import AskTimeout, RuntimeFault, StoreError, StoreUnavailable
-from runtime.message import Draft
-from runtime.requests import Answer, Found, reply_key
+from runtime.errors import AskTimeout, InvalidValue, RuntimeFault, StoreError, StoreUnavailable
+from runtime.message import Answer, Draft
+from runtime.requests import Found, reply_key
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.store import Sent, Store
@@ -104,7 +106,9 @@ class Asker:
         self._failures = 0
         self._random = Random()
         self._loop = asyncio.get_running_loop()
-        self._tasks: TaskGroup | None = None
+        self._submitted: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
+        self._called = anyio.Event()
+        self._is_closed = False
 
     async def ask(self, draft: Draft, seconds: float | None) -> Answer:
         """Send a request and return its first good answer, or the first bad one when no better can come.
@@ -121,8 +125,7 @@ class Asker:
         waiting = _Waiting(draft.key, Found.best)
         outcome = await self._settle(draft, waiting, seconds)
         if outcome is None:
-            left = None if waiting.found is None else waiting.found.waiting
-            raise AskTimeout(draft.key, waiting.request, self.reply_to, seconds or 0.0, left)
+            raise self._timeout(waiting, seconds)
         assert isinstance(outcome, Answer)
         return outcome
 
@@ -141,8 +144,13 @@ class Asker:
         waiting = _Waiting(draft.key, partial(Found.settled, count=count))
         await self._settle(draft, waiting, seconds)
         if waiting.request is None:
-            raise AskTimeout(draft.key, None, self.reply_to, seconds or 0.0, None)
+            raise self._timeout(waiting, seconds)
         return [] if waiting.found is None else list(waiting.found.answers[:count])
+
+    def _timeout(self, waiting: _Waiting, seconds: float | None) -> AskTimeout:
+        found = waiting.found
+        reply_to, left = (self.reply_to, None) if found is None else (found.reply_to, found.waiting)
+        return AskTimeout(waiting.key, waiting.request, reply_to, seconds or 0.0, left)
 
     async def _settle(self, draft: Draft, waiting: _Waiting, seconds: float | None) -> object | None:
         """Send, and wait until the request is settled; returns by what, or None at the deadline."""
@@ -174,17 +182,30 @@ class Asker:
     def submit(self, work: Callable[[], Awaitable[T]]) -> "Future[T]":
         """Do some of the above on the asker's own loop. From any thread; cancelling the future ends the work."""
         future: Future[T] = Future()
+        self._submitted.append((work, future))
         try:
-            self._loop.call_soon_threadsafe(self._begin, work, future)
+            self._loop.call_soon_threadsafe(self._begin)
         except RuntimeError:
-            future.set_exception(_closed())
+            self._refuse_submitted()
         return future
 
-    def _begin(self, work: Callable[[], Awaitable[T]], future: "Future[T]") -> None:
-        if self._tasks is None:
-            future.set_exception(_closed())
-        else:
-            self._tasks.start_soon(self._carry_out, work, future)
+    def _begin(self) -> None:
+        if self._is_closed:
+            self._refuse_submitted()
+        self._called.set()
+
+    def _refuse_submitted(self) -> None:
+        while self._submitted:
+            _, future = self._submitted.popleft()
+            with suppress(InvalidStateError):
+                future.set_exception(_closed())
+
+    async def _start_submitted(self, tasks: TaskGroup) -> None:
+        while True:
+            await self._called.wait()
+            self._called = anyio.Event()
+            while self._submitted:
+                tasks.start_soon(self._carry_out, *self._submitted.popleft())
 
     async def _carry_out(self, work: Callable[[], Awaitable[T]], future: "Future[T]") -> None:
         # Whoever waits may give up at any moment, in another thread.
@@ -207,7 +228,8 @@ class Asker:
     async def run(self) -> None:
         """Look for answers until cancelled; then nobody waits any longer."""
         try:
-            async with anyio.create_task_group() as self._tasks:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._start_submitted, tasks)
                 while True:
                     self._woken = anyio.Event()
                     if not self._waiting:
@@ -216,7 +238,8 @@ class Asker:
                     await self._look_for_all()
                     await self._rest()
         finally:
-            self._tasks = None
+            self._is_closed = True
+            self._refuse_submitted()
             for waiting in self._waiting:
                 waiting.fail(_closed())
 
@@ -270,4 +293,21 @@ class Asker:
 
 
 def _closed() -> StoreUnavailable:
-    return StoreUnavailable("The stream was closed while a request waited for its answer; the request stands.")
+    return StoreUnavailable(
+        "The stream was closed while a request waited for its answer; the request stands."
+    )
+
+
+def check_wait(seconds: object, count: object = None) -> None:
+    """Refuse to wait for a time or for a number of answers that makes no sense.
+
+    Raises:
+        InvalidValue: one of them is none.
+    """
+    is_time = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds < math.inf
+    if seconds is not None and not is_time:
+        raise InvalidValue(
+            f"timeout=… must be more than 0 seconds, or None to wait for ever, not {seconds!r}."
+        )
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise InvalidValue(f"first=… must be a whole number of 1 or more, or None for all, not {count!r}.")

@@ -8,7 +8,7 @@ from typing import Any
 from runtime.agent import Handler
 from runtime.batch import BatchContext
 from runtime.failure import failure, failures
-from runtime.message import Draft
+from runtime.message import Asks, Draft
 from runtime.store import Delivery, Report
 
 # From the second crash of its worker on, a delivery runs with nothing beside it.
@@ -74,6 +74,7 @@ class Batch:
         worker: the worker's name.
         random: where the jitter of retries comes from.
         state: what the agent's lifespan yielded.
+        asks: what sends its requests.
 
     Attributes:
         handler, deliveries: as they were given.
@@ -89,6 +90,7 @@ class Batch:
         worker: str,
         random: Random,
         state: object = None,
+        asks: Asks | None = None,
     ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
@@ -96,7 +98,9 @@ class Batch:
         self.deliveries = deliveries
         self._random = random
         messages = tuple(delivery.message for delivery in deliveries)
-        self.context = BatchContext(messages[0], handler.name, worker, state=state, messages=messages)
+        self.context = BatchContext(
+            messages[0], handler.name, worker, state=state, asks=asks, messages=messages
+        )
 
     def bind(self) -> dict[str, Any]:
         """The arguments for those that are valid; the others have failed alone."""

@@ -12,6 +12,7 @@ from uuid import uuid4
 import anyio
 
 from runtime.agent import Handler
+from runtime.asking import Asker
 from runtime.drainage import Drainage
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.failure import failure
@@ -23,7 +24,7 @@ from runtime.runner import Runner
 from runtime.settings import Settings
 from runtime.store import Answer, Exchange, Report, Store, Subscribed, WorkerCard
 from runtime.timekeeping import keep_time
-from runtime.wakeups import Path, Reach, Wakeups
+from runtime.wakeups import ANSWER, Path, Reach, Wakeups
 
 _log = logging.getLogger("runtime.dispatcher")
 _BLOCKED_WARNING_SECONDS = 1.0
@@ -87,6 +88,7 @@ class Dispatcher:
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
         self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic(), suspects=suspects)
+        self.asker = Asker(store, settings, card.id, card.announce, self.plan.reach)
         self._incarnation = ""
         # What the store was last said to suffer from; empty while it answers.
         self._trouble = ""
@@ -143,7 +145,8 @@ class Dispatcher:
     def wake(self, why: str, message: int | None = None) -> None:
         """Look again."""
         self.counts[f"wake-ups by {why}"] += 1
-        if self.plan.wake(message):
+        self.asker.wake()
+        if why != ANSWER and self.plan.wake(message):
             self._signal_now()
 
     def live(self, path: Path) -> None:
@@ -190,6 +193,7 @@ class Dispatcher:
                 tasks.start_soon(source.run, self)
             tasks.start_soon(self._watch_user_loop)
             tasks.start_soon(self._watch_leases)
+            tasks.start_soon(self.asker.run)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
             if not self.plan.is_spare and self._drainage is None:
                 tasks.start_soon(keep_time, self._store, self._card.id, tuple(self._handlers.values()))

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 from runtime.agent import Handler
-from runtime.asking import Asker, check_count, check_timeout
+from runtime.asking import Asker, check_wait
 from runtime.errors import NobodyAnswers, RuntimeFault
-from runtime.keys import matches
-from runtime.message import AskOptions, Context, Draft
-from runtime.requests import Answer, asking_headers, question_key
+from runtime.message import Answer, AskOptions, Context, Draft
+from runtime.requests import asking_headers, question_key
 
 Tracing = Callable[[Sequence[Draft]], list[Draft]]
 
@@ -34,7 +33,7 @@ class HandlerAsks:
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> Any:
         """Ask, and return the first good answer's value; see `Context.ask`."""
-        return _value(await asyncio.wrap_future(self._submit(context, key, value, seconds, options)))
+        return (await asyncio.wrap_future(self._submit(context, key, value, seconds, options))).given()
 
     async def ask_all(
         self,
@@ -46,7 +45,7 @@ class HandlerAsks:
         options: AskOptions,
     ) -> list[Answer]:
         """Ask, and return so many answers; see `Context.ask_all`."""
-        check_count(count)
+        check_wait(seconds, count)
         draft = self._request(context, key, value, seconds, options)
         asker = self._asker()
         return await asyncio.wrap_future(asker.submit(partial(asker.ask_all, draft, count, seconds)))
@@ -58,7 +57,7 @@ class HandlerAsks:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return _value(self._submit(context, key, value, seconds, options).result())
+            return self._submit(context, key, value, seconds, options).result().given()
         raise RuntimeFault(
             f"{context.handler} would block its event loop: write `await context.ask(…)` in an async handler."
         )
@@ -76,12 +75,15 @@ class HandlerAsks:
     def _request(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> Draft:
-        check_timeout(seconds)
+        check_wait(seconds)
         message, handler = context.message, self._handlers[context.handler]
         if handler.ordered and key == message.key:
             # Its own key is held up by this very message, in every worker there is.
             raise NobodyAnswers(
-                key, None, f"{handler.name} is ordered and handles a message of that key: it would wait for itself."
+                f"{handler.name} asks under {key} while it handles a message of that key, and it is ordered: the "
+                "request would wait for this very attempt to end. Ask under another key, or emit instead.",
+                key,
+                None,
             )
         asker = self._asker()
         question = question_key(message, handler.name, key, value, 0)
@@ -100,14 +102,3 @@ class HandlerAsks:
             headers=asking_headers(asker.id, asker.reachable_by, options.get("headers")),
         )
         return draft if self._tracing is None else self._tracing([draft])[0]
-
-
-def _value(answer: Answer) -> Any:
-    """What was answered.
-
-    Raises:
-        AskFailed: it is a failure.
-    """
-    if answer.error is not None:
-        raise answer.error
-    return answer.value

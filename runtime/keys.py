@@ -7,6 +7,7 @@ A key is a dotted name such as `task.output`: 1 to 8 segments of letters, digits
 
 import re
 from itertools import product
+from typing import TypeGuard
 
 from runtime.errors import InvalidKey
 
@@ -48,7 +49,7 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
-def is_key(name: object) -> bool:
+def is_key(name: object) -> TypeGuard[str]:
     """Whether it is a key."""
     return _fits(name, _KEY)
 

@@ -2,15 +2,16 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypedDict, TypeVar, Unpack
 
-from runtime.errors import InvalidValue
-from runtime.keys import check_key
+from runtime.errors import AskFailed, InvalidValue, RuntimeFault
+from runtime.keys import check_key, is_key
 from runtime.values import decode as decode
 from runtime.values import encode as encode
 
@@ -65,6 +66,12 @@ class Message(Generic[T]):
     dedup_key: str | None = None
     deliver_at: datetime | None = None
     expires_at: datetime | None = None
+
+    @property
+    def reply_to(self) -> str | None:
+        """The key an answer is wanted under, where this is a request."""
+        given = self.headers.get("reply_to")
+        return given if is_key(given) else None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, attempt: int = 1) -> Self:
@@ -166,6 +173,68 @@ class Draft:
         return fields
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one handler made of a request.
+
+    Attributes:
+        handler: who answered, `agent.handler`; None where no handler did.
+        value: what it returned; None where it failed.
+        error: why it failed for good, after its last attempt; None where it did not.
+        message: the answer as it stands in the stream.
+    """
+
+    handler: str | None
+    value: Any = field(repr=False)
+    error: AskFailed | None
+    message: Message[Any]
+
+    def given(self) -> Any:
+        """The value.
+
+        Raises:
+            AskFailed: there is none.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class AskOptions(TypedDict, total=False):
+    """How a request is written; each as `emit` takes it."""
+
+    expires_in: float | None
+    priority: Priority
+    dedup_key: str | None
+    correlation_id: str | None
+    headers: Mapping[str, Any] | None
+
+
+class Asks(Protocol):
+    """What sends the requests of handlers and waits for their answers."""
+
+    async def ask(
+        self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
+    ) -> Any:
+        """The first good answer's value."""
+
+    async def ask_all(
+        self,
+        context: "Context",
+        key: str,
+        value: object,
+        count: int | None,
+        seconds: float | None,
+        options: AskOptions,
+    ) -> list[Answer]:
+        """So many answers."""
+
+    def ask_blocking(
+        self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
+    ) -> Any:
+        """As `ask`, for a plain function in its thread."""
+
+
 @dataclass(slots=True)
 class Context:
     """What a handler may know and do beside its message; one per attempt.
@@ -176,6 +245,8 @@ class Context:
         worker: the name of the process that runs it.
         emitted: what was emitted so far; written in the transaction that finishes the delivery, or never.
         state: what the agent's lifespan yielded in this process; None without a lifespan.
+        asks: what sends its requests; None outside of a worker.
+        asked: how often this attempt has asked each question.
     """
 
     message: Message[Any]
@@ -183,6 +254,8 @@ class Context:
     worker: str = ""
     emitted: list[Draft] = field(default_factory=list)
     state: Any = field(default=None, repr=False)
+    asks: Asks | None = field(default=None, repr=False, compare=False)
+    asked: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
 
     @property
     def agent(self) -> str:
@@ -258,6 +331,63 @@ class Context:
         if message is not None and message.id != self.message.id:
             raise InvalidValue(f"{self.handler} handles message {self.message.id}, not message {message.id}.")
         return self.message
+
+    async def ask(
+        self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
+    ) -> Any:
+        """Send a request, at once, and return what the handler of its key returns.
+
+        It is not undone when this attempt fails: another attempt that asks the same finds the same request, and its
+        answer, at once where it is there already. The lease is renewed meanwhile.
+
+        Args:
+            key: the key to ask under.
+            value: what is asked.
+            timeout: seconds to wait; for ever where None.
+            options: as for `emit`: expires_in, priority, dedup_key, correlation_id, headers. A dedup_key of your own
+                decides which requests are the same.
+
+        Raises:
+            AskTimeout: no answer came in time; it is kept in the stream when it comes.
+            AskFailed: whoever handled it failed for good.
+            NobodyAnswers: no handler listens to the key, or this one would wait for itself.
+            StoreError: the request could not be stored.
+        """
+        return await self._asker().ask(self, key, value, timeout, options)
+
+    async def ask_all(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        first: int | None = None,
+        timeout: float | None = 30,
+        **options: Unpack[AskOptions],
+    ) -> list[Answer]:
+        """Send a request and return the answers of several handlers, good and bad, in the order they came.
+
+        Args:
+            key: as for `ask`.
+            value: as for `ask`.
+            first: how many to wait for; as many as handlers got it, where None.
+            timeout: seconds after which those are returned that have come.
+            options: as for `ask`.
+        """
+        return await self._asker().ask_all(self, key, value, first, timeout, options)
+
+    def ask_blocking(
+        self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
+    ) -> Any:
+        """The same as `ask` for a handler that is a plain function: it blocks its thread."""
+        return self._asker().ask_blocking(self, key, value, timeout, options)
+
+    def _asker(self) -> Asks:
+        if self.asks is None:
+            raise RuntimeFault(
+                "This context belongs to no worker, so nobody can be asked: run the agent in a worker, as a test does "
+                "with `async with harness.running(agent)`."
+            )
+        return self.asks
 
 
 def _moment(text: str | None) -> datetime | None:

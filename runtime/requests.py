@@ -5,46 +5,20 @@ answers under that key. When enough has come, and what it comes to, is decided h
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from runtime.agent import Handler
 from runtime.errors import AskFailed, NobodyAnswers
-from runtime.keys import is_key
-from runtime.message import Draft, Message
+from runtime.message import Answer, Draft, Message
+from runtime.store import Delivery
 from runtime.values import decode, encode
 
-REPLY_TO = "reply_to"
+_REPLY_TO = "reply_to"
 _REACHABLE_BY = "reachable_by"
 _HANDLER = "handler"
 _FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one handler made of a request.
-
-    Attributes:
-        handler: who answered, `agent.handler`; None where no handler did.
-        value: what it returned; None where it failed.
-        error: why it failed for good, after its last attempt; None where it did not.
-        message: the answer as it stands in the stream.
-    """
-
-    handler: str | None
-    value: Any = field(repr=False)
-    error: AskFailed | None
-    message: Message[Any]
-
-    @classmethod
-    def from_message(cls, message: Message[Any], request: int, key: str) -> "Answer":
-        """Read an answer to a request under this key."""
-        handler, reason = message.headers.get(_HANDLER), message.headers.get(_FAILED)
-        handler = handler if isinstance(handler, str) else None
-        if reason is None:
-            return cls(handler, message.value, None, message)
-        said = message.value.get("error") if isinstance(message.value, dict) else None
-        return cls(handler, None, AskFailed(key, request, handler, str(said or reason), str(reason)), message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +45,7 @@ class Found:
     def from_row(cls, row: Mapping[str, Any], key: str) -> "Found":
         """Read one row of `stream_answers`."""
         messages = [Message[Any].from_row(each) for each in row["answers"]]
-        answers = [Answer.from_message(each, row["request"], key) for each in messages]
+        answers = [_answer(each, row["request"], key) for each in messages]
         return cls(
             row["request"], key, row["reply_to"], row["listeners"], row["waiting"], row["handled"],
             tuple(_one_of_each(answers)),
@@ -117,6 +91,16 @@ class Found:
         )
 
 
+def _answer(message: Message[Any], request: int, key: str) -> Answer:
+    """What a message answers to a request under this key."""
+    handler, reason = message.headers.get(_HANDLER), message.headers.get(_FAILED)
+    handler = handler if isinstance(handler, str) else None
+    if reason is None:
+        return Answer(handler, message.value, None, message)
+    said = message.value.get("error") if isinstance(message.value, dict) else None
+    return Answer(handler, None, AskFailed(key, request, handler, str(said or reason), str(reason)), message)
+
+
 def _one_of_each(answers: Iterable[Answer]) -> list[Answer]:
     """One answer of each handler: after a redrive it may have given a good one beside its failure."""
     answers = list(answers)
@@ -139,7 +123,7 @@ def asking_headers(
         reachable_by: how that one can be told: realtime, notify.
         given: the headers of whoever asks.
     """
-    return {**(given or {}), REPLY_TO: reply_key(asker), _REACHABLE_BY: list(reachable_by)}
+    return {**(given or {}), _REPLY_TO: reply_key(asker), _REACHABLE_BY: list(reachable_by)}
 
 
 def question_key(message: Message[Any], handler: str, key: str, value: object, ordinal: int) -> str:
@@ -157,28 +141,24 @@ def question_key(message: Message[Any], handler: str, key: str, value: object, o
     return f"ask {message.id} {hashlib.sha256(question.encode()).hexdigest()}"
 
 
-def answer_draft(
-    message: Message[Any], subscription: int, handler: str, result: object, *, is_exact: bool
-) -> Draft | None:
-    """The answer that what a handler returned makes, where its message is a request.
+def answer_draft(delivery: Delivery, handler: Handler, result: object) -> Draft | None:
+    """The answer that what a handler returned makes, where its message is a request; stored once, however often.
 
-    Args:
-        message: what it handled.
-        subscription: its number in this database.
-        handler: its name.
-        result: what it returned.
-        is_exact: whether it listens to the very key. One that listens to a pattern and returns nothing has not
-            answered: it may do no more than keep a log.
+    One that listens to a pattern and returns nothing has not answered: it may do no more than keep a log.
     """
-    reply_to = message.headers.get(REPLY_TO)
-    if not isinstance(reply_to, str) or not is_key(reply_to) or (result is None and not is_exact):
+    message = delivery.message
+    reply_to = message.reply_to
+    if reply_to is None or (result is None and message.key not in handler.patterns):
+        return None
+    if handler.deliver == "each":
+        # Every process has it, and none has to finish it.
         return None
     return Draft(
         reply_to,
         result,
-        agent=handler.partition(".")[0],
-        dedup_key=f"answer {message.id} {subscription}",
+        agent=handler.agent,
+        dedup_key=f"answer {message.id} {delivery.subscription}",
         correlation_id=message.correlation_id or str(message.id),
         parent_id=message.id,
-        headers={"answers": message.id, _HANDLER: handler},
+        headers={"answers": message.id, _HANDLER: handler.name},
     )

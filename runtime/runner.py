@@ -21,8 +21,9 @@ from runtime.agent import Handler
 from runtime.batches import Batch, Gathering, Share
 from runtime.failure import failure
 from runtime.logs import attempt as attempt_of_logs
-from runtime.message import Context, Draft
+from runtime.message import Asks, Context, Draft
 from runtime.middleware import surrounded
+from runtime.requests import answer_draft
 from runtime.store import Delivery, Report
 
 _log = logging.getLogger("runtime.handlers")
@@ -77,6 +78,7 @@ class Runner:
             Without it every agent is open.
         observer: told of every attempt, on the loop of user code.
         spans: what makes a trace of the attempts, where one is wanted.
+        asks: what sends the requests of handlers.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Runner:
         states: Mapping[str, Any] | None = None,
         observer: Observer | None = None,
         spans: Spans | None = None,
+        asks: Asks | None = None,
     ) -> None:
         self._tasks = tasks
         self._by_name = {handler.name: handler for handler in handlers}
@@ -102,6 +105,7 @@ class Runner:
         )
         self._observer = observer
         self._spans = spans
+        self._asks = asks
         self._random = Random()
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivery] = deque()
@@ -306,7 +310,8 @@ class Runner:
         self, handler: Handler, deliveries: list[Delivery], scope: anyio.CancelScope
     ) -> None:
         began, clock = time.time(), time.monotonic()
-        batch = Batch(handler, deliveries, self._worker, self._random, self._states.get(handler.agent))
+        state = self._states.get(handler.agent)
+        batch = Batch(handler, deliveries, self._worker, self._random, state, self._asks)
         names = {id(delivery) for delivery in deliveries}
         try:
             if handler.is_async:
@@ -400,7 +405,8 @@ class Runner:
             return report
 
     async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        context = Context(delivery.message, handler.name, self._worker, state=self._states.get(handler.agent))
+        state = self._states.get(handler.agent)
+        context = Context(delivery.message, handler.name, self._worker, state=state, asks=self._asks)
         attempt_of_logs.set(context)
         call = self._call_surrounded if handler.middlewares else self._call_function
         try:
@@ -410,6 +416,8 @@ class Runner:
                 with anyio.fail_after(handler.timeout):
                     result = await call(handler, context)
             handler.emit_result(result, context)
+            if answer := answer_draft(delivery, handler, result):
+                context.emitted.append(answer)
             emitted = context.emitted
             if self._spans is not None and emitted:
                 emitted = self._spans.emitting(emitted)

@@ -2,16 +2,17 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 from anyio.abc import TaskGroup
 
 from runtime.connections import open_store, open_telemetry, settings_of
 from runtime.errors import StoreUnavailable
+from runtime.inquiry import Inquiry
 from runtime.keys import check_key, check_pattern
 from runtime.listening import Listening, Reader
-from runtime.message import Draft, Message, Priority
+from runtime.message import Answer, AskOptions, Draft, Message, Priority
 from runtime.operations import Operations
 from runtime.settings import Settings
 from runtime.store import Sent, Store
@@ -63,6 +64,7 @@ class Stream:
         # Listeners' sockets live here and not in the generators, which may be left without being closed.
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
+        self._inquiry: Inquiry | None = None
 
     def __repr__(self) -> str:
         return f"<Stream at {self.place}>"
@@ -126,6 +128,65 @@ class Stream:
             return await self._store.send(drafts)
         with self._telemetry.sending(drafts) as carrying:
             return await self._store.send(carrying)
+
+    async def ask(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        timeout: float | None = 30,
+        agent: str | None = None,
+        **options: Unpack[AskOptions],
+    ) -> Any:
+        """Send a request and return what the handler of its key returns.
+
+        Where several handlers listen to the key, the first that succeeds has answered.
+
+        Args:
+            key: the key to ask under.
+            value: what is asked.
+            timeout: seconds to wait; for ever where None.
+            agent: the writer's name.
+            options: as for `send`: expires_in, priority, dedup_key, correlation_id, headers.
+
+        Raises:
+            AskTimeout: no answer came in time; it is kept in the stream when it comes.
+            AskFailed: whoever handled it failed for good.
+            NobodyAnswers: no handler listens to the key, or nobody who had it is left.
+            StoreError: the request could not be stored.
+        """
+        return await self._inquire().ask(key, value, timeout, agent, options)
+
+    async def ask_all(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        first: int | None = None,
+        timeout: float | None = 30,
+        agent: str | None = None,
+        **options: Unpack[AskOptions],
+    ) -> list[Answer]:
+        """Send a request and return the answers of several handlers, good and bad, in the order they came.
+
+        Args:
+            key: as for `ask`.
+            value: as for `ask`.
+            first: how many to wait for; as many as handlers got it, where None.
+            timeout: seconds after which those are returned that have come.
+            agent: the writer's name.
+            options: as for `ask`.
+
+        Raises:
+            AskTimeout: the request could not even be sent in time.
+            StoreError: the request could not be stored.
+        """
+        return await self._inquire().ask_all(key, value, first, timeout, agent, options)
+
+    def _inquire(self) -> Inquiry:
+        if self._inquiry is None:
+            self._inquiry = Inquiry(self._store, self._settings, self._tasks, self.send_all)
+        return self._inquiry
 
     async def read(
         self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100

@@ -22,8 +22,10 @@ from runtime.drainage import Drainage
 from runtime.each import Each
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.gauges import Gauges
+from runtime.handler_asks import HandlerAsks
 from runtime.lifespan import Lifespans
 from runtime.plan import Suspects
+from runtime.requests import reply_key
 from runtime.runner import Attempt, Observer, Runner
 from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
@@ -166,7 +168,8 @@ class Worker:
         )
         try:
             async with lifespans.kept(self._seconds_left), anyio.create_task_group() as tasks:
-                metrics = _metrics(self._settings)
+                metrics, spans = _metrics(self._settings), open_telemetry(self._settings)
+                asks = HandlerAsks(self.handlers, None if spans is None else spans.emitting)
                 self._runner = runner = Runner(
                     tasks,
                     self.handlers,
@@ -175,10 +178,11 @@ class Worker:
                     report=self._report,
                     states=lifespans.states,
                     observer=_all_of(self._observer, None if metrics is None else metrics.observe),
-                    spans=open_telemetry(self._settings),
+                    spans=spans,
+                    asks=asks,
                 )
                 ended = anyio.Event()
-                tasks.start_soon(self._run_thread, runner, metrics, ended.set)
+                tasks.start_soon(self._run_thread, runner, asks, metrics, ended.set)
                 try:
                     async with self._posts or nullcontext():
                         await ended.wait()
@@ -215,19 +219,22 @@ class Worker:
         elif self._dispatcher is not None:
             self._dispatcher.report(report)
 
-    async def _run_thread(self, runner: Runner, metrics: "Metrics | None", ended: Callable[[], None]) -> None:
+    async def _run_thread(
+        self, runner: Runner, asks: HandlerAsks, metrics: "Metrics | None", ended: Callable[[], None]
+    ) -> None:
         try:
             await anyio.to_thread.run_sync(
-                loops.run, self._run_dispatcher, runner, metrics, limiter=anyio.CapacityLimiter(1)
+                loops.run, self._run_dispatcher, runner, asks, metrics, limiter=anyio.CapacityLimiter(1)
             )
         finally:
             ended()
 
-    async def _run_dispatcher(self, runner: Runner, metrics: "Metrics | None") -> None:
+    async def _run_dispatcher(self, runner: Runner, asks: HandlerAsks, metrics: "Metrics | None") -> None:
         """The runtime's own side, on its own loop."""
         store = await open_store(self._settings)
         try:
             patterns = [pattern for each in self.handlers for pattern in each.patterns]
+            patterns.append(reply_key(self.id))
             # A spare is woken by the time alone: a crash shows when a lease ends.
             is_spare = self._suspects is Suspects.ONLY
             is_woken = not is_spare and self._drainage is None
@@ -254,6 +261,7 @@ class Worker:
                 lambda with_history: self._subscribe(store, card, with_history),
                 self._drainage,
             )
+            asks.asker = dispatcher.asker
             with self._started:
                 self._dispatcher, self._each = dispatcher, each
                 if self._is_stopping:

@@ -92,6 +92,11 @@ class Harness:
         async with connect(self.settings) as stream:
             return await stream.send(key, value, **options)
 
+    async def ask(self, key: str, value: object = None, **options: Any) -> Any:
+        """Ask the agents that run here; the same arguments as `Stream.ask`."""
+        async with connect(self.settings) as stream:
+            return await stream.ask(key, value, **options)
+
     async def messages(self, pattern: str = ">") -> list[Message[Any]]:
         """Return what is in the stream under a key or pattern, in the order of ids."""
         async with connect(self.settings) as stream:

@@ -1,17 +1,20 @@
 """Why look again? A wake-up is a hint: it can be lost, doubled, late or forged, and no work is lost or done twice."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 Path = Literal["broadcast", "postgres_changes", "notify"]
 """One way a wake-up can travel; each is live or lost on its own."""
+
+ANSWER: Final = "answer"
+"""Why to look, where it is an answer that came: nothing is due for that."""
 
 
 class Listener(Protocol):
     """Whom the wake-ups tell. Every method returns at once and never raises."""
 
     def wake(self, why: str, message: int | None = None) -> None:
-        """Look again. `why` names the path, for the log and for tests; `message` is what was written, if known."""
+        """Look again. `why` names the path, or says `ANSWER`; `message` is what was written, if known."""
 
     def live(self, path: Path) -> None:
         """This path is proved: it has delivered. Called again after every reconnect."""

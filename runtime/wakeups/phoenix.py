@@ -10,11 +10,11 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from runtime.keys import is_exact
-from runtime.wakeups import Path
+from runtime.wakeups import ANSWER, Path
 
 VERSION = "2.0.0"
 _BINARY_BROADCAST = 4
@@ -82,9 +82,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A hint came by this path; about this message, where it says so."""
+    """A hint came by this path, or tells of an answer; about this message, where it says so."""
 
-    path: Path
+    path: Path | Literal["answer"]
     message: int | None = None
 
 
@@ -360,6 +360,8 @@ class Channel:
             return self._proved(nonce, "broadcast")
         if event == "wake":
             return [Wake("broadcast")]
+        if event == ANSWER:
+            return [Wake(ANSWER)]
         self.counts["unknown"] += 1
         return []
 

@@ -64,7 +64,7 @@ begin
     from unnest(ids, subscriptions, reasons, errors) as v (id, subscription, reason, error)
     join public.consciousness_stream m on m.id = v.id
     join runtime.subscriptions s on s.id = v.subscription
-    where m.headers ->> 'reply_to' is not null and runtime.is_key(m.headers ->> 'reply_to')
+    where jsonb_typeof(m.headers -> 'reply_to') = 'string' and runtime.is_key(m.headers ->> 'reply_to')
       -- A replay that dies takes nothing back.
       and not exists (select from runtime.dedup d where d.dedup_key = format('answer %s %s', m.id, s.id));
     if answers is not null then
