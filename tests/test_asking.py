@@ -15,7 +15,7 @@ from runtime.testing import Harness
 
 pytestmark = pytest.mark.anyio
 
-SOON = Retry(attempts=3, first_seconds=0.01, cap_seconds=0.01)
+SOON = Retry(attempts=3, first_seconds=0, cap_seconds=0)
 
 shop = Agent("shop")
 calls: list[tuple[str, Any]] = []
@@ -23,9 +23,9 @@ calls: list[tuple[str, Any]] = []
 
 @shop.on("price.wanted", retry=SOON)
 async def price(item: str, context: Context) -> dict[str, Any]:
-    """Answer, at the second attempt where the item is rare; never for what is sold out."""
+    """Answer, at the second call where the item is rare; never for what is sold out."""
     calls.append((context.handler, item))
-    if item == "rare" and context.attempt == 1:
+    if item == "rare" and len(calls) == 1:
         raise ConnectionError("the list is being fetched")
     if item == "sold out":
         raise Reject("none left")
@@ -66,7 +66,7 @@ async def test_an_answer_comes_after_a_retry_and_comes_once(stream: Stream, harn
     assert len(calls) == 2
     await stream.operations.replay("shop.price", pattern="price.wanted")
     await harness.drain()
-    assert len(calls) == 4
+    assert len(calls) == 3
     assert len(await stream.read("answer.>")) == 1
 
 

@@ -34,6 +34,7 @@ HEAVY = CLIENTS | {
 def test_the_exports_are_few_and_all_there() -> None:
     names = [
         "Agent",
+        "Answer",
         "BatchContext",
         "Context",
         "Message",
