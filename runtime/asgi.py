@@ -85,8 +85,7 @@ class WebhookApp:
         self._has_secret = secret is not None
         if self._drains is not None and secret is None:
             raise SettingsError(
-                "Who may have the agents drain? Set RUNTIME_WEBHOOK_SECRET, and send it to /drain as "
-                "`authorization: Bearer …`."
+                "Set RUNTIME_WEBHOOK_SECRET: whoever calls /drain must send it, as `authorization: Bearer …`."
             )
         self._webhook = DatabaseWebhook(secret.get_secret_value() if secret else None, patterns)
         self._store: Store | None = None

@@ -10,19 +10,23 @@ from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
 
 from runtime.agent import Agent, Handler
+from runtime.webhooks.sources import Source
 
 _ANY: Final[dict[str, Any]] = {}
 _Mode = Literal["validation", "serialization"]
 
 
-def asyncapi_of(agents: Iterable[Agent], *, title: str, version: str) -> dict[str, Any]:
-    """Return the AsyncAPI 3.0 document of what these agents declare, as plain JSON data.
+def asyncapi_of(
+    agents: Iterable[Agent], sources: Iterable[Source] = (), *, title: str, version: str
+) -> dict[str, Any]:
+    """Return the AsyncAPI 3.0 document of what these agents and sources declare, as plain JSON data.
 
     A key or pattern is a channel, a handler an operation that receives from its channels, and what it emits an
     operation that sends. Payloads are the JSON schemas of the handlers' annotations.
 
     Args:
         agents: whose declarations.
+        sources: whose webhooks become messages; each is an operation that sends.
         title: the application's name.
         version: the application's version.
     """
@@ -42,9 +46,16 @@ def asyncapi_of(agents: Iterable[Agent], *, title: str, version: str) -> dict[st
             operations[f"{handler.name}.emits"] = _operation(
                 channels, handler, "send", handler.emits, payloads.get((handler.name, "serialization"), _ANY)
             )
+    sources = list(sources)
+    for source in sources:
+        operations[f"{source.name}.webhook"] = _webhook(channels, source)
     return {
         "asyncapi": "3.0.0",
-        "info": {"title": title, "version": version, "tags": [{"name": agent.name} for agent in agents]},
+        "info": {
+            "title": title,
+            "version": version,
+            "tags": [{"name": each.name} for each in (*agents, *sources)],
+        },
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
@@ -69,6 +80,23 @@ def _operation(
         "tags": [{"name": handler.agent}],
         # Every process gets it, at most once; without this word one of them does, and it is kept until then.
         **({"x-deliver": "each"} if action == "receive" and handler.deliver == "each" else {}),
+        "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
+    }
+
+
+def _webhook(channels: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The operation of a source: what it posts is written under its key, whatever it holds."""
+    reference = f"#/channels/{quote(source.pattern, safe='*:')}"
+    message_id, title = f"{source.name}.webhook", f"webhooks of {source.name}"
+    channel = channels.setdefault(source.pattern, _channel(source.pattern))
+    channel["messages"][message_id] = {"name": source.key, "title": title, "payload": _ANY}
+    return {
+        "action": "send",
+        "channel": {"$ref": reference},
+        "title": title,
+        "description": f"POST /webhooks/{source.name}, signed by the scheme {source.scheme}, is a message under "
+        f"{source.key}.",
+        "tags": [{"name": source.name}],
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
     }
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from runtime.agent import Agent
-from runtime.keys import is_exact, matches
+from runtime.keys import is_exact, matches, overlap
+from runtime.webhooks.sources import Source
 
 Kind = Literal["agent", "key", "pattern"]
 
@@ -53,11 +54,12 @@ class _Drawn:
         self.edges[Edge(source, target, handler)] = None
 
 
-def graph_of(agents: Iterable[Agent]) -> Graph:
-    """Return the graph of what these agents declare.
+def graph_of(agents: Iterable[Agent], sources: Iterable[Source] = ()) -> Graph:
+    """Return the graph of what these agents and sources of webhooks declare.
 
     A key stands for itself. A pattern with wildcards is a node of its own, and every declared key that it matches
-    leads to it. What a handler emits with `context.emit` is not declared and not in it.
+    leads to it. A source, a writer like an agent, leads to every key and pattern its messages can have. What a handler
+    emits with `context.emit` is not declared and not in it.
     """
     drawn = _Drawn()
     handlers = [handler for agent in agents for handler in agent.handlers]
@@ -72,6 +74,12 @@ def graph_of(agents: Iterable[Agent]) -> Graph:
         for key in keys:
             if matches(wild.name, key.name):
                 drawn.edge(key, wild)
+    for source in sources:
+        writer = Node("agent", source.name)
+        heard = [node for node in drawn.nodes if node.kind != "agent" and overlap(source.pattern, node.name)]
+        nobody = Node("key" if is_exact(source.pattern) else "pattern", source.pattern)
+        for target in heard or [nobody]:
+            drawn.edge(writer, target, f"{source.name}.webhook")
     return Graph(tuple(drawn.nodes), tuple(drawn.edges))
 
 

@@ -71,6 +71,17 @@ def matches(pattern: str, key: str) -> bool:
     return all(want in ("*", segment) for want, segment in zip(wanted, segments, strict=False))
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether there is a key that both patterns match."""
+    ours, theirs = one.split("."), other.split(".")
+    for left, right in zip(ours, theirs, strict=False):
+        if ">" in (left, right):
+            return True
+        if left != right and "*" not in (left, right):
+            return False
+    return len(ours) == len(theirs)
+
+
 def candidates(key: str) -> list[str]:
     """Every pattern that matches the key: 2^(segments+1) - 1 of them, the key itself first.
 

@@ -26,7 +26,13 @@ from tests.terminal import Printed, Terminal
 GENERATOR = Path(__file__).parents[1] / "docs" / "reference" / "generate.py"
 LANGUAGES = ("python", "sh", "sql", "text")
 # What is waited for before the next line is typed: a worker has to be there before something is sent to it.
-ENDLESS = {"runtime run": "live", "runtime dev": "live", "runtime tail": "", "runtime top": ""}
+ENDLESS = {
+    "runtime run": "live",
+    "runtime serve": "Serving at",
+    "runtime dev": "live",
+    "runtime tail": "",
+    "runtime top": "",
+}
 _SECONDS = 45
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- not run: (?P<why>[^\n]+?) -->\n\s*)?"

@@ -1,11 +1,13 @@
 """Keys and patterns: one grammar, and two ways of matching that must agree."""
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import InvalidKey
-from runtime.keys import candidates, check_key, check_pattern, is_exact, matches
+from runtime.keys import candidates, check_key, check_pattern, is_exact, matches, overlap
 
 # Few letters and few segments, so that patterns and keys often meet.
 segments = st.sampled_from(["a", "b", "C9", "_:-"])
@@ -106,6 +108,21 @@ def test_a_key_has_all_its_candidates_once_and_each_is_a_pattern_that_matches(ke
 @given(st.text(alphabet=st.sampled_from("aB1_:-.*> \n\0ä"), max_size=20))
 def test_every_key_is_a_pattern_and_a_pattern_without_wildcards_is_a_key(text: str) -> None:
     assert _is(check_key, text) == (_is(check_pattern, text) and is_exact(text))
+
+
+_FEW = [".".join(segments) for length in (1, 2, 3) for segments in product("ab", repeat=length)]
+_SHORT = [
+    check_pattern(".".join([*middle, last]))
+    for length in (0, 1, 2)
+    for middle in product("ab*", repeat=length)
+    for last in "ab*>"
+]
+
+
+@pytest.mark.parametrize("one", _SHORT)
+def test_patterns_overlap_where_some_key_matches_both(one: str) -> None:
+    for other in _SHORT:
+        assert overlap(one, other) == any(matches(one, key) and matches(other, key) for key in _FEW), other
 
 
 def _is(check: object, text: str) -> bool:

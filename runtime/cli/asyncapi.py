@@ -6,7 +6,7 @@ import typer
 
 from runtime.asyncapi import asyncapi_of
 from runtime.cli.output import print_json
-from runtime.discovery import discover
+from runtime.discovery import discover_with_sources
 
 
 def asyncapi(
@@ -15,4 +15,5 @@ def asyncapi(
     version: Annotated[str, typer.Option(help="The application's version in the document.")] = "1.0.0",
 ) -> None:
     """Print the AsyncAPI document of the agents as JSON. Needs no database and runs no handler."""
-    print_json(asyncapi_of(discover(paths), title=title, version=version))
+    agents, sources = discover_with_sources(paths)
+    print_json(asyncapi_of(agents, sources, title=title, version=version))

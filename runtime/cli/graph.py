@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from runtime.cli.output import print_json
-from runtime.discovery import discover
+from runtime.discovery import discover_with_sources
 from runtime.drawing import svg
 from runtime.graph import graph_of, mermaid
 
@@ -24,7 +24,7 @@ def graph(
     as_json: Annotated[bool, typer.Option("--json", help="Print nodes and edges as JSON instead.")] = False,
 ) -> None:
     """Print the graph of agents and keys. Needs no database and runs no handler."""
-    found = graph_of(discover(paths))
+    found = graph_of(*discover_with_sources(paths))
     if as_json:
         print_json(found.as_json())
     else:

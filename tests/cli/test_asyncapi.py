@@ -130,3 +130,19 @@ def test_what_every_process_gets_says_so(official: Draft7Validator) -> None:
     official.validate(document)
     assert document["operations"]["ear.hear"]["x-deliver"] == "each"
     assert "x-deliver" not in document["operations"]["ear.hear.emits"]
+
+
+def test_a_source_of_webhooks_is_an_operation_that_sends(nowhere: Shell, official: Draft7Validator) -> None:
+    (nowhere.folder / "hooks.py").write_text(
+        "from runtime import Agent, Source\nagent = Agent('desk')\n"
+        "github = Source('github', 'github.{event}.{action}', scheme='github')\n"
+        "@agent.on('github.issues.*')\ndef note(value): ...\n"
+    )
+    document = json.loads(nowhere.run("asyncapi", "hooks.py").stdout)
+    official.validate(document)
+    sends = document["operations"]["github.webhook"]
+    assert (sends["action"], sends["tags"]) == ("send", [{"name": "github"}])
+    assert resolved(document, sends["channel"]["$ref"])["address"] == "github.{segment2}.{segment3}"
+    (message,) = sends["messages"]
+    assert resolved(document, message["$ref"])["name"] == "github.{event}.{action}"
+    assert {"name": "github"} in document["info"]["tags"]

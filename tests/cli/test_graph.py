@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 from runtime.agent import Agent
 from runtime.drawing import svg
 from runtime.graph import Edge, Graph, Node, graph_of, mermaid
+from runtime.webhooks.sources import Source
 from tests.cli.shell import Shell, error_line
 
 
@@ -104,3 +105,19 @@ def test_the_command_needs_no_stream(nowhere: Shell) -> None:
     assert '"order.packed"' in nowhere.run("graph", "shop.py", "--json").stdout
     assert "missing.py" in error_line(nowhere.run("graph", "missing.py"))
     assert nowhere.run("graph", "shop.py", "--format", "png").code == 2
+
+
+def test_a_source_of_webhooks_leads_to_whoever_its_messages_may_reach() -> None:
+    desk = Agent("desk")
+
+    @desk.on("github.push", "github.issues.*", "other.>")
+    def note(value: str) -> None: ...
+
+    drawn = graph_of([desk], [Source("github", "github.{event}"), Source("alone", "alone.{event}")])
+    led = {
+        (edge.source.name, edge.target.name)
+        for edge in drawn.edges
+        if edge.handler and "webhook" in edge.handler
+    }
+    assert led == {("github", "github.push"), ("github", "github.issues.*"), ("alone", "alone.>")}
+    assert "|webhook|" in mermaid(drawn).replace('"', "")

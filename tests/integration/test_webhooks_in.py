@@ -51,10 +51,20 @@ class Server:
 async def serving(
     stack: Any, folder: Path, *options: str, source: str = SOURCE, **more: str
 ) -> AsyncIterator[Server]:
-    """A server that answers; whatever happens, it ends."""
+    """`runtime serve` that answers; whatever happens, it ends."""
+    (folder / "hooks.py").write_text(source)
+    command = [sys.executable, "-m", "runtime", "serve", str(folder / "hooks.py"), *options]
+    async with started(command, stack, folder, "Serving at", **more) as server:
+        yield server
+
+
+@asynccontextmanager
+async def started(
+    command: list[str], stack: Any, folder: Path, sign: str, **more: str
+) -> AsyncIterator[Server]:
+    """A server with a port of its own that has printed the sign; whatever happens, it ends."""
     port = free_port()
-    module, log = folder / "hooks.py", folder / f"serve-{port}.log"
-    module.write_text(source)
+    log = folder / f"serve-{port}.log"
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("RUNTIME_", "SUPABASE_"))}
     environment = {
         **kept,
@@ -65,11 +75,12 @@ async def serving(
         "RUNTIME_LEASE_SECONDS": "2",
         **more,
     }
-    command = [sys.executable, "-m", "runtime", "serve", str(module), "--port", str(port), *options]
     with log.open("ab") as output:
-        process = await anyio.open_process(command, stdout=output, stderr=output, env=environment)
+        process = await anyio.open_process(
+            [*command, "--port", str(port)], stdout=output, stderr=output, env=environment, cwd=folder
+        )
     try:
-        await until(lambda: "Serving at" in log.read_text() or process.returncode is not None)
+        await until(lambda: sign in log.read_text() or process.returncode is not None)
         assert process.returncode is None, log.read_text()
         yield Server(process, f"http://127.0.0.1:{port}", log)
     finally:
