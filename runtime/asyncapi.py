@@ -49,12 +49,13 @@ def asyncapi_of(
     sources = list(sources)
     for source in sources:
         operations[f"{source.name}.webhook"] = _webhook(channels, source)
+    names = [*(agent.name for agent in agents), *(source.name for source in sources)]
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": title,
             "version": version,
-            "tags": [{"name": each.name} for each in (*agents, *sources)],
+            "tags": [{"name": name} for name in names],
         },
         "defaultContentType": "application/json",
         "channels": channels,

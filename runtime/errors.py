@@ -136,6 +136,8 @@ class PostFailed(RuntimeFault):
         self.kind = kind
         self.status = status
         self.seconds = seconds
+
+
 class AskError(RuntimeFault):
     """A request came to nothing.
 
