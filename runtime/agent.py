@@ -31,9 +31,10 @@ from runtime.declaration import (
 )
 from runtime.errors import DeclarationError
 from runtime.message import Context, Message
+from runtime.providing import Provision, read_provider, state_provider
 from runtime.retry import Retry
 from runtime.schedule import Missed, Schedule, cron, every
-from runtime.signature import Signature, read_signature
+from runtime.signature import Provider, Signature, read_signature
 from runtime.target import CONCURRENCY, PATIENCE, SECONDS, Target, check_secret_name, check_url
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -85,6 +86,7 @@ class Handler:
         deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
         batch: how many messages one call gets, for a handler of many at once.
         middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
+        provision: what fills the parameters that providers give, where there are some.
         target: where its messages are posted to, for a handler that is a URL.
     """
 
@@ -105,6 +107,7 @@ class Handler:
     deliver: Deliver = "once"
     batch: Batching | None = None
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
+    provision: Provision | None = field(default=None, repr=False, compare=False)
     target: Target | None = None
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -161,10 +164,12 @@ class Around:
     Attributes:
         lifespan: what each process sets up before the first of them and takes down after the last.
         middlewares: what goes around each attempt, the outermost first.
+        providers: what gives handlers their arguments, by the annotation of those.
     """
 
     lifespan: Lifespan | None = None
     middlewares: list[Middleware] = field(default_factory=list)
+    providers: dict[Any, Provider] = field(default_factory=dict)
 
 
 class Agent:
@@ -321,7 +326,33 @@ class Agent:
             DeclarationError: it is no such function, or the agent has a lifespan already.
         """
         self.around.lifespan = check_lifespan(function, self.around.lifespan)
+        if (provider := state_provider(function, names=sys._getframe(1).f_locals)) is not None:
+            self._keep_provider(provider)
         return function
+
+    def provide(self, function: Function) -> Function:
+        """Register what gives the handlers below, and other providers, their arguments of one type.
+
+        Above a function, async or plain, whose return annotation is that type, or an iterator of it: what follows its
+        `yield` runs when the attempt has ended, and an error of the handler is raised there. Its own parameters are
+        filled by annotation: with the Context, a Message, and what is provided above it. It is called once per
+        attempt that needs it. A plain one runs where the handler runs: in its thread, for a plain handler.
+
+        Raises:
+            DeclarationError: it does not say what it provides, something else does so, or a parameter cannot be filled.
+        """
+        names = sys._getframe(1).f_locals
+        self._keep_provider(read_provider(function, names=names, known=self.around.providers))
+        return function
+
+    def _keep_provider(self, provider: Provider) -> None:
+        for handler in self.handlers:
+            if handler.signature.taken == provider.provided:
+                raise DeclarationError(
+                    f"{handler.name} takes its message's value as {provider.provided!r}, which is provided only below "
+                    "it. Declare what provides it above the handlers that need it."
+                )
+        self.around.providers[provider.provided] = provider
 
     def middleware(self, function: Function) -> Function:
         """Register what goes around each attempt of the agent's handlers; the one declared first is outermost.
@@ -443,7 +474,12 @@ class Agent:
             raise DeclarationError(
                 f"{full_name} is declared twice. Give one another name=…, or one on(…) several patterns."
             )
-        signature = read_signature(function, names=local_names, is_batch=fields.get("batch") is not None)
+        signature = read_signature(
+            function,
+            names=local_names,
+            is_batch=fields.get("batch") is not None,
+            provided=self.around.providers,
+        )
         is_async = inspect.iscoroutinefunction(function)
         self.handlers.append(
             Handler(
@@ -452,6 +488,7 @@ class Agent:
                 is_async=is_async,
                 signature=signature,
                 middlewares=self.around.middlewares,
+                provision=Provision(signature.needs, is_async=is_async) if signature.needs else None,
                 **fields,
             )
         )

@@ -449,13 +449,22 @@ class Runner:
         """
         if arguments is None:
             arguments = handler.bind(context.message, context)
+        if handler.provision is not None:
+            where = _on_loop if handler.is_async else partial(self._in_thread, handler)
+            call = handler.provision.call(where, handler.function, arguments, context)
+            return await _InOwnContext(call)
         if handler.is_async:
             return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
+        return await self._in_thread(handler, partial(handler.function, **arguments))
+
+    async def _in_thread(self, handler: Handler, call: Callable[[], object]) -> object:
         return await anyio.to_thread.run_sync(
-            partial(handler.function, **arguments),
-            abandon_on_cancel=True,
-            limiter=self._threads[handler.name],
+            call, abandon_on_cancel=True, limiter=self._threads[handler.name]
         )
+
+
+async def _on_loop(call: Callable[[], Any]) -> object:
+    return await call()
 
 
 async def _shake_off_cancellation(task: asyncio.Task[Any]) -> None:
