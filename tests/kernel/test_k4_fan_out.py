@@ -73,8 +73,8 @@ async def test_k4_one_statement_with_indexes_for_all_keys(
         assert route.scans_of("subscriptions") == {"subscriptions_pkey"}
         assert "~" not in route.statement
         assert "like" not in route.statement
-        # No statement is run for each key.
-        assert len([plan for plan in plans.all if "new_messages" in plan.statement]) == 2
+        # No statement is run for each key: one tells whether the message is alone, two do the work.
+        assert len([plan for plan in plans.all if "new_messages" in plan.statement]) == 3
         assert await db.fetchval("select count(*) from runtime.deliveries") == 4
 
 
@@ -93,6 +93,46 @@ async def test_k4_who_gets_a_key_is_worked_out_once_and_then_looked_up(
             await send(db, ("task.a", 5), ("task.b", 6), ("task.a", 7))
         assert plans.of("runtime.candidates") == []
     assert [each.value for each in await worker.take()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+ALONE = {
+    "plain": "'task.output', '1', null, 0, null",
+    "an exact key less": "'task.other', '1', null, 0, null",
+    "nobody's": "'nobody', '1', null, 0, null",
+    "delayed": "'task.output', '1', clock_timestamp() + interval '1 hour', 0, null",
+    "over its time already": "'task.output', '1', clock_timestamp() - interval '1 hour', 0, null",
+    "high": "'task.output', '1', null, 1, null",
+    "low": "'task.output', '1', null, -1, null",
+    "heavy": "'task.output', to_jsonb(repeat('x', 100000)), null, 0, null",
+    "stored once": "'task.output', '1', null, 0, 'once' || clock_timestamp()",
+}
+_WRITE = "insert into consciousness_stream (key, value, deliver_at, priority, dedup_key) values "
+_MADE = """
+select s.name, d.visible_at is null as fresh, round(extract(epoch from d.visible_at - m.created_at)) as seconds,
+       d.priority, d.marks, d.sole, d.heavy, d.ordered_key,
+       exists (select from runtime.dedup e where e.message_id = m.id) as kept
+from consciousness_stream m left join runtime.deliveries d on d.message_id = m.id
+left join runtime.subscriptions s on s.id = d.subscription
+where m.key <> 'other' and m.id > $1 order by s.name, m.id
+"""
+
+
+@pytest.mark.parametrize("what", ALONE)
+async def test_k4_a_message_alone_gets_the_deliveries_it_gets_among_others(
+    db: Any, worker: Worker, what: str
+) -> None:
+    await worker.subscribe("a.one=task.output", "b.all=task.>", "c.order=task.*")
+    await db.execute("update runtime.subscriptions set ordered = true where name = 'c.order'")
+    # What is not written down goes the way of many.
+    await db.execute(f"{_WRITE} ({ALONE[what]})")
+    before = await db.fetchval("select max(id) from consciousness_stream")
+    await db.execute(f"{_WRITE} ({ALONE[what]})")
+    alone = [tuple(row) for row in await db.fetch(_MADE, before)]
+    before = await db.fetchval("select max(id) from consciousness_stream")
+    await db.execute(f"{_WRITE} ({ALONE[what]}), ('other', '1', null, 0, null)")
+    among = [tuple(row) for row in await db.fetch(_MADE, before)]
+    assert alone == among
+    assert len(alone) == {"nobody's": 1, "an exact key less": 2}.get(what, 3)
 
 
 CHANGES = {
