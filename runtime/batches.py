@@ -9,6 +9,7 @@ from runtime.agent import Handler
 from runtime.batch import BatchContext
 from runtime.failure import failure, failures
 from runtime.message import Asks, Draft
+from runtime.said import Speak
 from runtime.store import Delivery, Report
 
 # From the second crash of its worker on, a delivery runs with nothing beside it.
@@ -75,6 +76,7 @@ class Batch:
         random: where the jitter of retries comes from.
         state: what the agent's lifespan yielded.
         asks: what sends its requests.
+        speak: what carries away what is said.
 
     Attributes:
         handler, deliveries: as they were given.
@@ -91,6 +93,7 @@ class Batch:
         random: Random,
         state: object = None,
         asks: Asks | None = None,
+        speak: Speak | None = None,
     ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
@@ -99,7 +102,13 @@ class Batch:
         self._random = random
         messages = tuple(delivery.message for delivery in deliveries)
         self.context = BatchContext(
-            messages[0], handler.name, worker, state=state, asks=asks, messages=messages
+            messages[0],
+            handler.name,
+            worker,
+            state=state,
+            asks=asks,
+            speak=speak,
+            messages=messages,
         )
 
     def bind(self) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Which store and which wake-ups do the settings mean?"""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from pydantic import SecretStr
 
 from runtime.errors import SettingsError
+from runtime.keys import matches
+from runtime.said import Said, topic_of
+from runtime.saying import NOTHING_SAID, NotifyWay, RealtimeWay, Sayer
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups import Wakeups
@@ -86,6 +89,49 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
         secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
         sources.append(WebhookWakeups(settings.webhook, secret, patterns=patterns))
     return sources
+
+
+def open_sayer(settings: Settings, store: Store) -> Sayer | None:
+    """Return what sends what is said: over Realtime where there is a project, else by NOTIFY, else nothing."""
+    if settings.supabase_url and settings.supabase_key and settings.broadcast:
+        key = settings.supabase_key.get_secret_value()
+        return Sayer(RealtimeWay(settings.supabase_url, key, settings.request_seconds), settings.say_seconds)
+    if settings.database_url and settings.notify:
+        return Sayer(NotifyWay(store), settings.say_seconds)
+    return None
+
+
+def open_hearing(
+    settings: Settings, pattern: str, hear: Callable[[Said[Any]], None]
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return what hears for ever what others say with the same settings.
+
+    Args:
+        settings: where the stream is.
+        pattern: what is said under other keys is left out.
+        hear: told of each said message; it returns at once.
+
+    Raises:
+        SettingsError: there is no way to hear anything.
+    """
+
+    def take(payload: object) -> None:
+        for said in Said.all_from_wire(payload):
+            if matches(pattern, said.key):
+                hear(said)
+
+    if settings.supabase_url and settings.supabase_key and settings.broadcast:
+        from runtime.wakeups.said import RealtimeHearing
+
+        key = settings.supabase_key.get_secret_value()
+        topic = topic_of(pattern)
+        return RealtimeHearing(settings.supabase_url, key, topic, settings=settings, take=take).hear
+    if settings.database_url and settings.notify:
+        from runtime.wakeups.said_notify import NotifyHearing
+
+        url = settings.database_url.get_secret_value()
+        return NotifyHearing(url, settings=settings, take=take).hear
+    raise SettingsError(NOTHING_SAID)
 
 
 def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notify"], ...]:

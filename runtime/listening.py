@@ -1,6 +1,7 @@
 """What is new in the stream? A reader that misses nothing, and the wake-ups that tell it when to look."""
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Self
@@ -8,9 +9,10 @@ from uuid import uuid4
 
 import anyio
 
-from runtime.connections import open_wakeups
+from runtime.connections import open_hearing, open_wakeups
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.message import Message
+from runtime.said import Said
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups import Path, Reach
@@ -23,6 +25,8 @@ _OVERLAP_SECONDS = 10.0
 # How far below the newest id a transaction may stand that is still open when a listener begins.
 _OPEN_IDS = 200
 _LOOK_BACK_SECONDS = 1.0
+# How much of what was said may wait for a listener that is busy.
+_SAID = 10_000
 
 
 class Reader:
@@ -111,7 +115,7 @@ async def _newest_id(store: Store) -> int:
 class Listening:
     """Whom the wake-ups of one listener tell: they only end its rest."""
 
-    def __init__(self, settings: Settings, store: Store, pattern: str) -> None:
+    def __init__(self, settings: Settings, store: Store, pattern: str, *, hears_said: bool = False) -> None:
         self._id = uuid4()
         self._store = store
         # Announcements are for workers; a listener hears of the rows themselves.
@@ -121,6 +125,11 @@ class Listening:
         self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
         self.woken = anyio.Event()
         self.scope = anyio.CancelScope()
+        # What is said and not stored, until whoever listens takes it.
+        self.said: deque[Said[Any]] = deque(maxlen=_SAID)
+        self._hear = open_hearing(settings, pattern, self._take_said) if hears_said else None
+        self._is_due = True
+        self._look_at = 0.0
         self._sweep_seconds = settings.sweep_seconds
         self._nonces: list[str] = []
         self._asked = anyio.Event()
@@ -133,12 +142,28 @@ class Listening:
                 for source in self.wakeups:
                     tasks.start_soon(source.run, self)
                 tasks.start_soon(self._prove)
+                if self._hear is not None:
+                    tasks.start_soon(self._hear)
+
+    def is_due(self) -> bool:
+        """Whether to look now; from then on the next look is due at the pace of polling, or of the sweep if live."""
+        now = monotonic()
+        if not self._is_due and now < self._look_at:
+            return False
+        self._is_due = False
+        self._look_at = now + (self._sweep_seconds if self.reach.is_live else self.pace.next_seconds())
+        return True
+
+    def look_again(self) -> None:
+        """Something was there: there may be more."""
+        self.pace.active()
+        self._is_due = True
 
     async def rest(self) -> None:
-        """Wait for a wake-up, no longer than the pace of polling, or of the sweep while a path is live."""
-        seconds = self._sweep_seconds if self.reach.is_live else self.pace.next_seconds()
-        with anyio.move_on_after(seconds):
-            await self.woken.wait()
+        """Wait for a wake-up, or for something said, no longer than until the next look is due."""
+        if not self._is_due:
+            with anyio.move_on_after(self._look_at - monotonic()):
+                await self.woken.wait()
 
     def say_away(self, error: StoreUnavailable) -> None:
         """Log once that nothing can be read now."""
@@ -165,23 +190,32 @@ class Listening:
                     # The nonce's deadline passes, and the path counts as deaf: polling goes on, and tells the rest.
                     _log.debug("a nonce could not be sent: %s", error)
 
+    def _take_said(self, said: Said[Any]) -> None:
+        # With no more room the oldest is dropped: its number tells that it is missing.
+        self.said.append(said)
+        self.woken.set()
+
+    def _look(self) -> None:
+        self._is_due = True
+        self.woken.set()
+
     def wake(self, why: str, message: int | None = None) -> None:
         """Read now."""
-        self.woken.set()
+        self._look()
 
     def live(self, path: Path) -> None:
         """Read once, then wait for wake-ups."""
         self.reach.live(path)
-        self.woken.set()
+        self._look()
 
     def gap(self, path: Path, why: str) -> None:
         """Read now."""
-        self.woken.set()
+        self._look()
 
     def lost(self, path: Path, why: str) -> None:
         """Poll."""
         self.reach.lost(path)
-        self.woken.set()
+        self._look()
 
     def prove(self, nonce: str) -> None:
         """Send the nonce through the database."""

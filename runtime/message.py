@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, Self, TypedDict, TypeVar, Unpack
 
 from runtime.errors import AskFailed, InvalidValue, RuntimeFault
 from runtime.keys import check_key, is_key
+from runtime.said import Speak, Voice
 from runtime.values import decode as decode
 from runtime.values import encode as encode
 
@@ -247,6 +248,7 @@ class Context:
         state: what the agent's lifespan yielded in this process; None without a lifespan.
         asks: what sends its requests; None outside of a worker.
         asked: how often this attempt has asked each question.
+        speak: what carries away what is said; None where nobody can hear it, as in a test that makes its own context.
     """
 
     message: Message[Any]
@@ -256,6 +258,8 @@ class Context:
     state: Any = field(default=None, repr=False)
     asks: Asks | None = field(default=None, repr=False, compare=False)
     asked: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
+    speak: Speak | None = field(default=None, repr=False)
+    _voice: Voice | None = field(default=None, init=False, repr=False)
 
     @property
     def agent(self) -> str:
@@ -388,6 +392,33 @@ class Context:
                 "with `async with harness.running(agent)`."
             )
         return self.asks
+
+    def say(self, key: str, value: object) -> None:
+        """Say something to whoever listens now: it is sent at once, stored nowhere, and heard at most once.
+
+        For tokens as a model writes them, and for how far something is. It does not wait, and nothing tells whether
+        anybody heard; what is said stays said if the attempt fails. From any thread.
+
+        Args:
+            key: the key to say it under.
+            value: anything that has a JSON form, up to 64,000 bytes of it; 7,000 where NOTIFY carries it.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value cannot be said.
+        """
+        if self._voice is None:
+            self._voice = Voice(
+                self.speak or _unheard,
+                agent=self.agent,
+                message_id=self.message.id,
+                correlation_id=self.message.correlation_id or str(self.message.id),
+            )
+        self._voice.say(key, value)
+
+
+def _unheard(key: str, text: str) -> None:
+    """Nobody hears it."""
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -24,6 +24,7 @@ from runtime.logs import attempt as attempt_of_logs
 from runtime.message import Asks, Context, Draft
 from runtime.middleware import surrounded
 from runtime.requests import answer_draft
+from runtime.said import Speak
 from runtime.store import Delivery, Report
 
 _log = logging.getLogger("runtime.handlers")
@@ -79,6 +80,7 @@ class Runner:
         observer: told of every attempt, on the loop of user code.
         spans: what makes a trace of the attempts, where one is wanted.
         asks: what sends the requests of handlers.
+        speak: what carries away what handlers say; called from any thread.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Runner:
         observer: Observer | None = None,
         spans: Spans | None = None,
         asks: Asks | None = None,
+        speak: Speak | None = None,
     ) -> None:
         self._tasks = tasks
         self._by_name = {handler.name: handler for handler in handlers}
@@ -106,6 +109,7 @@ class Runner:
         self._observer = observer
         self._spans = spans
         self._asks = asks
+        self._speak = speak
         self._random = Random()
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivery] = deque()
@@ -311,7 +315,7 @@ class Runner:
     ) -> None:
         began, clock = time.time(), time.monotonic()
         state = self._states.get(handler.agent)
-        batch = Batch(handler, deliveries, self._worker, self._random, state, self._asks)
+        batch = Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._speak)
         names = {id(delivery) for delivery in deliveries}
         try:
             if handler.is_async:
@@ -405,8 +409,14 @@ class Runner:
             return report
 
     async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        state = self._states.get(handler.agent)
-        context = Context(delivery.message, handler.name, self._worker, state=state, asks=self._asks)
+        context = Context(
+            delivery.message,
+            handler.name,
+            self._worker,
+            state=self._states.get(handler.agent),
+            asks=self._asks,
+            speak=self._speak,
+        )
         attempt_of_logs.set(context)
         call = self._call_surrounded if handler.middlewares else self._call_function
         try:

@@ -1,19 +1,21 @@
 """How does a script write to the stream and read it? Three lines, no agent needed."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.connections import open_store, open_telemetry, settings_of
-from runtime.errors import StoreUnavailable
+from runtime.connections import open_sayer, open_store, open_telemetry, settings_of
+from runtime.errors import SettingsError, StoreUnavailable
 from runtime.inquiry import Inquiry
 from runtime.keys import check_key, check_pattern
 from runtime.listening import Listening, Reader
 from runtime.message import Answer, AskOptions, Draft, Message, Priority
 from runtime.operations import Operations
+from runtime.said import Said, Voice
+from runtime.saying import NOTHING_SAID, Sayer
 from runtime.settings import Settings
 from runtime.store import Sent, Store
 from runtime.views import Views
@@ -43,10 +45,12 @@ async def connect(
     failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
+            stream = Stream(store, settings, tasks)
             try:
-                yield Stream(store, settings, tasks)
+                yield stream
             except Exception as error:  # noqa: BLE001 - raised again below, as it was: outside of the group
                 failure = error
+            await stream.said()
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -65,6 +69,8 @@ class Stream:
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
         self._inquiry: Inquiry | None = None
+        self._sayer: Sayer | None = None
+        self._voice: Voice | None = None
 
     def __repr__(self) -> str:
         return f"<Stream at {self.place}>"
@@ -188,6 +194,33 @@ class Stream:
             self._inquiry = Inquiry(self._store, self._settings, self._tasks, self.send_all)
         return self._inquiry
 
+    def say(self, key: str, value: object) -> None:
+        """Say something to whoever listens now: it is sent at once, stored nowhere, and heard at most once.
+
+        It does not wait, and nothing tells whether anybody heard: `listen(pattern, said=True)` does.
+
+        Args:
+            key: the key to say it under.
+            value: anything that has a JSON form, up to 64,000 bytes of it; 7,000 where NOTIFY carries it.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value cannot be said.
+            SettingsError: nothing carries what is said.
+        """
+        if self._voice is None:
+            self._sayer = open_sayer(self._settings, self._store)
+            if self._sayer is None:
+                raise SettingsError(NOTHING_SAID)
+            self._tasks.start_soon(self._sayer.run)
+            self._voice = Voice(self._sayer.say)
+        self._voice.say(key, value)
+
+    async def said(self) -> None:
+        """Return when what was said so far is sent, or after two seconds."""
+        if self._sayer is not None:
+            await self._sayer.flush()
+
     async def read(
         self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100
     ) -> list[Message[Any]]:
@@ -210,7 +243,19 @@ class Stream:
         """Return the newest message of each key that matches, the newest first."""
         return await self._store.read(check_pattern(pattern), limit=limit, latest=True)
 
-    async def listen(self, pattern: str, *, since: int | None = None) -> AsyncIterator[Message[Any]]:
+    @overload
+    def listen(
+        self, pattern: str, *, since: int | None = None, said: Literal[False] = False
+    ) -> AsyncGenerator[Message[Any]]: ...
+
+    @overload
+    def listen(
+        self, pattern: str, *, since: int | None = None, said: Literal[True]
+    ) -> AsyncGenerator[Message[Any] | Said[Any]]: ...
+
+    async def listen(
+        self, pattern: str, *, since: int | None = None, said: bool = False
+    ) -> AsyncGenerator[Message[Any] | Said[Any]]:
         """Yield messages as they are written, for ever; a store that is away is waited for.
 
         Nothing is kept for a listener: what is written while it is away is read only with `since`, and a row whose
@@ -219,31 +264,34 @@ class Stream:
         Args:
             pattern: a key, or a pattern such as site.>.
             since: begin with the messages after this id; by default with those committed from now on.
+            said: yield what is said and not stored as well, each as a `Said`, at most once.
 
         Raises:
+            SettingsError: `said` is asked for, and nothing carries it.
             Unauthorized: the key or the role is wrong.
             MigrationMissing: the database lacks the schema.
         """
-        check_pattern(pattern)
+        listening = Listening(self._settings, self._store, check_pattern(pattern), hears_said=said)
         reader = await Reader.begin(self._store, pattern, since)
-        listening = Listening(self._settings, self._store, pattern)
         self._tasks.start_soon(listening.run)
         try:
             while True:
                 listening.woken = anyio.Event()
+                while listening.said:
+                    yield listening.said.popleft()
+                if not listening.is_due():
+                    await listening.rest()
+                    continue
                 try:
                     fresh = await reader.fresh()
                 except StoreUnavailable as error:
                     listening.say_away(error)
-                    fresh = []
-                else:
-                    listening.say_back()
+                    continue
+                listening.say_back()
+                if fresh:
+                    listening.look_again()
                 for message in fresh:
                     yield message
-                if fresh:
-                    listening.pace.active()
-                else:
-                    await listening.rest()
         finally:
             listening.scope.cancel()
 
@@ -258,6 +306,7 @@ class Stream:
         try:
             while True:
                 listening.woken = anyio.Event()
+                listening.is_due()
                 yield listening.reach.is_live
                 await listening.rest()
         finally:

@@ -16,17 +16,18 @@ import anyio
 
 from runtime import loops
 from runtime.agent import Agent, Handler
-from runtime.connections import open_store, open_telemetry, open_wakeups, reachable_by
+from runtime.connections import open_sayer, open_store, open_telemetry, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
 from runtime.drainage import Drainage
 from runtime.each import Each
-from runtime.errors import DeclarationError, RuntimeFault
+from runtime.errors import DeclarationError, RuntimeFault, SettingsError
 from runtime.gauges import Gauges
 from runtime.handler_asks import HandlerAsks
 from runtime.lifespan import Lifespans
 from runtime.plan import Suspects
 from runtime.requests import reply_key
 from runtime.runner import Attempt, Observer, Runner
+from runtime.saying import NOTHING_SAID, Sayer
 from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
 
@@ -92,6 +93,7 @@ class Worker:
         self._dispatcher: Dispatcher | None = None
         self._each: Each | None = None
         self._runner: Runner | None = None
+        self._sayer: Sayer | None = None
         self._started = threading.Lock()
         self._is_stopping = False
         self._drain_seconds = settings.drain_seconds
@@ -180,6 +182,7 @@ class Worker:
                     observer=_all_of(self._observer, None if metrics is None else metrics.observe),
                     spans=spans,
                     asks=asks,
+                    speak=self._speak,
                 )
                 ended = anyio.Event()
                 tasks.start_soon(self._run_thread, runner, asks, metrics, ended.set)
@@ -218,6 +221,11 @@ class Worker:
                 self._each.report(report)
         elif self._dispatcher is not None:
             self._dispatcher.report(report)
+
+    def _speak(self, key: str, text: str) -> None:
+        if self._sayer is None:
+            raise SettingsError(NOTHING_SAID)
+        self._sayer.say(key, text)
 
     async def _run_thread(
         self, runner: Runner, asks: HandlerAsks, metrics: "Metrics | None", ended: Callable[[], None]
@@ -264,6 +272,7 @@ class Worker:
             asks.asker = dispatcher.asker
             with self._started:
                 self._dispatcher, self._each = dispatcher, each
+                self._sayer = open_sayer(self._settings, store)
                 if self._is_stopping:
                     dispatcher.stop(self._drain_seconds)
                     if each is not None:
@@ -275,11 +284,15 @@ class Worker:
                     tasks.start_soon(self._listen, each, dispatcher)
                 if self._posts is not None:
                     tasks.start_soon(self._posts.keep, store)
+                if self._sayer is not None:
+                    tasks.start_soon(self._sayer.run)
                 await dispatcher.run()
                 if each is not None:
                     # What runs is cancelled when the time to drain is over.
                     with anyio.move_on_after(self._drain_seconds + _LEAVE_SECONDS):
                         await each.drained()
+                if self._sayer is not None:
+                    await self._sayer.flush()
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):

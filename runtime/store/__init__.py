@@ -42,6 +42,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "want": "jsonb", "options": "jsonb",
     },
     "stream_beat": {"worker": "uuid", "nonce": "text"},
+    "stream_say": {"said": "text"},
     "stream_leave": {"worker": "uuid"},
     "stream_stats": {},
     "stream_pause": {"subscription": "text"},
@@ -94,7 +95,7 @@ SCHEMA_VERSION = 1
 
 _ATTEMPTS = 5
 _ONCE = frozenset({
-    "stream_replay", "stream_beat", "stream_amend",
+    "stream_replay", "stream_beat", "stream_amend", "stream_say",
     "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",
 })  # fmt: skip
 

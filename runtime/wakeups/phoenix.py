@@ -126,7 +126,19 @@ class Close:
     refusal: Refusal = Refusal.RETRY
 
 
-Effect = Send | Wake | Live | Gap | Lost | Prove | Close
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The channel is joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A broadcast came that is no hint but the thing itself."""
+
+    payload: object
+
+
+Effect = Send | Wake | Live | Gap | Lost | Prove | Close | Joined | Heard
 
 
 class _PathState(Enum):

@@ -138,7 +138,7 @@ class RealtimeWakeups:
         """Live through one socket and return why it ended."""
         is_partial = self._leaves_broadcast_out
         paths = tuple(path for path in self.paths if path != "broadcast") if is_partial else self.paths
-        channel = Channel(self._worker, self._patterns, paths, self._timings, is_partial)
+        channel = self._channel(paths, is_partial)
         self.counts = channel.counts
         try:
             token = await self._token()
@@ -176,6 +176,10 @@ class RealtimeWakeups:
         for effect in channel.end(close.why):
             self._tell(effect, listener)
         return close
+
+    def _channel(self, paths: tuple[Path, ...], is_partial: bool) -> Channel:
+        """The channel of the next socket."""
+        return Channel(self._worker, self._patterns, paths, self._timings, is_partial)
 
     async def _converse(
         self, socket: ClientConnection, channel: Channel, token: "_Token", listener: Listener

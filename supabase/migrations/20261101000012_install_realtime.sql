@@ -31,6 +31,13 @@ begin
             create policy "runtime workers hear their wake-ups" on realtime.messages for select to service_role
                 using (realtime.topic() like 'runtime:%' and extension = 'broadcast');
         end if;
+        -- What is said and not stored is sent to these topics, and to no other.
+        if not exists (
+            select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers say'
+        ) then
+            create policy "runtime workers say" on realtime.messages for insert to service_role
+                with check (realtime.topic() like 'runtime:said%' and extension = 'broadcast');
+        end if;
     end if;
     return json_build_object(
         'postgres_changes', published, 'broadcast', messages is not null and runtime.realtime_is_there());

@@ -1,6 +1,6 @@
 -- Row-level security: closed until a policy opens it, and then open for exactly what the policy says.
 begin;
-select plan(12);
+select plan(13);
 
 select ok(
     (select c.relrowsecurity from pg_class c where c.oid = 'public.consciousness_stream'::regclass),
@@ -21,6 +21,10 @@ select case when yes
 from may_make_policies;
 select case when yes
     then policy_cmd_is('realtime', 'messages', 'runtime workers hear their wake-ups', 'select', 'and let them hear, not say')
+    else skip('postgres does not own realtime.messages') end
+from may_make_policies;
+select case when yes
+    then policy_cmd_is('realtime', 'messages', 'runtime workers say', 'insert', 'but what is not stored')
     else skip('postgres does not own realtime.messages') end
 from may_make_policies;
 select is(

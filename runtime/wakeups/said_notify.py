@@ -1,0 +1,97 @@
+"""How is what others say heard where there is a direct connection alone? By LISTEN, over a connection of its own."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from random import Random
+
+import anyio
+import asyncpg
+
+from runtime.addresses import DatabaseAddress
+from runtime.pooler import is_transaction_pooled
+from runtime.retry import backoff_seconds
+from runtime.settings import Settings
+
+_log = logging.getLogger("runtime.wakeups")
+_FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+CHANNEL = "runtime_said"
+_CONNECT_SECONDS = 10.0
+_POOLED = "a transaction pooler stands in between, and LISTEN is not heard through one"
+
+
+class NotifyHearing:
+    """What is said, by NOTIFY.
+
+    Args:
+        url: a `postgresql://` URL.
+        settings: the intervals.
+        take: told of the payload of each notification; it returns at once.
+    """
+
+    def __init__(self, url: str, *, settings: Settings, take: Callable[[object], None]) -> None:
+        self._address = DatabaseAddress.parse(url)
+        self._check_seconds = settings.heartbeat_seconds
+        self._take = take
+        self._random = Random()
+        self._told = ""
+
+    async def hear(self) -> None:
+        """Listen for ever, connecting anew as often as needed, until cancelled."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                why = await self._hear_once()
+            except _FAULTS as error:
+                why = f"no connection ({type(error).__name__})"
+            failures = 1 if time.monotonic() - began > 3 * _CONNECT_SECONDS else failures + 1
+            pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
+            if why == _POOLED:
+                pause = 60.0
+            if why != self._told:
+                self._told = why
+                _log.warning(
+                    "what is said at %s is not heard: %s; trying again in %.1f s",
+                    self._address.place,
+                    why,
+                    pause,
+                )
+            await anyio.sleep(pause)
+
+    async def _hear_once(self) -> str:
+        """Live through one connection and return why it ended."""
+        if self._address.names_pooler or await is_transaction_pooled(
+            self._address.url, connect_seconds=_CONNECT_SECONDS
+        ):
+            return _POOLED
+        ended = anyio.Event()
+        connection = await asyncpg.connect(
+            self._address.url,
+            timeout=_CONNECT_SECONDS,
+            statement_cache_size=0,
+            server_settings={"application_name": "agent-runtime said"},
+        )
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(CHANNEL, self._receive)
+            self._told = ""
+            _log.info("what is said is heard at %s", self._address.place)
+            while not ended.is_set():
+                with anyio.move_on_after(self._check_seconds):
+                    await ended.wait()
+                if not ended.is_set():
+                    await connection.execute("select 1", timeout=_CONNECT_SECONDS)
+            return "the connection was closed"
+        finally:
+            # A connection that does not close in time is dropped, and asyncpg says so by an exception.
+            with anyio.CancelScope(shield=True), suppress(*_FAULTS):
+                await connection.close(timeout=1)
+
+    def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        try:
+            self._take(json.loads(str(payload)))
+        except (ValueError, RecursionError):
+            _log.debug("a notification was no JSON")
