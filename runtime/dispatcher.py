@@ -24,7 +24,7 @@ from runtime.runner import Runner
 from runtime.settings import Settings
 from runtime.store import Answer, Exchange, Report, Store, Subscribed, WorkerCard
 from runtime.timekeeping import keep_time
-from runtime.wakeups import ANSWER, Path, Reach, Wakeups
+from runtime.wakeups import ANSWER, CANCEL, Path, Reach, Wakeups
 
 _log = logging.getLogger("runtime.dispatcher")
 _BLOCKED_WARNING_SECONDS = 1.0
@@ -146,7 +146,10 @@ class Dispatcher:
         """Look again."""
         self.counts[f"wake-ups by {why}"] += 1
         self.asker.wake()
-        if why != ANSWER and self.plan.wake(message):
+        if why == CANCEL:
+            self.plan.recall()
+            self._signal_now()
+        elif why != ANSWER and self.plan.wake(message):
             self._signal_now()
 
     def live(self, path: Path) -> None:
@@ -307,6 +310,9 @@ class Dispatcher:
             if delivery is not None:
                 self._runner.revoke([delivery])
             _log.warning("the lease of %s on message %s is lost", self._name(subscription), message)
+        called_off = [held for place in answer.cancelled if (held := self.plan.held.get(place))]
+        if called_off:
+            self._runner.call_off(called_off)
         if self.plan.unannounced:
             for source in self._wakeups:
                 source.doubt()

@@ -1,4 +1,4 @@
-"""What does an operator do with a stream? Pause, resume, replay, redrive, discard, remove, prune."""
+"""What does an operator do with a stream? Cancel, pause, resume, replay, redrive, discard, remove, prune."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +109,28 @@ class Operations:
         """
         answer = await self._store.operate("stream_amend", letter=letter, value=encode(value))
         return int(answer["id"])
+
+    async def cancel(
+        self, message: int, subscription: str | None = None, *, outcome: Literal["dead", "done"] = "dead"
+    ) -> dict[str, Any]:
+        """End what waits or runs for a message: at once, or when its worker has stopped the handler.
+
+        An async handler is cancelled where it awaits. A plain function cannot be stopped: it runs to its end, and
+        its result is dropped.
+
+        Args:
+            message: the message's id.
+            subscription: whose delivery, as `agent.handler`; all of them by default.
+            outcome: whether they end as dead letters, which can be redriven, or as done.
+
+        Returns:
+            `known`, whether there is such a message; and `deliveries`, each with its `subscription` and `state`:
+            ended, told (its worker has been), or dead, which it was before.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_cancel", message=message, subscription=subscription, outcome=outcome
+        )
+        return answer
 
     async def pause(self, subscription: str) -> None:
         """Take no more deliveries of a subscription; they gather."""

@@ -21,6 +21,7 @@ MAX_REPORTS = 500
 LAPSING_SHARE = 0.2
 MAX_EMIT_BYTES = 8_000_000
 _RESCAN_PAUSE_SECONDS = 0.05
+_RECALL_PAUSE_SECONDS = 0.05
 _PREFETCH_SECONDS = 0.05
 _PREFETCH_LIMIT = 400
 _RECENT = 2000
@@ -138,6 +139,8 @@ class Plan:
         self._rescanned_at = now - _RESCAN_PAUSE_SECONDS
         self._due_at: float | None = now
         self._poll_at = math.inf if self.is_spare else now
+        self._recalled = False
+        self._recall_after = now
         self._sweep_at = now + settings.sweep_seconds
         self._renewed_at = now
         self._settle_at = now
@@ -169,6 +172,10 @@ class Plan:
             return False
         self._hinted = not self.is_spare
         return self._hinted
+
+    def recall(self) -> None:
+        """Something that runs here is to end: ask what, though there may be no room for more."""
+        self._recalled = True
 
     def sweep(self, now: float) -> None:
         """Something may have been missed: look at everything once, soon."""
@@ -269,12 +276,13 @@ class Plan:
         hinted = self._hinted and now >= self._hint_after
         looking = self.reach.is_live and self._drowsing.is_due(now)
         renewing = self.renewable(now)
+        recalled = self._recalled and now >= self._recall_after
         want = {} if self.stopping else self._want(now)
         # Taking needs room; without any, a hint waits until a report makes some.
         more = not self._filled.isdisjoint(want)
         suspected = self._is_alone and self._suspects
         taking = bool(want) and (hinted or more or due or rescan or polling or looking or suspected)
-        if not (self._reports or renewing or taking or sweeping or settling):
+        if not (self._reports or renewing or taking or sweeping or settling or recalled):
             return Rest(self._rest(now, bool(want)))
 
         full = sweeping or polling or rescan or self._is_alone or (looking and self.phase is Phase.DROWSY)
@@ -299,6 +307,9 @@ class Plan:
         if want:
             self._hinted, self._follows_hint = False, self._hinted
         self._nonce = None
+        if recalled:
+            # Forged ones cost a few looks a second.
+            self._recalled, self._recall_after = False, now + _RECALL_PAUSE_SECONDS
         if renewing:
             self._renewed_at = now
         if sweeping:
@@ -490,6 +501,8 @@ class Plan:
 
     def _rest(self, now: float, has_room: bool) -> float:
         moments = [self._sweep_at]
+        if self._recalled:
+            moments.append(self._recall_after)
         if self.held:
             moments.append(self._renewed_at + self._settings.lease_seconds / 3)
         if self.unsettled:

@@ -129,7 +129,10 @@ class Runner:
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
         # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
-        self._attempts: dict[int, anyio.CancelScope | Share] = {}
+        # None for a plain function, which cannot be cancelled.
+        self._attempts: dict[int, anyio.CancelScope | Share | None] = {}
+        # Running, and to be reported as cancelled however they end.
+        self._called_off: set[int] = set()
         self.ticked_at = time.monotonic()
         self._called_at = self.ticked_at
         self._lag_seconds = 0.0
@@ -196,15 +199,37 @@ class Runner:
 
     def _revoke(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            waiting = self._waiting[delivery.subscription]
-            gathering = self._gathering.get(delivery.subscription)
-            if delivery in waiting:
-                waiting.remove(delivery)
-                self._report(Report(delivery, outcome="released"))
-            elif gathering is not None and gathering.remove(delivery):
+            if self._remove_waiting(delivery):
                 self._report(Report(delivery, outcome="released"))
             elif (scope := self._attempts.get(id(delivery))) is not None:
                 scope.cancel()
+
+    def call_off(self, deliveries: Sequence[Delivery]) -> None:
+        """End attempts that an operator has cancelled. Called from the runtime's thread.
+
+        A plain function cannot be stopped in its thread: it runs on, and its result is dropped.
+        """
+        self._soon(partial(self._call_off, deliveries))
+
+    def _call_off(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            name = id(delivery)
+            if self._remove_waiting(delivery):
+                self._report(Report(delivery, outcome="cancelled"))
+            elif name in self._attempts and name not in self._called_off:
+                self._called_off.add(name)
+                if (scope := self._attempts[name]) is not None:
+                    scope.cancel()
+
+    def _remove_waiting(self, delivery: Delivery) -> bool:
+        """Let a delivery go that has not begun; returns whether it was there."""
+        if (gathering := self._gathering.get(delivery.subscription)) is not None:
+            return gathering.remove(delivery)
+        waiting = self._waiting[delivery.subscription]
+        if delivery not in waiting:
+            return False
+        waiting.remove(delivery)
+        return True
 
     def _call(self) -> None:
         # One call covers everything that gathers until it is made.
@@ -318,18 +343,15 @@ class Runner:
         batch = Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._speak)
         names = {id(delivery) for delivery in deliveries}
         try:
-            if handler.is_async:
-                shares = {name: Share(names, name, scope.cancel) for name in tuple(names)}
-                self._attempts.update(shares)
+            for name in tuple(names):
+                self._attempts[name] = Share(names, name, scope.cancel) if handler.is_async else None
             await (self._attempt_batch if self._spans is None else self._traced_batch)(batch, clock)
         finally:
             for delivery in deliveries:
-                self._attempts.pop(id(delivery), None)
+                del self._attempts[id(delivery)]
             batch.give_back(time.monotonic() - clock)
             for report in batch.reports.values():
-                self._report(report)
-                if self._observer is not None and report.outcome != "released":
-                    self._observe(Attempt(handler, report.delivery, began, report))
+                self._end(handler, report, began)
 
     async def _traced_batch(self, batch: Batch, clock: float) -> None:
         """Run one batch with a span for each of its deliveries."""
@@ -377,16 +399,23 @@ class Runner:
         began, clock = time.time(), time.monotonic()
         report: Report | None = None
         try:
-            if handler.is_async:
-                self._attempts[id(delivery)] = scope
+            self._attempts[id(delivery)] = scope if handler.is_async else None
             report = await (self._attempt if self._spans is None else self._traced)(handler, delivery, clock)
         finally:
-            self._attempts.pop(id(delivery), None)
+            del self._attempts[id(delivery)]
             if report is None:
                 report = Report(delivery, time.monotonic() - clock, "released")
-            self._report(report)
-            if self._observer is not None and report.outcome != "released":
-                self._observe(Attempt(handler, delivery, began, report))
+            self._end(handler, report, began)
+
+    def _end(self, handler: Handler, report: Report, began: float) -> None:
+        """Report an attempt, and tell the observer of it."""
+        if self._called_off and id(report.delivery) in self._called_off:
+            self._called_off.discard(id(report.delivery))
+            report = Report(report.delivery, report.seconds, "cancelled")
+            _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
+        self._report(report)
+        if self._observer is not None and report.outcome != "released":
+            self._observe(Attempt(handler, report.delivery, began, report))
 
     def _observe(self, attempt: Attempt) -> None:
         assert self._observer is not None

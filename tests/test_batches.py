@@ -329,6 +329,28 @@ async def test_a_lease_lost_while_its_delivery_waits_for_a_batch_is_given_back()
     assert [reports[number].outcome for number in (1, 2, 3)] == ["released", None, None]
 
 
+async def test_one_message_of_a_batch_is_called_off_alone_and_a_batch_of_which_all_are_is_cancelled() -> None:
+    go = anyio.Event()
+    ended: list[list[int]] = []
+
+    async def work(values: list[int]) -> None:
+        await go.wait()
+        ended.append(values)
+
+    async with stage(work, batch=2, within=60).open() as it:
+        held = [delivery(number) for number in (1, 2, 3, 4, 5)]
+        it.runner.hand_over(held)
+        await anyio.wait_all_tasks_blocked()
+        it.runner.call_off([held[0]])
+        it.runner.call_off(held[2:])
+        reports = by_message(await it.reported(3))
+        assert [reports[number].outcome for number in (3, 4, 5)] == ["cancelled"] * 3
+        go.set()
+        reports = by_message(await it.reported(5))
+    assert [reports[number].outcome for number in (1, 2)] == ["cancelled", None]
+    assert ended == [[1, 2]]
+
+
 # Declarations
 
 

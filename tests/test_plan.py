@@ -70,6 +70,27 @@ def test_a_full_lane_keeps_no_other_from_taking(simulation: Simulation) -> None:
     assert [delivery.subscription for delivery in simulation.running.values()] == [2, 2, 1]
 
 
+def test_a_worker_that_is_full_asks_at_once_what_it_is_to_end_and_not_in_a_tight_loop(
+    simulation: Simulation,
+) -> None:
+    simulation.plan.live("broadcast", simulation.now)
+    for _ in range(2):
+        simulation.write(2)
+    for _ in range(10):
+        simulation.write(1)
+    simulation.settle_down()
+    assert len(simulation.running) == 12
+    began = simulation.now
+    for _ in range(100):
+        simulation.plan.recall()
+        simulation.advance(0.001)
+    looks = simulation.count_looks(began)
+    assert 1 <= looks <= 4
+    simulation.plan.recall()
+    simulation.settle_down()
+    assert simulation.count_looks(began) == looks + 1
+
+
 # Reports
 
 

@@ -378,3 +378,46 @@ async def test_a_failure_is_logged_once_without_the_value(caplog: pytest.LogCapt
 def test_an_error_text_can_be_stored_whatever_it_holds() -> None:
     assert storable("a\0b\ud800c", 100) == "a\N{REPLACEMENT CHARACTER}b?c"
     assert storable("x" * 50 + "the end", 10) == "… xxxthe end"
+
+
+async def test_a_handler_that_is_called_off_is_cancelled_and_its_end_is_not_a_result() -> None:
+    cleaned: list[str] = []
+    release, go = threading.Event(), anyio.Event()
+
+    async def on_loop(value: int) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cleaned.append("up")
+
+    async def stubborn(value: int) -> int:
+        with anyio.CancelScope(shield=True):
+            await go.wait()
+        return value
+
+    def in_thread(value: int) -> int:
+        release.wait(10)
+        return value
+
+    async with stage(on_loop, stubborn, in_thread, limits={"a.on_loop": 1}, emits="a.c").open() as it:
+        held = [
+            Delivery(it.numbers[f"a.{name}"], Message(id=number, key="a.b", value=1), f"lease {number}")
+            for number, name in enumerate(["on_loop", "on_loop", "stubborn", "in_thread"], start=1)
+        ]
+        it.runner.hand_over(held)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(2):
+            # Told until it has ended.
+            it.runner.call_off(held)
+        await it.reported(2)
+        go.set()
+        await it.reported(3)
+        release.set()
+        reports = await it.reported(4)
+        assert {report.outcome for report in reports} == {"cancelled"}
+        assert not any(report.emits for report in reports)
+        # Too late: it has ended.
+        it.runner.call_off(held)
+        it.give("in_thread", 1)
+        assert (await it.reported(5))[-1].outcome is None
+    assert cleaned == ["up"]

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "schedules": "Show the timers, and when they tick next.",
     "webhooks": "Have messages posted to a URL: a handler in any language.",
     "dead": "Show dead letters, deliver them again, or discard them.",
+    "cancel": "End what waits or runs for a message.",
     "pause": "Let a subscription's work gather.",
     "resume": "Take deliveries of a paused subscription again.",
     "replay": "Deliver messages of the past to a subscription again.",

@@ -21,6 +21,7 @@ STATES = {
     "dead": "dead letter",
     "crashed": "crashed",
     "expired": "expired",
+    "cancelled": "cancelled",
 }
 
 

@@ -55,6 +55,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_redrive": {**_LETTERS, "dry_run": "boolean"},
     "stream_discard": {**_LETTERS, "dry_run": "boolean"},
     "stream_remove": {"subscription": "text", "dry_run": "boolean"},
+    "stream_cancel": {"message": "bigint", "subscription": "text", "outcome": "text"},
     "stream_prune": {"older_than_seconds": "double precision", "max": "integer", "after": "bigint"},
     "stream_maintain": {
         "worker": "uuid", "retention_seconds": "double precision", "after": "bigint", "max": "integer",

@@ -8,7 +8,7 @@ from uuid import UUID
 from runtime.message import PRIORITIES, Message, moment
 from runtime.values import encode
 
-Outcome = Literal["failed", "dead", "later", "released"]
+Outcome = Literal["failed", "dead", "later", "released", "cancelled"]
 
 
 class Delivery:
@@ -176,6 +176,7 @@ class Answer:
     Attributes:
         refused: reports whose lease was no longer the current one.
         lost: leases that could not be renewed.
+        cancelled: what this worker holds and an operator wants ended; told until it has ended.
         taken: deliveries leased by this exchange.
         filled: subscriptions of which as many were taken as wanted: there may be more.
         next_due: seconds until something is due, if that was asked and there is anything.
@@ -190,6 +191,7 @@ class Answer:
 
     refused: frozenset[tuple[int, int]] = frozenset()
     lost: frozenset[tuple[int, int]] = frozenset()
+    cancelled: frozenset[tuple[int, int]] = frozenset()
     taken: tuple[Delivery, ...] = ()
     filled: frozenset[int] = frozenset()
     cursors: Mapping[str, int] = field(default_factory=dict)
@@ -212,6 +214,9 @@ class Answer:
                 (message, subscription) for message, subscription in answer.get("refused") or ()
             ),
             lost=frozenset((message, subscription) for message, subscription in more.get("lost") or ()),
+            cancelled=frozenset(
+                (message, subscription) for message, subscription in more.get("cancelled") or ()
+            ),
             taken=tuple([Delivery.from_wire(row) for row in answer.get("taken") or ()]),
             filled=frozenset(more.get("full") or ()),
             cursors=more.get("cursors") or {},

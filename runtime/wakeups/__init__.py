@@ -9,12 +9,15 @@ Path = Literal["broadcast", "postgres_changes", "notify"]
 ANSWER: Final = "answer"
 """Why to look, where it is an answer that came: nothing is due for that."""
 
+CANCEL: Final = "cancel"
+"""Why to look, where something that runs here is to end: there may be no room for more."""
+
 
 class Listener(Protocol):
     """Whom the wake-ups tell. Every method returns at once and never raises."""
 
     def wake(self, why: str, message: int | None = None) -> None:
-        """Look again. `why` names the path, or says `ANSWER`; `message` is what was written, if known."""
+        """Look again. `why` names the path, or says `ANSWER` or `CANCEL`; `message` is what was written, if known."""
 
     def live(self, path: Path) -> None:
         """This path is proved: it has delivered. Called again after every reconnect."""

@@ -13,7 +13,7 @@ from runtime.addresses import DatabaseAddress
 from runtime.pooler import is_transaction_pooled
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
-from runtime.wakeups import ANSWER, Listener, Path
+from runtime.wakeups import ANSWER, CANCEL, Listener, Path
 
 _log = logging.getLogger("runtime.wakeups")
 _FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -153,7 +153,7 @@ class _Heard:
         """A notification came."""
         text = str(payload)
         if not text.startswith(_NONCE):
-            self._listener.wake(ANSWER if text == ANSWER else "notify")
+            self._listener.wake(text if text in (ANSWER, CANCEL) else "notify")
         elif text.removeprefix(_NONCE) == self._expected:
             self.arrived.set()
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from runtime.keys import is_exact
-from runtime.wakeups import ANSWER, Path
+from runtime.wakeups import ANSWER, CANCEL, Path
 
 VERSION = "2.0.0"
 _BINARY_BROADCAST = 4
@@ -82,9 +82,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A hint came by this path, or tells of an answer; about this message, where it says so."""
+    """A hint came by this path, or tells of an answer or of an end; about this message, where it says so."""
 
-    path: Path | Literal["answer"]
+    path: Path | Literal["answer", "cancel"]
     message: int | None = None
 
 
@@ -374,6 +374,8 @@ class Channel:
             return [Wake("broadcast")]
         if event == ANSWER:
             return [Wake(ANSWER)]
+        if event == CANCEL:
+            return [Wake(CANCEL)]
         self.counts["unknown"] += 1
         return []
 

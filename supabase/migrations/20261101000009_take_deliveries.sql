@@ -95,6 +95,9 @@ begin
            d.attempts + d.crashes + 1, 'crashed', 'its lease expired: the worker died, froze or lost the database'
     from unnest(ids, subscriptions) as t (id, subscription)
     join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription;
+    if exists (select from runtime.cancels) then
+        select * into ids, subscriptions from runtime.end_as_asked(ids, subscriptions, null);
+    end if;
     update runtime.deliveries d set crashes = d.crashes + 1, lease = null, visible_at = clock_timestamp()
     from unnest(ids, subscriptions) as t (id, subscription)
     where d.message_id = t.id and d.subscription = t.subscription;

@@ -67,7 +67,8 @@ declare
     held record;
     dead record;
 begin
-    -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back).
+    -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back), cancelled
+    -- (as an operator asked; where nobody did any more, it is due again).
     with report as (
         select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
     ), locked as (
@@ -83,6 +84,9 @@ begin
     from report r
     where not exists (select from locked l where l.message_id = r.message and l.subscription = r.subscription);
 
+    if exists (select from runtime.cancels) then
+        select * into held.ids, held.subscriptions from runtime.end_as_asked(held.ids, held.subscriptions, me);
+    end if;
     with report as materialized (
         select r.*, d.attempts, d.crashes,
                case when r.outcome = 'failed' and d.attempts + 1 >= s.max_attempts then 'dead' else r.outcome end as verdict
@@ -481,6 +485,9 @@ begin
             answer := answer || jsonb_build_object('fence', nap.new_fence::text, 'quiet', nap.quiet);
         elsif me.asleep then
             update runtime.workers w set asleep = false where w.id = me.id;
+        end if;
+        if me.cancelled_at is not null then
+            answer := answer || jsonb_build_object('cancelled', runtime.cancelled_of(me));
         end if;
     end if;
 

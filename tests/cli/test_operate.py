@@ -116,6 +116,22 @@ def test_subscriptions_are_listed_with_what_is_wrong_and_an_orphan_is_removed(
     )
 
 
+def test_what_waits_for_a_message_is_cancelled(shell: Shell, mess: list[int]) -> None:
+    dead, done, waits = (str(number) for number in mess)
+    assert "a.one: counts as done now" in shell.run("cancel", waits, "--as", "done").stdout
+    assert f"for message {waits} of anybody: it is done, or dead" in error_line(shell.run("cancel", waits))
+    assert f"for message {done} of b.two" in error_line(shell.run("cancel", done, "--handler", "b.two"))
+    assert "There is no message 99999" in error_line(shell.run("cancel", "99999"))
+    assert "there is no subscription 'x.y'" in error_line(shell.run("cancel", dead, "--handler", "x.y"))
+    shell.run("replay", "a.one", "--message", waits, "--yes")
+    (answer,) = lines(shell.run("cancel", waits, "--json"))
+    assert answer["deliveries"] == [{"subscription": "a.one", "state": "ended"}]
+    assert [letter["reason"] for letter in lines(shell.run("dead", "list", "--json"))] == [
+        "cancelled",
+        "rejected",
+    ]
+
+
 def test_a_subscription_is_paused_and_resumed(shell: Shell, mess: list[int]) -> None:
     assert "a.one is paused" in shell.run("pause", "a.one").stdout
     assert "paused" in shell.run("subscriptions", COLUMNS="160").stdout

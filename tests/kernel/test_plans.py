@@ -255,6 +255,15 @@ async def mend_dead_letters(db: Any, worker: Worker) -> None:
 
 
 @call
+async def cancel(db: Any, worker: Worker) -> None:
+    waits, runs = [await insert(db, "task.a", n, priority=1) for n in range(2)]
+    await db.fetchval("select stream_cancel($1, 'a.one', 'done')", waits)
+    (taken,) = [each for each in await worker.take() if each.id == runs]
+    await db.fetchval("select stream_cancel($1)", runs)
+    await worker.fail(taken, outcome="cancelled")
+
+
+@call
 async def examine(db: Any, _: Worker) -> None:
     await db.fetchval("select stream_examine()")
     await db.fetchval("select stream_version()")
