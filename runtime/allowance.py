@@ -20,8 +20,11 @@ _CARRIERS: Final = (
     (ip_network("64:ff9b::/96"), 0),
     (ip_network("2002::/16"), 80),
 )
-# Where a cloud keeps what only its machines may know, though the address looks public.
-_METADATA: Final = (ip_address("168.63.129.16"),)
+# What not every Python knows to be special, or looks public: of the protocol's own, of documentation, a former relay,
+# and where a cloud keeps what only its machines may know.
+_SPECIAL: Final = tuple(
+    ip_network(each) for each in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,10 @@ class Allowed:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the open internet: nothing private, of this machine, of this link or of many."""
+    if any(address in network for network in _SPECIAL):
+        return False
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and address not in _METADATA
+        return address.is_global and not address.is_multicast
     for network, shift in _CARRIERS:
         if address in network:
             return is_public(IPv4Address((int(address) >> shift) & 0xFFFF_FFFF))

@@ -1,6 +1,7 @@
 """A real HTTP server on 127.0.0.1 that receives webhooks, notes every request, and answers as a test says."""
 
 import json
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +63,9 @@ class Receiver:
 
 
 @contextmanager
-def receiving(host: str = "127.0.0.1", port: int = 0) -> Iterator[Receiver]:
+def receiving(
+    host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None
+) -> Iterator[Receiver]:
     """A server for the time of a test."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -96,6 +99,8 @@ def receiving(host: str = "127.0.0.1", port: int = 0) -> Iterator[Receiver]:
             """Nothing: senders are killed, and hang up."""
 
     with Server((host, port), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         receiver = Receiver(server.server_port, host)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
