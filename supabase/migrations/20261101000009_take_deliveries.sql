@@ -271,7 +271,7 @@ comment on function runtime.take_ordered(integer, integer, boolean, boolean, tim
     'Leases at most one delivery per key of an ordered subscription, the lowest; where that is fewer than wanted, '
     'parks what stands behind them.';
 
-create function runtime.next_due_seconds(wanted jsonb) returns double precision
+create function runtime.next_due_seconds(wanted jsonb, since timestamptz) returns double precision
 language plpgsql stable set search_path = '' as $$
 begin
     return (
@@ -283,14 +283,16 @@ begin
     cross join unnest(array[0, 1, 2]) as standing
     cross join lateral (
         select n.visible_at from runtime.deliveries n
-        where n.subscription = w.key::integer and n.visible_at > clock_timestamp() and n.visible_at < 'infinity'
+        -- What came due while this exchange was taking is due now: it was too late for it, and too early for a timer.
+        where n.subscription = w.key::integer and n.visible_at > since and n.visible_at < 'infinity'
           and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
         order by n.visible_at limit 1
     ) d
     );
 end
 $$;
-comment on function runtime.next_due_seconds(jsonb) is 'Seconds until the next delayed, retrying or leased delivery is due; null when there is none.';
+comment on function runtime.next_due_seconds(jsonb, timestamptz) is
+    'Seconds until the next delayed, retrying or leased delivery is due that was not yet at a time; null when there is none.';
 
 create function runtime.has_suspects(wanted jsonb) returns boolean
 language plpgsql stable set search_path = '' as $$

@@ -416,6 +416,7 @@ declare
     due boolean := coalesce((options ->> 'due')::boolean, false);
     alone boolean := coalesce((options ->> 'alone')::boolean, false);
     new_lease uuid;
+    looked_at timestamptz;
     refused jsonb := '[]';
     lost jsonb;
     nap record;
@@ -493,6 +494,7 @@ begin
 
     if want is not null and want <> '{}' then
         new_lease := gen_random_uuid();
+        looked_at := clock_timestamp();
         if due then
             perform runtime.count_crashes(want);
         end if;
@@ -514,7 +516,7 @@ begin
             'full', taking.filled, 'cursors', taking.cursors, 'look_again', taking.look_again);
         if due then
             answer := answer || jsonb_build_object(
-                'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want) end,
+                'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want, looked_at) end,
                 'suspects', runtime.has_suspects(want));
         end if;
     end if;

@@ -9,6 +9,7 @@ from tests.kernel.conftest import Connect
 from tests.kernel.driver import Answer, Worker, advance, insert, send
 from tests.kernel.plans import Plans, explained
 from tests.kernel.schedule import transaction
+from tests.kernel.switch import switch_off
 
 pytestmark = pytest.mark.anyio
 
@@ -190,3 +191,14 @@ async def test_k6_an_ordered_key_is_looked_up_in_an_index(
             "message_id" in plan.conditions_on(index) or "ordered_key" in plan.conditions_on(index)
             for index in plan.scans_of("deliveries") & {"deliveries_pkey", "deliveries_ordered"}
         )
+
+
+async def test_k6_what_comes_due_while_an_exchange_is_taking_is_due_now(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>")
+    await send(db, ("task.a", 1))
+    await worker.fail(*await worker.take(), delay=0.05)
+    # As on a busy machine: it takes a moment from the taking to the question what is due next.
+    await switch_off(db, "runtime.next_due_seconds", "begin\n", "begin\n    perform pg_sleep(0.1);\n")
+    looked = await worker.exchange(want=1, due=True)
+    assert looked.ids == []
+    assert looked.more["next_due"] == 0
