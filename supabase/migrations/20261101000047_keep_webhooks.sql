@@ -116,7 +116,8 @@ comment on function public.stream_add_webhook(text, text, text[], text, boolean,
     'replace, changes one and keeps its secret.';
 
 create function public.stream_remove_webhook(name text, dry_run boolean default false) returns json
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     h runtime.webhooks := runtime.webhook_of(name);
     s runtime.subscriptions := runtime.subscription_of(name);
@@ -172,7 +173,8 @@ comment on function public.stream_serve_webhooks() is
     'The webhooks that commands have added, with their secrets, for whoever posts to them.';
 
 create function public.stream_webhooks() returns json
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 begin
     perform runtime.refuse_agent('look at all webhooks');
     return (select coalesce(json_agg(json_build_object(
@@ -191,14 +193,16 @@ begin
             then greatest(0, extract(epoch from h.rests_until - clock_timestamp())) end,
         'failures', h.failures, 'last_status', h.last_status, 'last_error', h.last_error,
         'failed_at', h.failed_at, 'succeeded_at', h.succeeded_at,
-        'waiting', (select count(*) from runtime.deliveries d where d.subscription = s.id),
+        'waiting', coalesce(b.fresh + b.leased + b.waiting + b.parked + b.blocked, 0),
         'workers', (
             select count(*) from runtime.workers w
             where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp()
                 - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
         )
     ) order by h.name), '[]')
-    from runtime.webhooks h join runtime.subscriptions s on s.name = h.name);
+    from runtime.webhooks h
+    join runtime.subscriptions s on s.name = h.name
+    left join runtime.backlog() b on b.subscription = s.id);
 end
 $$;
 comment on function public.stream_webhooks() is

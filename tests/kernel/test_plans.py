@@ -223,6 +223,17 @@ async def schedule_and_tick(db: Any, worker: Worker) -> None:
 
 
 @call
+async def post_to_targets(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_add_webhook('crm.post', 'https://example.com', '{nothing.at.all}')")
+    await db.fetchval("select stream_rotate_webhook('crm.post')")
+    await db.fetchval("select stream_serve_webhooks()")
+    notes = [{"name": "crm.post", "kind": "target", "message": 1}, {"name": "crm.post", "kind": "done"}]
+    await db.fetchval("select stream_note_webhooks($1, $2)", [{"name": "crm.post"}], notes)
+    await db.fetchval("select stream_webhooks()")
+    await db.fetchval("select stream_remove_webhook('crm.post')")
+
+
+@call
 async def view_the_stream(db: Any, _: Worker) -> None:
     page = await db.fetchval("select stream_page('task.>', before => 500000)")
     await db.fetchval("select stream_page('other.*', after => 500000, state => 'done')")
@@ -294,7 +305,7 @@ async def test_k6_no_function_reads_the_stream_as_a_whole(crowded: Any, name: st
         assert plan.rows_read("consciousness_stream") <= FEW, (scans, plan.statement)
 
 
-@pytest.mark.parametrize("name", ["stats", "view_the_stream", "view_what_flows"])
+@pytest.mark.parametrize("name", ["stats", "post_to_targets", "view_the_stream", "view_what_flows"])
 async def test_k6_what_is_shown_reads_no_share_of_what_waits_or_ran(crowded: Any, name: str) -> None:
     for plan in (await plans_of(crowded, name)).all:
         # The sample of the deliveries is of some 300 blocks, each of 136 rows at most.
