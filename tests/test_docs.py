@@ -52,6 +52,7 @@ NOT_RUN = {
     "docs/dashboard.md": 2,
     "docs/how-to/cli-stack.md": 1,
     "docs/how-to/hosted.md": 4,
+    "docs/how-to/webhooks-in.md": 1,
     "docs/performance.md": 3,
     "docs/tutorial.md": 2,
     "docs/upgrading.md": 1,

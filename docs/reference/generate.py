@@ -76,7 +76,7 @@ def variables_of(name: str, setting: FieldInfo) -> list[str]:
 
 def default_of(value: Any) -> str:
     """A default as one would write it into the environment."""
-    if value is None or isinstance(value, SecretStr):
+    if value is None or value == "" or isinstance(value, SecretStr):
         return ""
     text = (
         str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
