@@ -1,5 +1,6 @@
 """Which features take part? All that are named here."""
 
+from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
 
-FEATURES = (TIMERS,)
+FEATURES = (TIMERS, REQUESTS)

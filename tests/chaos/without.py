@@ -100,6 +100,16 @@ MECHANISMS = (
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "timers", *_QUIET],
     ),
+    Mechanism(
+        "a retry finds what it asked",
+        [("runtime/handler_asks.py", 'dedup_key=options.get("dedup_key") or question,', "dedup_key=None,")],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--feature", "requests", *_QUIET],
+    ),
+    Mechanism(
+        "a request is stored once",
+        [("runtime/inquiry.py", 'dedup_key=options.get("dedup_key") or', "dedup_key=")],
+        ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "requests", *_QUIET],
+    ),
 )  # fmt: skip
 
 
