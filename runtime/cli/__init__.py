@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "drain": "Run what is due, and end.",
     "dashboard": "Watch the stream in a browser, and mend what is stuck.",
     "send": "Write one message.",
+    "ask": "Send a request, and print what its handler answers.",
     "tail": "Print messages as they are written.",
     "read": "Print messages that are there.",
     "top": "Watch what runs and what waits.",

@@ -53,7 +53,7 @@ def send(
     check_key(key)
     draft = Draft(
         key,
-        _value(value, as_text=as_text),
+        value_of(value, as_text=as_text),
         agent=agent,
         delay=delay,
         expires_in=expires_in,
@@ -75,7 +75,7 @@ async def _send(draft: Draft) -> Sent:
         return (await stream.send_all([draft]))[0]
 
 
-def _value(given: str | None, *, as_text: bool) -> Any:
+def value_of(given: str | None, *, as_text: bool) -> Any:
     """What is meant by VALUE."""
     if given is None:
         return None
