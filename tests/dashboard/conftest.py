@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -18,6 +19,7 @@ from runtime.stream import Stream, connect
 from runtime.testing.cluster import Cluster
 from tests.cli.shell import Shell
 from tests.conftest import GatewayStack, _stack
+from tests.dashboard.crowd import crowd
 
 AGENTS = Path(__file__).parent / "newsroom.py"
 QUIET = [
@@ -79,35 +81,36 @@ def opened(stack: GatewayStack) -> Iterator[tuple[Stream, BlockingPortal]]:
         yield stream, portal
 
 
-@pytest.fixture(scope="module")
-def module_stack(cluster: Cluster) -> Iterator[GatewayStack]:
-    """A stack that all tests of a module share."""
+@pytest.fixture(scope="package")
+def large_stack(cluster: Cluster) -> Iterator[GatewayStack]:
+    """A stack with a million rows, which all these tests share."""
     with contextmanager(_stack)(cluster, cluster.make_database()) as stack:
+        anyio.run(crowd, stack.admin_url)
         yield stack
 
 
-@pytest.fixture(scope="module")
-def shell(module_stack: GatewayStack, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+@pytest.fixture(scope="package")
+def shell(large_stack: GatewayStack, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """A shell whose environment names that stack."""
     named = {
-        "SUPABASE_URL": module_stack.api_url,
-        "SUPABASE_SERVICE_ROLE_KEY": module_stack.service_role_key,
+        "SUPABASE_URL": large_stack.api_url,
+        "SUPABASE_SERVICE_ROLE_KEY": large_stack.service_role_key,
     }
     return Shell(tmp_path_factory.mktemp("dashboard"), named)
 
 
-@pytest.fixture(scope="module")
-def stage(module_stack: GatewayStack, shell: Shell) -> Iterator[Stage]:
+@pytest.fixture(scope="package")
+def stage(large_stack: GatewayStack, shell: Shell) -> Iterator[Stage]:
     """Agents that run, and the dashboard."""
     with (
         started(shell, "run", str(AGENTS), until="live: woken by"),
         started(shell, "dashboard", str(AGENTS), "--no-open", "--port", "0", until="Dashboard:") as line,
-        opened(module_stack) as (stream, portal),
+        opened(large_stack) as (stream, portal),
     ):
-        yield Stage(module_stack, shell, line.split()[-1].rstrip("/"), stream, portal)
+        yield Stage(large_stack, shell, line.split()[-1].rstrip("/"), stream, portal)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
     chromium = shutil.which("chromium")
