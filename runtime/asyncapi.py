@@ -9,10 +9,24 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
 
-from runtime.agent import Agent, Handler
+from runtime.agent import Agent, Handler, Timer
 from runtime.webhooks.sources import Source
 
 _ANY: Final[dict[str, Any]] = {}
+_TICK: Final[dict[str, Any]] = {
+    "title": "Tick",
+    "type": "object",
+    "properties": {
+        "slot": {"type": "string", "format": "date-time", "description": "The moment it stands for."},
+        "schedule": {"type": "string", "description": "The timer's name."},
+        "missed": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "How many slots before it were passed over.",
+        },
+    },
+    "required": ["slot", "schedule", "missed"],
+}
 _Mode = Literal["validation", "serialization"]
 
 
@@ -42,6 +56,8 @@ def asyncapi_of(
             operations[name] = _operation(
                 channels, handler, "receive", pattern, payloads.get((handler.name, "validation"), _ANY)
             )
+        if handler.timer is not None:
+            operations[f"{handler.name}.timer"] = _ticks(channels, handler.name, handler.agent, handler.timer)
         if handler.emits is not None:
             operations[f"{handler.name}.emits"] = _operation(
                 channels, handler, "send", handler.emits, payloads.get((handler.name, "serialization"), _ANY)
@@ -98,6 +114,23 @@ def _webhook(channels: dict[str, Any], source: Source) -> dict[str, Any]:
         "description": f"POST /webhooks/{source.name}, signed by the scheme {source.scheme}, is a message under "
         f"{source.key}.",
         "tags": [{"name": source.name}],
+        "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
+    }
+
+
+def _ticks(channels: dict[str, Any], name: str, agent: str, timer: Timer) -> dict[str, Any]:
+    """The operation of a timer: its ticks are messages under a key, which others may read too."""
+    reference = f"#/channels/{quote(timer.key, safe=':')}"
+    message_id = f"{name}.tick"
+    channel = channels.setdefault(timer.key, _channel(timer.key))
+    channel["messages"][message_id] = {"name": timer.key, "title": f"tick of {name}", "payload": _TICK}
+    return {
+        "action": "send",
+        "channel": {"$ref": reference},
+        "title": f"timer of {name}",
+        "description": f"A tick for each slot of the schedule, once for all workers: {timer.schedule.spec}.",
+        "tags": [{"name": agent}],
+        "x-schedule": timer.schedule.spec,
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
     }
 

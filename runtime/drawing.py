@@ -49,7 +49,7 @@ def svg(graph: Graph) -> str:
 
 def _box(node: Node, boxes: dict[Node, tuple[float, float, float]]) -> str:
     left, top, wide = boxes[node]
-    radius = 6 if node.kind == "agent" else _HEIGHT / 2
+    radius = {"agent": 6.0, "timer": 0.0}.get(node.kind, _HEIGHT / 2)
     return (
         f'<rect class="{node.kind}" x="{left:.0f}" y="{top:.0f}" width="{wide:.0f}" height="{_HEIGHT}" '
         f'rx="{radius:.0f}"/><text x="{left + wide / 2:.0f}" y="{top + _HEIGHT / 2 + 4:.0f}">'

@@ -8,12 +8,12 @@ from runtime.agent import Agent
 from runtime.keys import is_exact, matches, overlap
 from runtime.webhooks.sources import Source
 
-Kind = Literal["agent", "key", "pattern"]
+Kind = Literal["agent", "key", "pattern", "timer"]
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An agent, a key, or a pattern with wildcards."""
+    """An agent, a key, a pattern with wildcards, or a timer by its schedule."""
 
     kind: Kind
     name: str
@@ -58,13 +58,16 @@ def graph_of(agents: Iterable[Agent], sources: Iterable[Source] = ()) -> Graph:
     """Return the graph of what these agents and sources of webhooks declare.
 
     A key stands for itself. A pattern with wildcards is a node of its own, and every declared key that it matches
-    leads to it. A source, a writer like an agent, leads to every key and pattern its messages can have. What a handler
-    emits with `context.emit` is not declared and not in it.
+    leads to it. A timer leads to the key of its ticks; a source, a writer like an agent, to every key and pattern its
+    messages can have. What a handler emits with `context.emit` is not declared and not in it.
     """
     drawn = _Drawn()
     handlers = [handler for agent in agents for handler in agent.handlers]
     for handler in handlers:
         agent = Node("agent", handler.agent)
+        if handler.timer is not None:
+            timer = Node("timer", handler.timer.schedule.spec.removeprefix("cron "))
+            drawn.edge(timer, Node("key", handler.timer.key), handler.name)
         for pattern in handler.patterns:
             drawn.edge(Node("key" if is_exact(pattern) else "pattern", pattern), agent, handler.name)
         if handler.emits is not None:
@@ -76,14 +79,20 @@ def graph_of(agents: Iterable[Agent], sources: Iterable[Source] = ()) -> Graph:
                 drawn.edge(key, wild)
     for source in sources:
         writer = Node("agent", source.name)
-        heard = [node for node in drawn.nodes if node.kind != "agent" and overlap(source.pattern, node.name)]
+        heard = [
+            node
+            for node in drawn.nodes
+            if node.kind in ("key", "pattern") and overlap(source.pattern, node.name)
+        ]
         nobody = Node("key" if is_exact(source.pattern) else "pattern", source.pattern)
         for target in heard or [nobody]:
             drawn.edge(writer, target, f"{source.name}.webhook")
     return Graph(tuple(drawn.nodes), tuple(drawn.edges))
 
 
-_SHAPES: dict[Kind, tuple[str, str]] = {"agent": ("[", "]"), "key": ("([", "])"), "pattern": ("{{", "}}")}
+_SHAPES: dict[Kind, tuple[str, str]] = {
+    "agent": ("[", "]"), "key": ("([", "])"), "pattern": ("{{", "}}"), "timer": ("[/", "/]"),
+}  # fmt: skip
 
 
 def mermaid(graph: Graph) -> str:

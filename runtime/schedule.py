@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Literal, get_args
 from zoneinfo import ZoneInfo
 
@@ -185,6 +186,20 @@ def cron(expression: str, timezone: str) -> Cron:
     except (ValueError, RuntimeError):
         raise DeclarationError(f"@agent.cron({expression!r}) means no moment at all.") from None
     return found
+
+
+def upcoming(spec: str, last: datetime, now: datetime, count: int) -> list[datetime]:
+    """Return the next slots of the schedule a spec names; none where another release wrote it.
+
+    Args:
+        spec: the schedule as text.
+        last: up to here it has ticked.
+        now: the time.
+        count: how many.
+    """
+    schedule = read_schedule(spec)
+    far = datetime.max.replace(tzinfo=UTC)
+    return [] if schedule is None else list(islice(schedule.between(max(now, last), far), count))
 
 
 def read_schedule(spec: str) -> Schedule | None:

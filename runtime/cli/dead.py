@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import anyio
 import typer
 from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, span
-from runtime.cli.output import err, out, plain, print_json
+from runtime.cli.output import err, out, plain, print_json, print_line
 from runtime.cli.place import find_settings
 from runtime.errors import Refused
 from runtime.operations import Letters, Operations
@@ -26,8 +26,12 @@ app = typer.Typer(
 )
 
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]…", help="Numbers of dead letters.")]
-Subscription = Annotated[str | None, typer.Option("--subscription", "-s", help="Whose: agent.handler.")]
-Key = Annotated[str | None, typer.Option("--key", "-k", help="A key or pattern of the messages.")]
+Subscription = Annotated[
+    str | None, typer.Option("--subscription", "-s", autocompletion=handlers, help="Whose: agent.handler.")
+]
+Key = Annotated[
+    str | None, typer.Option("--key", "-k", autocompletion=patterns, help="A key or pattern of the messages.")
+]
 OlderThan = Annotated[
     float | None, typer.Option(parser=span, metavar="SPAN", help="Died so long ago: 90s, 15m, 12h, 7d.")
 ]
@@ -56,21 +60,19 @@ def list_(
     if not found:
         err.print("There are no such dead letters.", style="dim")
         return
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("dead", "died", "subscription", "message", "key", "tries"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "tries" else "left")
-    table.add_column("error", overflow="ellipsis", no_wrap=True)
+    wide = max(len(str(letter["id"])) for letter in found)
     for letter in found:
-        table.add_row(
-            Text(str(letter["id"]), style="cyan"),
-            ago(letter["died_at"]),
-            letter["subscription"],
-            f"#{letter['message_id']}",
-            letter["key"],
-            str(letter["attempt_count"]),
-            plain(letter["error"] or letter["reason"]).split("\\x0a")[0],
-        )
-    out.print(table)
+        # Two lines each: names and errors are too long to stand side by side.
+        tries = letter["attempt_count"]
+        print_line(
+            Text.assemble(
+                (f"{letter['id']:>{wide}}", "cyan"), f"  {ago(letter['died_at']):<10}  ",
+                (letter["subscription"], "bold"), f"  #{letter['message_id']} {letter['key']}",
+                (f"  {tries} {'try' if tries == 1 else 'tries'}", "dim"),
+            )
+        )  # fmt: skip
+        why = plain(letter["error"] or letter["reason"]).split("\\x0a")[0]
+        print_line(Text(f"{'':{wide}}  {why}", style="red"))
     if len(found) == limit:
         err.print(f"More: --before {found[-1]['id']}", style="dim")
 

@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 def amount(number: int, *, is_about: bool) -> str:
     """A number with its thousands apart, and a sign before one that was reckoned and not counted."""
-    return f"≈{two_figures(number):,}" if is_about else f"{number:,}"
+    return f"≈{two_figures(number):,}" if is_about and number > 1000 else f"{number:,}"
 
 
 def ago(moment: str) -> str:

@@ -5,12 +5,15 @@ from typing import Annotated
 import anyio
 import typer
 
+from runtime.cli.completion import handlers
 from runtime.cli.output import out
 from runtime.cli.place import find_settings
 from runtime.stream import connect
 
 
-def pause(subscription: Annotated[str, typer.Argument(help="Its name: agent.handler.")]) -> None:
+def pause(
+    subscription: Annotated[str, typer.Argument(autocompletion=handlers, help="Its name: agent.handler.")],
+) -> None:
     """Take no more deliveries of a subscription; what is written for it gathers until `runtime resume`."""
     anyio.run(_pause, subscription)
     out.print(f"{subscription} is paused; what runs now finishes")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
+from runtime.cli.completion import patterns
 from runtime.cli.output import err, print_message
 from runtime.cli.place import find_settings
 from runtime.keys import check_pattern
@@ -13,7 +14,9 @@ from runtime.stream import connect
 
 
 def read(
-    pattern: Annotated[str, typer.Argument(help="A key, or a pattern: task.* or task.> or just >.")],
+    pattern: Annotated[
+        str, typer.Argument(autocompletion=patterns, help="A key, or a pattern: task.* or task.> or just >.")
+    ],
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")] = 20,
     after: Annotated[int | None, typer.Option(help="The oldest with a higher id than this one.")] = None,
     before: Annotated[int | None, typer.Option(help="Only those with a lower id.")] = None,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
+from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.moments import moment
 from runtime.cli.output import err, out, print_json
@@ -18,10 +19,12 @@ Moment = Annotated[
 
 
 def replay(
-    subscription: Annotated[str, typer.Argument(help="Its name: agent.handler.")],
+    subscription: Annotated[str, typer.Argument(autocompletion=handlers, help="Its name: agent.handler.")],
     since: Moment = None,
     until: Moment = None,
-    key: Annotated[str, typer.Option("--key", "-k", help="Only keys that this pattern matches.")] = ">",
+    key: Annotated[
+        str, typer.Option("--key", "-k", autocompletion=patterns, help="Only keys that this pattern matches.")
+    ] = ">",
     ids: Annotated[
         list[int] | None,
         typer.Option("--message", "-m", metavar="ID", help="Only this message; may be repeated."),

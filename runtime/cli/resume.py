@@ -5,12 +5,15 @@ from typing import Annotated
 import anyio
 import typer
 
+from runtime.cli.completion import handlers
 from runtime.cli.output import out
 from runtime.cli.place import find_settings
 from runtime.stream import connect
 
 
-def resume(subscription: Annotated[str, typer.Argument(help="Its name: agent.handler.")]) -> None:
+def resume(
+    subscription: Annotated[str, typer.Argument(autocompletion=handlers, help="Its name: agent.handler.")],
+) -> None:
     """Take deliveries of a paused subscription again."""
     anyio.run(_resume, subscription)
     out.print(f"{subscription} goes on")

@@ -1,7 +1,6 @@
 """`runtime schedules`: which timers there are, when they ticked last, and when they will."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Annotated, Any
 
 import anyio
@@ -12,10 +11,8 @@ from rich.text import Text
 from runtime.cli.moments import ago
 from runtime.cli.output import err, out, print_json
 from runtime.cli.place import find_settings
-from runtime.schedule import read_schedule
+from runtime.schedule import upcoming
 from runtime.stream import connect
-
-_FAR = datetime.max.replace(tzinfo=UTC)
 
 
 def schedules(
@@ -28,9 +25,7 @@ def schedules(
     found = anyio.run(_schedules)
     now = datetime.now(UTC)
     for each in found:
-        schedule = read_schedule(each["spec"])
-        after = max(now, datetime.fromisoformat(each["last_slot"]))
-        slots = [] if schedule is None else list(islice(schedule.between(after, _FAR), count))
+        slots = upcoming(each["spec"], datetime.fromisoformat(each["last_slot"]), now, count)
         each["next"] = [slot.isoformat() for slot in slots]
     if as_json:
         for each in found:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
+from runtime.cli.completion import agents, keys
 from runtime.cli.output import out, print_json
 from runtime.cli.place import find_settings
 from runtime.keys import check_key
@@ -26,7 +27,9 @@ class Class(StrEnum):
 
 
 def send(
-    key: Annotated[str, typer.Argument(help="Dotted name to write it under, such as task.output.")],
+    key: Annotated[
+        str, typer.Argument(autocompletion=keys, help="Dotted name to write it under, such as task.output.")
+    ],
     value: Annotated[
         str | None,
         typer.Argument(
@@ -37,7 +40,9 @@ def send(
     as_text: Annotated[
         bool, typer.Option("--text", help="Send VALUE as a string, whatever it holds.")
     ] = False,
-    agent: Annotated[str | None, typer.Option(help="The writer's name on the message.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(autocompletion=agents, help="The writer's name on the message.")
+    ] = None,
     delay: Annotated[float | None, typer.Option(help="Seconds until it is due.")] = None,
     expires_in: Annotated[
         float | None, typer.Option(help="Seconds after which nobody wants it any more.")

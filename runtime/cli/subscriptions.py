@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.completion import handlers
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, amount, duration
@@ -37,7 +38,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command()
 def remove(
-    subscription: Annotated[str, typer.Argument(help="Its name: agent.handler.")],
+    subscription: Annotated[str, typer.Argument(autocompletion=handlers, help="Its name: agent.handler.")],
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,

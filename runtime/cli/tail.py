@@ -6,6 +6,7 @@ from typing import Annotated
 import anyio
 import typer
 
+from runtime.cli.completion import patterns
 from runtime.cli.moments import moment
 from runtime.cli.output import print_message, start_logs
 from runtime.cli.place import find_settings
@@ -15,7 +16,9 @@ from runtime.stream import Stream, connect
 
 
 def tail(
-    pattern: Annotated[str, typer.Argument(help="A key, or a pattern: task.* or task.>.")] = ">",
+    pattern: Annotated[
+        str, typer.Argument(autocompletion=patterns, help="A key, or a pattern: task.* or task.>.")
+    ] = ">",
     count: Annotated[
         int, typer.Option("-n", "--lines", min=0, max=10_000, help="Begin with the last so many.")
     ] = 10,

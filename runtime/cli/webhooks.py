@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, span
@@ -28,7 +29,10 @@ app = typer.Typer(
 )
 
 Name = Annotated[
-    str, typer.Argument(help="The webhook: agent.handler, or its last part under the agent webhooks.")
+    str,
+    typer.Argument(
+        autocompletion=handlers, help="The webhook: agent.handler, or its last part under the agent webhooks."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 _STYLES = {"well": "green", "resting": "yellow", "probing": "yellow", "failing": "yellow", "gone": "red"}
@@ -36,7 +40,9 @@ _STYLES = {"well": "green", "resting": "yellow", "probing": "yellow", "failing":
 
 @app.command()
 def add(
-    pattern: Annotated[str, typer.Argument(help="A key, or a pattern such as task.* and task.>.")],
+    pattern: Annotated[
+        str, typer.Argument(autocompletion=patterns, help="A key, or a pattern such as task.* and task.>.")
+    ],
     url: Annotated[str, typer.Argument(help="Where to post: https://…")],
     name: Annotated[
         str | None,

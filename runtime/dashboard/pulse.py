@@ -60,6 +60,7 @@ class Pulse:
         self._stream = stream
         self.stats: Kept[dict[str, Any]] = Kept(stream.stats, 0.8)
         self.flow: Kept[dict[str, Any]] = Kept(stream.views.flow, 3.0)
+        self.schedules: Kept[list[dict[str, Any]]] = Kept(stream.operations.schedules, 0.8)
         self.hours = Hours(stream.views, self._tell)
         self.is_live = False
         self.fault: str | None = None
@@ -105,6 +106,7 @@ class Pulse:
         """Somebody changed something by hand: show it at once."""
         self.stats.forget()
         self.flow.forget()
+        self.schedules.forget()
         self._tell()
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from runtime.message import moment
@@ -51,9 +51,16 @@ def clock(text: str | None) -> str:
     return "–" if text is None else f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def soon(text: str) -> str:
+    """A moment to come, in UTC: the time of day alone where it is of the next day."""
+    slot = moment(text).astimezone(UTC)
+    is_near = slot - datetime.now(UTC) < timedelta(hours=20)
+    return f"{slot:%H:%M:%S}" if is_near else f"{slot:%a %d %b %H:%M}"
+
+
 def count(number: float, is_about: bool = False) -> str:
     """A number with its thousands apart, 12 345; one that was reckoned to two figures, ≈ 12 000."""
-    text = f"≈ {two_figures(number):,}" if is_about else f"{number:,.0f}"
+    text = f"≈ {two_figures(number):,}" if is_about and number > 1000 else f"{number:,.0f}"
     return text.replace(",", "\u202f")
 
 
@@ -103,7 +110,7 @@ def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
 
 
 FILTERS = {
-    "duration": duration, "age": age, "clock": clock, "count": count, "rate": rate, "size": size,
+    "duration": duration, "age": age, "clock": clock, "soon": soon, "count": count, "rate": rate, "size": size,
     "preview": preview, "pretty": pretty, "quoted": lambda text: json.dumps(text, ensure_ascii=False),
     "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda state: STATES.get(state, state),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, PlainValidator
 from runtime.agent import Agent
 from runtime.asyncapi import asyncapi_of
 from runtime.message import Context, Message
+from runtime.schedule import Tick
 from tests import node
 from tests.cli.shell import Shell
 
@@ -146,3 +147,23 @@ def test_a_source_of_webhooks_is_an_operation_that_sends(nowhere: Shell, officia
     (message,) = sends["messages"]
     assert resolved(document, message["$ref"])["name"] == "github.{event}.{action}"
     assert {"name": "github"} in document["info"]["tags"]
+
+
+def test_a_timer_is_who_sends_its_ticks(official: Draft7Validator) -> None:
+    clock = Agent("clock")
+
+    @clock.cron("0 7 * * mon-fri", timezone="Europe/Paris")
+    def strike(tick: Tick) -> None: ...
+
+    document = asyncapi_of([clock], title="t", version="1")
+    official.validate(document)
+    timer = document["operations"]["clock.strike.timer"]
+    assert (timer["action"], timer["x-schedule"]) == ("send", "cron 0 7 * * mon-fri Europe/Paris")
+    (message,) = timer["messages"]
+    tick = resolved(document, message["$ref"])["payload"]
+    # As the kernel writes it, and as the handler takes it.
+    Draft7Validator(tick).validate(
+        {"slot": "2026-11-23T06:00:00+00:00", "schedule": "clock.strike", "missed": 0}
+    )
+    taken = document["components"]["schemas"]["Tick"]
+    assert set(tick["properties"]) == set(taken["properties"])

@@ -44,6 +44,24 @@ def test_keys_lead_to_agents_and_to_the_patterns_that_match_them() -> None:
     assert len(graph.nodes) == len(set(graph.nodes)) == 7
 
 
+def test_a_timer_leads_to_the_key_of_its_ticks() -> None:
+    clock = Agent("clock")
+
+    @clock.every("5m")
+    def strike() -> None: ...
+
+    @clock.cron("0 7 * * mon-fri", timezone="Europe/Paris", key="morning.came")
+    def wake() -> None: ...
+
+    graph = graph_of([clock])
+    assert {(edge.source, edge.target) for edge in graph.edges if edge.source.kind == "timer"} == {
+        (Node("timer", "every 300"), Node("key", "timer.clock.strike")),
+        (Node("timer", "0 7 * * mon-fri Europe/Paris"), Node("key", "morning.came")),
+    }
+    assert '[/"0 7 &ast; &ast; mon-fri Europe/Paris"/]' in mermaid(graph)
+    assert "every 300" in svg(graph)
+
+
 def test_mermaid_draws_each_node_once_and_no_wildcard_as_markup() -> None:
     lines = mermaid(graph_of(newsroom())).splitlines()
     assert lines[0] == "flowchart LR"

@@ -49,6 +49,48 @@ def lines(ended: Ended) -> list[Any]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("runtime pause ", {"a.one", "b.two"}),
+        ("runtime replay b", {"b.two"}),
+        ("runtime subscriptions remove a.", {"a.one"}),
+        ("runtime dead list --subscription a", {"a.one"}),
+        ("runtime tail task.", {"task.*", "task.dead", "task.done", "task.waits"}),
+        ("runtime send task.d", {"task.dead", "task.done"}),
+        ("runtime send --agent ", {"a", "b"}),
+        ("runtime read nothing.", set()),
+    ],
+)
+def test_a_shell_completes_what_the_stream_knows(
+    shell: Shell, mess: list[int], typed: str, offered: set[str]
+) -> None:
+    answer = completed(shell, typed)
+    assert (set(answer.stdout.split()), answer.stderr) == (offered, "")
+
+
+def completed(shell: Shell, typed: str, **environment: str) -> Ended:
+    """What bash is told when Tab is pressed after this."""
+    words = str(len(typed.split(" ")) - 1)
+    return shell.run(_RUNTIME_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=words, **environment)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        {},
+        {"SUPABASE_URL": "http://127.0.0.1:9", "SUPABASE_SERVICE_ROLE_KEY": "wrong"},
+        {"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/nothing"},
+        {"SUPABASE_URL": "no url"},
+    ],
+)
+def test_without_a_stream_nothing_is_completed_and_nothing_said(
+    nowhere: Shell, stream: dict[str, str]
+) -> None:
+    answer = completed(nowhere, "runtime pause ", **stream)
+    assert (answer.stdout.strip(), answer.stderr) == ("", "")
+
+
 def test_dead_letters_are_listed_shown_redriven_and_discarded(shell: Shell, mess: list[int]) -> None:
     (letter,) = lines(shell.run("dead", "list", "--json"))
     assert (letter["subscription"], letter["message_id"], letter["attempt_count"]) == ("a.one", mess[0], 1)

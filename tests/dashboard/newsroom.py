@@ -21,6 +21,11 @@ async def write(note: Note) -> dict[str, object]:
     return {"title": note.title, "words": note.words}
 
 
+@writer.every("12h", missed="none")
+async def tidy() -> None:
+    """Twice a day."""
+
+
 @publisher.on("draft.written", retry=Retry(attempts=1))
 async def publish(draft: dict[str, object], context: Context) -> None:
     """Publish a draft, unless its title says to fail."""

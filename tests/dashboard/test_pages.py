@@ -1,6 +1,7 @@
 """Each page and each action, in a browser, over a stack with agents that run."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import pytest
@@ -120,6 +121,16 @@ def test_pause_resume_and_replay(stage: Stage, tab: Page) -> None:
     expect(tab.locator("#replay")).to_contain_text("match writer.write")
     tab.get_by_role("button", name="Deliver them again").click()
     expect(tab.locator("#replay")).to_contain_text("are delivered to writer.write again")
+
+
+def test_a_timer_tells_its_schedule_and_when_it_ticks_next(stage: Stage, tab: Page) -> None:
+    tab.goto(f"{stage.url}/agents")
+    timer = tab.locator("[data-name='writer.tidy'] .timer")
+    expect(timer).to_contain_text("every 43200")
+    slots = [datetime.fromisoformat(each.get_attribute("datetime") or "") for each in timer.locator("time").all()]
+    assert [slot.hour % 12 + slot.minute + slot.second for slot in slots] == [0, 0, 0]
+    assert datetime.now(UTC) < slots[0]
+    assert slots[1] - slots[0] == slots[2] - slots[1] == timedelta(hours=12)
 
 
 def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:

@@ -11,7 +11,10 @@ from runtime.dashboard.charts import spark
 from runtime.dashboard.desk import Desk, desk_of
 from runtime.dashboard.hours import Hour
 from runtime.errors import StoreError
+from runtime.message import moment
+from runtime.schedule import upcoming
 
+_NEXT = 3
 _SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last day", "": "all there is"}
 
 
@@ -68,6 +71,7 @@ async def _changed(request: Request) -> HTMLResponse:
 
 async def _agents(desk: Desk) -> dict[str, Any]:
     stats, hours = await desk.pulse.stats.get(), await desk.pulse.hours.get()
+    timers = {each["name"]: each for each in await desk.pulse.schedules.get()}
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in stats["subscriptions"]:
         hour = hours.get(each["id"]) or Hour()
@@ -79,10 +83,22 @@ async def _agents(desk: Desk) -> dict[str, Any]:
             "handler": each["name"].partition(".")[2],
             "spark": spark(hour.done, hour.failed),
             "latency": hour.latency,
+            "timer": _timer(timers.get(each["name"])),
             "done_hour": sum(hour.done),
             "failed_hour": sum(hour.failed),
         })  # fmt: skip
     return {"agents": dict(sorted(grouped.items())), "spans": _SPANS, "workers": stats["workers"]}
+
+
+def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
+    """When a handler ticks, ticked last, and will."""
+    if told is None:
+        return None
+    slots = upcoming(told["spec"], moment(told["last_slot"]), datetime.now(UTC), _NEXT)
+    return {
+        "spec": told["spec"].removeprefix("cron "), "missed": told["missed"], "last": told["last_slot"],
+        "next": [slot.isoformat() for slot in slots],
+    }  # fmt: skip
 
 
 def _state(each: dict[str, Any]) -> str:

@@ -1,0 +1,94 @@
+"""What may come next on the command line? Names that the stream knows, where it answers at once; else nothing.
+
+Whoever presses Tab waits, and has no use for an error: without an answer in time the shell completes nothing.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr
+from typing import Any, Final
+
+_PATIENCE_SECONDS: Final = 1.5
+_SHOWN: Final = 200
+
+# A name, and a word about it for the shells that show one.
+Names = dict[str, str]
+
+
+def keys(incomplete: str) -> list[tuple[str, str]]:
+    """Keys that were written lately, or that somebody handles."""
+    return _matching(incomplete, _named(_keys))
+
+
+def patterns(incomplete: str) -> list[tuple[str, str]]:
+    """Patterns that somebody listens to, and keys."""
+    return _matching(incomplete, _named(_patterns))
+
+
+def handlers(incomplete: str) -> list[tuple[str, str]]:
+    """Subscriptions, which are named agent.handler."""
+    return _matching(incomplete, _named(_handlers))
+
+
+def agents(incomplete: str) -> list[tuple[str, str]]:
+    """Agents that have subscribed, or that wrote lately."""
+    return _matching(incomplete, _named(_agents))
+
+
+def _matching(incomplete: str, names: Names) -> list[tuple[str, str]]:
+    return [(name, about) for name, about in sorted(names.items()) if name.startswith(incomplete)][:_SHOWN]
+
+
+async def _handlers(stream: Any) -> Names:
+    return {each["name"]: " ".join(each["patterns"]) for each in (await stream.stats())["subscriptions"]}
+
+
+async def _patterns(stream: Any) -> Names:
+    return {**await _written(stream, "key"), **_listeners(await stream.stats(), lambda _: True)}
+
+
+async def _keys(stream: Any) -> Names:
+    from runtime.keys import is_exact
+
+    return {**await _written(stream, "key"), **_listeners(await stream.stats(), is_exact)}
+
+
+async def _agents(stream: Any) -> Names:
+    subscribed = {each["agent"]: "" for each in (await stream.stats())["subscriptions"]}
+    return {**await _written(stream, "agent"), **subscribed}
+
+
+async def _written(stream: Any, what: str) -> Names:
+    """The keys or agents of the last messages."""
+    flow = await stream.views.flow()
+    return {each[what]: "" for each in flow["written"] if each[what]}
+
+
+def _listeners(stats: dict[str, Any], is_meant: Callable[[str], bool]) -> Names:
+    """Who listens, by pattern."""
+    found: dict[str, list[str]] = {}
+    for each in stats["subscriptions"]:
+        for pattern in filter(is_meant, each["patterns"]):
+            found.setdefault(pattern, []).append(each["name"])
+    return {pattern: ", ".join(names) for pattern, names in found.items()}
+
+
+def _named(ask: Callable[[Any], Awaitable[Names]]) -> Names:
+    """What the stream answers; nothing where there is none, or where it takes too long."""
+    import anyio
+
+    async def asked() -> Names:
+        from runtime.cli.place import find_settings
+        from runtime.stream import connect
+
+        with anyio.move_on_after(_PATIENCE_SECONDS):
+            settings = find_settings().model_copy(update={"request_seconds": _PATIENCE_SECONDS})
+            async with connect(settings) as stream:
+                return await ask(stream)
+        return {}
+
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+            return anyio.run(asked)
+    except (Exception, SystemExit):  # noqa: BLE001 - any text of ours would stand in the middle of what is typed
+        return {}
