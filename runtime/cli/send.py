@@ -10,7 +10,7 @@ import anyio
 import typer
 
 from runtime.cli.completion import agents, keys
-from runtime.cli.output import out, print_json
+from runtime.cli.output import export_telemetry, out, print_json
 from runtime.cli.place import find_settings
 from runtime.keys import check_key
 from runtime.message import Draft, Priority
@@ -76,7 +76,11 @@ def send(
 
 
 async def _send(draft: Draft) -> Sent:
-    async with connect(find_settings()) as stream:
+    settings = find_settings()
+    if settings.telemetry:
+        # Its span goes out when the process ends: the exporter sees to that itself.
+        export_telemetry()
+    async with connect(settings) as stream:
         return (await stream.send_all([draft]))[0]
 
 

@@ -1,6 +1,8 @@
 """`runtime send`: what is meant by VALUE, and what is refused before anything is sent."""
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
@@ -52,3 +54,29 @@ def test_a_value_that_cannot_be_stored_is_refused(nowhere: Shell) -> None:
     assert "cannot be read" in usage_error(nowhere.run("send", "a", "@not-there"))
     assert "'--delay'" in usage_error(nowhere.run("send", "a", "1", "--delay", "soon"))
     assert "Missing argument" in usage_error(nowhere.run("send"))
+
+
+def test_its_span_is_exported_before_it_ends(shell: Shell) -> None:
+    posted: dict[str, bytes] = {}
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted[self.path] = self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        ended = shell.run(
+            "send", "task.output", "1", RUNTIME_TELEMETRY="true", OTEL_EXPORTER_OTLP_COMPRESSION="none",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+        )  # fmt: skip
+        server.shutdown()
+    assert (ended.code, ended.stderr) == (0, "")
+    assert b"send task.output" in posted["/v1/traces"]
+    assert b"messaging.client.sent.messages" in posted["/v1/metrics"]
+    # The message carries the very trace that was exported.
+    read = json.loads(shell.run("read", "task.output", "-n", "1", "--json").stdout)
+    assert bytes.fromhex(read["headers"]["traceparent"].split("-")[1]) in posted["/v1/traces"]
