@@ -1,6 +1,7 @@
 """Which features take part? All that are named here."""
 
+from tests.chaos.incoming import INCOMING
 from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
 
-FEATURES = (TIMERS, REQUESTS)
+FEATURES = (TIMERS, REQUESTS, INCOMING)

@@ -110,6 +110,12 @@ MECHANISMS = (
         [("runtime/inquiry.py", 'dedup_key=options.get("dedup_key") or', "dedup_key=")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "requests", *_QUIET],
     ),
+    Mechanism(
+        "a webhook known again",
+        [("runtime/webhooks/sources.py", "    if len(whole) <= MAX_DEDUP_CHARACTERS:",
+          '    whole += __import__("uuid").uuid4().hex\n    if len(whole) <= MAX_DEDUP_CHARACTERS:')],
+        ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "incoming", *_QUIET],
+    ),
 )  # fmt: skip
 
 
