@@ -193,7 +193,7 @@ class Posts:
             raise PostFailed(f"{target.shown} cannot be reached: {error or 'no connection'}.") from None
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise PostFailed(
-                f"{target.shown} broke the connection off before it had answered: {error}."
+                f"{target.shown} broke the connection off before it had answered: {str(error).rstrip('.')}."
             ) from None
         except PostFailed as error:
             raise PostFailed(f"{target.shown}: {error}", kind=error.kind, status=error.status) from None

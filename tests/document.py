@@ -1,6 +1,7 @@
 """A page of the documentation as a program: which blocks does it hold, and what happens when a reader obeys them?
 
 - `python` that begins with `# some/path.py` is that file; other `python` is a script, in which `await` is allowed.
+- `js` that begins with `// some/path.mjs` is that file; other `js` is part of a page.
 - `sh` is typed line by line; a command that never ends by itself gets a terminal of its own.
 - `sql` goes to the stack's database, as its owner.
 - `text` is what was printed on the page so far: each line must be there, `…` stands for anything.
@@ -32,6 +33,7 @@ ENDLESS = {
     "runtime dev": "live",
     "runtime tail": "",
     "runtime top": "",
+    "node ": "listens",
 }
 _SECONDS = 45
 _BLOCK = re.compile(
@@ -62,8 +64,12 @@ def blocks(page: Path) -> list[Block]:
             found["why"],
         )
         for found in _BLOCK.finditer(text)
-        if found["language"] in LANGUAGES
+        if found["language"] in LANGUAGES or _is_module(found["language"], found["text"])
     ]
+
+
+def _is_module(language: str, text: str) -> bool:
+    return language == "js" and re.match(r"\s*// [\w./-]+\.mjs\n", text) is not None
 
 
 def commands(block: str) -> Iterator[str]:
@@ -89,7 +95,7 @@ class Reader:
             await self._query(block.text)
         elif block.language == "text":
             self._compare(block.text)
-        elif path := re.match(r"# ([\w./-]+\.py)\n", block.text):
+        elif path := re.match(r"(?:#|//) ([\w./-]+\.(?:py|mjs))\n", block.text):
             file = self.terminal.folder / path[1]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text)

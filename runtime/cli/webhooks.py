@@ -87,7 +87,7 @@ def add(
     if as_json:
         print_json(added)
         return
-    out.print(f"{added['name']} posts {pattern} to {added['url']}", soft_wrap=True)
+    err.print(f"{added['name']} posts {pattern} to {added['url']}", soft_wrap=True)
     _show_secret(added["secret"])
     [row] = [each for each in _with(lambda it: it.webhooks()) if each["name"] == full]
     if not row["workers"]:

@@ -1,21 +1,31 @@
 """Do real processes post to targets, signed, once in the stream, and leave a target that fails alone for a while?"""
 
 import json
+import os
+import time
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from standardwebhooks import Webhook
 
 from runtime import connect
 from runtime.local import keys
-from runtime.webhooks.signatures import new_secret
+from runtime.local.ports import free_port
+from runtime.message import Draft
+from runtime.operations import Letters
+from runtime.webhooks.signatures import new_secret, read_secret, sign
+from tests.document import blocks
 from tests.integration.conftest import connected, settings_of, until
 from tests.integration.test_supervision import supervised
+from tests.node import installed
 from tests.receiver import Answering, Received, receiving
 
 pytestmark = pytest.mark.anyio
@@ -84,7 +94,7 @@ async def test_g4_answers_are_written_once_though_processes_are_killed_while_the
 
             await until(is_done)
             assert await booked() == list(range(6))
-            assert await stream.operations.dead_letters(_all()) == []
+            assert await stream.operations.dead_letters(Letters()) == []
     by_id = defaultdict(set)
     for request in target.received:
         by_id[request.webhook_id].add(request.value)
@@ -130,7 +140,7 @@ async def test_while_a_target_is_down_messages_wait_without_spending_attempts(
             spent = await connection.fetchval(
                 "select count(*) from runtime.runs where outcome in ('failed', 'dead')"
             )
-            assert await stream.operations.dead_letters(_all()) == []
+            assert await stream.operations.dead_letters(Letters()) == []
             [row] = await stream.operations.webhooks()
             assert row["state"] == "well"
     # Those that made the target rest, and what was under way then; the probes cost nothing.
@@ -211,7 +221,48 @@ async def _serves(connection: Any, name: str, count: int) -> bool:
     )  # fmt: skip
 
 
-def _all() -> Any:
-    from runtime.operations import Letters
+@asynccontextmanager
+async def node(folder: Path, secret: str, port: int) -> AsyncIterator[None]:
+    """The agent in Node that the documentation shows, with the published package."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "webhooks-out.md"
+    [source] = [block.text for block in blocks(page) if block.language == "js"]
+    (folder / "counter.mjs").write_text(source.replace("8765", str(port)))
+    (folder / "node_modules").symlink_to(installed() / "node_modules")
+    environment = {**os.environ, "COUNTER_SECRET": secret}
+    async with await anyio.open_process(["node", "counter.mjs"], cwd=folder, env=environment) as process:
+        assert process.stdout is not None
+        with anyio.fail_after(20):
+            assert b"listens" in await process.stdout.receive()
+        try:
+            yield
+        finally:
+            process.terminate()
 
-    return Letters()
+
+async def test_an_agent_in_node_verifies_and_answers_for_two_processes(stack: Any, tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    async with connect(settings_of(stack)) as stream:
+        added = await stream.operations.add_webhook(
+            "counter.count", url, "text.written", emits="text.counted"
+        )
+        texts = [" ".join(["word"] * (number + 1)) for number in range(20)]
+        await stream.send_all([Draft("text.written", text) for text in texts])
+        more = environment(stack, url, SHOP_SECRET=new_secret())
+        async with (
+            node(tmp_path, added["secret"], port),
+            supervised("", tmp_path, "--processes", "2", "--webhooks", source=SOURCE, **more),
+        ):
+
+            async def counted() -> list[int]:
+                return sorted(message.value["words"] for message in await stream.read("text.counted"))
+
+            async def are_all() -> bool:
+                return len(await counted()) >= len(texts)
+
+            await until(are_all)
+            assert await counted() == [number + 1 for number in range(20)]
+            async with httpx.AsyncClient() as client:
+                forged = sign([read_secret(new_secret())], "msg_1", int(time.time()), b'{"data": "x"}')
+                answer = await client.post(url, content=b'{"data": "x"}', headers=forged)
+                assert answer.status_code == 401
