@@ -8,14 +8,15 @@ if TYPE_CHECKING:
     from runtime.batch import BatchContext
     from runtime.message import Answer, Context, Message, Priority
     from runtime.retry import Reject, Retry, RetryLater
+    from runtime.said import Said
     from runtime.schedule import Tick
     from runtime.serverless import drain
     from runtime.stream import connect
     from runtime.webhooks.sources import Source
 
 __all__ = [
-    "Agent", "Answer", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Source",
-    "Tick", "connect", "drain",
+    "Agent", "Answer", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Said",
+    "Source", "Tick", "connect", "drain",
 ]  # fmt: skip
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "Reject": "runtime.retry",
     "Retry": "runtime.retry",
     "RetryLater": "runtime.retry",
+    "Said": "runtime.said",
     "Source": "runtime.webhooks.sources",
     "Tick": "runtime.schedule",
     "connect": "runtime.stream",

@@ -42,6 +42,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Reject",
         "Retry",
         "RetryLater",
+        "Said",
         "Source",
         "Tick",
         "connect",

@@ -14,6 +14,7 @@ from rich.text import Text
 from runtime.errors import SettingsError
 from runtime.logs import of_attempt
 from runtime.message import Message, Priority
+from runtime.said import Said
 from runtime.values import encode
 
 out = Console(highlight=False)
@@ -71,6 +72,26 @@ def print_message(message: Message[Any], *, as_json: bool) -> None:
         print_json(message_json(message))
     else:
         print_line(message_line(message))
+
+
+def print_said(said: Said[Any], *, as_json: bool) -> None:
+    """Print one message that was said and not stored: it has no number, and its time is now."""
+    if as_json:
+        print_json(asdict(said))
+        return
+    print_line(
+        Text.assemble(
+            (f"{datetime.now():%H:%M:%S}", "dim"),
+            "  ",
+            (f"said {said.number:<2}", "dim"),
+            " ",
+            (f"{said.key:<20}", "bold"),
+            "  ",
+            (f"{plain(said.agent) or '-':<12}", "magenta"),
+            "  ",
+            encode(said.value),
+        )
+    )
 
 
 def start_logs(level: str, *, as_json: bool) -> None:

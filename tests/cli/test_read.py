@@ -4,9 +4,15 @@ import json
 import os
 import signal
 import subprocess
+from typing import Any
 
+import anyio
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 
+from runtime import connect
+from runtime.settings import Settings
 from tests.cli.shell import SECONDS, Shell, error_line, usage_error
 
 
@@ -74,6 +80,38 @@ def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(shell: Shell) -> 
     said = process.stderr.read()
     assert process.wait(SECONDS) == 1
     assert "Traceback" not in said
+
+
+def test_tail_prints_what_is_said_beside_what_is_stored_when_asked(shell: Shell, stack: Any) -> None:
+    process = shell.start("tail", "news.>", "--said", "--json", PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    lines = process.stdout
+
+    async def speak() -> None:
+        settings = Settings.load(
+            supabase_url=stack.api_url, supabase_key=stack.service_role_key, database_url=None
+        )
+        async with connect(settings) as stream, anyio.create_task_group() as tasks:
+
+            async def say_on() -> None:
+                while True:
+                    stream.say("news.token", "word")
+                    await anyio.sleep(0.1)
+
+            tasks.start_soon(say_on)
+            first = json.loads(await anyio.to_thread.run_sync(lines.readline))
+            assert (first["key"], first["value"]) == ("news.token", "word")
+            assert "id" not in first
+            assert first["number"] >= 1
+            await stream.send("news.flash", "stored")
+            found = first
+            while found["key"] != "news.flash":
+                found = json.loads(await anyio.to_thread.run_sync(lines.readline))
+            assert found["id"] == 1
+            tasks.cancel_scope.cancel()
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        portal.call(speak)
 
 
 def test_status_tells_what_is_there_and_what_to_do(shell: Shell) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -213,6 +215,32 @@ async def test_others_neither_hear_what_is_said_nor_say_anything(
         stream.say("news.tick", "true")
         await until(lambda: said(heard) == ["true"])
         tasks.cancel_scope.cancel()
+
+
+async def test_a_policy_opens_what_is_said_under_one_key_and_nothing_else(
+    stack: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "listening.md").read_text()
+    (policy,) = re.findall(r"```sql\n(.*?)```", page, re.S)
+    user = "11111111-1111-1111-1111-111111111111"
+    token = make_token(secret=keys.JWT_SECRET, role="authenticated", sub=user)
+    url = stack.api_url.replace("http", "ws", 1)
+    async with connected(stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)) as database:
+        await database.execute(policy)
+        await database.execute("grant select on realtime.messages to authenticated")
+    async with (
+        connect(settings_of(stack)) as stream,
+        websockets.connect(f"{url}/realtime/v1/websocket?apikey={token}&vsn=2.0.0") as socket,
+    ):
+        join = {"config": {"private": True}, "access_token": token}
+        await socket.send(json.dumps(["1", "1", f"realtime:runtime:said:chat.{user}", "phx_join", join]))
+        assert json.loads(await socket.recv())[4]["status"] == "ok"
+        stream.say("chat.another", "not for you")
+        stream.say(f"chat.{user}", "for you")
+        payload = json.loads(await socket.recv())[4]["payload"]
+        assert [each["value"] for each in payload["said"]] == ["for you"]
+        await socket.send(json.dumps(["2", "2", "realtime:runtime:said", "phx_join", join]))
+        assert json.loads(await socket.recv())[4]["status"] == "error"
 
 
 async def test_nothing_carries_it_where_realtime_and_notify_are_off(stack: Any) -> None:
