@@ -247,8 +247,6 @@ class Plan:
         """Change how many of each may run at once, and look for what there is room for now."""
         for number, limit in limits.items():
             self.lanes[number].limit = limit
-        # Asleep, it was marked with other room than it has now: what is written is announced by that mark.
-        self._drowsing.stay_awake(now)
         self.sweep(now)
 
     def renewable(self, now: float) -> bool:

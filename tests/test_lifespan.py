@@ -1,7 +1,7 @@
 """What an agent sets up: before its first handler, once, down again after the last, and what if that fails?"""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,7 +10,10 @@ import anyio.lowlevel
 import pytest
 
 from runtime import Agent, Context
+from runtime.drowsing import Phase
 from runtime.errors import DeclarationError, LifespanFailed
+from runtime.local.bootstrap import connected
+from runtime.serverless import drain
 from runtime.testing import Harness
 from tests.test_runner import Stage
 
@@ -210,6 +213,66 @@ async def test_one_that_has_not_started_is_called_off_at_the_end(harness: Harnes
         async with harness.running(declared("shop", slow, [])):
             await starting.wait()
     assert cleaned == ["up"]
+
+
+async def test_g1_k16_a_worker_that_slept_misses_nothing_for_an_agent_that_opens(harness: Harness) -> None:
+    events: list[Any] = []
+    opening = anyio.Event()
+
+    async def late() -> AsyncIterator[str]:
+        await opening.wait()
+        yield "late"
+
+    other = Agent("other")
+
+    @other.on("other.in")
+    async def ignore() -> None: ...
+
+    async def until(holds: Callable[[], bool]) -> None:
+        with anyio.fail_after(20):
+            while not holds():
+                await anyio.sleep(0.005)
+
+    # No sweep and no poll finds what was not announced.
+    async with harness.running(declared("shop", late, events), other, sweep_seconds=600) as worker:
+
+        def is_asleep() -> bool:
+            assert worker._dispatcher is not None
+            return worker._dispatcher.plan.phase is Phase.ASLEEP
+
+        await until(is_asleep)
+        # Whoever writes before the opening is known announces to nobody, and commits when it was looked for.
+        async with connected(harness._admin_url) as writer:
+            writing = writer.transaction()
+            await writing.start()
+            await writer.execute("insert into consciousness_stream (key, value) values ('shop.in', '1')")
+            exchanges = worker.counts["exchanges"]
+            opening.set()
+            await until(lambda: worker.counts["exchanges"] > exchanges)
+            await anyio.sleep(0.1)
+            await writing.commit()
+        await until(lambda: bool(events))
+    assert events == [(1, "late")]
+
+
+async def test_a_drain_waits_for_it_to_start(harness: Harness) -> None:
+    events: list[Any] = []
+
+    async def slow() -> AsyncIterator[str]:
+        await anyio.sleep(0.5)
+        yield "slow"
+        events.append("down")
+
+    quick = Agent("quick")
+
+    @quick.on("quick.in")
+    async def ignore() -> None: ...
+
+    agents = declared("shop", slow, events, start="earliest"), quick
+    await harness.send("shop.in", 1)
+    drained = await drain(agents, harness.settings, budget=20)
+    assert (drained.handled, drained.left) == (1, 0)
+    assert events == [(1, "slow"), "down"]
 
 
 async def test_what_was_taken_for_an_agent_that_has_closed_is_given_back() -> None:
