@@ -45,11 +45,11 @@ end
 $$;
 comment on function runtime.fits(bigint[], integer[], bigint) is 'How many of these, from the first, fit in one answer; at least one.';
 
-create function runtime.take_fresh(wanted jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer)
-returns table (message_id bigint, subscription integer, priority smallint, heavy boolean)
-language plpgsql set search_path = '' as $$
+create function runtime.take_fresh(
+    wanted jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer,
+    out ids bigint[], out subscriptions integer[], out heavy boolean, out passed jsonb
+) language plpgsql set search_path = '' as $$
 begin
-    return query
     with picked as materialized (
         select d.message_id, d.subscription
         from (
@@ -73,15 +73,24 @@ begin
             limit w.amount
         ) d
         where s.settled and s.paused_at is null and not s.ordered
+    ), taken as (
+        update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
+        from picked p
+        where d.message_id = p.message_id and d.subscription = p.subscription
+        returning d.message_id, d.subscription, d.priority, d.heavy
     )
-    update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
-    from picked p
-    where d.message_id = p.message_id and d.subscription = p.subscription
-    returning d.message_id, d.subscription, d.priority, d.heavy;
+    select array_agg(t.message_id), array_agg(t.subscription), bool_or(t.heavy),
+           (select jsonb_object_agg(m.subscription, m.id) from (
+               select t.subscription, max(t.message_id) as id from taken t
+               where t.priority = 0 group by t.subscription
+           ) m)
+    into ids, subscriptions, heavy, passed
+    from taken t;
 end
 $$;
 comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer) is
-    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first.';
+    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it '
+    'has come in each.';
 
 create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
@@ -284,7 +293,9 @@ begin
     cross join lateral (
         select n.visible_at from runtime.deliveries n
         -- What came due while this exchange was taking is due now: it was too late for it, and too early for a timer.
-        where n.subscription = w.key::integer and n.visible_at > since and n.visible_at < 'infinity'
+        -- But what is to be taken alone (1) is told of apart, also where this exchange made it so.
+        where n.subscription = w.key::integer and n.visible_at < 'infinity'
+          and n.visible_at > case when standing = 1 then clock_timestamp() else since end
           and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
         order by n.visible_at limit 1
     ) d

@@ -216,9 +216,11 @@ create function runtime.take(
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
+    ordered integer;
     part record;
     one record;
     left_over jsonb := want;
+    lane record;
     heavy boolean := false;
     fitting integer;
     crowded integer[] := '{}';
@@ -228,19 +230,23 @@ begin
     result.cursors := coalesce(cursors, '{}');
     result.look_again := false;
 
-    for part in
-        select s.id, (w.value)::integer as amount from jsonb_each_text(want) as w
-        join runtime.subscriptions s on s.id = w.key::integer
-        where s.ordered and s.settled and s.paused_at is null and w.value::integer > 0
-    loop
+    select min(w.value::integer) as least,
+           array_agg(s.id) filter (where s.ordered and s.settled and s.paused_at is null) as ordered
+    into lane
+    from jsonb_each_text(want) as w
+    join runtime.subscriptions s on s.id = w.key::integer
+    where w.value::integer > 0;
+
+    foreach ordered in array coalesce(lane.ordered, '{}') loop
         exit when alone and cardinality(result.ids) > 0;
-        one := runtime.take_ordered(part.id, part.amount, due, alone, until, new_lease, pump);
+        one := runtime.take_ordered(
+            ordered, (want ->> ordered::text)::integer, due, alone, until, new_lease, pump);
         result.ids := result.ids || coalesce(one.ids, '{}');
         result.subscriptions := result.subscriptions
-            || array_fill(part.id, array[coalesce(cardinality(one.ids), 0)]);
+            || array_fill(ordered, array[coalesce(cardinality(one.ids), 0)]);
         result.look_again := result.look_again or one.look_again;
         if one.is_full then
-            crowded := crowded || part.id;
+            crowded := crowded || ordered;
         end if;
         heavy := heavy or coalesce(one.heavy, false);
     end loop;
@@ -267,21 +273,13 @@ begin
     end if;
 
     if not alone then
-        with taken as materialized (
-            select * from runtime.take_fresh(left_over, cursors, until, new_lease, pump)
-        )
-        select coalesce((select array_agg(t.message_id) from taken t), '{}') as ids,
-               coalesce((select array_agg(t.subscription) from taken t), '{}') as subscriptions,
-               coalesce((select bool_or(t.heavy) from taken t), false) as heavy,
-               (select jsonb_object_agg(m.subscription, m.id) from (
-                   select t.subscription, max(t.message_id) as id from taken t
-                   where t.priority = 0 group by t.subscription
-               ) m) as cursors
-        into part;
-        result.ids := result.ids || part.ids;
-        result.subscriptions := result.subscriptions || part.subscriptions;
-        heavy := heavy or part.heavy;
-        result.cursors := result.cursors || coalesce(part.cursors, '{}');
+        one := runtime.take_fresh(left_over, cursors, until, new_lease, pump);
+        if one.ids is not null then
+            result.ids := result.ids || one.ids;
+            result.subscriptions := result.subscriptions || one.subscriptions;
+            heavy := heavy or one.heavy;
+            result.cursors := result.cursors || coalesce(one.passed, '{}');
+        end if;
     end if;
 
     if heavy then
@@ -299,6 +297,10 @@ begin
             result.cursors := '{}';
             return result;
         end if;
+    end if;
+    if cardinality(result.ids) < lane.least and crowded = '{}' then
+        result.filled := '{}';
+        return result;
     end if;
     result.filled := array(
         select w.key::integer from jsonb_each_text(want) as w
