@@ -30,6 +30,7 @@ from runtime.declaration import (
     check_timeout,
 )
 from runtime.errors import DeclarationError
+from runtime.limits import Rate, check_concurrency_total, check_rate
 from runtime.message import Context, Message
 from runtime.providing import Provision, read_provider, state_provider
 from runtime.retry import Retry
@@ -85,6 +86,8 @@ class Handler:
         timer: what writes its messages, for a handler that runs by the time.
         deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
         batch: how many messages one call gets, for a handler of many at once.
+        rate: how many messages all workers together take in a time, or None.
+        concurrency_total: how many messages all workers together may have in hand, or None.
         middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
         provision: what fills the parameters that providers give, where there are some.
         target: where its messages are posted to, for a handler that is a URL.
@@ -106,6 +109,8 @@ class Handler:
     timer: Timer | None = None
     deliver: Deliver = "once"
     batch: Batching | None = None
+    rate: Rate | None = None
+    concurrency_total: int | None = None
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
     provision: Provision | None = field(default=None, repr=False, compare=False)
     target: Target | None = None
@@ -209,6 +214,8 @@ class Agent:
         name: str | None = None,
         batch: int | None = None,
         within: float | None = None,
+        rate: str | None = None,
+        concurrency_total: int | None = None,
     ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
 
@@ -229,6 +236,8 @@ class Agent:
             name: the handler's name instead of the function's; work waiting in the store is found by it.
             batch: hand the function up to so many messages at once, as a `list[Message[…]]` or a list of values.
             within: with `batch`, seconds to wait for more after the first has come; 0 by default.
+            rate: how many messages all workers together take: "10/s", "600/m", "1000/h".
+            concurrency_total: how many messages all workers together may have in hand.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
@@ -253,9 +262,13 @@ class Agent:
                     "dead_blocks": dead_blocks,
                     "start": start != "latest",
                     "batch": batch is not None,
+                    "rate": rate is not None,
+                    "concurrency_total": concurrency_total is not None,
                 },
             ),
             "batch": check_batch(batch, within),
+            "rate": check_rate(rate),
+            "concurrency_total": check_concurrency_total(concurrency_total, batch or 1),
         }
         # Classes that a function body defines are found neither among a module's names nor by typing itself.
         local_names = sys._getframe(1).f_locals

@@ -96,7 +96,7 @@ def _operation(
         **({"description": description} if description else {}),
         "tags": [{"name": handler.agent}],
         # Every process gets it, at most once; without this word one of them does, and it is kept until then.
-        **({"x-deliver": "each"} if action == "receive" and handler.deliver == "each" else {}),
+        **(_extensions(handler) if action == "receive" else {}),
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
     }
 
@@ -133,6 +133,17 @@ def _ticks(channels: dict[str, Any], name: str, agent: str, timer: Timer) -> dic
         "x-schedule": timer.schedule.spec,
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
     }
+
+
+def _extensions(handler: Handler) -> dict[str, Any]:
+    """How messages come to a handler, where it is another way than one by one, as they are written."""
+    found = {
+        "x-deliver": "each" if handler.deliver == "each" else None,
+        "x-batch": None if handler.batch is None else handler.batch.size,
+        "x-rate": None if handler.rate is None else str(handler.rate),
+        "x-concurrency-total": handler.concurrency_total,
+    }
+    return {name: given for name, given in found.items() if given is not None}
 
 
 def _channel(pattern: str) -> dict[str, Any]:
@@ -180,10 +191,18 @@ def _returned(handler: Handler) -> TypeAdapter[Any] | None:
     """What a handler returns, where its annotation says so; None is not emitted and left out."""
     try:
         annotation = get_type_hints(inspect.unwrap(handler.function), include_extras=True).get("return", Any)
-        if get_origin(annotation) in (Union, types.UnionType):
-            rest = [each for each in get_args(annotation) if each is not type(None)]
-            annotation = Union[tuple(rest)]  # noqa: UP007 - of a list that is known here only
+        annotation = _without_none(annotation)
+        if handler.batch is not None and get_origin(annotation) is list:
+            # What is emitted is one for each message.
+            annotation = _without_none(next(iter(get_args(annotation)), Any))
         return None if annotation in (Any, object, type(None)) else TypeAdapter(annotation)
     except (NameError, AttributeError, TypeError, PydanticUndefinedAnnotation, PydanticUserError):
         # It may name what is imported for type checkers only, or be no type of JSON data: then anything goes.
         return None
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    rest = [each for each in get_args(annotation) if each is not type(None)]
+    return Union[tuple(rest)]  # noqa: UP007 - of a list that is known here only

@@ -28,6 +28,8 @@ _NOT_WITH_EACH = {
         "stream.listen(pattern, since=…)."
     ),
     "batch": "What is heard is handled as it comes: leave batch out, or leave deliver out.",
+    "rate": "What is heard is handled as it comes: leave rate out, or leave deliver out.",
+    "concurrency_total": "Each process gets each message: say concurrency=… for one process, or leave deliver out.",
 }
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 Middleware = Callable[[Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]

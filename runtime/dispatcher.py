@@ -240,7 +240,9 @@ class Dispatcher:
             lane.limit = 0
         for name, number in subscribed.numbers.items():
             lane = self.plan.lanes.setdefault(number, Lane(0))
-            lane.limit, lane.in_threads = self._limit(name), not self._handlers[name].is_async
+            handler = self._handlers[name]
+            lane.limit, lane.in_threads = self._limit(name), not handler.is_async
+            lane.takes_ahead = handler.rate is None and handler.concurrency_total is None
         self.plan.unsettled = subscribed.unsettled
         self.plan.begin_anew(time.monotonic())
 

@@ -44,6 +44,7 @@ class Lane:
         in_threads: whether they run in threads, so that a blocked loop does not hold them up.
         held: deliveries taken whose attempts have not ended.
         pace: how many it finishes in a second, lately.
+        takes_ahead: whether it takes more than it can begin with at once; what all workers share is not held back.
     """
 
     limit: int
@@ -51,12 +52,13 @@ class Lane:
     held: int = 0
     pace: float = 0.0
     finished: int = 0
+    takes_ahead: bool = True
 
     def room(self) -> int:
         """How many more to take: free slots, and what the measured pace drains in a moment."""
         if self.limit == 0:
             return 0
-        ahead = min(_PREFETCH_LIMIT, int(self.pace * _PREFETCH_SECONDS))
+        ahead = min(_PREFETCH_LIMIT, int(self.pace * _PREFETCH_SECONDS)) if self.takes_ahead else 0
         return max(0, self.limit + ahead - self.held)
 
 
@@ -452,6 +454,8 @@ class Plan:
         for report in look.failed:
             if report.delay is not None:
                 self._expect_due(now + report.delay)
+        if answer.limited is not None:
+            self._expect_due(now + max(answer.limited, 0.001))
         if answer.look_again:
             self._rescan_at = now + FIRST_SECONDS
         if answer.taken:

@@ -385,6 +385,9 @@ def _subscription(handler: Handler) -> Subscription:
         start=handler.start,
         max_attempts=handler.retry.attempts,
         must_exist=handler.target is not None and handler.target.secret_name is None,
+        rate_amount=None if handler.rate is None else handler.rate.amount,
+        rate_seconds=None if handler.rate is None else handler.rate.seconds,
+        concurrency_total=handler.concurrency_total,
     )
 
 

@@ -371,6 +371,34 @@ def test_a_batch_that_makes_no_sense_is_refused_with_its_cure(options: dict[str,
         Agent("a").on("a.b", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"rate": "fast"}, '"10/s", "600/m"'),
+        ({"rate": 10}, '"10/s", "600/m"'),
+        ({"rate": "0/s"}, '"10/s", "600/m"'),
+        ({"rate": "10/w"}, '"10/s", "600/m"'),
+        ({"concurrency_total": 0}, "1 or more"),
+        ({"concurrency_total": True}, "1 or more"),
+        ({"concurrency_total": 10, "batch": 100}, "say 100 or more"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused_with_its_cure(options: dict[str, Any], cure: str) -> None:
+    with pytest.raises(DeclarationError, match=cure):
+        Agent("a").on("a.b", **options)
+
+
+def test_a_rate_reads_as_it_was_declared() -> None:
+    agent = Agent("a")
+
+    @agent.on("a.b", rate="600/m", concurrency_total=5)
+    def work() -> None: ...
+
+    [handler] = agent.handlers
+    assert handler.rate is not None
+    assert (str(handler.rate), handler.rate.seconds, handler.concurrency_total) == ("600/m", 60, 5)
+
+
 def test_a_parameter_that_does_not_fit_a_batch_is_refused_with_its_cure() -> None:
     async def single(message: Message[int]) -> None: ...
 

@@ -89,7 +89,9 @@ def state(subscription: dict[str, Any]) -> str:
         return "settling"
     if subscription["blocked"]:
         return f"{subscription['blocked']:,} keys blocked"
-    return ""
+    total = subscription.get("concurrency_total")
+    limits = (subscription.get("rate"), None if total is None else f"{total:,} at once")
+    return ", ".join(limit for limit in limits if limit is not None)
 
 
 def _error(error: dict[str, Any] | None) -> Text:

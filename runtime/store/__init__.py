@@ -123,6 +123,9 @@ class Subscription:
     max_crashes: int = 5
     # Served if it is there, and not made where it is not.
     must_exist: bool = False
+    rate_amount: int | None = None
+    rate_seconds: float | None = None
+    concurrency_total: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The declaration as `stream_subscribe` takes it."""

@@ -180,6 +180,7 @@ class Answer:
         taken: deliveries leased by this exchange.
         filled: subscriptions of which as many were taken as wanted: there may be more.
         next_due: seconds until something is due, if that was asked and there is anything.
+        limited: seconds until more may be taken of what waits behind a limit, where that is known.
         look_again: something stands behind a delivery that is just ending.
         suspects: a delivery that has crashed its worker twice waits to be taken alone.
         quiet: nobody can still write without seeing that this worker sleeps.
@@ -196,6 +197,7 @@ class Answer:
     filled: frozenset[int] = frozenset()
     cursors: Mapping[str, int] = field(default_factory=dict)
     next_due: float | None = None
+    limited: float | None = None
     look_again: bool = False
     suspects: bool = False
     quiet: bool = False
@@ -221,6 +223,7 @@ class Answer:
             filled=frozenset(more.get("full") or ()),
             cursors=more.get("cursors") or {},
             next_due=more.get("next_due"),
+            limited=more.get("limited"),
             look_again=bool(more.get("look_again")),
             suspects=bool(more.get("suspects")),
             quiet=bool(more.get("quiet")),

@@ -38,6 +38,7 @@ _ADVANCE: Final = (
     "update runtime.dedup set forget_at = forget_at - $1::interval",
     "update runtime.dead_letters set died_at = died_at - $1::interval",
     "update runtime.runs set ended_at = ended_at - $1::interval",
+    "update runtime.limits set filled_at = filled_at - $1::interval",
 )
 
 _WAITING: Final = """

@@ -27,7 +27,7 @@ begin
         select s.* from jsonb_to_recordset(subscriptions) as s (
             name text, agent text, patterns text[], ordered boolean, max_attempts integer,
             max_crashes integer, start text, marks_processed boolean, dead_blocks boolean,
-            must_exist boolean
+            must_exist boolean, rate_amount integer, rate_seconds double precision, concurrency_total integer
         ) order by s.name
     loop
         -- What a command has added, a command removes: who has not heard of that yet does not bring it back.
@@ -55,20 +55,23 @@ begin
         known := null;
         insert into runtime.subscriptions as s
             (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
-             declared_at)
+             rate_amount, rate_seconds, concurrency_total, declared_at)
         values (
             declared.name, declared.agent, declared.patterns, coalesce(declared.ordered, false),
             coalesce(declared.dead_blocks, false),
             coalesce(declared.marks_processed,
                      not exists (select from unnest(declared.patterns) as p where p ~ '[*>]')),
             coalesce(declared.max_attempts, 5), coalesce(declared.max_crashes, 5),
-            coalesce(declared.start, 'latest'), me.started_at
+            coalesce(declared.start, 'latest'), declared.rate_amount,
+            case when declared.rate_amount is not null then coalesce(declared.rate_seconds, 1) end,
+            declared.concurrency_total, me.started_at
         )
         on conflict (name) do update
             set agent = excluded.agent, patterns = excluded.patterns, ordered = excluded.ordered,
                 dead_blocks = excluded.dead_blocks, marks_processed = excluded.marks_processed,
                 max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
-                declared_at = excluded.declared_at,
+                rate_amount = excluded.rate_amount, rate_seconds = excluded.rate_seconds,
+                concurrency_total = excluded.concurrency_total, declared_at = excluded.declared_at,
                 -- Newly ordered: writers that still see it otherwise must end before an order can be kept.
                 settled = s.settled and (s.ordered or not excluded.ordered),
                 settling_fenced = s.settling_fenced and (s.ordered or not excluded.ordered),
@@ -82,6 +85,7 @@ begin
             insert into runtime.patterns (pattern, subscription)
             select distinct p, known from unnest(declared.patterns) as p
             on conflict do nothing;
+            perform runtime.keep_limits(known);
             if not coalesce(declared.dead_blocks, false) then
                 perform runtime.release_dead(known);
             end if;
@@ -109,7 +113,8 @@ end
 $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Records the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
-    'dead_blocks, max_attempts, max_crashes, start, marks_processed}]; a declaration gives way only to a later started worker''s.';
+    'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; '
+    'a declaration gives way only to a later started worker''s.';
 
 create function runtime.backfill(target runtime.subscriptions) returns boolean
 language plpgsql set search_path = '' as $$

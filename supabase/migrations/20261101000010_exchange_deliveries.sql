@@ -423,7 +423,10 @@ declare
     lost jsonb;
     nap record;
     taking runtime.taking;
+    allowed jsonb := want;
+    bound jsonb;
     answer jsonb := '{}';
+    limited_seconds double precision;
     described json := '[]';
     is_whole boolean;
 begin
@@ -500,7 +503,10 @@ begin
         if due then
             perform runtime.count_crashes(want);
         end if;
-        taking := runtime.take(want, options -> 'cursors', due, alone, until, new_lease, mine.number,
+        if exists (select from runtime.limits) then
+            select * into allowed, bound from runtime.allow(want);
+        end if;
+        taking := runtime.take(allowed, options -> 'cursors', due, alone, until, new_lease, mine.number,
                                coalesce((options ->> 'max_bytes')::bigint, 8000000));
         if cardinality(taking.ids) > 0 then
             select * into described, is_whole from runtime.describe(taking.ids, taking.subscriptions);
@@ -509,6 +515,13 @@ begin
                 -- What stood behind them may go now.
                 taking.look_again := true;
                 select * into described, is_whole from runtime.describe(taking.ids, taking.subscriptions);
+            end if;
+        end if;
+        if bound is not null then
+            select * into taking.filled, limited_seconds
+            from runtime.spend(want, bound, taking.ids, taking.subscriptions, taking.filled);
+            if limited_seconds is not null then
+                answer := answer || jsonb_build_object('limited', limited_seconds);
             end if;
         end if;
         if cardinality(taking.filled) > 0 then
@@ -525,6 +538,9 @@ begin
 
     if done is not null or failed is not null then
         perform runtime.hand_on(me, want, failed);
+        if exists (select from runtime.limits) then
+            perform runtime.hand_on_slots(me, done, failed);
+        end if;
     end if;
 
     update runtime.pumps p

@@ -293,6 +293,7 @@ language sql stable security definer set search_path = ''
             select json_agg(json_build_object(
                 'id', s.id, 'name', s.name, 'agent', s.agent, 'patterns', s.patterns, 'ordered', s.ordered,
                 'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
+                'rate', runtime.rate_of(s), 'concurrency_total', s.concurrency_total,
                 'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
                 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
                 'about', coalesce(b.about, false),

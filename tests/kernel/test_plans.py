@@ -266,6 +266,17 @@ async def mend_dead_letters(db: Any, worker: Worker) -> None:
 
 
 @call
+async def take_within_limits(db: Any, worker: Worker) -> None:
+    limits = {"rate_amount": 600, "rate_seconds": 60, "concurrency_total": 4}
+    await worker.subscribe({"name": "a.limited", "patterns": ["task.limited"], **limits})
+    await send(db, *[("task.limited", n) for n in range(9)])
+    taken = await worker.take()
+    assert len(taken) == 2
+    await worker.exchange(done=[each.report() for each in taken], want=9, due=True)
+    await db.fetchval("select stream_stats()")
+
+
+@call
 async def cancel(db: Any, worker: Worker) -> None:
     waits, runs = [await insert(db, "task.a", n, priority=1) for n in range(2)]
     await db.fetchval("select stream_cancel($1, 'a.one', 'done')", waits)

@@ -1,0 +1,203 @@
+-- How much of a subscription may be taken by all workers together? So many a second, so many at a time. Decided where
+-- work is taken, by the database's clock; a subscription without limits has no row here, and pays nothing.
+
+alter table runtime.subscriptions
+    add column rate_amount integer check (rate_amount >= 1),
+    add column rate_seconds double precision check (rate_seconds > 0),
+    add column concurrency_total integer check (concurrency_total >= 1);
+
+create table runtime.limits (
+    subscription integer primary key references runtime.subscriptions on delete cascade,
+    -- What is left of the rate as of filled_at. It fills up with time, to one and what comes in a tenth of a second:
+    -- a worker may look so late without a loss, and no crowd is let through at once.
+    tokens double precision not null,
+    filled_at timestamptz not null default clock_timestamp()
+) with (fillfactor = 50);
+comment on table runtime.limits is 'The limited subscriptions, and what is left of their rates.';
+alter table runtime.limits enable row level security;
+
+create function runtime.capacity_of(s runtime.subscriptions) returns double precision
+language plpgsql immutable set search_path = '' as $$
+begin
+    return 1 + 0.1 * s.rate_amount / s.rate_seconds;
+end
+$$;
+comment on function runtime.capacity_of(runtime.subscriptions) is 'How many of a rate may be taken at once, at most.';
+
+create function runtime.rate_of(s runtime.subscriptions) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+    return s.rate_amount || '/' || case s.rate_seconds
+        when 1 then 's' when 60 then 'm' when 3600 then 'h' when 86400 then 'd' else s.rate_seconds || 's' end;
+end
+$$;
+comment on function runtime.rate_of(runtime.subscriptions) is 'Its rate as it is declared: 10/s, 600/m; null without one.';
+
+create function runtime.keep_limits(target integer) returns void
+language plpgsql set search_path = '' as $$
+declare
+    s runtime.subscriptions;
+begin
+    select * into s from runtime.subscriptions x where x.id = target;
+    if s.rate_amount is null and s.concurrency_total is null then
+        delete from runtime.limits l where l.subscription = target;
+    else
+        -- Said again, by a restart for example, it gives nobody a fresh start.
+        insert into runtime.limits as l (subscription, tokens)
+        values (target, coalesce(runtime.capacity_of(s), 1))
+        on conflict (subscription) do update set tokens = least(l.tokens, excluded.tokens);
+    end if;
+end
+$$;
+comment on function runtime.keep_limits(integer) is 'Begins or ends the book-keeping for a subscription''s limits, as it is declared.';
+
+create function runtime.leased_now(target integer) returns bigint
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    select count(*) from runtime.deliveries d
+    where d.subscription = target and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
+      and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+    );
+end
+$$;
+comment on function runtime.leased_now(integer) is
+    'How many deliveries of a subscription are leased, by whomever; those of a dead worker until their leases end.';
+
+create function runtime.waits(target integer) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return exists (select from runtime.deliveries d where d.subscription = target and d.visible_at is null)
+        or exists (
+            select from unnest(array[0, 1, 2]) as standing
+            cross join lateral (
+                select d.message_id from runtime.deliveries d
+                where d.subscription = target and d.visible_at <= clock_timestamp()
+                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = standing
+                limit 1
+            ) due
+        );
+end
+$$;
+comment on function runtime.waits(integer) is 'Whether anything of a subscription could be taken, were there no limit.';
+
+create function runtime.allow(inout want jsonb, out bound jsonb)
+language plpgsql set search_path = '' as $$
+declare
+    one record;
+    allowed integer;
+    tokens double precision;
+    per_second double precision;
+    seconds double precision;
+begin
+    bound := '{}';
+    for one in
+        select l.subscription, w.value::integer as amount from jsonb_each_text(want) as w
+        join runtime.limits l on l.subscription = w.key::integer
+        where w.value::integer > 0
+        order by l.subscription
+    loop
+        allowed := one.amount;
+        seconds := null;
+        -- Two that counted at once would each take what is left. Who does not get it looks again soon.
+        if not pg_try_advisory_xact_lock(hashtext('runtime.limits'), one.subscription) then
+            allowed := 0;
+            seconds := 0.02;
+        else
+            -- Statements of their own, so that they see what was taken under the lock before.
+            select least(runtime.capacity_of(s), l.tokens
+                         + extract(epoch from clock_timestamp() - l.filled_at) * s.rate_amount / s.rate_seconds),
+                   s.rate_amount / s.rate_seconds, s.concurrency_total
+            into tokens, per_second, allowed
+            from runtime.limits l join runtime.subscriptions s on s.id = l.subscription
+            where l.subscription = one.subscription;
+            if allowed is not null then
+                allowed := greatest(0, allowed - runtime.leased_now(one.subscription));
+                if allowed < one.amount then
+                    -- A slot that is given free wakes somebody; one that a dead worker holds comes free by itself.
+                    seconds := (
+                        select extract(epoch from min(d.visible_at) - clock_timestamp())
+                        from runtime.deliveries d
+                        where d.subscription = one.subscription and d.visible_at > clock_timestamp()
+                          and d.visible_at < 'infinity'
+                          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2);
+                end if;
+            end if;
+            allowed := least(allowed, one.amount);
+            if floor(tokens)::integer < allowed then
+                allowed := floor(tokens)::integer;
+                -- Of a fast rate some are waited for, so that nobody looks for each.
+                seconds := (allowed + greatest(1, 0.05 * per_second) - tokens) / per_second;
+            end if;
+        end if;
+        if allowed < one.amount then
+            want := want || jsonb_build_object(one.subscription::text, allowed);
+            bound := bound || jsonb_build_object(one.subscription::text, jsonb_build_array(allowed, seconds));
+        end if;
+    end loop;
+end
+$$;
+comment on function runtime.allow(jsonb) is
+    'What may be taken of what is wanted; bound: by limited subscription, how many and when there may be more.';
+
+create function runtime.spend(
+    want jsonb, bound jsonb, ids bigint[], subscriptions integer[], inout filled integer[], out seconds double precision
+) language plpgsql set search_path = '' as $$
+declare
+    one record;
+begin
+    for one in
+        select l.subscription, s.rate_amount, s.rate_seconds, runtime.capacity_of(s) as capacity,
+               coalesce(t.amount, 0) as amount, (bound -> l.subscription::text ->> 0)::integer as allowed,
+               (bound -> l.subscription::text ->> 1)::double precision as seconds
+        from jsonb_object_keys(want) as w (subscription)
+        join runtime.limits l on l.subscription = w.subscription::integer
+        join runtime.subscriptions s on s.id = l.subscription
+        left join (
+            select u.id as subscription, count(*) as amount from unnest(subscriptions) as u (id) group by u.id
+        ) t on t.subscription = l.subscription
+        where t.amount > 0 or bound ? l.subscription::text
+    loop
+        if one.amount > 0 and one.rate_amount is not null then
+            update runtime.limits l
+            set tokens = least(one.capacity, l.tokens + extract(epoch from clock_timestamp() - l.filled_at)
+                               * one.rate_amount / one.rate_seconds) - one.amount,
+                filled_at = clock_timestamp()
+            where l.subscription = one.subscription;
+        end if;
+        if one.amount >= one.allowed then
+            -- There may be more, but not now, and for nobody.
+            filled := array_remove(filled, one.subscription);
+            if one.seconds is not null and runtime.waits(one.subscription) then
+                spend.seconds := least(spend.seconds, one.seconds);
+            end if;
+        end if;
+    end loop;
+end
+$$;
+comment on function runtime.spend(jsonb, jsonb, bigint[], integer[], integer[]) is
+    'Books what was taken of limited subscriptions; says when there may be more of what waits, and who need not be told.';
+
+create function runtime.hand_on_slots(me runtime.workers, done json, failed json) returns void
+language plpgsql set search_path = '' as $$
+declare
+    free integer[] := array(
+        select s.id
+        from (
+            select r.subscription from json_to_recordset(coalesce(done, '[]')) as r (subscription integer)
+            union
+            select r.subscription from json_to_recordset(coalesce(failed, '[]')) as r (subscription integer)
+        ) reported
+        join runtime.limits l on l.subscription = reported.subscription
+        join runtime.subscriptions s on s.id = l.subscription
+        where s.concurrency_total is not null and s.settled and s.paused_at is null
+          and runtime.leased_now(s.id) < s.concurrency_total and runtime.waits(s.id)
+    );
+begin
+    if cardinality(free) > 0 then
+        perform runtime.wake_sleepers(free, '{}', but => me.id);
+    end if;
+end
+$$;
+comment on function runtime.hand_on_slots(runtime.workers, json, json) is
+    'Wakes somebody for the slots that ended attempts have given free and this worker has not taken again.';
