@@ -10,6 +10,10 @@ create table runtime.subscriptions (
     marks_processed boolean not null,
     max_attempts integer not null default 5 check (max_attempts >= 1),
     max_crashes integer not null default 5 check (max_crashes >= 1),
+    -- Limits across all workers: messages taken in so many seconds, and in hand at once; null where there is none.
+    rate_amount integer check (rate_amount >= 1),
+    rate_seconds double precision check (rate_seconds > 0),
+    concurrency_total integer check (concurrency_total >= 1),
     -- Whether a dead letter holds up its key until it is redriven or discarded; else the next passes.
     dead_blocks boolean not null default false check (ordered or not dead_blocks),
     start text not null default 'latest' check (start in ('latest', 'earliest')),

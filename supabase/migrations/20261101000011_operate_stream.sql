@@ -277,6 +277,15 @@ comment on function runtime.backlog() is
     'What waits for each subscription, and its oldest message. Of a small table everything is counted, and so is up to a '
     'thousand of a kind; about says that larger figures are reckoned from some of the table''s blocks.';
 
+create function runtime.rate_of(s runtime.subscriptions) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+    return s.rate_amount || '/' || case s.rate_seconds
+        when 1 then 's' when 60 then 'm' when 3600 then 'h' when 86400 then 'd' else s.rate_seconds || 's' end;
+end
+$$;
+comment on function runtime.rate_of(runtime.subscriptions) is 'Its rate as it is declared: 10/s, 600/m; null without one.';
+
 create function public.stream_stats() returns json
 language sql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$

@@ -1,11 +1,6 @@
 -- How much of a subscription may be taken by all workers together? So many a second, so many at a time. Decided where
 -- work is taken, by the database's clock; a subscription without limits has no row here, and pays nothing.
 
-alter table runtime.subscriptions
-    add column rate_amount integer check (rate_amount >= 1),
-    add column rate_seconds double precision check (rate_seconds > 0),
-    add column concurrency_total integer check (concurrency_total >= 1);
-
 create table runtime.limits (
     subscription integer primary key references runtime.subscriptions on delete cascade,
     -- What is left of the rate as of filled_at. It fills up with time, to one and what comes in a tenth of a second:
@@ -23,15 +18,6 @@ begin
 end
 $$;
 comment on function runtime.capacity_of(runtime.subscriptions) is 'How many of a rate may be taken at once, at most.';
-
-create function runtime.rate_of(s runtime.subscriptions) returns text
-language plpgsql immutable set search_path = '' as $$
-begin
-    return s.rate_amount || '/' || case s.rate_seconds
-        when 1 then 's' when 60 then 'm' when 3600 then 'h' when 86400 then 'd' else s.rate_seconds || 's' end;
-end
-$$;
-comment on function runtime.rate_of(runtime.subscriptions) is 'Its rate as it is declared: 10/s, 600/m; null without one.';
 
 create function runtime.keep_limits(target integer) returns void
 language plpgsql set search_path = '' as $$

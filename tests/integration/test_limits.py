@@ -53,6 +53,7 @@ async def test_limits_hold_across_processes_and_all_is_done(store: str, stack: A
         async with supervised(url, tmp_path, "--processes", "2", source=SOURCE, **environment) as run:
             await until(are_settled)
             await until(lambda: run.log.read_text().count(" is live at ") >= 2)
+            began = await connection.fetchval("select clock_timestamp()")
             await connection.execute(
                 "insert into consciousness_stream (key, value) "
                 "select 'held.slow', to_jsonb(n) from generate_series(1, $1::int) n "
@@ -60,14 +61,14 @@ async def test_limits_hold_across_processes_and_all_is_done(store: str, stack: A
                 SLOW, PACED,
             )  # fmt: skip
             await until(is_done)
-        paced = await connection.fetch(
-            "select r.ended_at from runtime.runs r join runtime.subscriptions s on s.id = r.subscription "
-            "where s.name = 'held.paced' and r.outcome = 'done' order by r.ended_at"
+        ended = await connection.fetchval(
+            "select max(r.ended_at) from runtime.runs r join runtime.subscriptions s on s.id = r.subscription "
+            "where s.name = 'held.paced'"
         )
         done = await connection.fetchval("select count(*) from runtime.runs where outcome = 'done'")
         by = await connection.fetch("select distinct value from consciousness_stream where key = 'held.by'")
     assert done == SLOW + PACED
     assert most == 3
     assert len(by) == 2
-    # Three at once in the beginning, and then twenty a second.
-    assert (paced[-1]["ended_at"] - paced[0]["ended_at"]).total_seconds() >= (PACED - 4) / 20
+    # Three at once in the beginning, and then twenty a second: sooner it cannot end, whatever the machine does.
+    assert (ended - began).total_seconds() >= (PACED - 3) / 20
