@@ -127,7 +127,9 @@ def test_a_timer_tells_its_schedule_and_when_it_ticks_next(stage: Stage, tab: Pa
     tab.goto(f"{stage.url}/agents")
     timer = tab.locator("[data-name='writer.tidy'] .timer")
     expect(timer).to_contain_text("every 43200")
-    slots = [datetime.fromisoformat(each.get_attribute("datetime") or "") for each in timer.locator("time").all()]
+    slots = [
+        datetime.fromisoformat(each.get_attribute("datetime") or "") for each in timer.locator("time").all()
+    ]
     assert [slot.hour % 12 + slot.minute + slot.second for slot in slots] == [0, 0, 0]
     assert datetime.now(UTC) < slots[0]
     assert slots[1] - slots[0] == slots[2] - slots[1] == timedelta(hours=12)

@@ -17,7 +17,7 @@ from runtime import Agent, Context
 
 held = Agent("held")
 
-@held.on("held.slow", concurrency=4, concurrency_total=3)
+@held.on("held.slow", concurrency=2, concurrency_total=3)
 async def slow(value: int, context: Context) -> None:
     await anyio.sleep(0.02)
     context.emit("held.by", os.getpid())
