@@ -27,6 +27,8 @@ _TICK: Final[dict[str, Any]] = {
     },
     "required": ["slot", "schedule", "missed"],
 }
+# No key: those have dots, or another meaning.
+_ANSWERS: Final = "(answers)"
 _Mode = Literal["validation", "serialization"]
 
 
@@ -36,7 +38,8 @@ def asyncapi_of(
     """Return the AsyncAPI 3.0 document of what these agents and sources declare, as plain JSON data.
 
     A key or pattern is a channel, a handler an operation that receives from its channels, and what it emits an
-    operation that sends. Payloads are the JSON schemas of the handlers' annotations.
+    operation that sends. What it returns is its reply to a request. Payloads are the JSON schemas of the handlers'
+    annotations.
 
     Args:
         agents: whose declarations.
@@ -56,6 +59,8 @@ def asyncapi_of(
             operations[name] = _operation(
                 channels, handler, "receive", pattern, payloads.get((handler.name, "validation"), _ANY)
             )
+            if (answer := payloads.get((handler.name, "serialization"))) is not None and _may_answer(handler):
+                operations[name]["reply"] = _reply(channels, handler, answer)
         if handler.timer is not None:
             operations[f"{handler.name}.timer"] = _ticks(channels, handler.name, handler.agent, handler.timer)
         if handler.emits is not None:
@@ -98,6 +103,32 @@ def _operation(
         # Every process gets it, at most once; without this word one of them does, and it is kept until then.
         **(_extensions(handler) if action == "receive" else {}),
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
+    }
+
+
+def _may_answer(handler: Handler) -> bool:
+    """Whether what it gets can be a request: no tick is one, nor what every process gets."""
+    return handler.timer is None and handler.deliver != "each"
+
+
+def _reply(channels: dict[str, Any], handler: Handler, payload: dict[str, Any]) -> dict[str, Any]:
+    """What it answers a request: the same as it returns, under the key that the request names."""
+    channel = channels.setdefault(
+        _ANSWERS,
+        {
+            "address": None,
+            "description": "Answers, each under the key that its request names.",
+            "messages": {},
+        },
+    )
+    channel["messages"][handler.name] = {"title": f"answer of {handler.name}", "payload": payload}
+    return {
+        "address": {
+            "location": "$message.header#/reply_to",
+            "description": "Only a message with this header is a request.",
+        },
+        "channel": {"$ref": f"#/channels/{_ANSWERS}"},
+        "messages": [{"$ref": f"#/channels/{_ANSWERS}/messages/{handler.name}"}],
     }
 
 
@@ -171,7 +202,7 @@ def _payloads(handlers: list[Handler]) -> tuple[dict[tuple[str, _Mode], Any], di
         signature = handler.signature
         adapters = [adapter for _, adapter in (*filter(None, [signature.value]), *signature.messages)]
         taken = next((adapter for adapter in adapters if adapter is not None), None)
-        returned = _returned(handler) if handler.emits is not None else None
+        returned = _returned(handler) if handler.emits is not None or _may_answer(handler) else None
         wanted += [(handler.name, "validation", taken)] if taken and _has_schema(taken) else []
         wanted += [(handler.name, "serialization", returned)] if returned and _has_schema(returned) else []
     found, definitions = TypeAdapter.json_schemas(wanted, ref_template="#/components/schemas/{model}")

@@ -103,7 +103,8 @@ MECHANISMS = (
     Mechanism(
         "a retry finds what it asked",
         [("runtime/handler_asks.py", 'dedup_key=options.get("dedup_key") or question,', "dedup_key=None,")],
-        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--feature", "requests", *_QUIET],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
+         "--feature", "requests", *_QUIET],
     ),
     Mechanism(
         "a request is stored once",

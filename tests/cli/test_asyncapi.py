@@ -97,7 +97,7 @@ def test_it_tells_every_agent_key_and_schema() -> None:
     assert {name: channel["address"] for name, channel in document["channels"].items()} == {
         "task.output": "task.output", "task:urgent.output": "task:urgent.output", "site.published": "site.published",
         "site.*": "site.{segment2}", "task.>": "task.{rest}", ">": "{rest}", "archive.kept": "archive.kept",
-        "odd": "odd", "odd.done": "odd.done",
+        "odd": "odd", "odd.done": "odd.done", "(answers)": None,
     }  # fmt: skip
     assert set(document["components"]["schemas"]) == {"Article", "Part", "Published"}
     sends = document["operations"]["publisher.publish.emits"]
@@ -106,6 +106,22 @@ def test_it_tells_every_agent_key_and_schema() -> None:
     assert resolved(document, message["$ref"])["payload"] == {"$ref": "#/components/schemas/Published"}
     (taken,) = document["operations"]["archivist.keep.1"]["messages"]
     assert resolved(document, taken["$ref"])["payload"]["additionalProperties"] == {"type": "integer"}
+
+
+def test_it_tells_what_a_request_is_answered() -> None:
+    document = asyncapi_of(agents(), title="A site", version="2.1")
+    reply = document["operations"]["publisher.publish.2"]["reply"]
+    assert reply["address"]["location"] == "$message.header#/reply_to"
+    (message,) = reply["messages"]
+    assert resolved(document, message["$ref"])["payload"] == {"$ref": "#/components/schemas/Published"}
+    assert "reply" not in document["operations"]["archivist.keep.1"]
+    clock = Agent("clock")
+
+    @clock.every("1s")
+    async def strike() -> str:
+        return "ding"
+
+    assert "reply" not in asyncapi_of([clock], title="A clock", version="1")["operations"]["clock.strike"]
 
 
 def test_the_command_describes_the_agents_of_a_file(nowhere: Shell, official: Draft7Validator) -> None:

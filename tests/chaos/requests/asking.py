@@ -12,7 +12,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.stage import Stage
 
 _PAUSE_SECONDS = 0.2
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 45.0
 
 
 @dataclass(frozen=True, slots=True)
