@@ -1,7 +1,8 @@
 """Which features take part? All that are named here."""
 
+from tests.chaos.batches import BATCHES
 from tests.chaos.incoming import INCOMING
 from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
 
-FEATURES = (TIMERS, REQUESTS, INCOMING)
+FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES)

@@ -112,6 +112,12 @@ MECHANISMS = (
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "requests", *_QUIET],
     ),
     Mechanism(
+        "one of a batch fails alone",
+        [("runtime/batches.py", "        self._note_failed(seconds)\n        for delivery in self.valid:",
+          "        for delivery in self.valid:")],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--feature", "batches", *_QUIET],
+    ),
+    Mechanism(
         "a webhook known again",
         [("runtime/webhooks/sources.py", "    if len(whole) <= MAX_DEDUP_CHARACTERS:",
           '    whole += __import__("uuid").uuid4().hex\n    if len(whole) <= MAX_DEDUP_CHARACTERS:')],
