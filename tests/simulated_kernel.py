@@ -49,6 +49,9 @@ class Kernel:
     asleep: bool = False
     free: frozenset[int] = frozenset()
     finished: Counter[tuple[int, int]] = field(default_factory=Counter)
+    # Limited subscriptions: the seconds between two of a rate, and when the next may be taken.
+    seconds_between: dict[int, float] = field(default_factory=dict)
+    next_at: dict[int, float] = field(default_factory=dict)
     _ids: Any = field(default_factory=lambda: itertools.count(1))
     _xids: Any = field(default_factory=lambda: itertools.count(100))
 
@@ -98,6 +101,7 @@ class Kernel:
             next_due=min((r.visible_at - self.now for r in waiting if r.visible_at > self.now), default=None)  # type: ignore[operator]
             if look.due
             else None,
+            limited=min((self.next_at[each] - self.now for each in look.want if self._is_held(each)), default=None),
             suspects=look.due and any(r.lease is None and r.crashes >= 2 and r.visible_at <= self.now for r in waiting),  # type: ignore[operator]
             quiet=quiet,
             fence=fence,
@@ -136,8 +140,10 @@ class Kernel:
     def _take(self, look: Look, lease_seconds: float) -> tuple[list[Delivery], set[int], dict[str, int]]:
         lease, taken, filled = str(next(self._xids)), [], set()
         cursors = dict(look.cursors or {})
-        for subscription, amount in look.want.items():
-            count = 0
+        for subscription, wanted in look.want.items():
+            count, amount = 0, wanted
+            if subscription in self.seconds_between:
+                amount = min(wanted, int(self.now >= self.next_at.get(subscription, self.now)))
             for row in self.takeable(subscription):
                 is_due = row.visible_at is not None
                 if is_due and row.lease is not None and look.due:
@@ -155,9 +161,15 @@ class Kernel:
                 row.lease, row.visible_at = lease, self.now + lease_seconds
                 taken.append(_delivery(row))
                 count += 1
-            if count == amount:
+            if count and subscription in self.seconds_between:
+                self.next_at[subscription] = self.now + self.seconds_between[subscription]
+            if count == wanted:
                 filled.add(subscription)
         return taken, filled, cursors
+
+    def _is_held(self, subscription: int) -> bool:
+        """Whether something waits that a rate does not let through yet."""
+        return self.next_at.get(subscription, self.now) > self.now and bool(self.takeable(subscription))
 
 
 def _delivery(row: Row) -> Delivery:

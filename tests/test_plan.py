@@ -54,6 +54,36 @@ def test_room_is_free_slots_and_what_the_measured_pace_drains_in_a_moment() -> N
     assert lane.room() == 400
 
 
+def test_what_all_workers_share_is_not_taken_ahead() -> None:
+    lane = Lane(limit=10, pace=1000, takes_ahead=False)
+    lane.held = 10
+    assert lane.room() == 0
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_k16_a_worker_with_limited_work_looks_in_its_time_and_neither_sleeps_on_nor_hurries(
+    is_live: bool,
+) -> None:
+    simulation = Simulation({1: 10, 2: 2}, poll_slow_seconds=60, sweep_seconds=600)
+    simulation.kernel.seconds_between[1] = 1.0
+    if is_live:
+        simulation.fall_asleep()
+    for _ in range(20):
+        simulation.write(1)
+    began = simulation.now
+
+    def is_done() -> bool:
+        while simulation.running:
+            simulation.finish()
+        return simulation.kernel.finished.total() == 20
+
+    simulation.advance(60, until=is_done)
+    assert simulation.kernel.finished.total() == 20
+    assert 19 <= simulation.now - began < 20.5
+    # Each is taken, reported, and fallen asleep after.
+    assert simulation.count_looks(began) < 20 * 12
+
+
 def test_a_lane_without_slots_has_no_room_however_fast_it_was() -> None:
     assert Lane(limit=0, pace=10_000).room() == 0
 
