@@ -115,7 +115,8 @@ MECHANISMS = (
         "one of a batch fails alone",
         [("runtime/batches.py", "        self._note_failed(seconds)\n        for delivery in self.valid:",
           "        for delivery in self.valid:")],
-        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--feature", "batches", *_QUIET],
+        ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
+         "--feature", "batches", *_QUIET],
     ),
     Mechanism(
         "a webhook known again",

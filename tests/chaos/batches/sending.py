@@ -12,7 +12,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.stage import Stage
 
 _LARGEST = 30
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.5
 
 
 async def send_in_groups(stage: Stage, ledger: Ledger, until: float) -> None:
