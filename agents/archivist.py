@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 from runtime import Agent, Message
@@ -26,12 +26,21 @@ create table if not exists messages (
 RECORD = "insert or replace into messages values (?, ?, ?, ?, ?, ?, ?)"
 
 
+@agent.provide
+def archive() -> Iterator[sqlite3.Connection]:
+    """The archive, open for one transaction."""
+    output_folder().mkdir(parents=True, exist_ok=True)
+    # One transaction at a time may write; another worker waits for its turn.
+    with closing(sqlite3.connect(output_folder() / "archive.sqlite", timeout=30)) as connection, connection:
+        connection.execute(TABLE)
+        yield connection
+
+
 @agent.on(">", start="earliest", concurrency=1)
-def record(message: Message[Any]) -> None:
+def record(message: Message[Any], archive: sqlite3.Connection) -> None:
     """Write one line about the message. It starts at the earliest: an archive that opens late is whole."""
     line = (message.id, message.key, message.agent, message.correlation_id, message.parent_id)
-    with _archive() as archive:
-        archive.execute(RECORD, (*line, _title(message.value), message.created_at.isoformat()))
+    archive.execute(RECORD, (*line, _title(message.value), message.created_at.isoformat()))
 
 
 def _title(value: Any) -> str | None:
@@ -40,13 +49,3 @@ def _title(value: Any) -> str | None:
         title = value.get("title") or _title(value.get("draft")) or value.get("path")
         return title if isinstance(title, str) else None
     return None
-
-
-@contextmanager
-def _archive() -> Iterator[sqlite3.Connection]:
-    """The archive, open for one transaction."""
-    output_folder().mkdir(parents=True, exist_ok=True)
-    # One transaction at a time may write; another worker waits for its turn.
-    with closing(sqlite3.connect(output_folder() / "archive.sqlite", timeout=30)) as archive, archive:
-        archive.execute(TABLE)
-        yield archive

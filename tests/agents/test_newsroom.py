@@ -5,7 +5,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,6 +19,7 @@ from runtime import Context, Message, Reject, RetryLater
 from runtime.agent import Handler
 from runtime.discovery import discover
 from runtime.keys import matches
+from runtime.providing import Provision
 
 pytestmark = pytest.mark.anyio
 FOLDER = Path(__file__).parents[2] / "agents"
@@ -51,9 +52,16 @@ async def handle(name: str, value: object, *, number: int = 1, key: str = "test"
     (handler,) = (handler for handler in handlers() if handler.name == name)
     message = Message(number, key, value)
     context = Context(message, name)
-    result = handler.function(**handler.bind(message, context))
-    handler.emit_result(await result if inspect.isawaitable(result) else result, context)
+    provision = handler.provision or Provision((), is_async=handler.is_async)
+    result = await provision.call(run, handler.function, handler.bind(message, context), context)
+    handler.emit_result(result, context)
     return [(draft.key, draft.as_dict()["value"]) for draft in context.emitted]
+
+
+async def run(call: Callable[[], object]) -> object:
+    """Run an async function, or a plain one where we are."""
+    result = call()
+    return await result if inspect.isawaitable(result) else result
 
 
 async def work_through(first: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
