@@ -94,6 +94,11 @@ class Dispatcher:
         self._trouble = ""
         self._stop_asking = anyio.Event()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every agent takes work: the lifespan of none has yet to start."""
+        return all(self._runner.is_open(name) for name in self._handlers)
+
     # Called from the loop of user code
 
     def report(self, report: Report) -> None:

@@ -59,13 +59,14 @@ class Probes:
         return PlainTextResponse("alive\n")
 
     async def _readyz(self, request: Request) -> Response:
-        """The worker has subscribed, does not end, and the database answers."""
+        """The worker has subscribed, its agents have started, it does not end, and the database answers."""
         told = {
             "subscribed": self._dispatcher.ready.is_set(),
+            "started": self._dispatcher.is_whole,
             "stopping": self._dispatcher.plan.stopping,
             "database": await self._store.answers(_ASK_SECONDS),
         }
-        is_ready = told["subscribed"] and told["database"] and not told["stopping"]
+        is_ready = told["subscribed"] and told["started"] and told["database"] and not told["stopping"]
         return JSONResponse(told, 200 if is_ready else 503)
 
     async def _show_metrics(self, request: Request) -> Response:

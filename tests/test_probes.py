@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,7 +73,7 @@ async def test_the_port_tells_what_ran_what_waits_and_that_the_worker_is_ready(d
         )
         answer = await ask(port, "/readyz")
         assert (answer.status_code, answer.json()) == (
-            200, {"subscribed": True, "stopping": False, "database": True},
+            200, {"subscribed": True, "started": True, "stopping": False, "database": True},
         )  # fmt: skip
 
 
@@ -93,6 +94,26 @@ async def test_without_its_database_a_worker_is_alive_and_not_ready(database: st
                 return (await ask(port, "/readyz")).status_code == 200
 
             await until(is_ready)
+
+
+async def test_a_worker_is_ready_when_its_agents_have_started(database: str) -> None:
+    port, opening = free_port(), anyio.Event()
+    agent = shop()
+
+    @agent.lifespan
+    async def opened() -> AsyncIterator[None]:
+        await opening.wait()
+        yield
+
+    async with running([agent], direct(database, metrics_port=port)):
+        answer = await ask(port, "/readyz")
+        assert (answer.status_code, answer.json()["started"]) == (503, False)
+        opening.set()
+
+        async def is_ready() -> bool:
+            return (await ask(port, "/readyz")).status_code == 200
+
+        await until(is_ready)
 
 
 async def test_a_handler_that_blocks_its_loop_does_not_make_the_process_look_dead(database: str) -> None:
