@@ -286,6 +286,11 @@ async def cancel(db: Any, worker: Worker) -> None:
 
 
 @call
+async def tell_what_is_due(db: Any, _: Worker) -> None:
+    await db.fetchval("select stream_due('{a.one,a.orderly,a.idle}')")
+
+
+@call
 async def examine(db: Any, _: Worker) -> None:
     await db.fetchval("select stream_examine()")
     await db.fetchval("select stream_version()")
