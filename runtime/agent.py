@@ -35,8 +35,9 @@ from runtime.message import Context, Message
 from runtime.providing import Provision, read_provider, state_provider
 from runtime.retry import Retry
 from runtime.schedule import Missed, Schedule, cron, every
+from runtime.secrets import check_secret_name
 from runtime.signature import Provider, Signature, read_signature
-from runtime.target import CONCURRENCY, PATIENCE, SECONDS, Target, check_secret_name, check_url
+from runtime.target import CONCURRENCY, PATIENCE, SECONDS, Target, check_url
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

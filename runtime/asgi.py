@@ -29,12 +29,12 @@ from runtime.connections import open_store
 from runtime.discovery import discover_with_sources
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
 from runtime.message import Draft
+from runtime.secrets import environment, secrets_in
 from runtime.serverless import Drains
 from runtime.settings import Settings
 from runtime.store import Sent, Store
 from runtime.wakeups.webhook import UNKNOWN_SECRET, DatabaseWebhook
 from runtime.webhooks.bodies import BodyRefused, read_body
-from runtime.webhooks.secrets import environment, secrets_in
 from runtime.webhooks.sources import Refusal, Source, Verifier
 from runtime.worker import Worker
 

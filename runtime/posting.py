@@ -1,7 +1,6 @@
 """How does a message get to a target? As a signed POST; the answer says what becomes of the delivery."""
 
 import base64
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,6 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import anyio
 import httpcore
 import httpx
-from dotenv import dotenv_values
 
 from runtime.agent import Handler
 from runtime.allowance import Allowed
@@ -23,6 +21,7 @@ from runtime.errors import InvalidPayload, PostFailed, SettingsError
 from runtime.message import Context, Message
 from runtime.resting import Rests
 from runtime.retry import Reject, RetryLater
+from runtime.secrets import environment
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.target import Target
@@ -329,7 +328,7 @@ def _keys(name: str, target: Target) -> list[bytes]:
     """The keys a target's requests are signed with, the newest first."""
     if target.secret_name is None:
         return [read_secret(secret) for secret in target.secrets]
-    text = os.environ.get(target.secret_name) or dotenv_values(".env").get(target.secret_name) or ""
+    text = environment().get(target.secret_name, "")
     try:
         keys = [read_secret(secret) for secret in text.split()]
     except SettingsError as error:

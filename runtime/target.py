@@ -12,7 +12,6 @@ CONCURRENCY: Final = 10
 SECONDS: Final = 30.0
 # About half a day in all: a target that is mended before the next morning has missed nothing.
 PATIENCE: Final = Retry(attempts=15, first_seconds=5.0, cap_seconds=6 * 3600.0)
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +59,3 @@ def check_url(url: object) -> str:
         except ValueError:
             pass
     raise DeclarationError("A webhook's URL looks like https://example.com/hooks: http or https, and a host.")
-
-
-def check_secret_name(name: object) -> str:
-    """The name of an environment variable.
-
-    Raises:
-        DeclarationError: it is none, or is a secret itself; the message does not repeat it.
-    """
-    if isinstance(name, str) and name.startswith("whsec_"):
-        raise DeclarationError(
-            "secret=… names the environment variable that holds the secret; a secret itself does not belong "
-            'into code: secret="SHOP_WEBHOOK_SECRET".'
-        )
-    if isinstance(name, str) and _VARIABLE.fullmatch(name):
-        return name
-    raise DeclarationError('secret=… must name an environment variable, such as "SHOP_WEBHOOK_SECRET".')

@@ -15,7 +15,7 @@ from runtime.declaration import check_segment
 from runtime.errors import BadSignature, DeclarationError, InvalidKey, InvalidValue, SettingsError
 from runtime.keys import MAX_SEGMENTS, check_key
 from runtime.message import MAX_DEDUP_CHARACTERS, Draft
-from runtime.webhooks.secrets import check_secret_name
+from runtime.secrets import check_secret_name
 from runtime.webhooks.signatures import (
     TOLERANCE_SECONDS,
     read_secret,

@@ -13,7 +13,7 @@ from stripe import WebhookSignature
 from runtime.errors import DeclarationError, SettingsError
 from runtime.keys import check_key, matches
 from runtime.message import Draft
-from runtime.webhooks.secrets import secrets_in
+from runtime.secrets import secrets_in
 from runtime.webhooks.signatures import new_secret, read_secret, sign
 from runtime.webhooks.sources import Refusal, Source
 
@@ -208,7 +208,7 @@ def test_an_id_too_long_for_the_column_still_tells_repeats() -> None:
         ({"key": None}, "is a key such as"),
         ({"scheme": "svix"}, "standard, github, stripe"),
         ({"secret": SECRET}, "names the environment variable"),
-        ({"secret": "not a name"}, "names the environment variable"),
+        ({"secret": "not a name"}, "must name an environment variable"),
         ({"tolerance": 0}, "tolerance"),
         ({"max_bytes": 2**30}, "max_bytes"),
     ],

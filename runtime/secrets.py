@@ -13,14 +13,16 @@ def check_secret_name(name: object) -> str:
     """The name of an environment variable.
 
     Raises:
-        DeclarationError: it is none, or perhaps a secret itself; the message does not repeat it.
+        DeclarationError: it is none, or is a secret itself; the message does not repeat it.
     """
-    if isinstance(name, str) and _VARIABLE.fullmatch(name) and not name.startswith("whsec_"):
+    if isinstance(name, str) and name.startswith("whsec_"):
+        raise DeclarationError(
+            "secret=… names the environment variable that holds the secret; a secret itself does not belong "
+            'into code: secret="SHOP_WEBHOOK_SECRET".'
+        )
+    if isinstance(name, str) and _VARIABLE.fullmatch(name):
         return name
-    raise DeclarationError(
-        "secret=… names the environment variable that holds the secret, and a secret itself does not belong into "
-        'code: secret="GITHUB_WEBHOOK_SECRET".'
-    )
+    raise DeclarationError('secret=… must name an environment variable, such as "SHOP_WEBHOOK_SECRET".')
 
 
 def environment() -> Mapping[str, str]:
@@ -31,7 +33,7 @@ def environment() -> Mapping[str, str]:
         of_file = dotenv_values(".env")
     except (OSError, UnicodeError):
         raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
-    return {**{name: text for name, text in of_file.items() if text}, **os.environ}
+    return {name: text for each in (of_file, os.environ) for name, text in each.items() if text}
 
 
 def secrets_in(variables: Mapping[str, str], name: str) -> list[str]:
