@@ -31,6 +31,7 @@ def make_app(desk: Desk, guard: Guard) -> ASGIApp:
             Route("/message/{id:int}", message.message_page),
             Route("/message/{id:int}/story", message.story),
             Route("/message/{id:int}/deliver", message.deliver, methods=["POST"]),
+            Route("/message/{id:int}/cancel", message.cancel, methods=["POST"]),
             Route("/dead", dead.dead_page),
             Route("/dead/groups", dead.groups),
             Route("/dead/group/{what}", dead.change_group, methods=["POST"]),

@@ -153,6 +153,26 @@ def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:
     expect(tab.locator("h1")).to_have_text("Message #999999999")
 
 
+def test_a_message_that_waits_is_cancelled(stage: Stage, tab: Page) -> None:
+    number = stage.send("note.added", {"title": "later"}, delay=3600)
+    tab.goto(f"{stage.url}/message/{number}")
+    tab.get_by_role("button", name="Cancel").click()
+    expect(tab.locator("#said")).to_contain_text(f"will not handle #{number}: it is a dead letter now")
+    expect(tab.locator(".attempts .chip")).to_have_text("dead letter")
+    expect(tab.get_by_role("button", name="Cancel")).to_have_count(0)
+    stage.ask(lambda: _discard(stage, number))
+
+
+async def _discard(stage: Stage, number: int) -> None:
+    """The letters of other tests are counted."""
+    from runtime.operations import Letters
+
+    found = await stage.stream.operations.dead_letters(Letters())
+    ids = [each["id"] for each in found if each["message_id"] == number]
+    async for _ in stage.stream.operations.discard(Letters(ids=ids)):
+        pass
+
+
 def test_dead_letters_are_grouped_compared_edited_redriven_and_discarded(stage: Stage, tab: Page) -> None:
     stage.send("draft.written", {"title": "good", "words": 3})
     mended, kept, last = (dead(stage, title) for title in ("one", "two", "three"))

@@ -1,4 +1,4 @@
-"""What is one message's whole story? What caused it, each attempt, what it caused; and deliver it again."""
+"""What is one message's whole story? What caused it, each attempt, what it caused; and deliver it again, or cancel it."""
 
 from typing import Any
 
@@ -43,6 +43,26 @@ async def deliver(request: Request) -> HTMLResponse:
             f"#{number} is delivered to {name} again."
             if answer["replayed"]
             else f"Nothing to do: #{number} still waits for {name}, or {name} does not listen to its key."
+        )
+    desk.pulse.changed()
+    return desk.part("_story.html", **(await _story(desk, number) or {}) | {"said": said})
+
+
+async def cancel(request: Request) -> HTMLResponse:
+    """End what waits or runs of it for a subscription, as a dead letter."""
+    desk, number = desk_of(request), request.path_params["id"]
+    name = str((await request.form()).get("subscription", ""))
+    try:
+        answer = await desk.stream.operations.cancel(number, name)
+    except StoreError as error:
+        said = str(error)
+    else:
+        said = {
+            "ended": f"{name} will not handle #{number}: it is a dead letter now.",
+            "told": f"The worker is told: #{number} is a dead letter as soon as {name} has stopped.",
+        }.get(
+            next((each["state"] for each in answer["deliveries"]), ""),
+            f"Nothing waits or runs for #{number} of {name} any more.",
         )
     desk.pulse.changed()
     return desk.part("_story.html", **(await _story(desk, number) or {}) | {"said": said})
