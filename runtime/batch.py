@@ -5,6 +5,7 @@ from typing import Any
 
 from runtime.errors import InvalidValue
 from runtime.message import Context, Message
+from runtime.values import decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,12 @@ class BatchContext(Context):
         message: the first of the messages.
         messages: those the handler was given.
         failed: what went wrong with single ones, by their ids.
+        answers: what single ones are answered, where they are requests, by their ids.
     """
 
     messages: tuple[Message[Any], ...] = ()
     failed: dict[int, Exception] = field(default_factory=dict)
+    answers: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -55,6 +58,18 @@ class BatchContext(Context):
         if not isinstance(error, Exception):
             raise InvalidValue(f"context.fail(message, error) needs an exception, not {error!r}.")
         self.failed[self._cause(message).id] = error
+
+    def answer(self, message: Message[Any], value: object) -> None:
+        """Say what one message, if it is a request, is answered when it is done; without a word that is None.
+
+        Args:
+            message: one of the batch.
+            value: anything that has a JSON form; taken as it is now.
+
+        Raises:
+            InvalidValue: the message is not one of this batch, or the value cannot be stored.
+        """
+        self.answers[self._cause(message).id] = decode(encode(value))
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:
         if message is None:

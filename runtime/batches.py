@@ -9,6 +9,7 @@ from runtime.agent import Handler
 from runtime.batch import BatchContext
 from runtime.failure import failure, failures
 from runtime.message import Asks, Draft
+from runtime.requests import answer_draft
 from runtime.said import Speak
 from runtime.store import Delivery, Report
 
@@ -152,7 +153,9 @@ class Batch:
         for delivery in self.valid:
             number = delivery.place[0]
             if number not in self.reports:
-                drafts = emitted.get(number)
+                drafts = emitted.get(number, [])
+                if answer := answer_draft(delivery, self.handler, context.answers.get(number)):
+                    drafts.append(answer)
                 emits = tuple([draft.json for draft in sign(delivery, drafts)]) if drafts else ()
                 self.reports[number] = Report(delivery, seconds, emits=emits)
 

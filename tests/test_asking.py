@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from runtime import Agent, Context, Message, Reject, Retry, connect
+from runtime import Agent, BatchContext, Context, Message, Reject, Retry, connect
 from runtime.errors import AskFailed, AskTimeout, InvalidValue, NobodyAnswers, RuntimeFault
 from runtime.operations import Letters
 from runtime.stream import Stream
@@ -211,6 +211,30 @@ async def test_whoever_gives_up_leaves_nothing_behind(stream: Stream) -> None:
             await stream.ask("price.wanted", "pen", timeout=wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="first="):
         await stream.ask_all("price.wanted", "pen", first=0)
+
+
+async def test_a_handler_of_batches_answers_each(harness: Harness) -> None:
+    many = Agent("many")
+
+    @many.on("square.wanted", batch=10, within=0.05, retry=Retry(attempts=1))
+    async def square(messages: list[Message[int]], context: BatchContext) -> None:
+        for message in messages:
+            if message.value == 3:
+                context.fail(message, ValueError("not three"))
+            elif message.value:
+                context.answer(message, message.value**2)
+
+    async with harness.running(many), connect(harness.settings) as stream:
+        found: dict[int, Any] = {}
+
+        async def ask(number: int) -> None:
+            (answer,) = await stream.ask_all("square.wanted", number)
+            found[number] = answer.value if answer.error is None else answer.error.error
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(ask, number)
+    assert found == {0: None, 1: 1, 2: 4, 3: "ValueError: not three", 4: 16}
 
 
 # Handlers that ask

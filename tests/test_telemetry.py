@@ -68,6 +68,31 @@ def named(spans: InMemorySpanExporter, name: str) -> Any:
     return found
 
 
+async def test_a_request_and_its_answer_are_in_the_trace_of_whoever_asked(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    desk, shop = Agent("desk"), Agent("shop")
+
+    @desk.on("bill.wanted")
+    async def bill(item: str, context: Context) -> Any:
+        return await context.ask("price.wanted", item)
+
+    @shop.on("price.wanted")
+    async def price(item: str) -> int:
+        return 5
+
+    settings = direct(database, telemetry=True)
+    async with running([desk, shop], settings), connect(settings) as stream:
+        await ready(database, "desk.bill", "shop.price")
+        assert await stream.ask("bill.wanted", "pen") == 5
+        reply_to = (await stream.read("price.wanted"))[0].headers["reply_to"]
+    asked, handled = named(spans, "send price.wanted"), named(spans, "process price.wanted")
+    assert asked.parent.span_id == named(spans, "process bill.wanted").context.span_id
+    assert handled.parent.span_id == asked.context.span_id
+    assert named(spans, f"send {reply_to}").parent.span_id == handled.context.span_id
+    assert len({span.context.trace_id for span in spans.get_finished_spans()}) == 1
+
+
 async def test_one_trace_leads_through_agents_of_two_processes(
     database: str, spans: InMemorySpanExporter, tmp_path: Path
 ) -> None:

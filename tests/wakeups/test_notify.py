@@ -109,6 +109,8 @@ async def test_it_is_live_when_the_nonce_came_back_and_wakes(database: str) -> N
         await connection.execute("select pg_notify($1, 'task.output')", channel)
         await ear.until("notify live", "woken by notify")
         assert ear.heard == ["notify live", "woken by notify"]
+        await connection.execute("select pg_notify($1, 'answer')", channel)
+        await ear.until("notify live", "woken by notify", "woken by answer")
 
 
 async def test_it_is_not_live_before(database: str) -> None:
