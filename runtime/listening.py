@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Self
 from uuid import uuid4
@@ -23,7 +23,9 @@ _PAGE = 500
 # A message's id is drawn before its transaction commits, so lower ids may appear later than higher ones.
 _OVERLAP_SECONDS = 10.0
 # How far below the newest id a transaction may stand that is still open when a listener begins.
-_OPEN_IDS = 200
+_OPEN_IDS = 5_000
+# How many ids are remembered while a transaction stays open.
+_MAX_SEEN = 100_000
 _LOOK_BACK_SECONDS = 1.0
 # How much of what was said may wait for a listener that is busy.
 _SAID = 10_000
@@ -32,11 +34,14 @@ _SAID = 10_000
 class Reader:
     """Reads what is new under a pattern, a page at a time, and looks back a little, so that no late commit is missed.
 
+    It looks back to where everything is decided: a row is missed only if its id was drawn by a statement that wrote
+    nothing for ten seconds, or if a transaction stays open while a hundred thousand later rows are read.
+
     Args:
         store: where messages live.
         pattern: which ones.
         after: only messages with a higher id.
-        newest: the highest id there is, under whatever key.
+        horizon: up to where the stream was decided before anything is read, as `stream_horizon` tells it.
         clock: seconds that never go back.
     """
 
@@ -46,33 +51,40 @@ class Reader:
         pattern: str,
         *,
         after: int,
-        newest: int,
+        horizon: Mapping[str, int],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._store = store
         self._pattern = pattern
         self._clock = clock
         self._top = after
-        # Looking back begins at `_floor`, which follows the newest id of the stream at a distance of some seconds.
-        self._floor = max(after, newest - _OPEN_IDS)
-        self._mark = newest
+        # Looking back begins at `_floor`. It moves to the mark when all that had begun before the mark has ended.
+        self._floor = max(after, horizon["floor"])
+        self._mark = horizon
         self._marked_at = self._looked_back_at = clock()
+        self._look_back_seconds = _LOOK_BACK_SECONDS
         self._seen: set[int] = set()
         self._is_behind = True
 
     @classmethod
     async def begin(cls, store: Store, pattern: str, since: int | None) -> Self:
         """A reader of what comes after an id, or else of what is committed from now on."""
-        newest = await _newest_id(store)
+        horizon = await store.operate("stream_horizon", look=_OPEN_IDS)
         if since is not None:
-            return cls(store, pattern, after=since, newest=newest)
-        reader = cls(store, pattern, after=max(0, newest - _OPEN_IDS), newest=newest)
-        await reader.fresh()
+            return cls(store, pattern, after=since, horizon=horizon)
+        reader = cls(store, pattern, after=horizon["floor"], horizon=horizon)
+        await reader.pass_over()
         return reader
+
+    async def pass_over(self) -> None:
+        """Read what is there now, and yield none of it."""
+        await self._look_back()
+        while self._is_behind:
+            await self.fresh()
 
     async def fresh(self) -> list[Message[Any]]:
         """One page of what was not read before; late ones come when they come, else in the order of their ids."""
-        if self._is_behind or self._clock() < self._looked_back_at + _LOOK_BACK_SECONDS:
+        if self._is_behind or self._clock() < self._looked_back_at + self._look_back_seconds:
             # Under load only the end is read each time, and the last seconds not more often than need be.
             page = await self._store.read(self._pattern, after=self._top, limit=_PAGE)
             self._is_behind = len(page) == _PAGE
@@ -82,6 +94,11 @@ class Reader:
 
     async def _look_back(self) -> list[Message[Any]]:
         """Read from the lowest id on that may still turn up."""
+        began = self._clock()
+        # Asked before the rows are read: what it calls decided is then seen by the reading.
+        horizon = None
+        if began >= self._marked_at + _OVERLAP_SECONDS:
+            horizon = await self._store.operate("stream_horizon")
         fresh: list[Message[Any]] = []
         after = self._floor
         while True:
@@ -93,23 +110,32 @@ class Reader:
                 break
             after = page[-1].id
         self._looked_back_at = self._clock()
-        if self._looked_back_at >= self._marked_at + _OVERLAP_SECONDS:
-            # Also where nothing matches, or a rare pattern would be sought in ever more rows.
-            self._marked_at = self._looked_back_at
-            self._floor, self._mark = max(self._floor, self._mark), await _newest_id(self._store)
-            self._seen = {number for number in self._seen if number > self._floor}
+        # The more there is to look at again, the more seldom.
+        self._look_back_seconds = max(_LOOK_BACK_SECONDS, 10 * (self._looked_back_at - began))
+        if horizon is not None:
+            self._move(horizon)
         return fresh
+
+    def _move(self, horizon: Mapping[str, int]) -> None:
+        """Raise the floor to the mark, if everything up to there is decided and read; then mark where we are now."""
+        if horizon["drawn"] < self._mark["drawn"]:
+            _log.warning("the stream has begun anew; was the database reset? Listening goes on from here")
+            self._top = self._floor = horizon["drawn"]
+        elif horizon["xmin"] > self._mark["xid"]:
+            self._floor = max(self._floor, self._mark["drawn"])
+        elif len(self._seen) < _MAX_SEEN:
+            return
+        else:
+            _log.warning("a transaction has been open for so long that what it writes may pass a listener by")
+            self._floor = max(self._floor, self._mark["drawn"])
+        self._marked_at, self._mark = self._looked_back_at, horizon
+        self._seen = {number for number in self._seen if number > self._floor}
 
     def _note(self, page: list[Message[Any]]) -> list[Message[Any]]:
         fresh = [message for message in page if message.id not in self._seen]
         self._seen.update(message.id for message in fresh)
         self._top = max(self._top, *(message.id for message in page), 0)
         return fresh
-
-
-async def _newest_id(store: Store) -> int:
-    newest = await store.read(">", limit=1)
-    return newest[0].id if newest else 0
 
 
 class Listening:

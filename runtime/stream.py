@@ -258,8 +258,8 @@ class Stream:
     ) -> AsyncGenerator[Message[Any] | Said[Any]]:
         """Yield messages as they are written, for ever; a store that is away is waited for.
 
-        Nothing is kept for a listener: what is written while it is away is read only with `since`, and a row whose
-        transaction stayed open for more than ten seconds may pass it by. Agents miss nothing.
+        Nothing is kept for a listener: what is written while it is away is read only with `since`. Rows of
+        transactions that commit late come when they commit.
 
         Args:
             pattern: a key, or a pattern such as site.>.

@@ -288,8 +288,10 @@ async def test_reading_on_does_not_read_everything_again(stream: Stream) -> None
     now = 1000.0
     counted = Counted(stream._store)
     await stream.send_all([Draft("busy.a", number) for number in range(1000)])
-    reader = Reader(counted, "rare.>", after=0, newest=1000, clock=lambda: now)
-    busy = Reader(counted, "busy.a", after=0, newest=1000, clock=lambda: now)
+    horizon = await counted.operate("stream_horizon", look=5000)
+    assert horizon["floor"] == horizon["drawn"] == 1000
+    reader = Reader(counted, "rare.>", after=0, horizon=horizon, clock=lambda: now)
+    busy = Reader(counted, "busy.a", after=0, horizon=horizon, clock=lambda: now)
     got = 0
     while fresh := await busy.fresh():
         got += len(fresh)
@@ -307,3 +309,62 @@ async def test_reading_on_does_not_read_everything_again(stream: Stream) -> None
     newest = await stream.latest("busy.a")
     assert newest is not None
     assert reader._floor == newest.id
+
+
+@pytest.mark.parametrize("since", [None, 0])
+async def test_a_batch_that_is_open_when_listening_begins_is_heard_whole(
+    stream: Stream, database: str, since: int | None
+) -> None:
+    heard = Heard()
+    async with writer(database) as batch, anyio.create_task_group() as tasks:
+        async with batch.transaction():
+            await batch.execute(
+                "insert into consciousness_stream (key, value) "
+                "select 'site.a', to_jsonb(n) from generate_series(1, 1000) n"
+            )
+            await stream.send("site.a", "beside")
+            await tasks.start(heard.collect, stream, "site.a", since)
+            await hear_first(stream, heard, "site.a")
+        with anyio.fail_after(20):
+            while len(heard.values) < 1000 + (since == 0):
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert [value for value in heard.values if isinstance(value, int)] == list(range(1, 1001))
+    assert heard.values.count("beside") == (since == 0)
+
+
+async def test_a_row_is_heard_however_long_its_transaction_stays_open(
+    stream: Stream, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from runtime.listening import Reader
+
+    now = 1000.0
+    horizon = await stream._store.operate("stream_horizon")
+    reader = Reader(stream._store, "site.a", after=0, horizon=horizon, clock=lambda: now)
+    insert = "insert into consciousness_stream (key, value) values ('site.a', '\"late\"')"
+
+    async def heard_in(seconds: int) -> list[Any]:
+        nonlocal now
+        values = []
+        for number in range(seconds // 15):
+            await stream.send("site.a", number)
+            now += 15
+            while fresh := await reader.fresh():
+                values += [message.value for message in fresh]
+        return values
+
+    async with writer(database) as late:
+        opened = late.transaction()
+        await opened.start()
+        await late.execute(insert)
+        assert await heard_in(90) == list(range(6))
+        await opened.commit()
+        assert sorted(await heard_in(45), key=str) == [0, 1, 2, "late"]
+        opened = late.transaction()
+        await opened.start()
+        await late.execute(insert)
+        # Memory has a bound, and then it is said that something may be missed.
+        monkeypatch.setattr("runtime.listening._MAX_SEEN", 3)
+        assert await heard_in(90) == list(range(6))
+        await opened.rollback()
+    assert "may pass a listener by" in caplog.text

@@ -43,6 +43,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_beat": {"worker": "uuid", "nonce": "text"},
     "stream_say": {"said": "text"},
+    "stream_horizon": {"look": "integer"},
     "stream_leave": {"worker": "uuid"},
     "stream_stats": {},
     "stream_pause": {"subscription": "text"},
