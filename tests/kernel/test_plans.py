@@ -234,6 +234,13 @@ async def post_to_targets(db: Any, _: Worker) -> None:
 
 
 @call
+async def listen_and_say(db: Any, _: Worker) -> None:
+    found = await db.fetchval("select stream_horizon(1000)")
+    assert found["floor"] <= found["drawn"]
+    await db.fetchval("select stream_say($1)", '{"said":[]}')
+
+
+@call
 async def view_the_stream(db: Any, _: Worker) -> None:
     page = await db.fetchval("select stream_page('task.>', before => 500000)")
     await db.fetchval("select stream_page('other.*', after => 500000, state => 'done')")
