@@ -414,6 +414,11 @@ class Agent:
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
         """
+        target = Target(
+            url=check_url(to),
+            secret_name=check_secret_name(secret),
+            seconds=check_timeout(timeout) or SECONDS,
+        )
         fields = {
             "agent": self.name,
             "patterns": check_patterns(patterns),
@@ -425,14 +430,13 @@ class Agent:
             "start": check_start(start),
             # The request has its own end, which says what was waited for.
             "timeout": None,
-            "target": Target(
-                url=check_url(to), secret_name=check_secret_name(secret), seconds=check_timeout(timeout) or SECONDS
-            ),
-        }  # fmt: skip
+            "target": target,
+        }
 
         async def post(message: Message[Any], context: Context) -> Any:
             raise DeclarationError(f"{self.name}.{name} is posted by a worker, and cannot be called.")
 
+        post.__doc__ = f"Posted to {target.shown}."
         self._add(post, name, fields, {})
 
     def _by_time(

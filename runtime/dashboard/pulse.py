@@ -61,6 +61,7 @@ class Pulse:
         self.stats: Kept[dict[str, Any]] = Kept(stream.stats, 0.8)
         self.flow: Kept[dict[str, Any]] = Kept(stream.views.flow, 3.0)
         self.schedules: Kept[list[dict[str, Any]]] = Kept(stream.operations.schedules, 0.8)
+        self.webhooks: Kept[list[dict[str, Any]]] = Kept(stream.operations.webhooks, 0.8)
         self.hours = Hours(stream.views, self._tell)
         self.is_live = False
         self.fault: str | None = None
@@ -107,6 +108,7 @@ class Pulse:
         self.stats.forget()
         self.flow.forget()
         self.schedules.forget()
+        self.webhooks.forget()
         self._tell()
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 from tests.chaos.batches import BATCHES
 from tests.chaos.incoming import INCOMING
+from tests.chaos.outgoing import OUTGOING
 from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
 
-FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES)
+FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING)

@@ -41,6 +41,7 @@ _WORKER = {
     "RUNTIME_DRAIN_SECONDS": "5",
     "RUNTIME_POLL_SLOW_SECONDS": "0.5",
     "RUNTIME_LOG_LEVEL": "warning",
+    "RUNTIME_WEBHOOKS_ALLOW": "127.0.0.0/8",
 }
 WAYS = {
     "both": {},

@@ -101,6 +101,12 @@ MECHANISMS = (
          "--feature", "timers", *_QUIET],
     ),
     Mechanism(
+        "one id for all attempts",
+        [("runtime/posting.py",
+          'f"msg_{message.id}_{written:x}_', 'f"msg_{message.id}_{message.attempt}_{written:x}_')],
+        ["--setting", "both/rest", "--fault", "worker SIGKILL", "--feature", "outgoing", *_QUIET],
+    ),
+    Mechanism(
         "a retry finds what it asked",
         [("runtime/handler_asks.py", 'dedup_key=options.get("dedup_key") or question,', "dedup_key=None,")],
         ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",

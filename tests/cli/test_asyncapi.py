@@ -183,3 +183,18 @@ def test_a_timer_is_who_sends_its_ticks(official: Draft7Validator) -> None:
     )
     taken = document["components"]["schemas"]["Tick"]
     assert set(tick["properties"]) == set(taken["properties"])
+
+
+def test_a_webhook_is_an_operation_that_tells_its_target_without_what_may_be_secret(
+    official: Draft7Validator,
+) -> None:
+    agent = Agent("crm")
+    agent.post(
+        "person.*", to="https://me:word@example.com/hook?key=hush", secret="CRM_SECRET", emits="crm.noted"
+    )
+    document = asyncapi_of([agent], title="crm", version="1")
+    assert list(official.iter_errors(document)) == []
+    assert document["operations"]["crm.post"]["description"] == "Posted to https://example.com/hook."
+    assert set(document["operations"]) == {"crm.post", "crm.post.emits"}
+    assert "hush" not in json.dumps(document)
+    assert "word" not in json.dumps(document)

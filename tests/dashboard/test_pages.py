@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from runtime.values import encode
 from tests.dashboard.conftest import Stage
 
 MARKUP = "</code></script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
@@ -133,6 +134,28 @@ def test_a_timer_tells_its_schedule_and_when_it_ticks_next(stage: Stage, tab: Pa
     assert [slot.hour % 12 + slot.minute + slot.second for slot in slots] == [0, 0, 0]
     assert datetime.now(UTC) < slots[0]
     assert slots[1] - slots[0] == slots[2] - slots[1] == timedelta(hours=12)
+
+
+def test_a_webhook_tells_its_target_and_how_that_is(stage: Stage, tab: Page) -> None:
+    operations, store = stage.stream.operations, stage.stream._store
+    url = "https://me:word@example.com/hook?key=hush"
+    note = {"name": "crm.post", "kind": "asked", "message": 1, "status": 429, "seconds": 600}
+    stage.ask(lambda: operations.add_webhook("crm.post", url, "nothing.at.all"))
+    try:
+        stage.ask(
+            lambda: store.operate(
+                "stream_note_webhooks", targets=encode([{"name": "crm.post"}]), notes=encode([note])
+            )
+        )
+        tab.goto(f"{stage.url}/agents")
+        handler = tab.locator("[data-name='crm.post']")
+        expect(handler.locator(".webhook")).to_contain_text("https://example.com/hook rests for")
+        expect(handler.locator(".chip")).to_have_text("resting")
+        assert "hush" not in tab.content()
+        handler.get_by_role("button", name="Resume").click()
+        expect(handler.locator(".chip")).to_have_text("no worker")
+    finally:
+        stage.ask(lambda: operations.remove_webhook("crm.post"))
 
 
 def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:

@@ -72,6 +72,7 @@ async def _changed(request: Request) -> HTMLResponse:
 async def _agents(desk: Desk) -> dict[str, Any]:
     stats, hours = await desk.pulse.stats.get(), await desk.pulse.hours.get()
     timers = {each["name"]: each for each in await desk.pulse.schedules.get()}
+    webhooks = {each["name"]: each for each in await desk.pulse.webhooks.get()}
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in stats["subscriptions"]:
         hour = hours.get(each["id"]) or Hour()
@@ -79,10 +80,11 @@ async def _agents(desk: Desk) -> dict[str, Any]:
         grouped[each["agent"]].append({
             **each,
             "backlog": backlog,
-            "state": _state(each),
+            "state": _state(each, webhooks.get(each["name"])),
             "handler": each["name"].partition(".")[2],
             "spark": spark(hour.done, hour.failed),
             "latency": hour.latency,
+            "webhook": webhooks.get(each["name"]),
             "timer": _timer(timers.get(each["name"])),
             "done_hour": sum(hour.done),
             "failed_hour": sum(hour.failed),
@@ -101,7 +103,10 @@ def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _state(each: dict[str, Any]) -> str:
+def _state(each: dict[str, Any], webhook: dict[str, Any] | None) -> str:
+    # A target that rests has its subscription paused, and is tried again by itself.
+    if webhook is not None and webhook["state"] not in ("well", "paused"):
+        return str(webhook["state"])
     if each["paused"]:
         return "paused"
     if not each["workers"]:
