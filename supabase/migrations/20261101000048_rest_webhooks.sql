@@ -132,8 +132,12 @@ begin
     end loop;
     return (
         select coalesce(json_object_agg(x.name, json_build_object(
-            'rests_seconds', case when x.rests_until is not null then least(
-                greatest(0, extract(epoch from x.rests_until - clock_timestamp())), 86400) end,
+            -- PostgreSQL 15 does not subtract from infinity; a day is as good as that, and looked at again.
+            'rests_seconds', case
+                when x.rests_until = 'infinity' then 86400
+                when x.rests_until is not null
+                    then greatest(0, extract(epoch from x.rests_until - clock_timestamp()))
+            end,
             'probing', x.probing, 'failing', x.failures > 0)), '{}')
         from runtime.webhooks x
         join jsonb_to_recordset(targets) as t (name text) on t.name = x.name

@@ -104,7 +104,8 @@ MECHANISMS = (
         "one id for all attempts",
         [("runtime/posting.py",
           'f"msg_{message.id}_{written:x}_', 'f"msg_{message.id}_{message.attempt}_{written:x}_')],
-        ["--setting", "both/rest", "--fault", "worker SIGKILL", "--feature", "outgoing", *_QUIET],
+        ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
+         "--feature", "outgoing", *_QUIET],
     ),
     Mechanism(
         "a retry finds what it asked",
