@@ -388,6 +388,8 @@ class Agent:
         emits: str | None = None,
         retry: Retry = PATIENCE,
         concurrency: int | None = CONCURRENCY,
+        concurrency_total: int | None = None,
+        rate: str | None = None,
         ordered: bool = False,
         dead_blocks: bool = False,
         start: Start = "latest",
@@ -405,6 +407,8 @@ class Agent:
             emits: the key under which the JSON of the answer is written.
             retry: what happens after a failure; by default 15 attempts within about half a day.
             concurrency: how many requests one worker makes at once.
+            concurrency_total: how many requests all workers together make at once.
+            rate: how many messages all workers together take: "10/s", "600/m", "1000/h".
             ordered: post messages of one key one after another.
             dead_blocks: as for `on`.
             start: as for `on`.
@@ -430,6 +434,8 @@ class Agent:
             "start": check_start(start),
             # The request has its own end, which says what was waited for.
             "timeout": None,
+            "rate": check_rate(rate),
+            "concurrency_total": check_concurrency_total(concurrency_total, 1),
             "target": target,
         }
 

@@ -171,7 +171,7 @@ class Operations:
             patterns: keys, or patterns such as `task.*` and `task.>`.
             emits: the key under which the JSON of the answer is written.
             ordered: post messages of one key one after another.
-            concurrency: how many requests one worker makes at once.
+            concurrency: how many requests all workers together make at once; by default 10 in each.
             attempts: attempts in all; 15 by default, within about half a day.
             start: "earliest" begins with all there is, "latest" with what comes.
             secret: to sign with, `whsec_…`; drawn by default.

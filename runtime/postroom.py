@@ -156,6 +156,7 @@ def agent_of(row: Mapping[str, Any]) -> Agent:
         emits=row["emits"],
         retry=replace(PATIENCE, attempts=row["max_attempts"]),
         concurrency=row["concurrency"] or CONCURRENCY,
+        concurrency_total=row["concurrency"],
         ordered=row["ordered"],
         name=handler,
     )

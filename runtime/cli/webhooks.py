@@ -54,7 +54,10 @@ def add(
         str | None, typer.Option(metavar="KEY", help="Write the JSON of the answer under this key.")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="How many requests one worker makes at once; 10 by default.")
+        int | None,
+        typer.Option(
+            min=1, help="How many requests all workers together make at once; by default 10 in each."
+        ),
     ] = None,
     attempts: Annotated[
         int | None, typer.Option(min=1, help="Attempts in all; 15 by default, within about half a day.")

@@ -6,6 +6,7 @@ create table runtime.webhooks (
     -- Declared by a command and run by whoever serves webhooks; else by the agent's own code.
     is_added boolean not null,
     emits text,
+    -- Requests at once: of one that was added, by all workers together; else in each.
     concurrency integer check (concurrency >= 1),
     secret text,
     -- Signs beside the new one until its time is over.
@@ -106,7 +107,7 @@ begin
         jsonb_build_object('id', me, 'name', 'add webhook'),
         jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
             'name', name, 'agent', split_part(name, '.', 1), 'patterns', patterns, 'ordered', ordered,
-            'max_attempts', max_attempts, 'start', start))));
+            'max_attempts', max_attempts, 'start', start, 'concurrency_total', concurrency))));
     delete from runtime.workers w where w.id = me;
     return json_build_object('name', name, 'url', runtime.shown_url(made.url), 'secret', made.secret);
 end
