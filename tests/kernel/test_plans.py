@@ -50,7 +50,8 @@ async def _crowd(url: str) -> None:
         await db.execute("drop index consciousness_stream_key")
         await db.execute(
             "insert into consciousness_stream (key, processed, created_at) "
-            "select case when n = 77777 then 'rare.once' when n % 10 = 0 then 'other.k' || n % 1000 else 'task.a' end, true, "
+            "select case when n = 77777 then 'rare.once' when n % 10 = 0 then 'other.k' || n % 1000 "
+            "else 'task.a' end, true, "
             f"clock_timestamp() - make_interval(secs => {MESSAGES} - n) from generate_series(1, {MESSAGES}) n"
         )
         await db.execute(definition)
