@@ -368,3 +368,31 @@ async def test_a_row_is_heard_however_long_its_transaction_stays_open(
         assert await heard_in(90) == list(range(6))
         await opened.rollback()
     assert "may pass a listener by" in caplog.text
+
+
+async def test_history_and_what_comes_meet_without_a_gap_or_a_double_under_writers(
+    stream: Stream, database: str
+) -> None:
+    heard = Heard()
+
+    async def write(first: int) -> None:
+        async with writer(database) as connection:
+            for number in range(first, first + 100):
+                async with connection.transaction():
+                    await connection.execute(
+                        "insert into consciousness_stream (key, value) values ('site.a', to_jsonb($1::int))",
+                        number,
+                    )
+                    await anyio.sleep(0.01 if number % 7 == 0 else 0)
+
+    await stream.send_all([Draft("site.a", number) for number in range(1200)])
+    async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as writers:
+            for first in range(1200, 1800, 100):
+                writers.start_soon(write, first)
+            await tasks.start(heard.collect, stream, "site.a", 0)
+        with anyio.fail_after(20):
+            while len(heard.values) < 1800:
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert sorted(heard.values) == list(range(1800))

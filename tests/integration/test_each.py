@@ -184,6 +184,29 @@ async def test_g6_a_slow_or_failing_each_handler_delays_no_other_and_drops_what_
     assert seen["failing"][:50] == list(range(50)), "each once, though it failed"
 
 
+async def test_what_each_process_hears_it_does_not_answer(stack: Any) -> None:
+    heard: list[int] = []
+    desk = Agent("desk")
+
+    @desk.on("price.asked", deliver="each")
+    async def overhear(value: int) -> str:
+        heard.append(value)
+        return "not asked"
+
+    @desk.on("price.asked")
+    async def answer(value: int) -> str:
+        await until(lambda: value in heard)
+        # Whatever the other emits has had its time.
+        await anyio.sleep(0.2)
+        return "asked"
+
+    settings = settings_of(stack, database_url=stack.db_url)
+    async with running([desk], settings) as worker, connect(settings) as stream:
+        await until(lambda: worker.is_listening)
+        assert await stream.ask("price.asked", 1) == "asked"
+        assert [each.value for each in await stream.ask_all("price.asked", 2)] == ["asked"]
+
+
 async def test_g9_a_stopping_worker_lets_an_each_handler_end_and_sends_what_it_emitted(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
