@@ -87,7 +87,7 @@ class HandlerAsks:
             )
         asker = self._asker()
         question = question_key(message, handler.name, key, value, 0)
-        context.asked[question] += 1
+        context.asked[question] = context.asked.get(question, 0) + 1
         if context.asked[question] > 1:
             question = question_key(message, handler.name, key, value, context.asked[question] - 1)
         draft = Draft(

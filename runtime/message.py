@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -72,7 +71,7 @@ class Message(Generic[T]):
     def reply_to(self) -> str | None:
         """The key an answer is wanted under, where this is a request."""
         given = self.headers.get("reply_to")
-        return given if is_key(given) else None
+        return given if given is not None and is_key(given) else None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, attempt: int = 1) -> Self:
@@ -257,7 +256,7 @@ class Context:
     emitted: list[Draft] = field(default_factory=list)
     state: Any = field(default=None, repr=False)
     asks: Asks | None = field(default=None, repr=False, compare=False)
-    asked: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
+    asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     speak: Speak | None = field(default=None, repr=False)
     _voice: Voice | None = field(default=None, init=False, repr=False)
 

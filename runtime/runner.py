@@ -261,7 +261,8 @@ class Runner:
     def _start(self, number: int) -> None:
         """Have one handler's waiting deliveries run, or given back when there is nobody to run them."""
         waiting, handler = self._waiting[number], self._handlers[number]
-        while waiting and not self._may_begin(handler):
+        # As `_may_begin` says; this is passed twice for each attempt.
+        while waiting and (self._is_stopping or handler.agent not in self._states):
             self._give_back([waiting.popleft()])
         # One task is started at a time, and it starts the next: handlers that never wait need only one.
         if waiting and number not in self._starting and self._running[number] < self._limits[handler.name]:
@@ -455,7 +456,8 @@ class Runner:
                 with anyio.fail_after(handler.timeout):
                     result = await call(handler, context)
             handler.emit_result(result, context)
-            if answer := answer_draft(delivery, handler, result):
+            # A request says so in its headers, and most messages have none.
+            if delivery.message.headers and (answer := answer_draft(delivery, handler, result)):
                 context.emitted.append(answer)
             emitted = context.emitted
             if self._spans is not None and emitted:
