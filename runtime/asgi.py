@@ -78,7 +78,6 @@ class WebhookApp:
         is_serverless = self._settings.serverless if serverless is None else serverless
         self._worker = None if is_serverless else worker
         self._drains = Drains(agents, self._settings) if is_serverless and worker else None
-        self._fault: RuntimeFault | None = None
         self._is_running = False
         patterns = [pattern for each in (worker.handlers if worker else []) for pattern in each.patterns]
         secret = self._settings.webhook_secret
@@ -164,7 +163,6 @@ class WebhookApp:
         try:
             await self.run()
         except RuntimeFault as fault:
-            self._fault = fault
             _log.error("the worker has ended, and webhooks are still taken: %s", fault)
 
     async def _receive(self, request: Request) -> Response:
@@ -241,7 +239,7 @@ class WebhookApp:
         return PlainTextResponse("alive\n")
 
     async def _readyz(self, request: Request) -> Response:
-        """The database answers, and the worker, where there is one, looks for work."""
+        """The database answers, and the worker, where there is one, has started and looks for work."""
         told: dict[str, Any] = {"database": False}
         try:
             told["database"] = await (await self._open()).answers(_ASK_SECONDS)
@@ -250,7 +248,7 @@ class WebhookApp:
         is_ready = told["database"]
         if self._worker is not None:
             told["worker"] = self._worker.state if self._is_running else "stopped"
-            is_ready = is_ready and told["worker"] in ("live", "polling", "spare")
+            is_ready = is_ready and self._is_running and self._worker.is_ready
         return JSONResponse(told, 200 if is_ready else 503)
 
 

@@ -117,6 +117,17 @@ class Worker:
         return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it has subscribed, its agents have started, and it does not end."""
+        dispatcher = self._dispatcher
+        return (
+            dispatcher is not None
+            and dispatcher.ready.is_set()
+            and dispatcher.is_whole
+            and not self._is_stopping
+        )
+
+    @property
     def live_paths(self) -> frozenset[str]:
         """The push paths that are proved to deliver."""
         return frozenset() if self._dispatcher is None else frozenset(self._dispatcher.plan.reach.lively)

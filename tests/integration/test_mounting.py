@@ -65,8 +65,12 @@ async def test_mounted_in_a_host_it_takes_webhooks_and_runs_agents(
             return await count(connection, "till.booked") == 1
 
         await until(booked)
-        ready = (await client.get("/in/readyz")).json()
-        assert (ready["database"], ready["worker"] in ("live", "polling")) == (True, True)
+
+        async def is_ready() -> bool:
+            ready = await client.get("/in/readyz")
+            return ready.status_code == 200 and ready.json()["worker"] in ("live", "polling")
+
+        await until(is_ready)
         headers = {"x-webhook-secret": WAKING}
         assert (await client.post("/in/drain", headers=headers)).status_code == 409
         server.process.terminate()

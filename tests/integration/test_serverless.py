@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,27 @@ async def test_timers_tick_when_somebody_calls(stack: Any) -> None:
     assert drained.handled >= 3
     found = [tick.slot.timestamp() for tick in slots]
     assert sorted(found) == [min(found) + number for number in range(len(found))]
+
+
+async def test_a_drain_waits_for_what_an_agent_sets_up(stack: Any) -> None:
+    steps: list[str] = []
+
+    agent = Agent("careful")
+
+    @agent.lifespan
+    async def warm_up() -> AsyncIterator[str]:
+        await anyio.sleep(0.5)
+        yield "warm"
+        steps.append("cooled down")
+
+    @agent.on("careful.task", start="earliest")
+    async def work(value: int, context: Context) -> None:
+        steps.append(context.state)
+
+    async with connected(stack.db_url) as connection:
+        await write(connection, 1, key="careful.task")
+    assert (await drain([agent], store_of(stack, "direct"))).handled == 1
+    assert steps == ["warm", "cooled down"]
 
 
 @pytest.mark.own_stack
