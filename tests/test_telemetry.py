@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from runtime import Agent, Context, Retry, connect
+from runtime import Agent, BatchContext, Context, Message, Retry, connect
 from runtime.message import Draft
 from runtime.telemetry import current_ids
 from tests.integration.conftest import running, until
@@ -191,6 +191,40 @@ async def test_a_failure_marks_its_span_by_its_type_alone_and_is_counted(
     assert any(
         point["messaging.destination.name"] == "fall" for point in counted["messaging.client.sent.messages"]
     )
+
+
+async def test_each_message_of_a_batch_has_a_span_in_its_own_trace_and_so_has_what_it_caused(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    agent = Agent("many")
+
+    @agent.on("one.of.many", batch=2, within=30)
+    async def take(messages: list[Message[int]], context: BatchContext) -> None:
+        with trace.get_tracer("user").start_as_current_span("thinking"):
+            for message in messages:
+                context.emit(f"caused.by.{message.value}", 0, cause=message)
+
+    settings = direct(database, telemetry=True)
+    async with running([agent], settings) as worker, connect(settings) as stream:
+        await ready(database, "many.take")
+        for number in range(2):
+            await stream.send("one.of.many", number)
+        await until(lambda: len(worker.attempts) == 2)  # type: ignore[attr-defined]
+    batch = named(spans, "process many.take")
+    assert batch.attributes["messaging.batch.message_count"] == 2
+    assert named(spans, "thinking").parent.span_id == batch.context.span_id
+    found = spans.get_finished_spans()
+    sends = sorted(
+        (span for span in found if span.name == "send one.of.many"), key=lambda span: span.start_time
+    )
+    processed = {span.parent.span_id: span for span in found if span.name == "process one.of.many"}
+    assert {link.context.span_id for link in batch.links} == {
+        span.context.span_id for span in processed.values()
+    }
+    for number, send in enumerate(sends):
+        emit = named(spans, f"send caused.by.{number}")
+        assert emit.parent.span_id == processed[send.context.span_id].context.span_id
+        assert emit.context.trace_id == send.context.trace_id != batch.context.trace_id
 
 
 def test_a_draft_that_carries_more_headers_keeps_the_value_it_was_made_with() -> None:

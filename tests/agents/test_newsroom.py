@@ -53,7 +53,10 @@ async def handle(name: str, value: object, *, number: int = 1, key: str = "test"
     message = Message(number, key, value)
     context = Context(message, name)
     provision = handler.provision or Provision((), is_async=handler.is_async)
-    result = await provision.call(run, handler.function, handler.bind(message, context), context)
+    arguments = handler.bind(message, context)
+    if handler.batch is not None:
+        arguments = {parameter: [argument] for parameter, argument in arguments.items()}
+    result = await provision.call(run, handler.function, arguments, context)
     handler.emit_result(result, context)
     return [(draft.key, draft.as_dict()["value"]) for draft in context.emitted]
 
