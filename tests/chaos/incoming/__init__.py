@@ -4,4 +4,4 @@ from tests.chaos.feature import Feature
 from tests.chaos.incoming.driver import drive
 from tests.chaos.incoming.judge import judge
 
-INCOMING = Feature("incoming", ("desk.note",), judge, drive)
+INCOMING = Feature("incoming", ("counter.note",), judge, drive)

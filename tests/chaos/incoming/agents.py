@@ -5,10 +5,10 @@ from tests.chaos.agents import RETRY, work
 from tests.chaos.ledger import Notes
 
 notes = Notes()
-desk = Agent("desk")
+counter = Agent("counter")
 
 
-@desk.on("incoming.>", retry=RETRY)
+@counter.on("incoming.>", retry=RETRY)
 async def note(message: Message[dict[str, int | str]], context: Context) -> None:
     """Each webhook once."""
     with notes.attempt(context.handler, message, int(message.value["number"])):

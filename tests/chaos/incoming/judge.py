@@ -12,7 +12,7 @@ async def judge(connection: Any, ledger: Ledger) -> list[Problem]:
     rows = await connection.fetch(
         "select m.id, (m.value ->> 'number')::bigint as number, "
         "(select count(*) from runtime.runs r join runtime.subscriptions s on s.id = r.subscription "
-        " where r.message_id = m.id and r.outcome = 'done' and s.name = 'desk.note') as finished "
+        " where r.message_id = m.id and r.outcome = 'done' and s.name = 'counter.note') as finished "
         "from public.consciousness_stream m where m.key like 'incoming.%' order by m.id"
     )
     told = dict(ledger.driven["incoming"])
