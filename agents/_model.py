@@ -1,6 +1,7 @@
 """How does a language model write the summary? Needs the extra `llm` and ANTHROPIC_API_KEY."""
 
 import os
+from collections.abc import Callable
 
 from runtime import Reject, RetryLater
 
@@ -12,8 +13,12 @@ INSTRUCTION = (
 )
 
 
-async def summarise(text: str) -> str:
+async def summarise(text: str, say: Callable[[str], None]) -> str:
     """Return a model's two sentences about the text. NEWSROOM_MODEL names another model.
+
+    Args:
+        text: the note.
+        say: told of each piece as the model writes it.
 
     Raises:
         RetryLater: the service is busy or cannot be reached.
@@ -24,16 +29,22 @@ async def summarise(text: str) -> str:
     except ImportError:
         raise Reject('ANTHROPIC_API_KEY is set, but: pip install "agent-runtime[llm]"') from None
 
+    written = ""
     try:
-        async with anthropic.AsyncAnthropic(max_retries=0, timeout=60) as client:
-            answer = await client.messages.create(
+        async with (
+            anthropic.AsyncAnthropic(max_retries=0, timeout=60) as client,
+            client.messages.stream(
                 model=os.environ.get("NEWSROOM_MODEL") or MODEL,
                 max_tokens=300,
                 system=INSTRUCTION,
                 messages=[{"role": "user", "content": f"<note>\n{text[:50_000]}\n</note>"}],
-            )
+            ) as answer,
+        ):
+            async for token in answer.text_stream:
+                say(token)
+                written += token
     except (anthropic.APIConnectionError, anthropic.RateLimitError, anthropic.InternalServerError) as error:
         raise RetryLater(20, f"the model is not available: {type(error).__name__}") from error
     except anthropic.APIStatusError as error:
         raise Reject(f"the model's service refuses: {error.message}") from error
-    return " ".join("".join(block.text for block in answer.content if block.type == "text").split())
+    return " ".join(written.split())

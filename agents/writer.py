@@ -16,13 +16,13 @@ agent = Agent("writer")
 @agent.on(
     "note.found", emits="draft.written", retry=Retry(never_on=(UnicodeError,)), concurrency=4, timeout=90
 )
-async def draft(note: Note) -> Draft:
+async def draft(note: Note, context: Context) -> Draft:
     """Read the note and write its article: a title, a summary, a body."""
     title, body = split_title(note.text if note.text is not None else await _read(note.path))
     return Draft(
         path=note.path,
         title=title or note.path.rpartition("/")[2].removesuffix(".md").replace("-", " ").capitalize(),
-        summary=await _summarise(body),
+        summary=await _summarise(body, context),
         body=body,
     )
 
@@ -47,10 +47,10 @@ async def _read(path: str) -> str:
     return await Path(file).read_text(encoding="utf-8")
 
 
-async def _summarise(body: str) -> str:
-    """Two sentences: a model's, if there is a key for one, or else the two of the text that say most."""
+async def _summarise(body: str, context: Context) -> str:
+    """Two sentences: a model's, said as it writes them, if there is a key for one; else the two that say most."""
     if os.environ.get("ANTHROPIC_API_KEY") and body:
         from ._model import summarise
 
-        return await summarise(body)
+        return await summarise(body, lambda token: context.say("draft.token", token))
     return summary(paragraphs(body))

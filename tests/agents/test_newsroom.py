@@ -47,11 +47,18 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-async def handle(name: str, value: object, *, number: int = 1, key: str = "test") -> list[tuple[str, Any]]:
-    """Run one handler on one message, as a worker would; what it emitted, as it would be stored."""
+async def handle(
+    name: str, value: object, *, number: int = 1, key: str = "test", said: list[Any] | None = None
+) -> list[tuple[str, Any]]:
+    """Run one handler on one message, as a worker would; what it emitted, as it would be stored.
+
+    What it says is put into `said`.
+    """
     (handler,) = (handler for handler in handlers() if handler.name == name)
     message = Message(number, key, value)
     context = Context(message, name)
+    if said is not None:
+        context.speak = lambda key, text: said.append((key, json.loads(text)["value"]))
     provision = handler.provision or Provision((), is_async=handler.is_async)
     arguments = handler.bind(message, context)
     if handler.batch is not None:
@@ -258,16 +265,26 @@ async def test_the_shipped_notes_become_a_site_whose_links_all_lead_somewhere(si
 
 
 @contextmanager
-def model_service(status: int, answer: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A local server with the model service's address and manners; what it was asked is gathered."""
+def model_service(
+    status: int, answer: dict[str, Any] | list[dict[str, Any]]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A local server with the model service's address and manners; what it was asked is gathered.
+
+    A list is answered as a stream of events.
+    """
     asked: list[dict[str, Any]] = []
 
     class Service(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            body = json.dumps(answer).encode()
+            is_stream = isinstance(answer, list)
+            body = (
+                "".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in answer)
+                if isinstance(answer, list)
+                else json.dumps(answer)
+            ).encode()
             self.send_response(status)
-            self.send_header("content-type", "application/json")
+            self.send_header("content-type", "text/event-stream" if is_stream else "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -285,17 +302,36 @@ def model_service(status: int, answer: dict[str, Any]) -> Iterator[tuple[str, li
         server.server_close()
 
 
-async def test_with_a_key_a_model_writes_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_with_a_key_a_model_writes_the_summary_and_is_heard_writing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("anthropic")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
-    answer = {
-        "id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
-        "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1},
-        "content": [{"type": "text", "text": "Leases end.\nNobody cleans up.\n"}],
+    pieces = ["Leases end.", "\nNobody cleans", " up.\n"]
+    message = {
+        "id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": None,
+        "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 1}, "content": [],
     }  # fmt: skip
+    answer: list[dict[str, Any]] = [
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *(
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
+            for piece in pieces
+        ),
+        {"type": "content_block_stop", "index": 0},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "usage": {"output_tokens": 9},
+        },
+        {"type": "message_stop"},
+    ]
+    said: list[Any] = []
     with model_service(200, answer) as (url, asked):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        ((_, written),) = await handle("writer.draft", {"path": "leases.md"})
+        ((_, written),) = await handle("writer.draft", {"path": "leases.md"}, said=said)
+    assert said == [("draft.token", piece) for piece in pieces]
     assert written["summary"] == "Leases end. Nobody cleans up."
     assert asked[0]["model"] == "claude-haiku-4-5"
     assert "A worker takes a job" in asked[0]["messages"][0]["content"]
