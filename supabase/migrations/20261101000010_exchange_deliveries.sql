@@ -423,6 +423,7 @@ declare
     lost jsonb;
     nap record;
     taking runtime.taking;
+    is_limited boolean;
     allowed jsonb := want;
     bound jsonb;
     answer jsonb := '{}';
@@ -503,7 +504,8 @@ begin
         if due then
             perform runtime.count_crashes(want);
         end if;
-        if exists (select from runtime.limits) then
+        is_limited := exists (select from runtime.limits);
+        if is_limited then
             select * into allowed, bound from runtime.allow(want);
         end if;
         taking := runtime.take(allowed, options -> 'cursors', due, alone, until, new_lease, mine.number,
@@ -538,7 +540,11 @@ begin
 
     if done is not null or failed is not null then
         perform runtime.hand_on(me, want, failed);
-        if exists (select from runtime.limits) then
+        -- Asked once: it is a part of every exchange's time.
+        if is_limited is null then
+            is_limited := exists (select from runtime.limits);
+        end if;
+        if is_limited then
             perform runtime.hand_on_slots(me, done, failed);
         end if;
     end if;
