@@ -122,6 +122,22 @@ async def test_what_was_done_before_its_worker_heard_of_it_is_done(db: Any, work
     assert await db.fetchval("select count(*) from runtime.cancels") == 0
 
 
+async def test_a_wish_is_for_one_lease_and_means_nothing_under_another(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.output")
+    message = await insert(db, "task.output", 1)
+    (taken,) = await worker.take()
+    await cancel(db, message)
+    # Nobody tells it any more, so that the wish is left when the message is done.
+    await db.execute("delete from runtime.workers")
+    await worker.finish(taken)
+    assert await db.fetchval("select count(*) from runtime.cancels") == 1
+    await db.fetchval("select public.stream_replay('a.one', ids => $1)", [message])
+    (again,) = await worker.take()
+    await worker.fail(again)
+    assert await left(db) == 1
+    assert await letters(db) == []
+
+
 @pytest.mark.parametrize("outcome", ["dead", "done"])
 async def test_a_worker_that_dies_leaves_the_wish_in_the_table(db: Any, worker: Worker, outcome: str) -> None:
     await worker.subscribe("a.one=task.output")
