@@ -59,6 +59,10 @@ async def test_the_answer_is_what_the_handler_returns(stream: Stream, harness: H
     assert (answer[0].parent_id, answer[0].agent) == (request[0].id, "shop")
     assert answer[0].correlation_id == str(request[0].id)
     assert answer[0].headers["handler"] == "shop.price"
+    story = await stream.views.trace(request[0].id)
+    assert [(each["id"], each["parent_id"]) for each in story["messages"]] == [
+        (request[0].id, None), (answer[0].id, request[0].id),
+    ]  # fmt: skip
 
 
 async def test_an_answer_comes_after_a_retry_and_comes_once(stream: Stream, harness: Harness) -> None:
@@ -102,6 +106,8 @@ async def test_a_redrive_brings_the_answer_to_whoever_asks_again(stream: Stream,
             pass
         await harness.drain()
         assert await stream.ask("shelf.wanted", "pen", dedup_key="where") == "left"
+        (only,) = await stream.ask_all("shelf.wanted", "pen", dedup_key="where")
+        assert only.value == "left"
     assert len(await stream.read("answer.>")) == 2
 
 
