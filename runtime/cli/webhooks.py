@@ -136,8 +136,9 @@ def rotate(
         print_json(rotated)
         return
     until = datetime.fromisoformat(rotated["old_until"]).astimezone()
-    out.print(
-        f"{rotated['name']} signs with a new secret, and until {until:%d %b %H:%M} with the old one too"
+    err.print(
+        f"{rotated['name']} signs with a new secret, and until {until:%d %b %H:%M} with the old one too",
+        soft_wrap=True,
     )
     _show_secret(rotated["secret"])
 
