@@ -77,11 +77,13 @@ class HandlerAsks:
     ) -> Draft:
         check_wait(seconds)
         message, handler = context.message, self._handlers[context.handler]
-        if handler.ordered and key == message.key:
-            # Its own key is held up by this very message, in every worker there is.
+        # Held up by this very message, in every worker there is.
+        is_ordered = handler.ordered and key == message.key
+        if is_ordered or (handler.concurrency_total == 1 and key in handler.patterns):
+            why = "it is ordered" if is_ordered else "concurrency_total=1 lets it have one message in hand"
             raise NobodyAnswers(
-                f"{handler.name} asks under {key} while it handles a message of that key, and it is ordered: the "
-                "request would wait for this very attempt to end. Ask under another key, or emit instead.",
+                f"{handler.name} asks under {key}, which it handles itself, and {why}: the request would wait for "
+                "this very attempt to end. Ask under another key, or emit instead.",
                 key,
                 None,
             )

@@ -300,10 +300,13 @@ async def test_a_handler_gathers_answers_and_hears_of_failures(stream: Stream, h
     assert heard == [["shop.price"], AskFailed, NobodyAnswers, True]
 
 
-async def test_a_handler_that_would_wait_for_itself_is_refused(harness: Harness) -> None:
+@pytest.mark.parametrize("limits", [{"ordered": True}, {"concurrency_total": 1}])
+async def test_a_handler_that_would_wait_for_itself_is_refused(
+    harness: Harness, limits: dict[str, Any]
+) -> None:
     desk = Agent("desk")
 
-    @desk.on("lane.*", ordered=True, retry=Retry(attempts=1))
+    @desk.on("lane.1", **limits, retry=Retry(attempts=1))
     async def order(message: Message[int], context: Context) -> Any:
         return await context.ask("lane.1", message.value + 1)
 
