@@ -6,6 +6,7 @@ import anyio
 import typer
 from rich.text import Text
 
+from runtime.cli.completion import agents, keys
 from runtime.cli.output import out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.cli.send import value_of
@@ -16,7 +17,9 @@ from runtime.values import encode
 
 
 def ask(
-    key: Annotated[str, typer.Argument(help="Dotted name to ask under, such as sum.wanted.")],
+    key: Annotated[
+        str, typer.Argument(autocompletion=keys, help="Dotted name to ask under, such as sum.wanted.")
+    ],
     value: Annotated[
         str | None,
         typer.Argument(
@@ -32,7 +35,9 @@ def ask(
         bool, typer.Option("--all", help="Print the answers of all who handle it, with their names.")
     ] = False,
     first: Annotated[int | None, typer.Option(help="With --all: wait for so many.", min=1)] = None,
-    agent: Annotated[str | None, typer.Option(help="The writer's name on the request.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(autocompletion=agents, help="The writer's name on the request.")
+    ] = None,
     dedup_key: Annotated[
         str | None, typer.Option(help="Asked again under the same key, it is the same request.")
     ] = None,

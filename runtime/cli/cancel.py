@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import anyio
 import typer
 
+from runtime.cli.completion import handlers
 from runtime.cli.output import out, print_json
 from runtime.cli.place import find_settings
 from runtime.errors import Refused
@@ -26,7 +27,13 @@ _TOLD: Final = {As.DEAD: "a dead letter", As.DONE: "done"}
 def cancel(
     message: Annotated[int, typer.Argument(metavar="MESSAGE", min=1, help="The message's id.")],
     handler: Annotated[
-        str | None, typer.Option("--handler", help="Only for this one: agent.handler.", show_default=False)
+        str | None,
+        typer.Option(
+            "--handler",
+            autocompletion=handlers,
+            help="Only for this one: agent.handler.",
+            show_default=False,
+        ),
     ] = None,
     outcome: Annotated[As, typer.Option("--as", help="How it ends.")] = As.DEAD,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,

@@ -165,6 +165,20 @@ def test_a_source_of_webhooks_is_an_operation_that_sends(nowhere: Shell, officia
     assert {"name": "github"} in document["info"]["tags"]
 
 
+def test_what_takes_many_and_what_is_posted_say_so(official: Draft7Validator) -> None:
+    clerk = Agent("clerk")
+
+    @clerk.on("order.placed", batch=50)
+    async def file(messages: list[Message[Published]]) -> None: ...
+
+    clerk.post("order.packed", to="https://user:sesame@shop.example/hook?key=sesame", secret="SHOP_SECRET")
+    document = asyncapi_of([clerk], title="t", version="1")
+    official.validate(document)
+    assert document["operations"]["clerk.file"]["x-batch"] == 50
+    assert document["operations"]["clerk.post"]["x-posts-to"] == "https://shop.example/hook"
+    assert "sesame" not in json.dumps(document)
+
+
 def test_a_timer_is_who_sends_its_ticks(official: Draft7Validator) -> None:
     clock = Agent("clock")
 
