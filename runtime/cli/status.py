@@ -56,7 +56,10 @@ def _subscriptions(stats: dict[str, Any]) -> Table:
             amount(each["fresh"], is_about=each.get("about", False)),
             str(each["leased"]),
             amount(each["waiting"] + each["parked"], is_about=each.get("about", False)),
-            Text(str(each["dead"]), style="red" if each["dead"] else ""),
+            Text(
+                amount(each["dead"], is_about=each.get("dead_about", False)),
+                style="red" if each["dead"] else "",
+            ),
             "" if oldest is None else duration(oldest),
             Text(state, style="yellow"),
         )
@@ -124,8 +127,9 @@ def advice(stats: dict[str, Any]) -> list[str]:
     if paused:
         lines.append(f"Paused, its work gathers: {', '.join(paused)}")
     if stats["dead_letters"]:
+        dead = amount(stats["dead_letters"], is_about=stats.get("dead_about", False))
         lines.append(
-            f"{stats['dead_letters']:,} dead letters: `runtime dead list` shows them, and when their cause is "
+            f"{dead} dead letters: `runtime dead list` shows them, and when their cause is "
             "mended, `runtime dead redrive` delivers them again"
         )
     if not stats["broadcast"]:

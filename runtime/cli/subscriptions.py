@@ -72,7 +72,10 @@ def _table(found: list[dict[str, Any]]) -> Table:
             Text("none" if is_orphan else str(each["workers"]), style="red" if is_orphan and waiting else ""),
             amount(waiting, is_about=each.get("about", False)),
             f"{each['leased']:,}",
-            Text(f"{each['dead']:,}", style="red" if each["dead"] else ""),
+            Text(
+                amount(each["dead"], is_about=each.get("dead_about", False)),
+                style="red" if each["dead"] else "",
+            ),
             "" if each["oldest_seconds"] is None else duration(each["oldest_seconds"]),
             f"{each['done_last_minute']:,}",
             Text(state(each), style="yellow"),

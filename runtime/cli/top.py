@@ -67,9 +67,10 @@ async def _top(settings: Settings, every: float, count: int | None, as_json: boo
 def picture(place: str, stats: dict[str, Any], away: str = "") -> Group:
     """One look: subscriptions, the busiest first, and workers."""
     done = sum(each["done_last_minute"] for each in stats["subscriptions"])
+    dead = amount(stats["dead_letters"], is_about=stats.get("dead_about", False))
     head = Text.assemble(
         (plain(place), "bold"),
-        f"  {len(stats['workers'])} workers, {done / 60:.1f} done a second, {stats['dead_letters']:,} dead letters",
+        f"  {len(stats['workers'])} workers, {done / 60:.1f} done a second, {dead} dead letters",
     )
     lines = (
         [head] if not away else [head, Text(f"The store is away, these are the last figures: {away}", "red")]
@@ -94,7 +95,10 @@ def _subscriptions(subscriptions: list[dict[str, Any]]) -> Table:
             amount(each["fresh"], is_about=each.get("about", False)),
             str(each["leased"]),
             amount(each["waiting"] + each["parked"], is_about=each.get("about", False)),
-            Text(str(each["dead"]), style="red" if each["dead"] else ""),
+            Text(
+                amount(each["dead"], is_about=each.get("dead_about", False)),
+                style="red" if each["dead"] else "",
+            ),
             "" if oldest is None else duration(oldest),
             Text(str(each["workers"]), style="" if each["workers"] else "yellow"),
         )

@@ -286,6 +286,37 @@ end
 $$;
 comment on function runtime.rate_of(runtime.subscriptions) is 'Its rate as it is declared: 10/s, 600/m; null without one.';
 
+create function runtime.buried() returns table (subscription integer, amount bigint, about boolean)
+language plpgsql stable set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    most constant integer := 1000;
+    pages constant real := pg_relation_size('runtime.dead_letters') / current_setting('block_size')::integer;
+    portion constant real := least(100, 30000 / greatest(pages, 1));
+begin
+    return query
+    with sample as materialized (
+        select l.subscription as id, count(*) as amount
+        from runtime.dead_letters l tablesample system (portion) repeatable (1) group by 1
+    ), counted as materialized (
+        select s.id, c.amount from runtime.subscriptions s
+        cross join lateral (
+            select count(*) as amount from (
+                select from runtime.dead_letters l where l.subscription = s.id limit most + 1) x
+        ) c
+    )
+    -- Letters outlive their subscription, and are known by the sample alone then.
+    select coalesce(c.id, x.id),
+           case when c.amount <= most then c.amount
+                else greatest(c.amount, (x.amount * 100 / portion)::bigint) end,
+           portion < 100 and (c.id is null or c.amount > most)
+    from counted c full join sample x on x.id = c.id
+    where c.amount > 0 or c.id is null;
+end
+$$;
+comment on function runtime.buried() is
+    'How many dead letters each subscription has, gone ones included; counted and reckoned as the backlog is.';
+
 create function public.stream_stats() returns json
 language sql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -293,7 +324,8 @@ language sql stable security definer set search_path = ''
         'now', clock_timestamp(),
         'messages', (select greatest(c.reltuples, 0)::bigint from pg_catalog.pg_class c where c.oid = 'public.consciousness_stream'::regclass),
         'last_message', (select max(m.id) from public.consciousness_stream m),
-        'dead_letters', (select count(*) from runtime.dead_letters),
+        'dead_letters', (select coalesce(sum(l.amount), 0) from runtime.buried() l),
+        'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
         'broadcast', runtime.realtime_is_there(),
         'oldest_transaction_seconds', (
             select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_catalog.pg_stat_activity a
@@ -306,7 +338,7 @@ language sql stable security definer set search_path = ''
                 'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
                 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
                 'about', coalesce(b.about, false),
-                'dead', (select count(*) from runtime.dead_letters l where l.subscription = s.id),
+                'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
                 'oldest_seconds', (
                     select extract(epoch from clock_timestamp() - m.created_at)
                     from public.consciousness_stream m where m.id = b.oldest),
@@ -321,6 +353,7 @@ language sql stable security definer set search_path = ''
             ) order by s.name)
             from runtime.subscriptions s
             left join runtime.backlog() b on b.subscription = s.id
+            left join runtime.buried() l on l.subscription = s.id
             left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
         'workers', coalesce((
             select json_agg(json_build_object(
