@@ -162,6 +162,42 @@ async def test_the_newest_of_each_key_is_found_and_paged(db: Any) -> None:
     assert (row["key"], row["value"], row["processed"]) == ("task.k1", 2, False)
 
 
+async def test_dead_letters_are_counted_while_they_are_few_and_reckoned_where_they_are_many(
+    db: Any, worker: Worker
+) -> None:
+    await worker.subscribe("a.few=k", "b.many=k")
+
+    async def bury(name: str, number: int) -> None:
+        await db.execute(
+            "insert into runtime.dead_letters (message_id, subscription, subscription_name, key, message, reason, "
+            "traceback, attempts) select n, $2, $1, 'k', '{}', 'failed', repeat('x', 500), '[]' "
+            "from generate_series(1, $3::integer) n",
+            name, worker.numbers.get(name, 0), number,
+        )  # fmt: skip
+
+    async def told() -> tuple[dict[str, Any], dict[str, Any]]:
+        stats = await db.fetchval("select stream_stats()")
+        return stats, {each["name"]: each for each in stats["subscriptions"]}
+
+    await bury("a.few", 3)
+    await bury("b.many", 2)
+    await bury("of.nobody", 1)
+    stats, by_name = await told()
+    assert (stats["dead_letters"], stats["dead_about"]) == (6, False)
+    assert [by_name[name]["dead"] for name in ("a.few", "b.many")] == [3, 2]
+    # In more blocks than are read.
+    await bury("b.many", 20_000)
+    touched = "select pg_stat_get_xact_tuples_returned('runtime.dead_letters'::regclass)"
+    async with transaction(db):
+        stats, by_name = await told()
+        assert await db.fetchval(touched) < 20_000
+    assert [(by_name[name]["dead_about"]) for name in ("a.few", "b.many")] == [False, True]
+    assert by_name["a.few"]["dead"] == 3
+    assert by_name["b.many"]["dead"] == pytest.approx(20_002, rel=0.25)
+    assert stats["dead_about"]
+    assert stats["dead_letters"] == pytest.approx(20_006, rel=0.25)
+
+
 @pytest.mark.parametrize("pattern", ["task.output", "task.*"])
 async def test_a_page_costs_what_it_holds_however_long_the_history(db: Any, pattern: str) -> None:
     await db.execute(
