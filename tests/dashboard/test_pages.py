@@ -297,7 +297,16 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
     letter = dead(stage, "to read")
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     tab = context.new_page()
-    for path in ("/", "/agents", "/map", "/dead", "/write", f"/message/{number}", f"/dead/{letter}", "/nowhere"):
+    for path in (
+        "/",
+        "/agents",
+        "/map",
+        "/dead",
+        "/write",
+        f"/message/{number}",
+        f"/dead/{letter}",
+        "/nowhere",
+    ):
         tab.goto(stage.url + path)
         assert tab.evaluate(UNREACHABLE) == [], path
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
