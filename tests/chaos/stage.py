@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Stage:
         is_small: whether the database lies on a small disk of its own, which can be filled.
         environment: of every worker, on top of what it needs.
         features: what the workers run beside the chain.
+        at_end: what is closed when the stage is taken down, however the campaign ends.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Stage:
     is_small: bool
     environment: dict[str, str]
     features: tuple[Feature, ...] = ()
+    at_end: ExitStack = field(default_factory=ExitStack)
     setting: Setting = field(default_factory=lambda: Setting("both", "rest"))
     supervisor: Process | None = None
     extras: list[Process] = field(default_factory=list)
@@ -259,7 +261,10 @@ async def staged(environment: dict[str, str], features: tuple[Feature, ...] = ()
         gateway = GatewayProcess(folder, port=free_port(), database_url=server.url(database))
         await anyio.to_thread.run_sync(gateway.start)
         async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
-            yield Stage(folder, server, gateway, faults, database, is_small, environment, features)
+            with ExitStack() as at_end:
+                yield Stage(
+                    folder, server, gateway, faults, database, is_small, environment, features, at_end
+                )
 
 
 def _mount(folder: Path) -> bool:

@@ -110,7 +110,8 @@ def stage(large_stack: GatewayStack, shell: Shell) -> Iterator[Stage]:
         yield Stage(large_stack, shell, line.split()[-1].rstrip("/"), stream, portal)
 
 
-@pytest.fixture(scope="package")
+# While it is there, no other loop can run in this thread: no test elsewhere may meet it.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
     chromium = shutil.which("chromium")

@@ -28,7 +28,7 @@ _AWAY_EVERY_SECONDS = 12.0
 _AWAY_SECONDS = 1.0
 _RESTS = "update runtime.policy set webhook_rest_seconds = 0.5, webhook_longest_rest_seconds = 2"
 
-# Lives as long as the process: what is left after the last fault is posted when the script has ended.
+# Outlives the script: what is left after the last fault is posted when that has ended.
 _server = ExitStack()
 _ledgers: list[Ledger] = []
 
@@ -39,6 +39,7 @@ async def drive(stage: Stage, ledger: Ledger, until: float) -> None:
         target = _server.enter_context(receiving(port=int(os.environ[PORT])))
         _ledgers.append(ledger)
         target.answer = _answer
+        stage.at_end.callback(close)
     with suppress(Exception):
         async with stage.connection() as connection:
             await connection.execute(_RESTS)
