@@ -101,10 +101,10 @@ async def test_g9_each_process_sets_up_once_and_takes_down_last_and_a_kill_loses
                     lambda first=first: any(len(each) > first // 10 for each in diaries(tmp_path).values())
                 )
                 if first < 201:
+                    # Neither one that was killed before, nor one that has not begun.
+                    begun = diaries(tmp_path).keys() - killed
                     victim = next(
-                        each
-                        for each in run.children
-                        if "never" in each.cmdline() and each.pid in diaries(tmp_path)
+                        each for each in run.children if each.pid in begun and "never" in each.cmdline()
                     )
                     killed.add(victim.pid)
                     victim.kill()
