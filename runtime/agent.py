@@ -1,14 +1,13 @@
 """What is an agent? A name and the handlers declared under it: nothing here touches a store or a socket."""
 
 import inspect
-import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
 
-from runtime.batch import BatchContext, Batching
+from runtime.batch import Batching
 from runtime.declaration import (
     Deliver,
     Lifespan,
@@ -30,18 +29,17 @@ from runtime.declaration import (
     check_timeout,
 )
 from runtime.errors import DeclarationError
-from runtime.limits import Rate, check_concurrency_total, check_rate
+from runtime.handler import Handler, Timer
+from runtime.limits import check_concurrency_total, check_rate
 from runtime.message import Context, Message
 from runtime.providing import Provision, read_provider, state_provider
 from runtime.retry import Retry
 from runtime.schedule import Missed, Schedule, cron, every
 from runtime.secrets import check_secret_name
-from runtime.signature import Provider, Signature, read_signature
+from runtime.signature import Provider, read_signature
 from runtime.target import CONCURRENCY, PATIENCE, SECONDS, Target, check_url
 
 Function = TypeVar("Function", bound=Callable[..., object])
-
-_log = logging.getLogger(__name__)
 
 
 class TimerOptions(TypedDict, total=False):
@@ -52,115 +50,6 @@ class TimerOptions(TypedDict, total=False):
     emits: str | None
     timeout: float | None
     name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """What writes the messages of a handler that runs by the time.
-
-    Attributes:
-        key: the key its ticks are written under.
-        schedule: when it ticks.
-        missed: which ticks are written for the slots nobody was there for: the last one, all, or none.
-    """
-
-    key: str
-    schedule: Schedule
-    missed: Missed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Handler:
-    """A function registered for patterns: the declaration of one subscription.
-
-    Attributes:
-        name: the subscription's name, `agent.function`.
-        patterns: what it listens to; a message that several of them match comes once.
-        is_async: whether it runs on the main loop; a plain function runs in a worker thread.
-        retry: what happens after a failure.
-        concurrency: how many may run at once in one worker, or None for the worker's own limit.
-        emits: the key under which what it returns is written, or None.
-        ordered: whether messages of one key are handled one after another, in the order they were written.
-        dead_blocks: whether a dead letter holds up its key until somebody redrives or discards it.
-        start: whether a new subscription gets what is written from now on, or all there is.
-        timeout: seconds one attempt may take, or None for no limit.
-        timer: what writes its messages, for a handler that runs by the time.
-        deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
-        batch: how many messages one call gets, for a handler of many at once.
-        rate: how many messages all workers together take in a time, or None.
-        concurrency_total: how many messages all workers together may have in hand, or None.
-        middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
-        provision: what fills the parameters that providers give, where there are some.
-        target: where its messages are posted to, for a handler that is a URL.
-    """
-
-    name: str
-    agent: str
-    patterns: tuple[str, ...]
-    function: Callable[..., object]
-    is_async: bool
-    retry: Retry
-    concurrency: int | None
-    emits: str | None
-    ordered: bool
-    dead_blocks: bool
-    start: Start
-    timeout: float | None
-    signature: Signature = field(repr=False)
-    timer: Timer | None = None
-    deliver: Deliver = "once"
-    batch: Batching | None = None
-    rate: Rate | None = None
-    concurrency_total: int | None = None
-    middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
-    provision: Provision | None = field(default=None, repr=False, compare=False)
-    target: Target | None = None
-    _said: set[str] = field(default_factory=set, repr=False, compare=False)
-
-    def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
-        """Return the arguments the function wants, by name.
-
-        Raises:
-            InvalidPayload: the message's value is not what an annotation says.
-        """
-        return self.signature.bind(self.name, message, context)
-
-    def emit_result(self, result: object, context: Context) -> None:
-        """Emit what the function returned under `emits`; None emits nothing.
-
-        Raises:
-            InvalidValue: what it returned cannot be stored.
-            DeclarationError: it returned something to be awaited: it should have been `async def`.
-        """
-        if result is None:
-            return
-        if isinstance(result, Awaitable):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise DeclarationError(f"{self.name} returned an awaitable: declare it with `async def`.")
-        if self.emits is not None and isinstance(context, BatchContext):
-            self._emit_each(self.emits, result, context)
-        elif self.emits is not None:
-            context.emit(self.emits, result)
-        elif not self._said and context.message.reply_to is None:
-            self._said.add("result dropped")
-            _log.warning(
-                "%s returned a value, but it declares no key for it: the value is dropped. "
-                'Say emits="some.key" in its @agent.on(…), or return nothing.',
-                self.name,
-            )
-
-    def _emit_each(self, key: str, results: object, context: BatchContext) -> None:
-        """Emit what a handler of batches returned, each because of the message at the same place."""
-        count = len(context.messages)
-        if not isinstance(results, (list, tuple)) or len(results) != count:
-            raise DeclarationError(
-                f"{self.name} was given {count} messages and must return a list of {count}: what to emit for each, "
-                "in their order, and None where there is nothing."
-            )
-        for message, result in zip(context.messages, results, strict=True):
-            if result is not None:
-                context.emit(key, result, cause=message)
 
 
 @dataclass(slots=True)
@@ -245,32 +134,29 @@ class Agent:
         """
         if any(callable(pattern) for pattern in patterns):
             raise DeclarationError('Write @agent.on("some.key"), not @agent.on alone: it needs a pattern.')
-        fields = {
-            "agent": self.name,
-            "patterns": check_patterns(patterns),
-            "retry": check_retry(retry),
-            "concurrency": check_concurrency(concurrency),
-            "emits": check_emits(emits),
-            "ordered": bool(ordered),
-            "dead_blocks": check_dead_blocks(dead_blocks, ordered),
-            "start": check_start(start),
-            "timeout": check_timeout(timeout),
-            "deliver": check_deliver(
-                deliver,
-                {
-                    "retry": retry is not None,
-                    "ordered": ordered,
-                    "dead_blocks": dead_blocks,
-                    "start": start != "latest",
-                    "batch": batch is not None,
-                    "rate": rate is not None,
-                    "concurrency_total": concurrency_total is not None,
-                },
-            ),
-            "batch": check_batch(batch, within),
-            "rate": check_rate(rate),
-            "concurrency_total": check_concurrency_total(concurrency_total, batch or 1),
+        fields = self._fields(
+            check_patterns(patterns),
+            retry=retry,
+            concurrency=concurrency,
+            emits=emits,
+            ordered=ordered,
+            dead_blocks=dead_blocks,
+            start=start,
+            timeout=timeout,
+            rate=rate,
+            concurrency_total=concurrency_total,
+            batch=check_batch(batch, within),
+        )
+        not_for_each = {
+            "retry": retry is not None,
+            "ordered": ordered,
+            "dead_blocks": dead_blocks,
+            "start": start != "latest",
+            "batch": batch is not None,
+            "rate": rate is not None,
+            "concurrency_total": concurrency_total is not None,
         }
+        fields["deliver"] = check_deliver(deliver, not_for_each)
         # Classes that a function body defines are found neither among a module's names nor by typing itself.
         local_names = sys._getframe(1).f_locals
 
@@ -423,21 +309,19 @@ class Agent:
             secret_name=check_secret_name(secret),
             seconds=check_timeout(timeout) or SECONDS,
         )
-        fields = {
-            "agent": self.name,
-            "patterns": check_patterns(patterns),
-            "retry": check_retry(retry),
-            "concurrency": check_concurrency(concurrency),
-            "emits": check_emits(emits),
-            "ordered": bool(ordered),
-            "dead_blocks": check_dead_blocks(dead_blocks, ordered),
-            "start": check_start(start),
-            # The request has its own end, which says what was waited for.
-            "timeout": None,
-            "rate": check_rate(rate),
-            "concurrency_total": check_concurrency_total(concurrency_total, 1),
-            "target": target,
-        }
+        # No timeout: the request has its own end, which says what was waited for.
+        fields = self._fields(
+            check_patterns(patterns),
+            retry=retry,
+            concurrency=concurrency,
+            emits=emits,
+            ordered=ordered,
+            dead_blocks=dead_blocks,
+            start=start,
+            rate=rate,
+            concurrency_total=concurrency_total,
+        )
+        fields["target"] = target
 
         async def post(message: Message[Any], context: Context) -> Any:
             raise DeclarationError(f"{self.name}.{name} is posted by a worker, and cannot be called.")
@@ -463,22 +347,49 @@ class Agent:
         def register(function: Function) -> Function:
             name = options.get("name") or getattr(function, "__name__", "")
             ticks = key or f"timer.{self.name}.{check_segment(name, 'A timer’s name (give one with name=…)')}"
-            fields = {
-                "agent": self.name,
-                "patterns": (check_tick_key(ticks),),
-                "retry": check_retry(options.get("retry")),
-                "concurrency": check_concurrency(options.get("concurrency")),
-                "emits": check_emits(options.get("emits")),
-                "ordered": False,
-                "dead_blocks": False,
-                "start": "latest",
-                "timeout": check_timeout(options.get("timeout")),
-                "timer": Timer(ticks, schedule, missed),
-            }
+            fields = self._fields(
+                (check_tick_key(ticks),),
+                retry=options.get("retry"),
+                concurrency=options.get("concurrency"),
+                emits=options.get("emits"),
+                timeout=options.get("timeout"),
+            )
+            fields["timer"] = Timer(ticks, schedule, missed)
             self._add(function, options.get("name"), fields, local_names)
             return function
 
         return register
+
+    def _fields(
+        self,
+        patterns: tuple[str, ...],
+        *,
+        retry: object = None,
+        concurrency: object = None,
+        emits: str | None = None,
+        ordered: bool = False,
+        dead_blocks: bool = False,
+        start: object = "latest",
+        timeout: object = None,
+        rate: object = None,
+        concurrency_total: object = None,
+        batch: Batching | None = None,
+    ) -> dict[str, Any]:
+        """What every kind of handler has, checked in one place."""
+        return {
+            "agent": self.name,
+            "patterns": patterns,
+            "retry": check_retry(retry),
+            "concurrency": check_concurrency(concurrency),
+            "emits": check_emits(emits),
+            "ordered": bool(ordered),
+            "dead_blocks": check_dead_blocks(dead_blocks, ordered),
+            "start": check_start(start),
+            "timeout": check_timeout(timeout),
+            "rate": check_rate(rate),
+            "concurrency_total": check_concurrency_total(concurrency_total, batch.size if batch else 1),
+            "batch": batch,
+        }
 
     def _add(
         self,

@@ -9,7 +9,8 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
 
-from runtime.agent import Agent, Handler, Timer
+from runtime.agent import Agent
+from runtime.handler import Handler, Timer
 from runtime.webhooks.sources import Source
 
 _ANY: Final[dict[str, Any]] = {}

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from runtime.agent import Handler
 from runtime.batch import BatchContext
 from runtime.failure import failure, failures
+from runtime.handler import Handler
 from runtime.message import Asks, Draft
 from runtime.requests import answer_draft
 from runtime.said import Speak

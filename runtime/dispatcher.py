@@ -11,12 +11,12 @@ from uuid import uuid4
 
 import anyio
 
-from runtime.agent import Handler
 from runtime.asking import Asker
 from runtime.drainage import Drainage
 from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
 from runtime.failure import failure
 from runtime.gauges import Gauges, WayIn
+from runtime.handler import Handler
 from runtime.plan import LAPSING_SHARE, Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import anyio
 
-from runtime.agent import Handler
 from runtime.errors import StoreError
+from runtime.handler import Handler
 from runtime.store import Store
 from runtime.timekeeping import tick_once
 

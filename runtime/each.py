@@ -16,8 +16,8 @@ from typing import Any
 
 import anyio
 
-from runtime.agent import Handler
 from runtime.errors import StoreError
+from runtime.handler import Handler
 from runtime.keys import matches
 from runtime.listening import Reader
 from runtime.message import Message

@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Sequence
 from random import Random
 
-from runtime.agent import Handler
 from runtime.errors import InvalidPayload
+from runtime.handler import Handler
 from runtime.retry import Reject, RetryLater
 from runtime.store import Delivery, Outcome, Report
 

@@ -6,9 +6,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from runtime.agent import Handler
 from runtime.asking import Asker, check_wait
 from runtime.errors import NobodyAnswers, RuntimeFault
+from runtime.handler import Handler
 from runtime.message import Answer, AskOptions, Context, Draft
 from runtime.requests import asking_headers, question_key
 

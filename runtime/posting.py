@@ -14,10 +14,10 @@ import anyio
 import httpcore
 import httpx
 
-from runtime.agent import Handler
 from runtime.allowance import Allowed
 from runtime.egress import Egress, Resolve, resolve
 from runtime.errors import InvalidPayload, PostFailed, SettingsError
+from runtime.handler import Handler
 from runtime.message import Context, Message
 from runtime.resting import Rests
 from runtime.retry import Reject, RetryLater

@@ -15,12 +15,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime.agent import Agent
+from runtime.attempt import Observer
 from runtime.connections import open_store
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError, StoreUnavailable
 from runtime.plan import Suspects
 from runtime.posting import Posts
 from runtime.retry import backoff_seconds
-from runtime.runner import Observer
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.target import CONCURRENCY, PATIENCE, Target, shown_url

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from runtime.agent import Handler
 from runtime.errors import AskFailed, NobodyAnswers
+from runtime.handler import Handler
 from runtime.message import Answer, Draft, Message
 from runtime.store import Delivery
 from runtime.values import decode, encode

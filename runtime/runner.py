@@ -1,4 +1,4 @@
-"""How is a handler run? On the loop of user code, or in a thread; what comes of it is a report."""
+"""Which attempts run when? As many of each handler as may, on the side of user code; their reports are gathered."""
 
 import asyncio
 import logging
@@ -6,64 +6,22 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from contextvars import copy_context
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.agent import Handler
-from runtime.batches import Batch, Gathering, Share
-from runtime.failure import failure
-from runtime.logs import attempt as attempt_of_logs
-from runtime.message import Asks, Context, Draft
-from runtime.middleware import surrounded
-from runtime.requests import answer_draft
+from runtime.attempt import Attempt, Attempts, Observer, Spans
+from runtime.batches import Gathering, Share
+from runtime.handler import Handler
+from runtime.message import Asks
 from runtime.said import Speak
 from runtime.store import Delivery, Report
 
 _log = logging.getLogger("runtime.handlers")
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One run of a handler, as observers see it.
-
-    Attributes:
-        began: when the handler began, in seconds since the epoch.
-        report: how it ended.
-    """
-
-    handler: Handler
-    delivery: Delivery
-    began: float
-    report: Report
-
-
-Observer = Callable[[Attempt], None]
-
-
-class Spans(Protocol):
-    """What makes a trace of attempts."""
-
-    def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
-        """The span of one attempt, current while it runs."""
-
-    def handling_batch(
-        self, handler: str, worker: str, deliveries: Sequence[Delivery]
-    ) -> AbstractContextManager[list[Any]]:
-        """A span for each delivery of an attempt they share; none of them is current."""
-
-    def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
-        """The drafts with the trace context in their headers: that of the span, or of the current one."""
-
-    def reported(self, span: Any, attempt: Attempt) -> None:
-        """How the attempt of this span ended."""
 
 
 class Runner:
@@ -101,16 +59,12 @@ class Runner:
         self._by_name = {handler.name: handler for handler in handlers}
         self._limits = limits
         self._handlers: dict[int, Handler] = {}
-        self._worker = worker
         self._report = report
         self._states = (
             dict.fromkeys(handler.agent for handler in self._by_name.values()) if states is None else states
         )
+        self._attempting = Attempts(self._by_name.values(), limits, worker, self._states, spans, asks, speak)
         self._observer = observer
-        self._spans = spans
-        self._asks = asks
-        self._speak = speak
-        self._random = Random()
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivery] = deque()
         self._is_called = threading.Event()
@@ -120,12 +74,6 @@ class Runner:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._running: dict[int, int] = {}
         self._starting: set[int] = set()
-        # A limiter each, so that a slow handler takes no other's threads.
-        self._threads = {
-            name: anyio.CapacityLimiter(limits[name])
-            for name, handler in self._by_name.items()
-            if not handler.is_async
-        }
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
         # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
@@ -340,13 +288,12 @@ class Runner:
         self, handler: Handler, deliveries: list[Delivery], scope: anyio.CancelScope
     ) -> None:
         began, clock = time.time(), time.monotonic()
-        state = self._states.get(handler.agent)
-        batch = Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._speak)
+        batch = self._attempting.gathered(handler, deliveries)
         names = {id(delivery) for delivery in deliveries}
         try:
             for name in tuple(names):
                 self._attempts[name] = Share(names, name, scope.cancel) if handler.is_async else None
-            await (self._attempt_batch if self._spans is None else self._traced_batch)(batch, clock)
+            await self._attempting.many(batch, clock)
         finally:
             for delivery in deliveries:
                 del self._attempts[id(delivery)]
@@ -354,54 +301,12 @@ class Runner:
             for report in batch.reports.values():
                 self._end(handler, report, began)
 
-    async def _traced_batch(self, batch: Batch, clock: float) -> None:
-        """Run one batch with a span for each of its deliveries."""
-        assert self._spans is not None
-        handler, deliveries = batch.handler, batch.deliveries
-        with self._spans.handling_batch(handler.name, self._worker, deliveries) as spans:
-            began = time.time()
-            by_message = {each.place[0]: span for each, span in zip(deliveries, spans, strict=True)}
-            await self._attempt_batch(batch, clock, by_message)
-            for number, report in batch.reports.items():
-                self._spans.reported(by_message[number], Attempt(handler, report.delivery, began, report))
-
-    async def _attempt_batch(
-        self, batch: Batch, clock: float, spans: Mapping[int, Any] | None = None
-    ) -> None:
-        handler = batch.handler
-        attempt_of_logs.set(batch.context)
-
-        def sign(delivery: Delivery, drafts: list[Draft]) -> Sequence[Draft]:
-            if self._spans is None or spans is None:
-                return drafts
-            return self._spans.emitting(drafts, spans[delivery.place[0]])
-
-        try:
-            arguments = batch.bind()
-            if not batch.valid:
-                return
-            call = self._call_surrounded if handler.middlewares else self._call_function
-            if handler.timeout is None:
-                result = await call(handler, batch.context, arguments)
-            else:
-                with anyio.fail_after(handler.timeout):
-                    result = await call(handler, batch.context, arguments)
-            batch.succeed(result, time.monotonic() - clock, sign)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except asyncio.CancelledError as error:
-            if anyio.current_effective_deadline() == -math.inf:
-                raise
-            batch.fail(error, time.monotonic() - clock)
-        except BaseException as error:  # noqa: BLE001 - it becomes the reports, and is logged there
-            batch.fail(error, time.monotonic() - clock)
-
     async def _run(self, handler: Handler, delivery: Delivery, scope: anyio.CancelScope) -> None:
         began, clock = time.time(), time.monotonic()
         report: Report | None = None
         try:
             self._attempts[id(delivery)] = scope if handler.is_async else None
-            report = await (self._attempt if self._spans is None else self._traced)(handler, delivery, clock)
+            report = await self._attempting.one(handler, delivery, clock)
         finally:
             del self._attempts[id(delivery)]
             if report is None:
@@ -429,84 +334,6 @@ class Runner:
         for scope in self._scopes:
             scope.cancel()
 
-    async def _traced(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        """Run one attempt within its span."""
-        assert self._spans is not None
-        with self._spans.handling(handler.name, self._worker, delivery) as span:
-            began = time.time()
-            report = await self._attempt(handler, delivery, clock)
-            self._spans.reported(span, Attempt(handler, delivery, began, report))
-            return report
-
-    async def _attempt(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        context = Context(
-            delivery.message,
-            handler.name,
-            self._worker,
-            state=self._states.get(handler.agent),
-            asks=self._asks,
-            speak=self._speak,
-        )
-        attempt_of_logs.set(context)
-        call = self._call_surrounded if handler.middlewares else self._call_function
-        try:
-            if handler.timeout is None:
-                result = await call(handler, context)
-            else:
-                with anyio.fail_after(handler.timeout):
-                    result = await call(handler, context)
-            handler.emit_result(result, context)
-            # A request says so in its headers, and most messages have none.
-            if delivery.message.headers and (answer := answer_draft(delivery, handler, result)):
-                context.emitted.append(answer)
-            emitted = context.emitted
-            if self._spans is not None and emitted:
-                emitted = self._spans.emitting(emitted)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except asyncio.CancelledError as error:
-            if anyio.current_effective_deadline() == -math.inf:
-                raise
-            # Nobody of ours did that: the handler cancelled itself, or awaited what was cancelled.
-            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
-        except BaseException as error:  # noqa: BLE001 - it becomes the report, and is logged there
-            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
-        return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
-
-    async def _call_surrounded(
-        self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
-    ) -> object:
-        """Return what comes of the function with the agent's middlewares around it, wherever it runs itself."""
-        call = partial(self._call_function, handler, context, arguments)
-        return await _InOwnContext(surrounded(handler.middlewares, context, call))
-
-    async def _call_function(
-        self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
-    ) -> object:
-        """Return what the function itself returns: a coroutine on this loop, a plain function in a thread.
-
-        Args:
-            arguments: those of a batch, whose invalid messages have failed before; otherwise they are bound here.
-        """
-        if arguments is None:
-            arguments = handler.bind(context.message, context)
-        if handler.provision is not None:
-            where = _on_loop if handler.is_async else partial(self._in_thread, handler)
-            call = handler.provision.call(where, handler.function, arguments, context)
-            return await _InOwnContext(call)
-        if handler.is_async:
-            return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
-        return await self._in_thread(handler, partial(handler.function, **arguments))
-
-    async def _in_thread(self, handler: Handler, call: Callable[[], object]) -> object:
-        return await anyio.to_thread.run_sync(
-            call, abandon_on_cancel=True, limiter=self._threads[handler.name]
-        )
-
-
-async def _on_loop(call: Callable[[], Any]) -> object:
-    return await call()
-
 
 async def _shake_off_cancellation(task: asyncio.Task[Any]) -> None:
     """A handler may have cancelled the task it ran in: the next delivery must not suffer for it."""
@@ -516,26 +343,3 @@ async def _shake_off_cancellation(task: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0)
     while task.cancelling():
         task.uncancel()
-
-
-class _InOwnContext:
-    """Awaits a coroutine in a context of its own: what one attempt sets in a ContextVar, the next does not see."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, object]:
-        context, coroutine = copy_context(), self._coroutine
-        step: Callable[[], Any] = partial(coroutine.send, None)
-        while True:
-            try:
-                awaited = context.run(step)
-            except StopIteration as end:
-                return end.value
-            try:
-                step = partial(coroutine.send, (yield awaited))
-            except GeneratorExit:
-                context.run(coroutine.close)
-                raise
-            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to deal with
-                step = partial(coroutine.throw, error)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import anyio
 
 from runtime.agent import Agent
+from runtime.attempt import Observer
 from runtime.drainage import Drainage
 from runtime.errors import DeclarationError, RuntimeFault
-from runtime.runner import Observer
 from runtime.settings import Settings
 from runtime.worker import Attempt, Worker
 

@@ -14,8 +14,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from runtime.attempt import Attempt
 from runtime.message import Draft
-from runtime.runner import Attempt
 from runtime.store import Delivery
 
 _SCOPE: Final = "runtime"

@@ -16,8 +16,8 @@ from uuid import UUID
 
 import anyio
 
-from runtime.agent import Handler, Timer
 from runtime.errors import StoreError
+from runtime.handler import Handler, Timer
 from runtime.message import moment
 from runtime.retry import backoff_seconds
 from runtime.store import Store

@@ -15,18 +15,20 @@ from uuid import UUID, uuid4
 import anyio
 
 from runtime import loops
-from runtime.agent import Agent, Handler
+from runtime.agent import Agent
+from runtime.attempt import Attempt, Observer
 from runtime.connections import open_sayer, open_store, open_telemetry, open_wakeups, reachable_by
 from runtime.dispatcher import Dispatcher
 from runtime.drainage import Drainage
 from runtime.each import Each
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError
 from runtime.gauges import Gauges
+from runtime.handler import Handler
 from runtime.handler_asks import HandlerAsks
 from runtime.lifespan import Lifespans
 from runtime.plan import Suspects
 from runtime.requests import reply_key
-from runtime.runner import Attempt, Observer, Runner
+from runtime.runner import Runner
 from runtime.saying import NOTHING_SAID, Sayer
 from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard

@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime import Agent, Context, Message, Retry
-from runtime.agent import Handler
 from runtime.errors import DeclarationError, InvalidPayload, InvalidValue
+from runtime.handler import Handler
 
 
 class Article(BaseModel):

@@ -15,8 +15,9 @@ import anyio
 import pytest
 
 from runtime import Agent, Context, Message, Reject, Retry, RetryLater
+from runtime.attempt import Attempt
 from runtime.failure import storable
-from runtime.runner import Attempt, Runner
+from runtime.runner import Runner
 from runtime.store import Delivery, Report
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import Agent, Tick
-from runtime.agent import Timer
 from runtime.errors import DeclarationError
+from runtime.handler import Timer
 from runtime.schedule import Cron, Every, Schedule, cron, every, read_schedule
 from runtime.timekeeping import due_ticks
 

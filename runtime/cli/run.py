@@ -14,13 +14,13 @@ from anyio import CancelScope
 
 from runtime import loops
 from runtime.agent import Agent
+from runtime.attempt import Observer
 from runtime.cli.attempts import AttemptLines
 from runtime.cli.output import err, export_telemetry, logs_are_json, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
 from runtime.plan import Suspects
-from runtime.runner import Observer
 from runtime.settings import Settings
 from runtime.supervisor import Child, Supervisor
 from runtime.worker import Attempt, Worker

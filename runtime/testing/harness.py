@@ -10,6 +10,7 @@ import anyio
 from pydantic import SecretStr
 
 from runtime.agent import Agent
+from runtime.attempt import Observer
 from runtime.local import keys
 from runtime.local.bootstrap import connected
 from runtime.local.faults import FaultyGateway
@@ -17,7 +18,6 @@ from runtime.local.gateway_process import GatewayProcess
 from runtime.local.ports import free_port
 from runtime.message import Message
 from runtime.operations import Letters
-from runtime.runner import Observer
 from runtime.settings import Settings
 from runtime.store import Sent
 from runtime.stream import connect

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 import pytest
 
 from runtime import Context, Message, Reject, RetryLater
-from runtime.agent import Handler
 from runtime.discovery import discover
+from runtime.handler import Handler
 from runtime.keys import matches
 from runtime.providing import Provision
 

@@ -4,8 +4,8 @@ import anyio
 import pytest
 
 from runtime import Agent, Message
+from runtime.attempt import Attempt
 from runtime.cli.attempts import AttemptLines
-from runtime.runner import Attempt
 from runtime.store import Delivery, Report
 
 pytestmark = pytest.mark.anyio

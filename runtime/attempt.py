@@ -1,0 +1,252 @@
+"""How is a handler called, and what comes of it? A report, whatever the handler does."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Protocol
+
+import anyio
+
+from runtime.batches import Batch
+from runtime.failure import failure
+from runtime.handler import Handler
+from runtime.logs import attempt as attempt_of_logs
+from runtime.message import Asks, Context, Draft
+from runtime.middleware import surrounded
+from runtime.requests import answer_draft
+from runtime.said import Speak
+from runtime.store import Delivery, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a handler, as observers see it.
+
+    Attributes:
+        began: when the handler began, in seconds since the epoch.
+        report: how it ended.
+    """
+
+    handler: Handler
+    delivery: Delivery
+    began: float
+    report: Report
+
+
+Observer = Callable[[Attempt], None]
+
+
+class Spans(Protocol):
+    """What makes a trace of attempts."""
+
+    def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
+        """The span of one attempt, current while it runs."""
+
+    def handling_batch(
+        self, handler: str, worker: str, deliveries: Sequence[Delivery]
+    ) -> AbstractContextManager[list[Any]]:
+        """A span for each delivery of an attempt they share; none of them is current."""
+
+    def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
+        """The drafts with the trace context in their headers: that of the span, or of the current one."""
+
+    def reported(self, span: Any, attempt: Attempt) -> None:
+        """How the attempt of this span ended."""
+
+
+class Attempts:
+    """Calls handlers, on the loop of user code or in threads of theirs.
+
+    Args:
+        handlers: what is called.
+        limits: how many of each may run at once, by the handler's name.
+        worker: the worker's name.
+        states: of the agents that are open, what their lifespans yielded; it may change.
+        spans: what makes a trace of the attempts, where one is wanted.
+        asks: what sends the requests of handlers.
+        speak: what carries away what handlers say; called from any thread.
+    """
+
+    def __init__(
+        self,
+        handlers: Iterable[Handler],
+        limits: Mapping[str, int],
+        worker: str,
+        states: Mapping[str, Any],
+        spans: Spans | None = None,
+        asks: Asks | None = None,
+        speak: Speak | None = None,
+    ) -> None:
+        self._worker = worker
+        self._states = states
+        self._spans = spans
+        self._asks = asks
+        self._speak = speak
+        self._random = Random()
+        # A limiter each, so that a slow handler takes no other's threads.
+        self._threads = {
+            handler.name: anyio.CapacityLimiter(limits[handler.name])
+            for handler in handlers
+            if not handler.is_async
+        }
+
+    async def one(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        """Call a handler with one delivery, which began at this moment of the monotonic clock.
+
+        Raises:
+            CancelledError: it was ended from outside; there is no report.
+        """
+        if self._spans is None:
+            return await self._one(handler, delivery, clock)
+        with self._spans.handling(handler.name, self._worker, delivery) as span:
+            began = time.time()
+            report = await self._one(handler, delivery, clock)
+            self._spans.reported(span, Attempt(handler, delivery, began, report))
+            return report
+
+    def gathered(self, handler: Handler, deliveries: Sequence[Delivery]) -> Batch:
+        """One call to be made with several deliveries."""
+        state = self._states.get(handler.agent)
+        return Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._speak)
+
+    async def many(self, batch: Batch, clock: float) -> None:
+        """Make the call of a batch; its reports say what comes of each delivery.
+
+        Raises:
+            CancelledError: it was ended from outside; what has no report yet is to be given back.
+        """
+        if self._spans is None:
+            await self._many(batch, clock, lambda _, drafts: drafts)
+            return
+        spans = self._spans
+        handler, deliveries = batch.handler, batch.deliveries
+        with spans.handling_batch(handler.name, self._worker, deliveries) as begun:
+            began = time.time()
+            by_message = {each.place[0]: span for each, span in zip(deliveries, begun, strict=True)}
+            await self._many(
+                batch,
+                clock,
+                lambda delivery, drafts: spans.emitting(drafts, by_message[delivery.place[0]]),
+            )
+            for number, report in batch.reports.items():
+                spans.reported(by_message[number], Attempt(handler, report.delivery, began, report))
+
+    async def _one(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        context = Context(
+            delivery.message,
+            handler.name,
+            self._worker,
+            state=self._states.get(handler.agent),
+            asks=self._asks,
+            speak=self._speak,
+        )
+        attempt_of_logs.set(context)
+        try:
+            result = await self._result(handler, context)
+            handler.emit_result(result, context)
+            # A request says so in its headers, and most messages have none.
+            if delivery.message.headers and (answer := answer_draft(delivery, handler, result)):
+                context.emitted.append(answer)
+            emitted = context.emitted
+            if self._spans is not None and emitted:
+                emitted = self._spans.emitting(emitted)
+        except BaseException as error:
+            if _comes_from_outside(error):
+                raise
+            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
+        return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
+
+    async def _many(
+        self, batch: Batch, clock: float, sign: Callable[[Delivery, list[Draft]], Sequence[Draft]]
+    ) -> None:
+        attempt_of_logs.set(batch.context)
+        try:
+            arguments = batch.bind()
+            if batch.valid:
+                result = await self._result(batch.handler, batch.context, arguments)
+                batch.succeed(result, time.monotonic() - clock, sign)
+        except BaseException as error:
+            if _comes_from_outside(error):
+                raise
+            batch.fail(error, time.monotonic() - clock)
+
+    async def _result(
+        self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
+    ) -> object:
+        """Return what comes of the function and of what stands around it, within its timeout.
+
+        Args:
+            arguments: those of a batch, whose invalid messages have failed before; otherwise they are bound here.
+        """
+        call = self._call_surrounded if handler.middlewares else self._call
+        if handler.timeout is None:
+            return await call(handler, context, arguments)
+        with anyio.fail_after(handler.timeout):
+            return await call(handler, context, arguments)
+
+    async def _call_surrounded(
+        self, handler: Handler, context: Context, arguments: dict[str, Any] | None
+    ) -> object:
+        """Return what comes of the function with the agent's middlewares around it, wherever it runs itself."""
+        call = partial(self._call, handler, context, arguments)
+        return await _InOwnContext(surrounded(handler.middlewares, context, call))
+
+    async def _call(self, handler: Handler, context: Context, arguments: dict[str, Any] | None) -> object:
+        """Return what the function itself returns: a coroutine on this loop, a plain function in a thread."""
+        if arguments is None:
+            arguments = handler.bind(context.message, context)
+        if handler.provision is not None:
+            where = _on_loop if handler.is_async else partial(self._in_thread, handler)
+            call = handler.provision.call(where, handler.function, arguments, context)
+            return await _InOwnContext(call)
+        if handler.is_async:
+            return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
+        return await self._in_thread(handler, partial(handler.function, **arguments))
+
+    async def _in_thread(self, handler: Handler, call: Callable[[], object]) -> object:
+        return await anyio.to_thread.run_sync(
+            call, abandon_on_cancel=True, limiter=self._threads[handler.name]
+        )
+
+
+def _comes_from_outside(error: BaseException) -> bool:
+    """Whether somebody ends the attempt, so that the handler has not failed.
+
+    A cancellation that is not ours is a failure like any other: the handler cancelled itself, or awaited what was.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return anyio.current_effective_deadline() == -math.inf
+    return isinstance(error, (KeyboardInterrupt, GeneratorExit))
+
+
+async def _on_loop(call: Callable[[], Any]) -> object:
+    return await call()
+
+
+class _InOwnContext:
+    """Awaits a coroutine in a context of its own: what one attempt sets in a ContextVar, the next does not see."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        context, coroutine = copy_context(), self._coroutine
+        step: Callable[[], Any] = partial(coroutine.send, None)
+        while True:
+            try:
+                awaited = context.run(step)
+            except StopIteration as end:
+                return end.value
+            try:
+                step = partial(coroutine.send, (yield awaited))
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to deal with
+                step = partial(coroutine.throw, error)
