@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from runtime.agent import Agent
 from runtime.keys import is_exact, matches, overlap
+from runtime.schedule import shown
 from runtime.webhooks.sources import Source
 
 Kind = Literal["agent", "key", "pattern", "timer"]
@@ -66,7 +67,7 @@ def graph_of(agents: Iterable[Agent], sources: Iterable[Source] = ()) -> Graph:
     for handler in handlers:
         agent = Node("agent", handler.agent)
         if handler.timer is not None:
-            timer = Node("timer", handler.timer.schedule.spec.removeprefix("cron "))
+            timer = Node("timer", shown(handler.timer.schedule.spec))
             drawn.edge(timer, Node("key", handler.timer.key), handler.name)
         for pattern in handler.patterns:
             drawn.edge(Node("key" if is_exact(pattern) else "pattern", pattern), agent, handler.name)

@@ -16,6 +16,7 @@ from runtime.spans import seconds_of
 
 Missed = Literal["one", "all", "none"]
 
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 MISSED: tuple[Missed, ...] = get_args(Missed)
 _WINDOWS = [
     timedelta(hours=1),
@@ -124,6 +125,19 @@ class Cron(Schedule):
     def _from(self, after: datetime) -> Iterator[datetime]:
         for moment in CronSim(self.expression, after.astimezone(ZoneInfo(self.timezone))):
             yield moment.astimezone(UTC)
+
+
+def shown(spec: str) -> str:
+    """A schedule's text as people write it: `every 5m`, `0 7 * * mon-fri Europe/Paris`."""
+    kind, _, rest = spec.partition(" ")
+    if kind == "cron":
+        return rest
+    if kind != "every" or not rest.isdecimal():
+        # Another release knows what that means.
+        return spec
+    seconds = int(rest)
+    unit, size = next((unit, size) for unit, size in _UNITS.items() if seconds % size == 0)
+    return f"every {seconds // size}{unit}"
 
 
 def every(interval: str | float | timedelta) -> Every:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime import Agent, Tick
 from runtime.errors import DeclarationError
 from runtime.handler import Timer
-from runtime.schedule import Cron, Every, Schedule, cron, every, read_schedule
+from runtime.schedule import Cron, Every, Schedule, cron, every, read_schedule, shown
 from runtime.timekeeping import due_ticks
 
 PARIS = ZoneInfo("Europe/Paris")
@@ -194,3 +194,18 @@ def test_a_timer_that_makes_no_sense_is_refused_with_the_cure(
 
         @agent.every("5m", **options)  # type: ignore[arg-type]
         async def strike() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("every 300", "every 5m"),
+        ("every 90", "every 90s"),
+        ("every 86400", "every 1d"),
+        ("cron 0 7 * * mon-fri Europe/Paris", "0 7 * * mon-fri Europe/Paris"),
+        ("by the moon", "by the moon"),
+        ("every full moon", "every full moon"),
+    ],
+)
+def test_a_schedule_is_shown_as_people_write_it(spec: str, text: str) -> None:
+    assert shown(spec) == text

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.cli.moments import ago
-from runtime.cli.output import err, out, print_json
+from runtime.cli.output import print_found
 from runtime.cli.place import find_settings
-from runtime.schedule import upcoming
+from runtime.schedule import shown, upcoming
 from runtime.stream import connect
 
 
@@ -27,13 +27,12 @@ def schedules(
     for each in found:
         slots = upcoming(each["spec"], datetime.fromisoformat(each["last_slot"]), now, count)
         each["next"] = [slot.isoformat() for slot in slots]
-    if as_json:
-        for each in found:
-            print_json(each)
-    elif found:
-        out.print(_table(found))
-    else:
-        err.print('No agent has a timer: @agent.every("5m"), @agent.cron("0 7 * * mon-fri")', style="dim")
+    print_found(
+        found,
+        as_json=as_json,
+        table=_table,
+        nothing='No agent has a timer: @agent.every("5m"), @agent.cron("0 7 * * mon-fri")',
+    )
 
 
 async def _schedules() -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
         has_own_key = each["key"] != f"timer.{each['name']}"
         table.add_row(
             Text.assemble(each["name"], (f"\n{each['key']}" if has_own_key else "", "dim")),
-            each["spec"].removeprefix("cron "),
+            shown(each["spec"]),
             ago(each["last_slot"]),
             "\n".join(_when(datetime.fromisoformat(slot)) for slot in each["next"]),
             Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),

@@ -55,11 +55,11 @@ def test_a_timer_leads_to_the_key_of_its_ticks() -> None:
 
     graph = graph_of([clock])
     assert {(edge.source, edge.target) for edge in graph.edges if edge.source.kind == "timer"} == {
-        (Node("timer", "every 300"), Node("key", "timer.clock.strike")),
+        (Node("timer", "every 5m"), Node("key", "timer.clock.strike")),
         (Node("timer", "0 7 * * mon-fri Europe/Paris"), Node("key", "morning.came")),
     }
     assert '[/"0 7 &ast; &ast; mon-fri Europe/Paris"/]' in mermaid(graph)
-    assert "every 300" in svg(graph)
+    assert "every 5m" in svg(graph)
 
 
 def test_mermaid_draws_each_node_once_and_no_wildcard_as_markup() -> None:

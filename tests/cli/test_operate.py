@@ -247,5 +247,5 @@ def test_timers_are_listed_with_their_next_times(shell: Shell, stack: Any) -> No
     # Another release knows what that means.
     assert (later["spec"], later["next"], later["workers"]) == ("by the moon", [], 0)
     listed = shell.run("schedules").stdout
-    for part in ("clock.strike", "every 3600", "morning", "0 7 * * * UTC", "paused", "none"):
+    for part in ("clock.strike", "every 1h", "morning", "0 7 * * * UTC", "paused", "none"):
         assert part in listed

@@ -139,7 +139,7 @@ def test_pause_resume_and_replay(stage: Stage, tab: Page) -> None:
 def test_a_timer_tells_its_schedule_and_when_it_ticks_next(stage: Stage, tab: Page) -> None:
     tab.goto(f"{stage.url}/agents")
     timer = tab.locator("[data-name='writer.tidy'] .timer")
-    expect(timer).to_contain_text("every 43200")
+    expect(timer).to_contain_text("every 12h")
     slots = [
         datetime.fromisoformat(each.get_attribute("datetime") or "") for each in timer.locator("time").all()
     ]

@@ -12,7 +12,7 @@ from runtime.dashboard.desk import Desk, desk_of
 from runtime.dashboard.hours import Hour
 from runtime.errors import StoreError
 from runtime.message import moment
-from runtime.schedule import upcoming
+from runtime.schedule import shown, upcoming
 
 _NEXT = 3
 _SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last day", "": "all there is"}
@@ -98,7 +98,7 @@ def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     slots = upcoming(told["spec"], moment(told["last_slot"]), datetime.now(UTC), _NEXT)
     return {
-        "spec": told["spec"].removeprefix("cron "), "missed": told["missed"], "last": told["last_slot"],
+        "spec": shown(told["spec"]), "missed": told["missed"], "last": told["last_slot"],
         "next": [slot.isoformat() for slot in slots],
     }  # fmt: skip
 
