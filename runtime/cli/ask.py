@@ -9,7 +9,7 @@ from rich.text import Text
 from runtime.cli.completion import agents, keys
 from runtime.cli.output import out, plain, print_json
 from runtime.cli.place import find_settings
-from runtime.cli.send import value_of
+from runtime.cli.value import AsText, Value, value_of
 from runtime.keys import check_key
 from runtime.message import Answer
 from runtime.stream import connect
@@ -20,16 +20,8 @@ def ask(
     key: Annotated[
         str, typer.Argument(autocompletion=keys, help="Dotted name to ask under, such as sum.wanted.")
     ],
-    value: Annotated[
-        str | None,
-        typer.Argument(
-            help="JSON, or any other text, which is sent as a string; @FILE reads a file, - reads stdin.",
-            show_default="null",
-        ),
-    ] = None,
-    as_text: Annotated[
-        bool, typer.Option("--text", help="Send VALUE as a string, whatever it holds.")
-    ] = False,
+    value: Value = None,
+    as_text: AsText = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30,
     everybody: Annotated[
         bool, typer.Option("--all", help="Print the answers of all who handle it, with their names.")

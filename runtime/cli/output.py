@@ -3,12 +3,14 @@
 import json
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from runtime.errors import SettingsError
@@ -35,6 +37,19 @@ def print_json(data: Any) -> None:
     """Print one JSON text on a line of its own, at once."""
     sys.stdout.write(json.dumps(data, ensure_ascii=False, default=_plain) + "\n")
     sys.stdout.flush()
+
+
+def print_found(
+    found: Sequence[dict[str, Any]], *, as_json: bool, table: Callable[[Any], Table], nothing: str
+) -> None:
+    """Print what was found: as a JSON line each, as a table, or on stderr that there is nothing."""
+    if as_json:
+        for each in found:
+            print_json(each)
+    elif found:
+        out.print(table(found))
+    else:
+        err.print(nothing, style="dim")
 
 
 def plain(text: str | None) -> str:

@@ -1,10 +1,7 @@
 """`runtime send`: write one message."""
 
-import json
-import sys
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import typer
@@ -12,6 +9,7 @@ import typer
 from runtime.cli.completion import agents, keys
 from runtime.cli.output import export_telemetry, out, print_json
 from runtime.cli.place import find_settings
+from runtime.cli.value import AsText, Value, value_of
 from runtime.keys import check_key
 from runtime.message import Draft, Priority
 from runtime.store import Sent
@@ -30,16 +28,8 @@ def send(
     key: Annotated[
         str, typer.Argument(autocompletion=keys, help="Dotted name to write it under, such as task.output.")
     ],
-    value: Annotated[
-        str | None,
-        typer.Argument(
-            help="JSON, or any other text, which is sent as a string; @FILE reads a file, - reads stdin.",
-            show_default="null",
-        ),
-    ] = None,
-    as_text: Annotated[
-        bool, typer.Option("--text", help="Send VALUE as a string, whatever it holds.")
-    ] = False,
+    value: Value = None,
+    as_text: AsText = False,
     agent: Annotated[
         str | None, typer.Option(autocompletion=agents, help="The writer's name on the message.")
     ] = None,
@@ -82,39 +72,3 @@ async def _send(draft: Draft) -> Sent:
         export_telemetry()
     async with connect(settings) as stream:
         return (await stream.send_all([draft]))[0]
-
-
-def value_of(given: str | None, *, as_text: bool) -> Any:
-    """What is meant by VALUE."""
-    if given is None:
-        return None
-    text = _read(given)
-    if as_text:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        # A lost bracket must not turn an object into a string.
-        if text.lstrip()[:1] in ("{", "[", '"'):
-            raise typer.BadParameter(
-                f"it looks like JSON and is none: {error}. Mend it, or send it as a string with --text.",
-                param_hint="VALUE",
-            ) from None
-        return text
-
-
-def _read(given: str) -> str:
-    """The text itself, or what a file or stdin holds."""
-    try:
-        if given == "-":
-            return sys.stdin.read()
-        if given.startswith("@"):
-            return Path(given[1:]).read_text(encoding="utf-8")
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{given[1:] or 'stdin'} cannot be read: {error.strerror}. Text that begins with @ goes by stdin.",
-            param_hint="VALUE",
-        ) from None
-    except UnicodeDecodeError:
-        raise typer.BadParameter("only UTF-8 text can be sent", param_hint="VALUE") from None
-    return given

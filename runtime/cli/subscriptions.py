@@ -11,7 +11,7 @@ from runtime.cli.completion import handlers
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, amount, duration
-from runtime.cli.output import err, out, plain, print_json
+from runtime.cli.output import out, plain, print_found, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
 
@@ -27,13 +27,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     found = anyio.run(_subscriptions)
-    if as_json:
-        for each in found:
-            print_json(each)
-    elif found:
-        out.print(_table(found))
-    else:
-        err.print("No agent has subscribed yet: runtime run PATH", style="dim")
+    print_found(found, as_json=as_json, table=_table, nothing="No agent has subscribed yet: runtime run PATH")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, span
-from runtime.cli.output import err, out, plain, print_json
+from runtime.cli.output import err, out, plain, print_found, print_json
 from runtime.cli.place import find_settings
 from runtime.operations import Operations
 from runtime.stream import connect
@@ -101,13 +101,12 @@ def add(
 def list_(as_json: Json = False) -> None:
     """List the webhooks, and how their targets are."""
     found = _with(lambda it: it.webhooks())
-    if as_json:
-        for each in found:
-            print_json(each)
-    elif found:
-        out.print(_table(found))
-    else:
-        err.print("There is no webhook: runtime webhooks add 'task.*' https://example.com/hooks", style="dim")
+    print_found(
+        found,
+        as_json=as_json,
+        table=_table,
+        nothing="There is no webhook: runtime webhooks add 'task.*' https://example.com/hooks",
+    )
 
 
 @app.command()

@@ -110,6 +110,27 @@ $$;
 comment on function runtime.after_end(bigint[], integer[], boolean[], boolean[], text[]) is
     'What follows the deletion of deliveries, in later statements of the same transaction.';
 
+create function runtime.end_deliveries(ids bigint[], subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    gone record;
+begin
+    with ended as (
+        delete from runtime.deliveries d using unnest(ids, subscriptions) as t (id, subscription)
+        where d.message_id = t.id and d.subscription = t.subscription
+        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+    )
+    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
+    into gone from ended e;
+    if gone.ids is not null then
+        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    end if;
+end
+$$;
+comment on function runtime.end_deliveries(bigint[], integer[]) is
+    'Ends deliveries that nothing more is to be said of, with what follows from that.';
+
 create function runtime.dead_lease() returns uuid
 language sql immutable parallel safe set search_path = '' as $$
     select '00000000-0000-0000-0000-000000000000'::uuid

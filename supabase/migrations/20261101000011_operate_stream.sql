@@ -198,6 +198,15 @@ comment on function runtime.recent_runs(double precision) is
     'How many attempts of each subscription ended well and badly in the last seconds; where they were many, reckoned '
     'from the last part of that time.';
 
+create function runtime.sampled_percent(relation regclass) returns real
+language plpgsql stable set search_path = '' as $$
+begin
+    return least(100, 30000.0 / greatest(1, pg_relation_size(relation) / current_setting('block_size')::integer));
+end
+$$;
+comment on function runtime.sampled_percent(regclass) is
+    'How much of a table is read where it is only sampled: some 300 blocks; of a small one all.';
+
 create function runtime.backlog()
 returns table (
     subscription integer, fresh bigint, leased bigint, waiting bigint, parked bigint, blocked bigint, oldest bigint, about boolean
@@ -206,9 +215,8 @@ language plpgsql stable set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     most constant integer := 1000;
-    pages constant real := pg_relation_size('runtime.deliveries') / current_setting('block_size')::integer;
-    -- Some 300 blocks are read, always the same ones, so that what is shown does not flicker; of a small table all.
-    portion constant real := least(100, 30000 / greatest(pages, 1));
+    -- Always the same blocks, so that what is shown does not flicker.
+    portion constant real := runtime.sampled_percent('runtime.deliveries');
 begin
     return query
     with sample as materialized (
@@ -291,8 +299,7 @@ language plpgsql stable set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     most constant integer := 1000;
-    pages constant real := pg_relation_size('runtime.dead_letters') / current_setting('block_size')::integer;
-    portion constant real := least(100, 30000 / greatest(pages, 1));
+    portion constant real := runtime.sampled_percent('runtime.dead_letters');
 begin
     return query
     with sample as materialized (

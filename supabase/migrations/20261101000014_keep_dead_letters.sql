@@ -156,20 +156,9 @@ comment on function public.stream_redrive(bigint[], text, text, double precision
 
 create function runtime.release_dead(target integer) returns void
 language plpgsql set search_path = '' as $$
-declare
-    gone record;
 begin
-    with ended as (
-        delete from runtime.deliveries d
-        where d.subscription = target and d.visible_at = 'infinity' and d.lease = runtime.dead_lease()
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
-    )
-    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
-    into gone from ended e;
-    if gone.ids is not null then
-        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
-    end if;
+    perform runtime.end_deliveries(array_agg(d.message_id), array_agg(d.subscription)) from runtime.deliveries d
+    where d.subscription = target and d.visible_at = 'infinity' and d.lease = runtime.dead_lease();
 end
 $$;
 comment on function runtime.release_dead(integer) is 'Lets every key go that a dead letter of this subscription holds up.';

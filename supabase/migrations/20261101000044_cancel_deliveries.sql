@@ -18,8 +18,6 @@ alter table runtime.workers add column cancelled_at timestamptz;
 
 create function runtime.end_cancelled(ids bigint[], subscriptions integer[], outcome text, worker uuid) returns void
 language plpgsql set search_path = '' as $$
-declare
-    gone record;
 begin
     insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
     select d.message_id, d.subscription, clock_timestamp(), end_cancelled.worker, d.attempts + d.crashes + 1,
@@ -31,18 +29,8 @@ begin
             ids, subscriptions, array_fill('cancelled'::text, array[cardinality(ids)]),
             array_fill('cancelled by an operator'::text, array[cardinality(ids)]),
             array_fill(null::text, array[cardinality(ids)]));
-        return;
-    end if;
-    with ended as (
-        delete from runtime.deliveries d using unnest(ids, subscriptions) as t (id, subscription)
-        where d.message_id = t.id and d.subscription = t.subscription
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
-    )
-    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
-    into gone from ended e;
-    if gone.ids is not null then
-        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    else
+        perform runtime.end_deliveries(ids, subscriptions);
     end if;
 end
 $$;
