@@ -2,25 +2,21 @@
 
 import logging
 import time
-from contextlib import suppress
 from random import Random
 from uuid import UUID, uuid4
 
 import anyio
-import asyncpg
 
 from runtime.addresses import DatabaseAddress
-from runtime.pooler import is_transaction_pooled
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups import ANSWER, CANCEL, Listener, Path
+from runtime.wakeups.channels import FAULTS, is_unheard, listening
 
 _log = logging.getLogger("runtime.wakeups")
-_FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NONCE = "nonce:"
 # Writers in stricter isolation cannot tell who sleeps: they call everybody.
 EVERYBODY = "runtime_workers"
-_CONNECT_SECONDS = 10.0
 _POOLED = (
     "a transaction pooler stands in between, and LISTEN is not heard through one; use a direct connection or a "
     "session pooler, or set RUNTIME_NOTIFY=false"
@@ -60,7 +56,7 @@ class NotifyWakeups:
             began = time.monotonic()
             try:
                 why = await self._listen_once(listener)
-            except _FAULTS as error:
+            except FAULTS as error:
                 why = f"no connection ({type(error).__name__})"
             listener.lost("notify", why)
             failures = 1 if time.monotonic() - began > self._deadline_seconds * 3 else failures + 1
@@ -77,22 +73,11 @@ class NotifyWakeups:
 
     async def _listen_once(self, listener: Listener) -> str:
         """Live through one connection and return why it ended."""
-        # Asked first: a LISTEN would stay behind on a server connection that others use.
-        if self._address.names_pooler or await is_transaction_pooled(
-            self._address.url, connect_seconds=_CONNECT_SECONDS
-        ):
+        if await is_unheard(self._address):
             return _POOLED
         heard = _Heard(listener)
-        connection = await asyncpg.connect(
-            self._address.url,
-            timeout=_CONNECT_SECONDS,
-            statement_cache_size=0,
-            server_settings={"application_name": "agent-runtime notify"},
-        )
-        try:
-            connection.add_termination_listener(lambda _: heard.end())
-            for channel in (self._channel, EVERYBODY):
-                await connection.add_listener(channel, heard.take)
+        channels = (self._channel, EVERYBODY)
+        async with listening(self._address, channels, heard.take, heard.end, who="notify"):
             while True:
                 nonce = uuid4().hex
                 heard.expect(nonce)
@@ -113,10 +98,6 @@ class NotifyWakeups:
                     await self._wait_for_doubt_or_end(heard)
                 if heard.has_ended:
                     return "the connection was closed"
-        finally:
-            # A connection that does not close in time is dropped, and asyncpg says so by an exception.
-            with anyio.CancelScope(shield=True), suppress(*_FAULTS):
-                await connection.close(timeout=1)
 
     async def _wait_for_doubt_or_end(self, heard: "_Heard") -> None:
         async with anyio.create_task_group() as tasks:

@@ -4,21 +4,17 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from random import Random
 
 import anyio
-import asyncpg
 
 from runtime.addresses import DatabaseAddress
-from runtime.pooler import is_transaction_pooled
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
+from runtime.wakeups.channels import CONNECT_SECONDS, FAULTS, is_unheard, listening
 
 _log = logging.getLogger("runtime.wakeups")
-_FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 CHANNEL = "runtime_said"
-_CONNECT_SECONDS = 10.0
 _POOLED = "a transaction pooler stands in between, and LISTEN is not heard through one"
 
 
@@ -45,9 +41,9 @@ class NotifyHearing:
             began = time.monotonic()
             try:
                 why = await self._hear_once()
-            except _FAULTS as error:
+            except FAULTS as error:
                 why = f"no connection ({type(error).__name__})"
-            failures = 1 if time.monotonic() - began > 3 * _CONNECT_SECONDS else failures + 1
+            failures = 1 if time.monotonic() - began > 3 * CONNECT_SECONDS else failures + 1
             pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
             if why == _POOLED:
                 pause = 60.0
@@ -63,32 +59,18 @@ class NotifyHearing:
 
     async def _hear_once(self) -> str:
         """Live through one connection and return why it ended."""
-        if self._address.names_pooler or await is_transaction_pooled(
-            self._address.url, connect_seconds=_CONNECT_SECONDS
-        ):
+        if await is_unheard(self._address):
             return _POOLED
         ended = anyio.Event()
-        connection = await asyncpg.connect(
-            self._address.url,
-            timeout=_CONNECT_SECONDS,
-            statement_cache_size=0,
-            server_settings={"application_name": "agent-runtime said"},
-        )
-        try:
-            connection.add_termination_listener(lambda _: ended.set())
-            await connection.add_listener(CHANNEL, self._receive)
+        async with listening(self._address, (CHANNEL,), self._receive, ended.set, who="said") as connection:
             self._told = ""
             _log.info("what is said is heard at %s", self._address.place)
             while not ended.is_set():
                 with anyio.move_on_after(self._check_seconds):
                     await ended.wait()
                 if not ended.is_set():
-                    await connection.execute("select 1", timeout=_CONNECT_SECONDS)
+                    await connection.execute("select 1", timeout=CONNECT_SECONDS)
             return "the connection was closed"
-        finally:
-            # A connection that does not close in time is dropped, and asyncpg says so by an exception.
-            with anyio.CancelScope(shield=True), suppress(*_FAULTS):
-                await connection.close(timeout=1)
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         try:
