@@ -115,7 +115,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "a request is stored once",
-        [("runtime/inquiry.py", 'dedup_key=options.get("dedup_key") or', "dedup_key=")],
+        [("runtime/inquiry.py", 'dedup_key=options.get("dedup_key") or f"ask {uuid4()}",', "dedup_key=None,")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "requests", *_QUIET],
     ),
     Mechanism(
