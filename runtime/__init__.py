@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runtime.agent import Agent
     from runtime.batch import BatchContext
-    from runtime.message import Answer, Context, Message, Priority
+    from runtime.context import Context
+    from runtime.message import Answer, Message, Priority
     from runtime.retry import Reject, Retry, RetryLater
     from runtime.said import Said
     from runtime.schedule import Tick
@@ -23,7 +24,7 @@ _HOMES = {
     "Agent": "runtime.agent",
     "Answer": "runtime.message",
     "BatchContext": "runtime.batch",
-    "Context": "runtime.message",
+    "Context": "runtime.context",
     "Message": "runtime.message",
     "Priority": "runtime.message",
     "Reject": "runtime.retry",

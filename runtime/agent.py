@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from runtime.batch import Batching
+from runtime.context import Context
 from runtime.declaration import (
     Deliver,
     Lifespan,
@@ -31,7 +32,7 @@ from runtime.declaration import (
 from runtime.errors import DeclarationError
 from runtime.handler import Handler, Timer
 from runtime.limits import check_concurrency_total, check_rate
-from runtime.message import Context, Message
+from runtime.message import Message
 from runtime.providing import Provision, read_provider, state_provider
 from runtime.retry import Retry
 from runtime.schedule import Missed, Schedule, cron, every

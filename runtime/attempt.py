@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import anyio
 
 from runtime.batches import Batch
+from runtime.context import Asks, Context
 from runtime.failure import failure
 from runtime.handler import Handler
 from runtime.logs import attempt as attempt_of_logs
-from runtime.message import Asks, Context, Draft
+from runtime.message import Draft
 from runtime.middleware import surrounded
 from runtime.requests import answer_draft
 from runtime.said import Speak

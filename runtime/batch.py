@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from runtime.context import Context
 from runtime.errors import InvalidValue
-from runtime.message import Context, Message
+from runtime.message import Message
 from runtime.values import decode, encode
 
 

@@ -6,9 +6,10 @@ from random import Random
 from typing import Any
 
 from runtime.batch import BatchContext
+from runtime.context import Asks
 from runtime.failure import failure, failures
 from runtime.handler import Handler
-from runtime.message import Asks, Draft
+from runtime.message import Draft
 from runtime.requests import answer_draft
 from runtime.said import Speak
 from runtime.store import Delivery, Report

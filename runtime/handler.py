@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.batch import BatchContext, Batching
+from runtime.context import Context
 from runtime.declaration import Deliver, Middleware, Start
 from runtime.errors import DeclarationError
 from runtime.limits import Rate
-from runtime.message import Context, Message
+from runtime.message import Message
 from runtime.providing import Provision
 from runtime.retry import Retry
 from runtime.schedule import Missed, Schedule

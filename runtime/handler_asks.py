@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from runtime.asking import Asker, check_wait
+from runtime.context import AskOptions, Context
 from runtime.errors import NobodyAnswers, RuntimeFault
 from runtime.handler import Handler
-from runtime.message import Answer, AskOptions, Context, Draft
+from runtime.message import Answer, Draft
 from runtime.requests import asking_headers, question_key
 
 Tracing = Callable[[Sequence[Draft]], list[Draft]]

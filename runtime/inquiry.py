@@ -9,8 +9,9 @@ from anyio.abc import TaskGroup
 
 from runtime.asking import Asker, Send, check_wait
 from runtime.connections import open_wakeups, reachable_by
+from runtime.context import AskOptions
 from runtime.errors import StoreError
-from runtime.message import Answer, AskOptions, Draft, Priority
+from runtime.message import Answer, Draft, Priority
 from runtime.requests import asking_headers, reply_key
 from runtime.settings import Settings
 from runtime.store import Store

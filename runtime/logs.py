@@ -6,7 +6,7 @@ Each attempt runs in a context of its own, and notes itself there; `of_attempt` 
 import logging
 from contextvars import ContextVar
 
-from runtime.message import Context
+from runtime.context import Context
 
 # Set in the context of an attempt, from which that of its tasks and threads is copied.
 attempt: ContextVar[Context] = ContextVar("attempt")

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from inspect import isawaitable, iscoroutine
 
+from runtime.context import Context
 from runtime.declaration import Middleware
 from runtime.errors import DeclarationError
-from runtime.message import Context
 
 
 async def surrounded(

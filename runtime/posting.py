@@ -15,10 +15,11 @@ import httpcore
 import httpx
 
 from runtime.allowance import Allowed
+from runtime.context import Context
 from runtime.egress import Egress, Resolve, resolve
 from runtime.errors import InvalidPayload, PostFailed, SettingsError
 from runtime.handler import Handler
-from runtime.message import Context, Message
+from runtime.message import Message
 from runtime.resting import Rests
 from runtime.retry import Reject, RetryLater
 from runtime.secrets import environment

@@ -19,8 +19,9 @@ from contextlib import (
 from functools import partial
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+from runtime.context import Context
 from runtime.errors import DeclarationError
-from runtime.message import Context, Message
+from runtime.message import Message
 from runtime.signature import Provider, Signature, place_of, read_signature, resolve
 
 _YIELDING = (abc.Iterator, abc.Generator, abc.AsyncIterator, abc.AsyncGenerator, AbstractAsyncContextManager)

@@ -16,8 +16,8 @@ from anyio.abc import TaskGroup
 
 from runtime.attempt import Attempt, Attempts, Observer, Spans
 from runtime.batches import Gathering, Share
+from runtime.context import Asks
 from runtime.handler import Handler
-from runtime.message import Asks
 from runtime.said import Speak
 from runtime.store import Delivery, Report
 

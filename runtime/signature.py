@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from runtime.batch import BatchContext
+from runtime.context import Context
 from runtime.errors import DeclarationError, InvalidPayload
-from runtime.message import Context, Message
+from runtime.message import Message
 
 _CURE = (
     "A handler takes at most one value, a Message[…] and a Context, in any order: "

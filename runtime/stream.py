@@ -8,11 +8,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime.connections import open_sayer, open_store, open_telemetry, settings_of
+from runtime.context import AskOptions
 from runtime.errors import SettingsError, StoreUnavailable
 from runtime.inquiry import Inquiry
 from runtime.keys import check_key, check_pattern
 from runtime.listening import Listening, Reader
-from runtime.message import Answer, AskOptions, Draft, Message, Priority
+from runtime.message import Answer, Draft, Message, Priority
 from runtime.operations import Operations
 from runtime.said import Said, Voice
 from runtime.saying import NOTHING_SAID, Sayer

@@ -14,9 +14,10 @@ import pytest
 from standardwebhooks import Webhook
 
 from runtime import Agent, Message, Reject, Retry, connect
+from runtime.context import Context
 from runtime.errors import DeclarationError, PostFailed, SettingsError
 from runtime.local.bootstrap import connected
-from runtime.message import Context, Draft
+from runtime.message import Draft
 from runtime.posting import MAX_ANSWER_BYTES, Answer, body_of, judged, trace_headers, webhook_id
 from runtime.testing import Harness
 from runtime.webhooks.signatures import new_secret

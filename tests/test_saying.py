@@ -10,8 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from runtime.context import Context
 from runtime.errors import InvalidKey, InvalidValue
-from runtime.message import Context, Message
+from runtime.message import Message
 from runtime.said import Said, Voice, topic_of
 from runtime.saying import RealtimeWay, Sayer
 from tests.faulty_proxy import CannedServer, canned_server, http_answer

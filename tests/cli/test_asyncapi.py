@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, PlainValidator
 
 from runtime.agent import Agent
 from runtime.asyncapi import asyncapi_of
-from runtime.message import Context, Message
+from runtime.context import Context
+from runtime.message import Message
 from runtime.schedule import Tick
 from tests import node
 from tests.cli.shell import Shell
