@@ -124,7 +124,7 @@ class CannedServer:
                 )
                 while len(body) < length:
                     body += await client.receive()
-                self.requests.append(request)
+                self.requests.append(head + b"\r\n\r\n" + body)
                 answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
                 await client.send(answer)
 
