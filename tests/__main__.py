@@ -5,9 +5,8 @@ import sys
 import time
 
 # Many tests wait for processes to start and for leases to end: side by side they take half the time. A file stays
-# together, since its tests may share servers; in the order of the folders, or the files of few, long tests would come
-# last, and all but one process would wait for them. Named tests run one after another, as whoever names them expects.
-_TESTS = sys.argv[1:] or ["--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder"]
+# together, since its tests may share servers. Named tests run one after another, as whoever names them expects.
+_TESTS = sys.argv[1:] or ["--numprocesses=3", "--dist=loadfile"]
 
 CHECKS = (
     ("style", ["ruff", "check", "."]),

@@ -29,7 +29,6 @@ async def book(entries: list[Message[int]], context: BatchContext) -> None:
             context.fail(entry, OSError("once"))
         context.emit("ledger.booked", {"entry": entry.value, "with": len(entries), "by": name}, cause=entry)
 """
-COUNT = 400
 
 
 @pytest.mark.parametrize("store", ["direct", "rest"])
@@ -40,32 +39,40 @@ async def test_g4_every_message_of_every_batch_is_booked_once_though_workers_are
     environment = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     environment["RUNTIME_LEASE_SECONDS"] = "1"
     url = stack.db_url if store == "direct" else ""
+    count = 0
     async with connected(admin) as connection:
 
         async def is_settled() -> bool:
             return await settled(connection, "ledger.book")
 
-        async def booked() -> int:
-            return int(
-                await connection.fetchval(
-                    "select count(*) from consciousness_stream where key = 'ledger.booked'"
+        async def waiting() -> int:
+            return int(await connection.fetchval("select count(*) from runtime.deliveries"))
+
+        async def names() -> list[Any]:
+            return list(
+                await connection.fetch(
+                    "select distinct value ->> 'by' from consciousness_stream where key = 'ledger.booked'"
                 )
             )
 
-        async def is_under_way() -> bool:
-            return await booked() >= 40
+        async def is_shared() -> bool:
+            """Whether both take part; there is always more to do until they do."""
+            nonlocal count
+            if await waiting() < 200:
+                await connection.execute(
+                    "insert into consciousness_stream (key, value) "
+                    "select 'ledger.entry', to_jsonb(n) from generate_series($1::int + 1, $1::int + 200) n",
+                    count,
+                )
+                count += 200
+            return len(await names()) == 2
 
         async def is_done() -> bool:
-            return not await connection.fetchval("select count(*) from runtime.deliveries")
+            return await waiting() == 0
 
         async with supervised(url, tmp_path, "--processes", "2", source=SOURCE, **environment) as run:
             await until(is_settled)
-            await connection.execute(
-                "insert into consciousness_stream (key, value) "
-                "select 'ledger.entry', to_jsonb(n) from generate_series(1, $1::int) n",
-                COUNT,
-            )
-            await until(is_under_way)
+            await until(is_shared)
             run.children[0].kill()
             await until(is_done)
         rows = await connection.fetch(
@@ -75,7 +82,7 @@ async def test_g4_every_message_of_every_batch_is_booked_once_though_workers_are
         )
         dead = await connection.fetch("select reason, error from runtime.dead_letters")
         tries = await connection.fetchval("select count(*) from runtime.runs where outcome = 'failed'")
-    assert [row["entry"] for row in rows] == [n for n in range(1, COUNT + 1) if n != 13]
+    assert [row["entry"] for row in rows] == [n for n in range(1, count + 1) if n != 13]
     assert all(str(row["entry"]) == row["cause"] for row in rows)
     assert [(row["reason"], row["error"]) for row in dead] == [("rejected", "Reject: unlucky")]
     assert tries == 1
