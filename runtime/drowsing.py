@@ -1,7 +1,8 @@
 """How does a worker go to sleep without missing what is written meanwhile? It looks once more than it needs to.
 
 Marked asleep in the database it is announced to; but who began to write before the mark cannot have seen it. So it
-looks on, ever more slowly, until a look at everything came back empty that began after all of those had ended.
+looks on, ever more slowly, until a look at everything came back empty that began after all of those had ended. Who
+began to write while it was being called may have left it at that call; so it looks on after a call in the same way.
 """
 
 from enum import Enum
@@ -68,9 +69,9 @@ class Drowsing:
         self.phase, self.fence = Phase.DROWSY, fence
         self.look_later(now)
 
-    def fall_asleep(self) -> None:
+    def fall_asleep(self, fence: str) -> None:
         """It is proved that there is nothing, and that everybody knows whom to wake."""
-        self.phase, self.fence = Phase.ASLEEP, None
+        self.phase, self.fence = Phase.ASLEEP, fence
 
     def look_later(self, now: float) -> None:
         """Plan the next look, later than the last one."""

@@ -74,6 +74,7 @@ class Look:
     due: bool = False
     alone: bool = False
     sleep: bool = False
+    stay: bool = False
     fence: str | None = None
     beat: bool = False
     nonce: str | None = None
@@ -301,6 +302,8 @@ class Plan:
         )
         if self._may_sleep(look, looking):
             look.sleep, look.fence = True, self._drowsing.fence
+            # Most likely there is something: whether it may sleep on is asked only if there is not.
+            look.stay = self._hinted and self.phase is Phase.ASLEEP
             if reports and now >= self._rescanned_at + _RESCAN_PAUSE_SECONDS:
                 # The last of what there was: one look at everything, and it may sleep at once.
                 look.cursors, look.due = None, True
@@ -494,12 +497,14 @@ class Plan:
             drowsing.look_soon(now)
         elif answer.fence is None:
             drowsing.lie_down(now)
-        elif self.phase is not Phase.ASLEEP:
-            # Only a look at everything, from the lowest id, proves that there is nothing.
-            if answer.quiet and look.cursors is None and look.due and not self._hinted:
-                drowsing.fall_asleep()
-            else:
-                drowsing.doze(now, answer.fence)
+        elif answer.quiet and (self.phase is Phase.ASLEEP or self._proves_emptiness(look)):
+            drowsing.fall_asleep(answer.fence)
+        else:
+            drowsing.doze(now, answer.fence)
+
+    def _proves_emptiness(self, look: Look) -> bool:
+        """Only a look at everything, from the lowest id, proves that there is nothing."""
+        return look.cursors is None and look.due and not self._hinted
 
     def _rest(self, now: float, has_room: bool) -> float:
         moments = [self._sweep_at]

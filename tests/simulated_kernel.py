@@ -1,6 +1,7 @@
 """A kernel small enough to be read: what a plan needs of the database, in one process and with a clock of its own."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from runtime.store import Answer, Delivery, Report
 from runtime.wakeups import Path, Reach
 
 EXCHANGE_SECONDS = 0.001
+CALL_SECONDS = 0.05
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Writer:
     xid: int
     rows: list[Row]
     announces: bool
+    # The last exchange that it saw.
+    n: int
 
 
 @dataclass
@@ -48,6 +52,9 @@ class Kernel:
     unsettled: set[int] = field(default_factory=set)
     asleep: bool = False
     free: frozenset[int] = frozenset()
+    # The number of the last exchange, and the calls that were made after some: when, by its number.
+    n: int = 0
+    calls: dict[int, float] = field(default_factory=dict)
     finished: Counter[tuple[int, int]] = field(default_factory=Counter)
     # Limited subscriptions: the seconds between two of a rate, and when the next may be taken.
     seconds_between: dict[int, float] = field(default_factory=dict)
@@ -60,8 +67,9 @@ class Kernel:
         message = next(self._ids)
         due = None if delay is None else self.now + delay
         rows = [Row(message, each, due) for each in subscriptions]
-        announces = self.asleep and not self.free.isdisjoint(subscriptions)
-        writer = Writer(next(self._xids), rows, announces)
+        is_called = self.now - self.calls.get(self.n, -math.inf) < CALL_SECONDS
+        announces = self.asleep and not self.free.isdisjoint(subscriptions) and not is_called
+        writer = Writer(next(self._xids), rows, announces, self.n)
         self.writers.append(writer)
         return writer
 
@@ -69,6 +77,8 @@ class Kernel:
         """Commit it; returns whether it announced."""
         self.writers.remove(writer)
         self.rows.update({(row.message, row.subscription): row for row in writer.rows})
+        if writer.announces:
+            self.calls[writer.n] = self.now
         return writer.announces
 
     def takeable(self, subscription: int) -> list[Row]:
@@ -88,6 +98,7 @@ class Kernel:
         if look.settle:
             self.unsettled.clear() if not self.writers else None
         fence, quiet = self._lie_down(look)
+        self.n += 1
         taken, filled, cursors = self._take(look, lease_seconds)
         waiting = [
             row for row in self.rows.values() if row.subscription in look.want and row.visible_at is not None
@@ -130,11 +141,15 @@ class Kernel:
         if not look.sleep:
             self.asleep = False
             return None, False
+        if look.stay:
+            return None, False
         free = frozenset(look.want)
         if not self.asleep or self.free != free:
             self.asleep, self.free = True, free
             return None, False
-        fence = int(look.fence) if look.fence else next(self._xids)
+        if self.n in self.calls:
+            return None, False
+        fence = int(look.fence) if look.fence and self.n - 1 not in self.calls else next(self._xids)
         return str(fence), all(writer.xid >= fence for writer in self.writers)
 
     def _take(self, look: Look, lease_seconds: float) -> tuple[list[Delivery], set[int], dict[str, int]]:

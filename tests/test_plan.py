@@ -358,6 +358,36 @@ def test_a_sleeper_stays_asleep_though_others_write_all_the_time(simulation: Sim
     assert simulation.count_looks(began) <= 10
 
 
+def leave_it_at_a_call(simulation: Simulation, *, hears: bool) -> None:
+    """Two write. One calls, and somebody takes what it wrote; one leaves it at that call, and is slow to commit."""
+    caller = simulation.kernel.insert(1)
+    if hears:
+        simulation.commit(caller)
+    else:
+        simulation.kernel.commit(caller)
+        simulation.plan.prove("nonce")
+    simulation.kernel.rows.clear()
+    slow = simulation.kernel.insert(1)
+    assert caller.announces
+    assert not slow.announces
+    simulation.advance(0.5)
+    simulation.commit(slow)
+
+
+def test_k16_who_leaves_it_at_a_call_that_was_in_vain_is_waited_for(simulation: Simulation) -> None:
+    simulation.fall_asleep()
+    leave_it_at_a_call(simulation, hears=True)
+    simulation.advance(0.1)
+    assert len(simulation.running) == 1
+
+
+def test_k16_who_leaves_it_at_a_call_that_is_not_heard_yet_is_waited_for(simulation: Simulation) -> None:
+    simulation.fall_asleep()
+    leave_it_at_a_call(simulation, hears=False)
+    simulation.advance(0.1)
+    assert len(simulation.running) == 1
+
+
 def test_a_flood_of_hints_costs_a_few_looks_a_second(simulation: Simulation) -> None:
     simulation.fall_asleep()
     began = simulation.now

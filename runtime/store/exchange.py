@@ -121,6 +121,7 @@ class Exchange:
         due: look at delayed, retrying and abandoned deliveries too.
         alone: take one delivery that has crashed its worker twice, and nothing else.
         sleep: this worker goes to sleep when nothing comes.
+        stay: it sleeps and was woken; whether it may sleep on is asked next, if nothing comes.
         fence: what the last exchange said while falling asleep.
         beat: count this as the worker's heartbeat and sweep.
         gauges: with a beat, how the worker's process is, for `status`.
@@ -140,6 +141,7 @@ class Exchange:
     due: bool = False
     alone: bool = False
     sleep: bool = False
+    stay: bool = False
     fence: str | None = None
     beat: bool = False
     gauges: Mapping[str, Any] | None = None
@@ -151,7 +153,7 @@ class Exchange:
         options: dict[str, Any] = {"lease_seconds": self.lease_seconds}
         if self.cursors:
             options["cursors"] = self.cursors
-        for name in ("due", "alone", "sleep", "fence", "beat", "gauges", "nonce", "settle"):
+        for name in ("due", "alone", "sleep", "stay", "fence", "beat", "gauges", "nonce", "settle"):
             if given := getattr(self, name):
                 options[name] = given
         return {

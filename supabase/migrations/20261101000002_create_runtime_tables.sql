@@ -136,6 +136,8 @@ create table runtime.workers (
     asleep boolean not null default false,
     -- Subscriptions it had free slots for when it fell asleep.
     free integer[] not null default '{}',
+    -- Whose exchanges put it to sleep.
+    pump uuid,
     -- How it can be reached: realtime, notify.
     announce text[] not null default '{}',
     subscriptions integer[] not null default '{}',
@@ -152,6 +154,16 @@ create table runtime.pumps (
     refused jsonb not null default '[]'
 ) with (fillfactor = 50);
 comment on table runtime.pumps is 'The last exchange of each pump, so that one whose answer was lost is answered again, not applied again.';
+
+-- Unlogged: after a crash whoever sleeps is called once more.
+create unlogged table runtime.calls (
+    pump uuid not null,
+    n bigint not null,
+    called_at timestamptz not null default clock_timestamp()
+);
+comment on table runtime.calls is
+    'Who was called out of sleep lately, so that not every writer calls; worth nothing once the pump has made another exchange than n.';
+create index calls_pump on runtime.calls (pump, n, called_at);
 
 create table runtime.dedup (
     dedup_key text primary key,
@@ -180,7 +192,9 @@ create table runtime.policy (
     only_row boolean primary key default true check (only_row),
     dedup_seconds double precision not null default 7 * 86400,
     -- A sleeper not seen for this long is not announced to.
-    sleeper_seconds double precision not null default 60
+    sleeper_seconds double precision not null default 60,
+    -- Who was called is not called again for so long; after that the call is taken for lost.
+    call_seconds double precision not null default 0.05
 );
 comment on table runtime.policy is 'The kernel''s own settings: one row.';
 insert into runtime.policy default values;
@@ -194,6 +208,7 @@ alter table runtime.runs enable row level security;
 alter table runtime.dead_letters enable row level security;
 alter table runtime.workers enable row level security;
 alter table runtime.pumps enable row level security;
+alter table runtime.calls enable row level security;
 alter table runtime.dedup enable row level security;
 alter table runtime.unmarked enable row level security;
 alter table runtime.beats enable row level security;

@@ -83,24 +83,35 @@ begin
         return;
     end if;
     for target in
-        select distinct on (chosen.id) chosen.id, chosen.announce
+        select distinct on (chosen.id) chosen.*
         from unnest(matched) as m (subscription)
         cross join lateral (
+            select w.id, w.announce, w.pump, e.n,
+                   -- One snapshot sees the call and the exchange that it was made after: it is still to be answered,
+                   -- by a look for which this transaction is seen or waited for (runtime.fall_asleep).
+                   exists (
+                       select from runtime.calls c
+                       where c.pump = w.pump and c.n = e.n
+                         and c.called_at > clock_timestamp() - make_interval(secs => p.call_seconds)
+                   ) as is_called
+            from runtime.policy p
             -- A sleeper that is not seen any more must not swallow the only wake-up.
-            select w.id, w.announce from runtime.workers w
-            where w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
-              and w.seen_at > clock_timestamp()
-                  - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
-            order by random()
+            join runtime.workers w on w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
+                and w.seen_at > clock_timestamp() - make_interval(secs => p.sleeper_seconds)
+            left join runtime.pumps e on e.id = w.pump
+            order by is_called desc, random()
             limit 2
         ) chosen
     loop
+        continue when target.is_called;
+        insert into runtime.calls (pump, n) select target.pump, target.n where target.n is not null;
         perform runtime.wake(target.id, target.announce, keys);
     end loop;
 end
 $$;
 comment on function runtime.wake_sleepers(integer[], text[], uuid) is
-    'Wakes, for each subscription, two sleeping workers at random that have free slots for it, but not the caller.';
+    'Wakes, for each subscription, two sleeping workers that have free slots for it, but not the caller: at random, unless '
+    'two are being woken already.';
 
 create function runtime.announce(keys text[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$

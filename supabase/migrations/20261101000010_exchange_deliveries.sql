@@ -314,22 +314,32 @@ $$;
 comment on function runtime.take(jsonb, jsonb, boolean, boolean, timestamptz, uuid, integer, bigint) is
     'Leases what is wanted, within the bytes of one answer.';
 
-create function runtime.fall_asleep(me runtime.workers, free integer[], fence xid8)
+create function runtime.fall_asleep(me runtime.workers, pump runtime.pumps, free integer[], fence xid8)
 returns table (new_fence xid8, quiet boolean)
 language plpgsql set search_path = '' as $$
+declare
+    called bigint := (select max(c.n) from runtime.calls c where c.pump = fall_asleep.pump.id and c.n >= fall_asleep.pump.n - 1);
 begin
-    if not me.asleep or me.free is distinct from fall_asleep.free then
-        update runtime.workers w set asleep = true, free = fall_asleep.free where w.id = me.id;
+    if not me.asleep or me.free is distinct from fall_asleep.free or me.pump is distinct from fall_asleep.pump.id then
+        update runtime.workers w set asleep = true, free = fall_asleep.free, pump = fall_asleep.pump.id
+        where w.id = me.id;
         return query select null::xid8, false;
         return;
+    elsif called = fall_asleep.pump.n then
+        -- Until this exchange commits, others may leave it at that call.
+        return query select null::xid8, false;
+        return;
+    elsif called is not null then
+        -- Until the last one did.
+        fence := null;
     end if;
     -- The mark was committed by an earlier exchange. A writer that could not see it has a lower xid than ours
     -- had when we first came back; once all of those have ended, what they wrote is there to be taken.
-    return query select coalesce(fence, pg_current_xact_id()),
-        pg_snapshot_xmin(pg_current_snapshot()) >= coalesce(fence, pg_current_xact_id());
+    fence := least(fence, pg_current_xact_id());
+    return query select fence, pg_snapshot_xmin(pg_current_snapshot()) >= fence;
 end
 $$;
-comment on function runtime.fall_asleep(runtime.workers, integer[], xid8) is
+comment on function runtime.fall_asleep(runtime.workers, runtime.pumps, integer[], xid8) is
     'Marks a worker asleep; from the next exchange on, says whether nobody can still write without seeing the mark.';
 
 create function runtime.send_nonce(worker uuid, announce text[], nonce text) returns void
@@ -356,6 +366,7 @@ begin
     perform runtime.mark_unmarked();
     delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
+    delete from runtime.calls c where c.called_at < clock_timestamp() - interval '1 minute';
     if nonce is not null then
         perform runtime.send_nonce(me.id, me.announce, nonce);
     end if;
@@ -484,9 +495,12 @@ begin
             answer := answer || jsonb_build_object('unsettled', array(
                 select s.id from runtime.subscriptions s where s.id = any (me.subscriptions) and not s.settled));
         end if;
-        if options ? 'sleep' then
+        if options ? 'stay' then
+            -- Called: there is most likely something, so whether it may sleep on is left for the next exchange.
+            null;
+        elsif options ? 'sleep' then
             select * into nap from runtime.fall_asleep(
-                me, array(select w.key::integer from jsonb_each_text(coalesce(want, '{}')) as w
+                me, mine, array(select w.key::integer from jsonb_each_text(coalesce(want, '{}')) as w
                           where w.value::integer > 0 order by 1),
                 (options ->> 'fence')::xid8);
             answer := answer || jsonb_build_object('fence', nap.new_fence::text, 'quiet', nap.quiet);

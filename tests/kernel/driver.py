@@ -211,6 +211,5 @@ async def advance(connection: Any, seconds: float) -> None:
         "deliver_at = deliver_at - make_interval(secs => $1), expires_at = expires_at - make_interval(secs => $1)",
         seconds,
     )
-    await connection.execute(
-        "update runtime.dedup set forget_at = forget_at - make_interval(secs => $1)", seconds
-    )
+    for column in ("runtime.dedup set forget_at = forget_at", "runtime.calls set called_at = called_at"):
+        await connection.execute(f"update {column} - make_interval(secs => $1)", seconds)

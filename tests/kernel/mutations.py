@@ -83,7 +83,7 @@ MUTATIONS = (
     Mutation("K15 resume wakes nobody", "public.stream_resume", "perform runtime.wake_sleepers(array[s.id], '{}');", "null;"),
     Mutation("K15 redrive wakes nobody", "public.stream_redrive", "perform runtime.wake_sleepers(woken, '{}');", "null;"),
     Mutation("K15 discard wakes nobody", "public.stream_discard", "perform runtime.wake_sleepers(gone.woken, '{}');"),
-    Mutation("K16 sleeps beside open writers", "runtime.fall_asleep", ">= coalesce(fence, pg_current_xact_id())", ">= '0'::xid8"),
+    Mutation("K16 sleeps beside open writers", "runtime.fall_asleep", ">= fence", ">= '0'::xid8"),
     Mutation("G4 emits nothing", "runtime.finish", "perform runtime.store(emits);", "null;"),
 )  # fmt: skip
 

@@ -44,7 +44,7 @@ select jsonb_build_object(
 
 _RESET = """
 truncate public.consciousness_stream, runtime.subscriptions, runtime.patterns, runtime.deliveries, runtime.runs,
-    runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats,
+    runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats, runtime.calls,
     runtime.limits, runtime.cancels, realtime.messages restart identity;
 select setval('runtime.settle_fence', 0);
 """
@@ -58,6 +58,7 @@ update public.consciousness_stream set created_at = created_at - make_interval(s
 update runtime.runs set ended_at = ended_at - make_interval(secs => {0});
 update runtime.dead_letters set died_at = died_at - make_interval(secs => {0});
 update runtime.dedup set forget_at = forget_at - make_interval(secs => {0});
+update runtime.calls set called_at = called_at - make_interval(secs => {0});
 """
 
 _PREPARE = """

@@ -54,6 +54,7 @@ async def test_k15_only_sleepers_are_told_once_for_a_transaction_and_key(
             await writing.rollback()
         await insert(writer, "other.a", 4)
         assert await hearing.heard() == []
+        await advance(writer, 1)
         async with transaction(writer):
             inner = writer.transaction()
             await inner.start()
@@ -78,7 +79,62 @@ async def test_k15_two_of_many_at_random(crowd: list[Worker], hearing: Ears, db:
         heard = await hearing.heard()
         assert len(heard) == len(set(heard)) == 2
         told.update(heard)
+        await advance(db, 1)
     assert set(told) == {worker.channel for worker in crowd}
+
+
+async def test_k15_who_is_called_is_not_called_again_until_it_has_looked_or_the_call_was_lost(
+    crowd: list[Worker], hearing: Ears, db: Any, connect: Connect
+) -> None:
+    sleeper = crowd[0]
+    await sleeper.fall_asleep()
+    async with connect() as writer, connect() as other:
+        async with transaction(writer):
+            await insert(writer, "task.a", 1)
+            # A call that is not committed yet is nobody's but its own transaction's.
+            await insert(other, "task.b", 2)
+            await insert(writer, "task.c", 3)
+        assert await hearing.heard() == [sleeper.channel] * 2
+    await insert(db, "job.a", 4)
+    await insert(db, "task.a", 5)
+    assert await hearing.heard() == []
+    await advance(db, 1)
+    await insert(db, "task.a", 6)
+    assert await hearing.heard() == [sleeper.channel]
+    assert len(await sleeper.take(2, sleep=True, stay=True)) == 3
+    await insert(db, "task.a", 7)
+    assert await hearing.heard() == [sleeper.channel]
+
+
+async def test_k15_a_call_that_was_taken_back_was_none(
+    crowd: list[Worker], hearing: Ears, db: Any, connect: Connect
+) -> None:
+    await crowd[0].fall_asleep()
+    async with connect() as writer, transaction(writer) as writing:
+        await insert(writer, "task.a", 1)
+        await writing.rollback()
+    await insert(db, "task.a", 2)
+    assert await hearing.heard() == [crowd[0].channel]
+
+
+async def test_k15_two_that_are_called_are_enough(crowd: list[Worker], hearing: Ears, db: Any) -> None:
+    for worker in crowd:
+        await worker.fall_asleep({"a.task": 1, "b.job": 0} if worker is crowd[0] else 1)
+    await insert(db, "task.a", 1)
+    assert len(await hearing.heard()) == 2
+    await insert(db, "task.a", 2)
+    assert await hearing.heard() == []
+
+
+async def test_k15_with_room_for_something_else_a_called_sleeper_does_not_count(
+    crowd: list[Worker], hearing: Ears, db: Any
+) -> None:
+    tasks, jobs = crowd[:2]
+    await tasks.fall_asleep({"a.task": 1, "b.job": 0})
+    await jobs.fall_asleep({"a.task": 0, "b.job": 1})
+    await insert(db, "task.a", 1)
+    await insert(db, "job.a", 2)
+    assert await hearing.heard() == [tasks.channel, jobs.channel]
 
 
 async def told(superuser: Any) -> list[Any]:
@@ -107,10 +163,12 @@ async def test_k15_a_key_is_announced_to_whom_it_concerns(
             worker.topic: ["task.a"],
             other.topic: ["job.a"],
         }
+        await advance(superuser, 1)
         async with transaction(superuser):
             for key in ("task.a", "task.a", "task.b", "task.a"):
                 await insert(superuser, key, 4)
-        assert [message["topic"] for message in await told(superuser)] == [worker.topic] * 2
+        # Called once, it is called already.
+        assert [message["topic"] for message in await told(superuser)] == [worker.topic]
 
 
 async def test_k15_a_dead_sleeper_does_not_swallow_the_wake_up(
@@ -127,9 +185,9 @@ async def test_k15_a_dead_sleeper_does_not_swallow_the_wake_up(
     assert await hearing.heard() == [alive.channel]
     await switch_off(
         db, "runtime.wake_sleepers",
-        "and w.seen_at > clock_timestamp() "
-        "- make_interval(secs => (select p.sleeper_seconds from runtime.policy p)) order by random()",
-        "order by w.seen_at",
+        "and w.seen_at > clock_timestamp() - make_interval(secs => p.sleeper_seconds) "
+        "left join runtime.pumps e on e.id = w.pump order by is_called desc, random()",
+        "left join runtime.pumps e on e.id = w.pump order by w.seen_at",
     )  # fmt: skip
     await insert(db, "task.a", 2)
     assert alive.channel not in await hearing.heard()
@@ -171,6 +229,7 @@ async def test_k15_whatever_makes_work_is_announced(crowd: list[Worker], hearing
     await fall_asleep_again()
     await send(db, *[("task.a", n) for n in range(3)])
     assert await hearing.heard() == [sleeper.channel]
+    await advance(db, 1)
     # A take that came back full passes the word on: there may be more than one can carry.
     assert len((await busy.exchange(want=2)).taken) == 2
     assert await hearing.heard() == [sleeper.channel]

@@ -107,7 +107,7 @@ async def test_k16_without_the_fence_it_sleeps_over_it(
 ) -> None:
     await switch_off(
         db, "runtime.fall_asleep",
-        "pg_snapshot_xmin(pg_current_snapshot()) >= coalesce(fence, pg_current_xact_id())", "true",
+        "pg_snapshot_xmin(pg_current_snapshot()) >= fence", "true",
     )  # fmt: skip
     assert await written_before_the_mark(sleepy, writer) == []
     assert await hearing.heard() == []
@@ -137,8 +137,8 @@ async def test_k16_the_marking_transaction_is_no_fence(
     db: Any, sleepy: Worker, writer: Any, hearing: Ears
 ) -> None:
     await switch_off(
-        db, "runtime.fall_asleep", "return query select null::xid8, false",
-        "return query select pg_current_xact_id(), false",
+        db, "runtime.fall_asleep", "where w.id = me.id; return query select null::xid8, false",
+        "where w.id = me.id; return query select pg_current_xact_id(), false",
     )  # fmt: skip
     assert await written_while_the_mark_is_made(sleepy, writer) == []
     assert await hearing.heard() == []
@@ -153,6 +153,89 @@ async def test_k16_written_after_the_mark_it_is_called(sleepy: Worker, writer: A
         assert not sleeps(looked)
     assert await hearing.heard() == [sleepy.channel]
     assert (await lie_down(sleepy, looked.more["fence"])).ids == [message]
+
+
+# As if somebody else had been quicker.
+_TAKEN_AWAY = "delete from runtime.deliveries"
+
+
+async def left_at_a_call(sleepy: Worker, caller: Any, writer: Any) -> tuple[bool, list[int]]:
+    """Somebody writes who leaves it at the call of another, and commits after a look.
+
+    Returns:
+        whether the look put the worker to sleep, and what its next look takes.
+    """
+    await sleepy.fall_asleep()
+    fence = (await lie_down(sleepy)).more["fence"]
+    await insert(caller, "task.a", 1)
+    await caller.execute(_TAKEN_AWAY)
+    async with transaction(writer) as writing:
+        await insert(writer, "task.a", 2)
+        slept = sleeps(await lie_down(sleepy, fence))
+        await writing.commit()
+    return slept, (await lie_down(sleepy)).ids
+
+
+async def test_k16_who_leaves_it_at_a_call_is_waited_for(
+    sleepy: Worker, connect: Connect, writer: Any, hearing: Ears
+) -> None:
+    async with connect() as caller:
+        slept, taken = await left_at_a_call(sleepy, caller, writer)
+    assert not slept
+    assert len(taken) == 1
+    assert await hearing.heard() == [sleepy.channel]
+
+
+async def test_k16_deaf_to_the_call_that_it_was_left_at_it_sleeps_over_a_message(
+    db: Any, sleepy: Worker, connect: Connect, writer: Any, hearing: Ears
+) -> None:
+    await switch_off(db, "runtime.fall_asleep", "called = fall_asleep.pump.n then", "called = -1 then")
+    await switch_off(db, "runtime.fall_asleep", "elsif called is not null", "elsif false")
+    async with connect() as caller:
+        slept, _ = await left_at_a_call(sleepy, caller, writer)
+    assert slept
+    assert await hearing.heard() == [sleepy.channel]
+
+
+async def called_within_a_look(db: Any, sleepy: Worker, caller: Any, writer: Any) -> tuple[bool, list[int]]:
+    """The same, but both write while a look is under way that has asked already whether it may sleep."""
+    await sleepy.fall_asleep()
+    before = "new_lease := gen_random_uuid();"
+    await switch_off(
+        db, "public.stream_exchange", before, f"perform pg_advisory_xact_lock_shared({STOP}); {before}"
+    )
+    await db.execute(f"select pg_advisory_lock({STOP})")
+    async with transaction(writer) as writing:
+        async with started(lambda: lie_down(sleepy)) as look:
+            await until_waiting(db, sleepy.connection)
+            await insert(caller, "task.a", 1)
+            await insert(writer, "task.a", 2)
+            await db.execute(_TAKEN_AWAY)
+            await db.execute(f"select pg_advisory_unlock({STOP})")
+            fence = (await look.outcome()).more["fence"]
+        slept = sleeps(await lie_down(sleepy, fence))
+        await writing.commit()
+    return slept, (await lie_down(sleepy)).ids
+
+
+async def test_k16_called_in_the_middle_of_a_look_it_asks_anew(
+    db: Any, sleepy: Worker, connect: Connect, writer: Any, hearing: Ears
+) -> None:
+    async with connect() as caller:
+        slept, taken = await called_within_a_look(db, sleepy, caller, writer)
+    assert not slept
+    assert len(taken) == 1
+    assert await hearing.heard() == [sleepy.channel]
+
+
+async def test_k16_with_the_fence_of_before_the_call_it_sleeps_over_a_message(
+    db: Any, sleepy: Worker, connect: Connect, writer: Any, hearing: Ears
+) -> None:
+    await switch_off(db, "runtime.fall_asleep", "elsif called is not null", "elsif false")
+    async with connect() as caller:
+        slept, _ = await called_within_a_look(db, sleepy, caller, writer)
+    assert slept
+    assert await hearing.heard() == [sleepy.channel]
 
 
 async def commit_within_a_look(db: Any, sleepy: Worker, writer: Any, *, before: str) -> Answer:
@@ -173,7 +256,7 @@ async def commit_within_a_look(db: Any, sleepy: Worker, writer: Any, *, before: 
             return await look.outcome()
 
 
-@pytest.mark.parametrize("before", ["if options ? 'sleep' then", "if want is not null and want <> '{}' then"])
+@pytest.mark.parametrize("before", ["if options ? 'stay' then", "if want is not null and want <> '{}' then"])
 async def test_k16_committed_in_the_middle_of_the_look(
     db: Any, sleepy: Worker, writer: Any, hearing: Ears, before: str
 ) -> None:
