@@ -91,14 +91,15 @@ begin
                    -- by a look for which this transaction is seen or waited for (runtime.fall_asleep).
                    exists (
                        select from runtime.calls c
-                       where c.pump = w.pump and c.n = e.n
-                         and c.called_at > clock_timestamp() - make_interval(secs => p.call_seconds)
+                       -- In a query of its own: a clock that is read for each row serves no index.
+                       where c.pump = w.pump and c.n = e.n and c.called_at
+                           > (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
                    ) as is_called
-            from runtime.policy p
-            -- A sleeper that is not seen any more must not swallow the only wake-up.
-            join runtime.workers w on w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
-                and w.seen_at > clock_timestamp() - make_interval(secs => p.sleeper_seconds)
+            from runtime.workers w
             left join runtime.pumps e on e.id = w.pump
+            -- A sleeper that is not seen any more must not swallow the only wake-up.
+            where w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
+              and w.seen_at > (select clock_timestamp() - make_interval(secs => p.sleeper_seconds) from runtime.policy p)
             order by is_called desc, random()
             limit 2
         ) chosen

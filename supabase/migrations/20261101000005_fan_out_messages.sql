@@ -110,10 +110,19 @@ declare
     ordered boolean[];
     marks boolean[];
     sole boolean;
-    somebody_sleeps boolean;
+    may_be_called boolean;
 begin
-    select r.subscriptions, r.ordered, r.marks, r.sole, exists (select from runtime.workers w where w.asleep)
-    into subscriptions, ordered, marks, sole, somebody_sleeps
+    select r.subscriptions, r.ordered, r.marks, r.sole,
+           -- Whoever sleeps and is not being woken already, as runtime.wake_sleepers asks it.
+           exists (
+               select from runtime.workers w
+               where w.asleep and w.free && r.subscriptions and not exists (
+                   select from runtime.pumps e join runtime.calls c on c.pump = e.id and c.n = e.n
+                   where e.id = w.pump and c.called_at
+                       > (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
+               )
+           )
+    into subscriptions, ordered, marks, sole, may_be_called
     from runtime.routes r
     where r.slot = hashtext(fan_out_one.key) & 4095 and r.key = fan_out_one.key
       and r.generation = (select g.generation from runtime.routing g);
@@ -135,7 +144,7 @@ begin
             case when ordered[i] then fan_out_one.key end
         );
     end loop;
-    if somebody_sleeps or current_setting('transaction_isolation') <> 'read committed' then
+    if may_be_called or current_setting('transaction_isolation') <> 'read committed' then
         perform runtime.announce(array_fill(key, array[cardinality(subscriptions)]), subscriptions)
         where cardinality(subscriptions) > 0;
     end if;

@@ -77,13 +77,15 @@ MUTATIONS = (
     Mutation("K12 removes what is served", "public.stream_remove", "if served > 0 then", "if false then"),
     Mutation("K12 removing leaves deliveries", "public.stream_remove", "where d.subscription = s.id returning", "where false returning"),
     Mutation("K15 announces nothing of many", "runtime.fan_out", "if somebody_sleeps or is_stricter then", "if false then"),
-    Mutation("K15 announces nothing of one", "runtime.fan_out_one", "if somebody_sleeps or current_setting", "if false and current_setting"),
+    Mutation("K15 announces nothing of one", "runtime.fan_out_one", "if may_be_called or current_setting", "if false and current_setting"),
     Mutation("K4 one message takes no heed of time", "runtime.fan_out_one", "case when fan_out_one.deliver_at > clock_timestamp() then fan_out_one.deliver_at end", "null"),
     Mutation("K4 routes outlive a new subscription", "runtime.reroute", "generation = r.generation + 1", "generation = r.generation"),
     Mutation("K15 resume wakes nobody", "public.stream_resume", "perform runtime.wake_sleepers(array[s.id], '{}');", "null;"),
     Mutation("K15 redrive wakes nobody", "public.stream_redrive", "perform runtime.wake_sleepers(woken, '{}');", "null;"),
     Mutation("K15 discard wakes nobody", "public.stream_discard", "perform runtime.wake_sleepers(gone.woken, '{}');"),
     Mutation("K16 sleeps beside open writers", "runtime.fall_asleep", ">= fence", ">= '0'::xid8"),
+    Mutation("K16 deaf to a call it was left at", "runtime.fall_asleep", "called = fall_asleep.pump.n then", "false then"),
+    Mutation("K16 the fence of before the call", "runtime.fall_asleep", "elsif called is not null", "elsif false"),
     Mutation("G4 emits nothing", "runtime.finish", "perform runtime.store(emits);", "null;"),
 )  # fmt: skip
 

@@ -29,7 +29,8 @@ async def writers(server: Server, scale: Scale, name: str) -> AsyncIterator[Samp
     """Commits a second: into a bare table of the same shape, one with a NOTIFY per row, and the stream.
 
     Nothing is worked off meanwhile, so that the writers have the machine for themselves: the row of a worker says
-    that it is busy (the gate is shut), or that it sleeps (each transaction announces to it), and somebody listens.
+    that it is busy (the gate is shut), or that it sleeps and never wakes (it is called as often as anybody ever is),
+    and somebody listens.
     """
     database = await server.fresh(name, Shape())
     async with server.connected(database) as listener:
@@ -82,8 +83,9 @@ create trigger notify_row after insert on notified for each row execute function
 create trigger notify_row after insert on consciousness_stream for each row execute function notify_row();
 grant all on bare, notified to postgres;
 delete from runtime.workers;
-insert into runtime.workers (id, name, announce, subscriptions)
-select '{_WORKER}', 'sleeper', '{{notify}}', array_agg(id) from runtime.subscriptions;
+insert into runtime.pumps (id, worker, n) values ('{_WORKER}', '{_WORKER}', 1);
+insert into runtime.workers (id, name, announce, pump, subscriptions)
+select '{_WORKER}', 'sleeper', '{{notify}}', '{_WORKER}', array_agg(id) from runtime.subscriptions;
 """
 _REST = """
 update runtime.workers w set asleep = $1, seen_at = clock_timestamp(), free = w.subscriptions
