@@ -144,3 +144,24 @@ end
 $$;
 comment on function runtime.announce(text[], integer[]) is
     'Announces messages, given as pairs of a key and a subscription that it matches: at most once per transaction and key.';
+
+create function runtime.announce_one(key text, subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+begin
+    -- Who is being woken already, as runtime.wake_sleepers asks it, is all that most find.
+    if cardinality(announce_one.subscriptions) > 0 and (runtime.is_stricter() or exists (
+        select from runtime.workers w
+        where w.asleep and w.free && announce_one.subscriptions and not exists (
+            select from runtime.pumps e join runtime.calls c on c.pump = e.id and c.n = e.n
+            where e.id = w.pump and c.called_at
+                > (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
+        )
+    )) then
+        perform runtime.announce(
+            array_fill(key, array[cardinality(announce_one.subscriptions)]), announce_one.subscriptions
+        );
+    end if;
+end
+$$;
+comment on function runtime.announce_one(text, integer[]) is
+    'Announces a message that came alone, given its key and the subscriptions that it matches, if anybody is still to be called.';
