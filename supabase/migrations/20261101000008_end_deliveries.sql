@@ -9,11 +9,12 @@ begin
     if sole is not null then
         -- skip locked: an exchange never waits for a row lock of a program that reads the table itself.
         with free as (
-            select m.id from public.consciousness_stream m
+            select m.ctid as place from public.consciousness_stream m
             where m.id = any (sole) and not m.processed
             order by m.id for no key update skip locked
         )
-        update public.consciousness_stream m set processed = true from free where m.id = free.id;
+        -- By its place, which cannot change while it is locked. One that has moved since the snapshot is marked later.
+        update public.consciousness_stream m set processed = true from free where m.ctid = free.place;
         get diagnostics marked = row_count;
         if marked < cardinality(sole) then
             insert into runtime.unmarked

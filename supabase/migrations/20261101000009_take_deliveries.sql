@@ -51,7 +51,7 @@ create function runtime.take_fresh(
 ) language plpgsql set search_path = '' as $$
 begin
     with picked as materialized (
-        select d.message_id, d.subscription
+        select d.place
         from (
             select w.key::integer as subscription, w.value::integer as amount,
                    coalesce((cursors ->> w.key)::bigint, 0) as past
@@ -59,11 +59,11 @@ begin
         ) w
         join runtime.subscriptions s on s.id = w.subscription
         cross join lateral (
-            select one.message_id, one.subscription
+            select one.place
             from (values (1::smallint, 0::bigint), (0::smallint, w.past), (-1::smallint, 0::bigint))
                 as class (priority, past)
             cross join lateral (
-                select f.message_id, f.subscription from runtime.deliveries f
+                select f.ctid as place from runtime.deliveries f
                 where f.subscription = w.subscription and f.priority = class.priority
                   and f.visible_at is null and f.message_id + 0 > class.past
                 order by f.message_id + 0
@@ -74,9 +74,10 @@ begin
         ) d
         where s.settled and s.paused_at is null and not s.ordered
     ), taken as (
+        -- By its place, which cannot change while it is locked. One that has moved since the snapshot is left for later.
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
         from picked p
-        where d.message_id = p.message_id and d.subscription = p.subscription
+        where d.ctid = p.place
         returning d.message_id, d.subscription, d.priority, d.heavy
     )
     select array_agg(t.message_id), array_agg(t.subscription), bool_or(t.heavy),

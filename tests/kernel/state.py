@@ -76,7 +76,7 @@ begin
     end loop;
 end
 $$;
-update runtime.policy set dedup_seconds = {dedup_seconds}, sleeper_seconds = 86400;
+update runtime.policy set dedup_seconds = {dedup_seconds}, sleeper_seconds = 86400, call_seconds = 86400;
 """
 
 

@@ -17,6 +17,15 @@ from tests.kernel.switch import switch_off
 
 pytestmark = pytest.mark.anyio
 
+# So long that no test is ever too slow for it. What is called is called again after that.
+CALL_SECONDS = 600
+LATER = CALL_SECONDS + 1
+
+
+@pytest.fixture(autouse=True)
+async def _call_seconds(db: Any) -> None:
+    await db.execute("update runtime.policy set call_seconds = $1", CALL_SECONDS)
+
 
 @pytest.fixture
 async def crowd(connect: Connect) -> AsyncIterator[list[Worker]]:
@@ -54,7 +63,7 @@ async def test_k15_only_sleepers_are_told_once_for_a_transaction_and_key(
             await writing.rollback()
         await insert(writer, "other.a", 4)
         assert await hearing.heard() == []
-        await advance(writer, 1)
+        await advance(writer, LATER)
         async with transaction(writer):
             inner = writer.transaction()
             await inner.start()
@@ -79,7 +88,7 @@ async def test_k15_two_of_many_at_random(crowd: list[Worker], hearing: Ears, db:
         heard = await hearing.heard()
         assert len(heard) == len(set(heard)) == 2
         told.update(heard)
-        await advance(db, 1)
+        await advance(db, LATER)
     assert set(told) == {worker.channel for worker in crowd}
 
 
@@ -98,7 +107,7 @@ async def test_k15_who_is_called_is_not_called_again_until_it_has_looked_or_the_
     await insert(db, "job.a", 4)
     await insert(db, "task.a", 5)
     assert await hearing.heard() == []
-    await advance(db, 1)
+    await advance(db, LATER)
     await insert(db, "task.a", 6)
     assert await hearing.heard() == [sleeper.channel]
     assert len(await sleeper.take(2, sleep=True, stay=True)) == 3
@@ -163,7 +172,7 @@ async def test_k15_a_key_is_announced_to_whom_it_concerns(
             worker.topic: ["task.a"],
             other.topic: ["job.a"],
         }
-        await advance(superuser, 1)
+        await advance(superuser, LATER)
         async with transaction(superuser):
             for key in ("task.a", "task.a", "task.b", "task.a"):
                 await insert(superuser, key, 4)
@@ -229,7 +238,7 @@ async def test_k15_whatever_makes_work_is_announced(crowd: list[Worker], hearing
     await fall_asleep_again()
     await send(db, *[("task.a", n) for n in range(3)])
     assert await hearing.heard() == [sleeper.channel]
-    await advance(db, 1)
+    await advance(db, LATER)
     # A take that came back full passes the word on: there may be more than one can carry.
     assert len((await busy.exchange(want=2)).taken) == 2
     assert await hearing.heard() == [sleeper.channel]

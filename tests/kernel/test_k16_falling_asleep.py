@@ -27,6 +27,8 @@ STOP = 4711
 async def sleepy(worker: Worker) -> Worker:
     """A worker with one subscription and nothing to do."""
     await worker.subscribe("a.one=task.>", announce=["notify"])
+    # So long that no test is ever too slow for it.
+    await worker.connection.execute("update runtime.policy set call_seconds = 600")
     return worker
 
 

@@ -140,7 +140,7 @@ async def test_k6_taking_reads_the_index_of_what_it_takes(
 
         plans = await taking(worker, db, cursors={str(number): 2000})
         (fresh,) = plans.of("f.visible_at is null and f.message_id + 0 > class.past")
-        assert fresh.scans_of("deliveries") == {"deliveries_fresh", "deliveries_pkey"}
+        assert fresh.scans_of("deliveries") == {"deliveries_fresh", "Tid Scan"}
         assert "(message_id + 0) > " in fresh.conditions_on("deliveries_fresh")
         # The order is the index's own.
         assert "Sort" not in fresh.kinds
