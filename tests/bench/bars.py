@@ -129,13 +129,13 @@ BARS = (
     Bar("8 writers, gate shut: of a bare table", "writers", _gate(8, "workers busy", "bare table"), 0.5),
     Bar("32 writers, gate shut: of a bare table", "writers", _gate(32, "workers busy", "bare table"), 0.5),
     Bar(
-        "8 writers, all announcing: of ungated NOTIFY",
+        "8 writers, workers asleep: of ungated NOTIFY",
         "writers",
         _gate(8, "workers asleep", "ungated NOTIFY"),
         1,
     ),
     Bar(
-        "32 writers, all announcing: of ungated NOTIFY",
+        "32 writers, workers asleep: of ungated NOTIFY",
         "writers",
         _gate(32, "workers asleep", "ungated NOTIFY"),
         1,
