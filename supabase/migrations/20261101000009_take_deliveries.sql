@@ -11,8 +11,12 @@ begin
            count(*) = cardinality(ids) and coalesce(min(m.expires_at) > clock_timestamp(), true)
     into rows, is_whole
     from unnest(ids, subscriptions) as t (id, subscription)
-    join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
-    join public.consciousness_stream m on m.id = t.id;
+    -- offset 0: looked up one by one. A planner that takes the table for empty would rather read it whole.
+    cross join lateral (
+        select l.attempts, l.crashes, l.priority, l.lease from runtime.deliveries l
+        where l.message_id = t.id and l.subscription = t.subscription offset 0
+    ) d
+    cross join lateral (select * from public.consciousness_stream l where l.id = t.id offset 0) m;
 end
 $$;
 comment on function runtime.describe(bigint[], integer[]) is
@@ -157,11 +161,11 @@ language plpgsql set search_path = '' as $$
 begin
     return query
     with picked as materialized (
-        select d.message_id, d.subscription
+        select d.place
         from jsonb_each_text(wanted) as w
         join runtime.subscriptions s on s.id = w.key::integer
         cross join lateral (
-            select one.message_id, one.subscription from runtime.deliveries one
+            select one.ctid as place from runtime.deliveries one
             where one.subscription = w.key::integer and one.visible_at <= clock_timestamp()
               and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
             order by one.visible_at
@@ -173,7 +177,7 @@ begin
     )
     update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
     from picked p
-    where d.message_id = p.message_id and d.subscription = p.subscription
+    where d.ctid = p.place
     returning d.message_id, d.subscription, d.priority, d.heavy;
 end
 $$;

@@ -1,17 +1,41 @@
 -- The worker's one round trip: report what is done, take what is due; one transaction.
 
-create function runtime.finish(reports json, me uuid) returns jsonb
+-- Reports find their deliveries by lateral, offset 0, and change them by their place: each is looked up by its key. Joined
+-- by their keys, a planner that takes the table for empty, as it was when it was last analysed, reads the whole of it and
+-- looks for each row among the reports. A delivery that is renewed meanwhile has another place, and is not found: then its
+-- row is locked, and a second pass sees where it is.
+
+create function runtime.lock_reported(reports json) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
+    cross join lateral (
+        select from runtime.deliveries d
+        where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease
+        for update offset 0
+    ) l;
+end
+$$;
+comment on function runtime.lock_reported(json) is 'Waits for the rows of the deliveries that are reported by their current lease.';
+
+create function runtime.finish(reports json, me uuid, is_locked boolean default false) returns jsonb
 language plpgsql set search_path = '' as $$
 declare
     ended record;
     emits jsonb;
+    refused jsonb;
 begin
     with report as materialized (
-        select * from json_to_recordset(reports)
+        select r.*, l.place
+        from json_to_recordset(reports)
             as r (message bigint, subscription integer, lease uuid, seconds real, emits jsonb)
+        left join lateral (
+            select d.ctid as place from runtime.deliveries d
+            where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease offset 0
+        ) l on true
     ), gone as (
         delete from runtime.deliveries d using report r
-        where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease
+        where d.ctid = r.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.marks, d.sole, d.ordered_key,
                   r.seconds, r.emits
     ), logged as (
@@ -55,10 +79,15 @@ begin
             perform runtime.store(emits);
         end if;
     end if;
-    return coalesce(ended.refused, '[]');
+    if ended.refused is null or is_locked then
+        return coalesce(ended.refused, '[]');
+    end if;
+    perform runtime.lock_reported(reports);
+    refused := runtime.finish(reports, me, is_locked => true);
+    return (select coalesce(jsonb_agg(r), '[]') from jsonb_array_elements(ended.refused) as r where refused @> jsonb_build_array(r));
 end
 $$;
-comment on function runtime.finish(json, uuid) is
+comment on function runtime.finish(json, uuid, boolean) is
     'Finishes deliveries by their current lease, inserts what their handlers emitted, and says which were refused.';
 
 create function runtime.fail(reports json, me uuid) returns jsonb
@@ -73,9 +102,11 @@ begin
         select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
     ), locked as (
         select d.message_id, d.subscription from report r
-        join runtime.deliveries d
-            on d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease
-        for update of d
+        cross join lateral (
+            select l.message_id, l.subscription from runtime.deliveries l
+            where l.message_id = r.message and l.subscription = r.subscription and l.lease = r.lease
+            for update offset 0
+        ) d
     )
     select (select array_agg(l.message_id) from locked l) as ids,
            (select array_agg(l.subscription) from locked l) as subscriptions,
@@ -88,14 +119,17 @@ begin
         select * into held.ids, held.subscriptions from runtime.end_as_asked(held.ids, held.subscriptions, me);
     end if;
     with report as materialized (
-        select r.*, d.attempts, d.crashes,
+        select r.*, d.place, d.attempts, d.crashes,
                case when r.outcome = 'failed' and d.attempts + 1 >= s.max_attempts then 'dead' else r.outcome end as verdict
         from unnest(held.ids, held.subscriptions) as h (id, subscription)
         join json_to_recordset(reports) as r (
             message bigint, subscription integer, outcome text, reason text, delay double precision,
             seconds real, error text, traceback text
         ) on r.message = h.id and r.subscription = h.subscription
-        join runtime.deliveries d on d.message_id = h.id and d.subscription = h.subscription
+        cross join lateral (
+            select l.ctid as place, l.attempts, l.crashes from runtime.deliveries l
+            where l.message_id = h.id and l.subscription = h.subscription offset 0
+        ) d
         join runtime.subscriptions s on s.id = h.subscription
     ), logged as (
         insert into runtime.runs
@@ -112,7 +146,7 @@ begin
                 when d.crashes > 0 then clock_timestamp()
             end
         from report r
-        where d.message_id = r.message and d.subscription = r.subscription and r.verdict <> 'dead'
+        where d.ctid = r.place and r.verdict <> 'dead'
     )
     select array_agg(r.message) as ids, array_agg(r.subscription) as subscriptions,
            array_agg(coalesce(r.reason, 'failed')) as reasons, array_agg(r.error) as errors,
@@ -134,11 +168,17 @@ language plpgsql set search_path = '' as $$
 declare
     lost jsonb;
 begin
-    with asked as (
-        select * from json_to_recordset(leases) as r (message bigint, subscription integer, lease uuid)
+    perform runtime.lock_reported(leases);
+    with asked as materialized (
+        select r.*, l.place
+        from json_to_recordset(leases) as r (message bigint, subscription integer, lease uuid)
+        left join lateral (
+            select d.ctid as place from runtime.deliveries d
+            where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease offset 0
+        ) l on true
     ), renewed as (
         update runtime.deliveries d set visible_at = until from asked a
-        where d.message_id = a.message and d.subscription = a.subscription and d.lease = a.lease
+        where d.ctid = a.place
         returning d.message_id, d.subscription
     )
     select coalesce(jsonb_agg(jsonb_build_array(a.message, a.subscription)), '[]') into lost from asked a
@@ -189,7 +229,7 @@ declare
           and coalesce((want ->> s.id::text)::integer, 0) = 0
           and exists (
               select from runtime.deliveries d
-              where d.subscription = s.id and d.priority = 0 and d.visible_at is null
+              where d.subscription = s.id and d.priority = 0 and d.visible_at is null offset 0
           )
         union
         -- Given back, or to be tried again: a worker that leaves looks no more, and sets no timer for it.

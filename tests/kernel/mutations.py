@@ -34,8 +34,8 @@ class Mutation(NamedTuple):
 
 MUTATIONS = (
     Mutation("K1 done needs no lease", "runtime.finish", "and d.lease = r.lease"),
-    Mutation("K1 failed needs no lease", "runtime.fail", "and d.lease = r.lease"),
-    Mutation("K1 renew needs no lease", "runtime.renew", "and d.lease = a.lease"),
+    Mutation("K1 failed needs no lease", "runtime.fail", "and l.lease = r.lease"),
+    Mutation("K1 renew needs no lease", "runtime.renew", "and d.lease = r.lease"),
     Mutation("K3 bad output is swallowed", "runtime.finish", "perform runtime.store(emits);", "begin perform runtime.store(emits); exception when others then null; end;"),
     Mutation("K3 takes any key", "runtime.route", "perform runtime.check_key(k) from unnest(unknown) as k;", "null;"),
     Mutation("K2 a repeated number is applied", "public.stream_exchange", "n = mine.n then", "false then"),

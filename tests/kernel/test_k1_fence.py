@@ -149,3 +149,28 @@ async def test_k1_an_exchange_that_only_takes_commits_asynchronously(db: Any, wo
     async with transaction(worker.connection):
         await worker.exchange(renew=[third.report()], want=1)
         assert await commits_how() == "off"
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "renew"])
+async def test_k1_renewed_while_it_is_reported_it_is_still_held(
+    db: Any, worker: Worker, connect: Connect, how: str
+) -> None:
+    await worker.subscribe("a.one=task.output")
+    await send(db, ("task.output", 1), ("task.output", 2))
+    taken = await worker.take()
+    reports = [
+        each.report(outcome="failed", delay=60) if how == "failed" else each.report() for each in taken
+    ]
+    async with connect() as connection:
+        pump = Worker(connection, id=worker.id, numbers=worker.numbers)
+        async with transaction(connection) as renewing:
+            await pump.exchange(renew=[taken[1].report()])
+            async with started(lambda: worker.exchange(**{how: reports})) as reporting:
+                await until_waiting(db, worker.connection)
+                await renewing.commit()
+                answer = await reporting.outcome()
+    assert answer.refused == set()
+    assert not answer.more.get("lost")
+    left = await db.fetch("select lease is null as is_free from runtime.deliveries")
+    assert [row["is_free"] for row in left] == {"done": [], "failed": [True] * 2, "renew": [False] * 2}[how]
+    assert await db.fetchval("select count(*) from runtime.runs") == (0 if how == "renew" else 2)
