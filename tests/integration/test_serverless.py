@@ -75,12 +75,8 @@ async def test_g4_two_servers_drained_at_once_handle_everything_once(
             tasks.start_soon(call, one.url)
             tasks.start_soon(call, other.url)
         assert sum(answer["handled"] for answer in answers) == 300
-        assert answers[-1] == {
-            "handled": answers[-1]["handled"],
-            "failed": 0,
-            "left": 0,
-            "next_due_seconds": None,
-        }
+        # When something is due next may be the end of a lease that the other held at that moment.
+        assert (answers[-1]["failed"], answers[-1]["left"]) == (0, 0)
         rows = await connection.fetch(
             "select value #>> '{}' as n from consciousness_stream where key = 'till.booked'"
         )
