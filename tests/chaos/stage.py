@@ -206,6 +206,11 @@ class Stage:
                     await anyio.sleep(0.2)
 
     async def _run(self, *options: str, **environment: str) -> Process:
+        worker = {**_WORKER, **WAYS[self.setting.ways], **self.environment, **environment}
+        return await self.start_runtime("run", *self.agents, "--quiet", *options, **worker)
+
+    async def start_runtime(self, *arguments: str, **environment: str) -> Process:
+        """Start a command of the runtime on this stage, behind its faults; it is known to belong to the campaign."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -215,20 +220,20 @@ class Stage:
         store = {"DATABASE_URL": self.url} if self.setting.store == "direct" else {}
         with self.log.open("ab") as log:
             return await anyio.open_process(
-                [sys.executable, "-m", "runtime", "run", *self.agents, "--quiet", *options],
+                [sys.executable, "-m", "runtime", *arguments],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={
-                    **kept, **_WORKER, **WAYS[self.setting.ways], **store,
+                    **kept,
+                    **store,
                     "SUPABASE_URL": self.faults.url,
                     "SUPABASE_SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
                     FOLDER: str(self.ledger_folder),
-                    **self.environment,
                     **environment,
                 },
-            )  # fmt: skip
+            )
 
 
 @asynccontextmanager

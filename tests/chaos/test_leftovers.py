@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -50,12 +50,19 @@ def playing(folder: Path, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
             campaign.kill()
 
 
+def descends(process: psutil.Process, folder: Path) -> bool:
+    """Whether a campaign of this folder is among those that started it: all of them hand its TMPDIR on."""
+    with suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR") == str(folder)
+    return False
+
+
 def left(folder: Path, faked: set[str]) -> list[str]:
     """What there is of the campaigns in this folder."""
     processes = [
         str(each.pid)
         for each in psutil.process_iter()
-        if any(leftovers.belongs(each, own) for own in folder.glob("*"))
+        if descends(each, folder) or any(leftovers.belongs(each, own) for own in folder.glob("*"))
     ]
     mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
     memory = [

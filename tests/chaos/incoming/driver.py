@@ -1,10 +1,7 @@
 """A sender as senders are: it waits a second, and sends again until it is told 2xx. Its receiver is killed at times."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
@@ -12,11 +9,10 @@ import anyio
 import httpx
 from anyio.abc import Process
 
-from runtime.local import keys
 from runtime.local.ports import free_port
 from runtime.webhooks.signatures import new_secret, read_secret, sign
 from tests.chaos.ledger import Ledger
-from tests.chaos.stage import ROOT, Stage
+from tests.chaos.stage import Stage
 
 SENDERS = 3
 LIVES_SECONDS = (0.5, 2.5)
@@ -56,7 +52,10 @@ async def _send(ledger: Ledger, secret: str, port: int, until: float) -> None:
 async def _receive(stage: Stage, secret: str, port: int, until: float) -> None:
     """Have a server live for a moment, kill it, and have another; the last one lives until the senders are done."""
     while True:
-        process = await _serve(stage, secret, port)
+        process = await stage.start_runtime(
+            "serve", "--port", str(port),
+            SHOP_SECRET=secret, RUNTIME_SOURCES=_SOURCES, RUNTIME_LOG_LEVEL="error", RUNTIME_REQUEST_SECONDS="3",
+        )  # fmt: skip
         try:
             await _wait_for_port(process, port)
             if time.monotonic() >= until:
@@ -68,30 +67,6 @@ async def _receive(stage: Stage, secret: str, port: int, until: float) -> None:
                     process.kill()
                 await process.wait()
                 await process.aclose()
-
-
-async def _serve(stage: Stage, secret: str, port: int) -> Process:
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(("RUNTIME_", "SUPABASE_"))}
-    kept.pop("DATABASE_URL", None)
-    store = {"DATABASE_URL": stage.url} if stage.setting.store == "direct" else {}
-    with stage.log.open("ab") as log:
-        return await anyio.open_process(
-            [sys.executable, "-m", "runtime", "serve", "--port", str(port)],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={
-                **kept,
-                **store,
-                "SUPABASE_URL": stage.faults.url,
-                "SUPABASE_SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
-                "SHOP_SECRET": secret,
-                "RUNTIME_SOURCES": _SOURCES,
-                "RUNTIME_LOG_LEVEL": "error",
-                "RUNTIME_REQUEST_SECONDS": "3",
-            },
-        )
 
 
 async def _wait_for_port(process: Process, port: int) -> None:
