@@ -24,7 +24,8 @@ def test_a_quick_run_measures_and_keeps_what_it_found(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     told = json.loads(answer.stdout)
     assert {each["figure"] for each in told["samples"]} >= {"drain/1 worker", "drain/2 workers, CPU"}
-    assert [each for each in told["samples"] if each["value"] <= 0 and each["unit"] == "/s"] == []
+    # A thousand messages may take less CPU than its smallest unit.
+    assert all(each["value"] > 0 or each["unit"] == "µs each" for each in told["samples"]), told["samples"]
     (drained,) = [each for each in told["samples"] if each["figure"] == "drain/1 worker"]
     assert drained["more"]["handled"] == 1000
     assert not drained["more"]["cut off"]
