@@ -146,19 +146,24 @@ declare
     gone record;
 begin
     with victims as (
-        select v.*, s.name, s.ordered and s.dead_blocks as blocks
+        -- Called with the rows locked, so that their places hold.
+        select v.*, d.place, s.name, s.ordered and s.dead_blocks as blocks
         from unnest(ids, subscriptions, reasons, errors, tracebacks)
             as v (id, subscription, reason, error, traceback)
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = v.id and l.subscription = v.subscription offset 0
+        ) d
         join runtime.subscriptions s on s.id = v.subscription
     ), blocking as (
         -- It stays at the head of its key, leased to nobody for ever, until somebody redrives or discards it.
         update runtime.deliveries d set lease = runtime.dead_lease(), visible_at = 'infinity'
         from victims v
-        where v.blocks and d.message_id = v.id and d.subscription = v.subscription
+        where v.blocks and d.ctid = v.place
         returning d.message_id, d.subscription
     ), ended as (
         delete from runtime.deliveries d using victims v
-        where not v.blocks and d.message_id = v.id and d.subscription = v.subscription
+        where not v.blocks and d.ctid = v.place
         returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
     ), buried as (
         select e.message_id, e.subscription from ended e

@@ -102,25 +102,35 @@ language plpgsql set search_path = '' as $$
 declare
     spent record;
 begin
-    -- Called with the rows locked and their old lease expired: each is one crash of its worker.
+    -- Called with the rows locked, so that their places hold, and their old lease expired: each is one crash of its worker.
     insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
     select d.message_id, d.subscription, clock_timestamp(),
            (select p.worker from runtime.pumps p where p.number = d.holder),
            d.attempts + d.crashes + 1, 'crashed', 'its lease expired: the worker died, froze or lost the database'
     from unnest(ids, subscriptions) as t (id, subscription)
-    join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription;
+    cross join lateral (
+        select l.message_id, l.subscription, l.holder, l.attempts, l.crashes from runtime.deliveries l
+        where l.message_id = t.id and l.subscription = t.subscription offset 0
+    ) d;
     if exists (select from runtime.cancels) then
         select * into ids, subscriptions from runtime.end_as_asked(ids, subscriptions, null);
     end if;
     update runtime.deliveries d set crashes = d.crashes + 1, lease = null, visible_at = clock_timestamp()
     from unnest(ids, subscriptions) as t (id, subscription)
-    where d.message_id = t.id and d.subscription = t.subscription;
+    cross join lateral (
+        select l.ctid as place from runtime.deliveries l
+        where l.message_id = t.id and l.subscription = t.subscription offset 0
+    ) at
+    where d.ctid = at.place;
     select array_agg(d.message_id) as ids, array_agg(d.subscription) as subscriptions,
            array_agg('crashed'::text) as reasons,
            array_agg(format('its worker died %s times while handling it', d.crashes)) as errors
     into spent
     from unnest(ids, subscriptions) as t (id, subscription)
-    join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
+    cross join lateral (
+        select l.message_id, l.subscription, l.crashes from runtime.deliveries l
+        where l.message_id = t.id and l.subscription = t.subscription offset 0
+    ) d
     join runtime.subscriptions s on s.id = d.subscription
     where d.crashes >= s.max_crashes;
     if spent.ids is not null then

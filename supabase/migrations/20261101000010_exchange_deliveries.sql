@@ -194,13 +194,18 @@ declare
     gone record;
 begin
     with hopeless as (
-        select t.id, t.subscription, m.id is not null as expired
+        -- Taken by this very exchange, so their places hold.
+        select d.place, m.id is not null as expired
         from unnest(ids, subscriptions) as t (id, subscription)
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = t.id and l.subscription = t.subscription offset 0
+        ) d
         left join public.consciousness_stream m on m.id = t.id
         where m.id is null or m.expires_at <= clock_timestamp()
     ), ended as (
         delete from runtime.deliveries d using hopeless h
-        where d.message_id = h.id and d.subscription = h.subscription
+        where d.ctid = h.place
         returning d.message_id, d.subscription, d.attempts, d.marks, d.sole, d.ordered_key, h.expired
     ), logged as (
         insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome)

@@ -176,8 +176,11 @@ async def test_k6_taking_for_many_readers_of_a_message_reads_only_what_it_takes(
 async def test_k6_a_table_that_was_empty_when_it_was_looked_at_is_not_read_as_a_whole(
     connect_as_superuser: Connect, connect: Connect, worker: Worker
 ) -> None:
-    await worker.subscribe("a.one=task.>")
-    insert_many = "insert into consciousness_stream (key) select 'task.a' from generate_series(1, 3000)"
+    await worker.subscribe("a.one=task.>", {"name": "b.two", "patterns": ["turn.>"], "ordered": True})
+    insert_many = (
+        "insert into consciousness_stream (key) "
+        "select case when n % 2 = 0 then 'task.a' else 'turn.k' || n % 1000 end from generate_series(1, 6000) n"
+    )
     async with connect_as_superuser() as db, connect() as old:
         sharp = Worker(db, id=worker.id, numbers=worker.numbers)
         async with old.transaction(isolation="repeatable_read"):
@@ -187,14 +190,27 @@ async def test_k6_a_table_that_was_empty_when_it_was_looked_at_is_not_read_as_a_
             await db.execute("delete from runtime.deliveries")
             await db.execute("vacuum analyze runtime.deliveries")
             await db.execute(insert_many)
-            async with explained(db, analyze=True) as plans:
+            async with explained(db, analyze=True) as ended:
                 taken = (await sharp.exchange(want=50, due=True)).taken
                 await sharp.exchange(renew=[each.report() for each in taken])
-                await sharp.finish(*taken[:25])
-                await sharp.fail(*taken[25:], delay=10)
-    assert len(taken) == 50
-    for plan in plans.all:
-        assert plan.rows_read("deliveries") <= 200, plan.statement
+                await sharp.finish(*taken[:40])
+                await sharp.fail(*taken[40:60], delay=10)
+                await sharp.fail(*taken[60:80], outcome="dead")
+            # The worker of the rest dies, and some of it expires.
+            await db.execute(
+                "update runtime.deliveries set visible_at = clock_timestamp() where lease is not null"
+            )
+            expired = [each.id for each in taken[80:90]]
+            await db.execute(
+                "update consciousness_stream set expires_at = clock_timestamp() where id = any ($1)", expired
+            )
+            async with explained(db, analyze=True) as crashed:
+                again = (await sharp.exchange(want=50, due=True)).ids
+    assert len(taken) == 100
+    assert {each.id for each in taken[90:]} <= set(again)
+    assert not set(expired) & set(again)
+    for plan in (*ended.all, *crashed.all):
+        assert plan.rows_read("deliveries") <= 500, plan.statement
 
 
 async def test_k6_an_ordered_key_is_looked_up_in_an_index(
