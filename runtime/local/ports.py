@@ -2,14 +2,23 @@
 
 import os
 import socket
+from random import SystemRandom
+
+# Below what systems give to those that connect: one of those would be taken by any client before the server listens.
+_FIRST, _LAST = 20_000, 32_000
+_TRIES = 1_000
 
 
 def free_port() -> int:
     """A port that nobody listened on a moment ago."""
+    random = SystemRandom()
+    for _ in range(_TRIES):
+        port = random.randint(_FIRST, _LAST)
+        if port_is_free(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:

@@ -24,9 +24,9 @@ async def faults(server: Any) -> AsyncIterator[FaultyGateway]:
 
 
 @asynccontextmanager
-async def joined(server: Any, faults: FaultyGateway) -> AsyncIterator[Any]:
-    """A client behind the faults that hears rows and broadcasts."""
-    async with server.client(port=faults.port) as client:
+async def joined(server: Any, by: Any) -> AsyncIterator[Any]:
+    """A client that hears rows and broadcasts, behind the faults or at the server itself."""
+    async with server.client(port=by.port) as client:
         client.join_ref = await client.join("realtime:x", ANY_ROW)
         yield client
 
@@ -204,9 +204,15 @@ async def test_hang_up(server: Any, faults: FaultyGateway) -> None:
 async def test_the_deaf_hear_heartbeats_and_no_rows_until_they_join_again(
     server: Any, faults: FaultyGateway
 ) -> None:
-    async with joined(server, faults) as client, joined(server, faults) as late:
+    async with (
+        joined(server, faults) as client,
+        joined(server, faults) as late,
+        joined(server, server) as witness,
+    ):
         faults.go_deaf()
         await write(server, "a")
+        # Sent to whoever heard it: who joins from now on hears nothing of it.
+        assert await rows_until(witness, "a") == ["a"]
         await heartbeat(client)
         await heartbeat(late)
         assert await broadcasts_until(server, client, "broadcasts pass") == ["broadcasts pass"]
