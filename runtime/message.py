@@ -1,9 +1,9 @@
 """What is a message, and what can be sent?"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Generic, Self, TypeVar
@@ -65,6 +65,14 @@ class Message(Generic[T]):
     deliver_at: datetime | None = None
     expires_at: datetime | None = None
 
+    @classmethod
+    def of_fields(cls, values: Iterable[Any]) -> Self:
+        """Return the message with these values for all its fields, in their order: a third of what a call of it takes."""
+        message = cls.__new__(cls)
+        for fill, value in zip(_FILLS, values, strict=True):
+            fill(message, value)
+        return message
+
     @property
     def reply_to(self) -> str | None:
         """The key an answer is wanted under, where this is a request."""
@@ -94,6 +102,10 @@ class Message(Generic[T]):
             deliver_at=_moment(row.get("deliver_at")),
             expires_at=_moment(row.get("expires_at")),
         )
+
+
+# Past the class's own guard, which a message that is made as usual asks thirteen times.
+_FILLS = tuple(getattr(Message, each.name).__set__ for each in fields(Message))
 
 
 @dataclass(frozen=True, slots=True)

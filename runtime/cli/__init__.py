@@ -49,7 +49,7 @@ class _LoadedWhenCalled(Commands):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
+        self.commands = {name: TyperCommand(name, short_help=text) for name, text in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command these arguments begin with, and load it."""
@@ -71,6 +71,8 @@ app = typer.Typer(
     cls=_LoadedWhenCalled,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Drawing the list would take as long again as all else: it loads a Markdown parser.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents that wake on a row: a realtime event-driven agent runtime on Supabase.",
     epilog="Commands find the stream by SUPABASE_URL and a key, or DATABASE_URL, else the local stack that runs.",

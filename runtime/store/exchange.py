@@ -64,11 +64,11 @@ def _message(row: Sequence[Any]) -> Message[Any]:
         _, attempts, crashes, id_, key, value, agent, created_at, correlation_id, parent_id, headers, priority,
         dedup_key, deliver_at, expires_at, _,
     ) = row[:16]  # fmt: skip
-    return Message(
+    return Message.of_fields((
         id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
         headers or {}, PRIORITIES[priority], dedup_key,
         None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 # Not frozen: one is made for every attempt, and that would take three times as long.

@@ -21,8 +21,8 @@ create table public.consciousness_stream (
     parent_id bigint,
     headers jsonb
 ) with (
-    -- Room on each page: where the new row stays on it, setting processed writes to no index.
-    fillfactor = 60,
+    -- Room on each page for every row once more: where the new row stays on it, setting processed writes to no index.
+    fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_analyze_scale_factor = 0.05
 );

@@ -112,54 +112,61 @@ declare
     unknown text[];
     dedup_keys text[];
     dedup_ids bigint[];
-    route runtime.routes;
+    has_answers boolean;
     somebody_sleeps boolean;
 begin
     if is_stricter then
         perform runtime.check_snapshot();
     end if;
 
-    -- Most inserts are of one row under a key that is known: no joins, no sets, no calls, half of the time.
-    select n.id, n.key, n.deliver_at, n.priority, n.dedup_key,
+    -- Most inserts are of one row under a key that is known: all that is to be known of it in one statement.
+    select n.id, n.key, n.deliver_at, n.priority, n.dedup_key, n.parent_id,
            coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false) as heavy,
-           exists (select from new_messages offset 1) as has_more
+           exists (select from new_messages offset 1) as has_more,
+           r.subscriptions, r.ordered, r.marks, r.sole,
+           exists (select from runtime.workers w where w.asleep) as somebody_sleeps
     into single
-    from new_messages n limit 1;
+    from new_messages n
+    left join lateral (
+        select l.* from runtime.routes l
+        where l.slot = hashtext(n.key) & 4095 and l.key = n.key
+          and l.generation = (select g.generation from runtime.routing g) offset 0
+    ) r on true
+    limit 1;
     if not found then
         return null;
-    elsif not single.has_more then
-        select r.* into route from runtime.routes r
-        where r.slot = hashtext(single.key) & 4095 and r.key = single.key
-          and r.generation = (select g.generation from runtime.routing g);
-        if found then
-            if single.dedup_key is not null then
-                perform runtime.keep_dedup(array[single.dedup_key], array[single.id]);
-            end if;
-            -- An insert of values for each costs half of one that reads them from the arrays.
-            for i in 1..cardinality(route.subscriptions) loop
-                insert into runtime.deliveries
-                    (message_id, subscription, visible_at, priority, marks, sole, heavy, ordered_key)
-                values (
-                    single.id, route.subscriptions[i],
-                    case when single.deliver_at > clock_timestamp() then single.deliver_at end,
-                    case when route.ordered[i] then 0 else single.priority end,
-                    route.marks[i], route.sole and route.marks[i], single.heavy,
-                    case when route.ordered[i] then single.key end
-                );
-            end loop;
-            if is_stricter or exists (select from runtime.workers w where w.asleep) then
-                perform runtime.announce_one(single.key, route.subscriptions);
-            end if;
-            return null;
+    elsif not single.has_more and single.subscriptions is not null then
+        if single.dedup_key is not null then
+            perform runtime.keep_dedup(array[single.dedup_key], array[single.id]);
         end if;
+        -- An insert of values for each costs half of one that reads them from the arrays.
+        for i in 1..cardinality(single.subscriptions) loop
+            insert into runtime.deliveries
+                (message_id, subscription, visible_at, priority, marks, sole, heavy, ordered_key)
+            values (
+                single.id, single.subscriptions[i],
+                case when single.deliver_at > clock_timestamp() then single.deliver_at end,
+                case when single.ordered[i] then 0 else single.priority end,
+                single.marks[i], single.sole and single.marks[i], single.heavy,
+                case when single.ordered[i] then single.key end
+            );
+        end loop;
+        if is_stricter or single.somebody_sleeps then
+            perform runtime.announce_one(single.key, single.subscriptions);
+        end if;
+        if single.parent_id is not null and starts_with(single.key, 'answer.') then
+            perform runtime.announce_answer(single.key, single.parent_id);
+        end if;
+        return null;
     end if;
 
     -- One snapshot sees both a row and the generation, so what is written down is what would be worked out now.
     select array_agg(r) filter (where r.key is not null),
            array_agg(k.key) filter (where r.key is null),
            (select array_agg(n.dedup_key) from new_messages n where n.dedup_key is not null),
-           (select array_agg(n.id) from new_messages n where n.dedup_key is not null)
-    into routes, unknown, dedup_keys, dedup_ids
+           (select array_agg(n.id) from new_messages n where n.dedup_key is not null),
+           exists (select from new_messages n where n.parent_id is not null and starts_with(n.key, 'answer.'))
+    into routes, unknown, dedup_keys, dedup_ids, has_answers
     from (select distinct n.key from new_messages n) k
     left join runtime.routes r on r.slot = hashtext(k.key) & 4095 and r.key = k.key
         and r.generation = (select g.generation from runtime.routing g);
@@ -193,10 +200,15 @@ begin
             array_agg(r.key), array_agg(s.id)
         ) from unnest(routes) as r cross join unnest(r.subscriptions) as s (id) having count(*) > 0;
     end if;
+    if has_answers then
+        perform runtime.announce_answer(n.key, n.parent_id)
+        from new_messages n where n.parent_id is not null and starts_with(n.key, 'answer.');
+    end if;
     return null;
 end
 $$;
-comment on function runtime.fan_out() is 'Makes one delivery per message and matching subscription, and announces them.';
+comment on function runtime.fan_out() is
+    'Makes one delivery per message and matching subscription, and announces them; tells whoever asked of an answer.';
 
 create trigger fan_out after insert on public.consciousness_stream
     referencing new table as new_messages

@@ -1,30 +1,32 @@
 -- What is taken? Fresh deliveries past the pump's cursor, and due ones when their time may have come.
 
+-- What is told of a delivery is carried along from where it is taken: nothing is looked up twice.
+create type runtime.taken as (
+    message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint, heavy boolean
+);
+
 create function runtime.describe(
-    ids bigint[], subscriptions integer[], out rows json, out is_whole boolean
+    taken runtime.taken[], lease uuid, at timestamptz, out rows json, out is_whole boolean
 ) language plpgsql stable set search_path = '' as $$
 begin
     select coalesce(json_agg(json_build_array(
-               t.subscription, d.attempts, d.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
-               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, d.lease
-           ) order by d.priority desc, m.id), '[]'),
-           count(*) = cardinality(ids) and coalesce(min(m.expires_at) > clock_timestamp(), true)
+               t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, describe.lease
+           ) order by t.priority desc, m.id), '[]'),
+           count(*) = cardinality(taken)
     into rows, is_whole
-    from unnest(ids, subscriptions) as t (id, subscription)
+    from unnest(taken) as t
     -- offset 0: looked up one by one. A planner that takes the table for empty would rather read it whole.
-    cross join lateral (
-        select l.attempts, l.crashes, l.priority, l.lease from runtime.deliveries l
-        where l.message_id = t.id and l.subscription = t.subscription offset 0
-    ) d
-    cross join lateral (select * from public.consciousness_stream l where l.id = t.id offset 0) m;
+    cross join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m
+    where (m.expires_at <= at) is not true;
 end
 $$;
-comment on function runtime.describe(bigint[], integer[]) is
+comment on function runtime.describe(runtime.taken[], uuid, timestamptz) is
     'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
     'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; and whether every one '
-    'has a message that has not expired.';
+    'has a message that had not expired at that time.';
 
-create function runtime.fits(ids bigint[], subscriptions integer[], max_bytes bigint) returns integer
+create function runtime.fits(ids bigint[], max_bytes bigint) returns integer
 language plpgsql stable set search_path = '' as $$
 declare
     weighed record;
@@ -47,25 +49,23 @@ begin
     return counted;
 end
 $$;
-comment on function runtime.fits(bigint[], integer[], bigint) is 'How many of these, from the first, fit in one answer; at least one.';
+comment on function runtime.fits(bigint[], bigint) is 'How many of these messages, from the first, fit in one answer; at least one.';
 
 create function runtime.take_fresh(
-    wanted jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer,
-    out ids bigint[], out subscriptions integer[], out heavy boolean, out passed jsonb
+    lanes integer[], amounts integer[], cursors jsonb, until timestamptz, new_lease uuid, pump integer,
+    out taken runtime.taken[], out heavy boolean, out passed jsonb
 ) language plpgsql set search_path = '' as $$
 begin
     with picked as materialized (
         select d.place
-        from (
-            select w.key::integer as subscription, w.value::integer as amount,
-                   coalesce((cursors ->> w.key)::bigint, 0) as past
-            from jsonb_each_text(wanted) as w
-        ) w
-        join runtime.subscriptions s on s.id = w.subscription
+        from unnest(lanes, amounts) as w (subscription, amount)
         cross join lateral (
             select one.place
-            from (values (1::smallint, 0::bigint), (0::smallint, w.past), (-1::smallint, 0::bigint))
-                as class (priority, past)
+            from (values
+                (1::smallint, 0::bigint),
+                (0::smallint, coalesce((cursors ->> w.subscription::text)::bigint, 0)),
+                (-1::smallint, 0::bigint)
+            ) as class (priority, past)
             cross join lateral (
                 select f.ctid as place from runtime.deliveries f
                 where f.subscription = w.subscription and f.priority = class.priority
@@ -76,26 +76,25 @@ begin
             ) one
             limit w.amount
         ) d
-        where s.settled and s.paused_at is null and not s.ordered
     ), taken as (
         -- By its place, which cannot change while it is locked. One that has moved since the snapshot is left for later.
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
         from picked p
         where d.ctid = p.place
-        returning d.message_id, d.subscription, d.priority, d.heavy
+        returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(t.message_id), array_agg(t.subscription), bool_or(t.heavy),
+    select array_agg(row(t.*)::runtime.taken), bool_or(t.heavy),
            (select jsonb_object_agg(m.subscription, m.id) from (
                select t.subscription, max(t.message_id) as id from taken t
                where t.priority = 0 group by t.subscription
            ) m)
-    into ids, subscriptions, heavy, passed
+    into take_fresh.taken, heavy, passed
     from taken t;
 end
 $$;
-comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer) is
-    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it '
-    'has come in each.';
+comment on function runtime.take_fresh(integer[], integer[], jsonb, timestamptz, uuid, integer) is
+    'Leases fresh deliveries of unordered subscriptions, so many of each, highest class and lowest id first; says how far '
+    'it has come in each.';
 
 create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
@@ -165,41 +164,42 @@ end
 $$;
 comment on function runtime.count_crashes(jsonb) is 'Ends the abandoned leases of the wanted subscriptions.';
 
-create function runtime.take_due(wanted jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer)
-returns table (message_id bigint, subscription integer, priority smallint, heavy boolean)
-language plpgsql set search_path = '' as $$
+create function runtime.take_due(
+    lanes integer[], amounts integer[], alone boolean, until timestamptz, new_lease uuid, pump integer,
+    out taken runtime.taken[], out heavy boolean
+) language plpgsql set search_path = '' as $$
 begin
-    return query
     with picked as materialized (
         select d.place
-        from jsonb_each_text(wanted) as w
-        join runtime.subscriptions s on s.id = w.key::integer
+        from unnest(lanes, amounts) as w (subscription, amount)
         cross join lateral (
             select one.ctid as place from runtime.deliveries one
-            where one.subscription = w.key::integer and one.visible_at <= clock_timestamp()
+            where one.subscription = w.subscription and one.visible_at <= clock_timestamp()
               and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
             order by one.visible_at
-            limit case when alone then 1 else w.value::integer end
+            limit case when alone then 1 else w.amount end
             for update skip locked
         ) d
-        where s.settled and s.paused_at is null and not s.ordered and w.value::integer > 0
         limit case when alone then 1 end
+    ), taken as (
+        update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
+        from picked p
+        where d.ctid = p.place
+        returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
-    from picked p
-    where d.ctid = p.place
-    returning d.message_id, d.subscription, d.priority, d.heavy;
+    select array_agg(row(t.*)::runtime.taken), bool_or(t.heavy) into take_due.taken, heavy from taken t;
 end
 $$;
-comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
+comment on function runtime.take_due(integer[], integer[], boolean, timestamptz, uuid, integer) is
     'Leases delayed and retrying deliveries whose time has come. Alone: one delivery that has crashed its worker '
     'twice, and nothing else.';
 
 create function runtime.take_ordered(
     wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
-    out ids bigint[], out heavy boolean, out is_full boolean, out look_again boolean
+    out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
+    ids bigint[];
     looks integer;
     fresh bigint[];
     overdue bigint[] := '{}';
@@ -256,9 +256,10 @@ begin
     with taken as (
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
         where d.subscription = wanted and d.message_id = any (heads)
-        returning d.message_id, d.heavy
+        returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(t.message_id), bool_or(t.heavy) into ids, heavy from taken t;
+    select array_agg(row(t.*)::runtime.taken), array_agg(t.message_id), bool_or(t.heavy)
+    into take_ordered.taken, ids, heavy from taken t;
     if cardinality(heads) = amount then
         -- As many as were wanted: what stands behind them is in nobody's way.
         return;

@@ -188,7 +188,7 @@ end
 $$;
 comment on function runtime.renew(json, timestamptz) is 'Moves the ends of leases; says which were lost.';
 
-create function runtime.drop_undeliverable(ids bigint[], subscriptions integer[]) returns void
+create function runtime.drop_undeliverable(taken runtime.taken[], at timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare
     gone record;
@@ -196,13 +196,13 @@ begin
     with hopeless as (
         -- Taken by this very exchange, so their places hold.
         select d.place, m.id is not null as expired
-        from unnest(ids, subscriptions) as t (id, subscription)
+        from unnest(taken) as t
         cross join lateral (
             select l.ctid as place from runtime.deliveries l
-            where l.message_id = t.id and l.subscription = t.subscription offset 0
+            where l.message_id = t.message_id and l.subscription = t.subscription offset 0
         ) d
-        left join public.consciousness_stream m on m.id = t.id
-        where m.id is null or m.expires_at <= clock_timestamp()
+        left join public.consciousness_stream m on m.id = t.message_id
+        where m.id is null or m.expires_at <= at
     ), ended as (
         delete from runtime.deliveries d using hopeless h
         where d.ctid = h.place
@@ -223,7 +223,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.drop_undeliverable(bigint[], integer[]) is 'Ends deliveries whose message is gone or has expired.';
+comment on function runtime.drop_undeliverable(runtime.taken[], timestamptz) is
+    'Ends deliveries whose message is gone or had expired at that time.';
 
 create function runtime.hand_on(me runtime.workers, want jsonb, failed json) returns void
 language plpgsql set search_path = '' as $$
@@ -251,8 +252,52 @@ comment on function runtime.hand_on(runtime.workers, jsonb, json) is
     'Wakes somebody for what an end has let go, or an attempt has given back, and this worker has no room for.';
 
 create type runtime.taking as (
-    ids bigint[], subscriptions integer[], cursors jsonb, filled integer[], look_again boolean, more_due boolean
+    taken runtime.taken[], cursors jsonb, filled integer[], look_again boolean, more_due boolean
 );
+
+create function runtime.take_alone(lanes integer[], until timestamptz, new_lease uuid, pump integer)
+returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+    lane record;
+    one record;
+begin
+    result.taken := '{}';
+    result.cursors := '{}';
+    result.filled := '{}';
+    result.look_again := false;
+    -- The longest due first: one that fails again and again, or asks for what waits here itself, holds up no other.
+    for lane in
+        select s.id, s.ordered
+        from unnest(lanes) as w (subscription)
+        join runtime.subscriptions s on s.id = w.subscription
+        cross join lateral (
+            select n.visible_at from runtime.deliveries n
+            where n.subscription = w.subscription and n.visible_at <= clock_timestamp()
+              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = 1
+            order by n.visible_at limit 1
+        ) d
+        order by d.visible_at
+    loop
+        if lane.ordered then
+            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump);
+            result.look_again := result.look_again or one.look_again;
+        else
+            one := runtime.take_due(array[lane.id], array[1], true, until, new_lease, pump);
+        end if;
+        if one.taken is not null then
+            result.taken := one.taken;
+            -- Whoever runs it takes nothing else meanwhile.
+            result.filled := array[lane.id];
+            exit;
+        end if;
+    end loop;
+    return result;
+end
+$$;
+comment on function runtime.take_alone(integer[], timestamptz, uuid, integer) is
+    'Leases one delivery that has crashed its worker twice, and nothing else.';
 
 create function runtime.take(
     want jsonb, cursors jsonb, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
@@ -261,34 +306,33 @@ create function runtime.take(
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
+    lanes record;
     ordered integer;
-    part record;
     one record;
-    left_over jsonb := want;
-    lane record;
     heavy boolean := false;
     fitting integer;
     crowded integer[] := '{}';
 begin
-    result.ids := '{}';
-    result.subscriptions := '{}';
+    result.taken := '{}';
     result.cursors := coalesce(cursors, '{}');
     result.look_again := false;
 
     select min(w.value::integer) as least,
-           array_agg(s.id) filter (where s.ordered and s.settled and s.paused_at is null) as ordered
-    into lane
+           array_agg(s.id) filter (where s.ordered) as ordered,
+           array_agg(s.id) filter (where not s.ordered) as unordered,
+           array_agg(w.value::integer) filter (where not s.ordered) as amounts
+    into lanes
     from jsonb_each_text(want) as w
     join runtime.subscriptions s on s.id = w.key::integer
-    where w.value::integer > 0;
+    where s.settled and s.paused_at is null and w.value::integer > 0;
 
-    foreach ordered in array coalesce(lane.ordered, '{}') loop
-        exit when alone and cardinality(result.ids) > 0;
+    if alone then
+        return runtime.take_alone(lanes.ordered || lanes.unordered, until, new_lease, pump);
+    end if;
+    foreach ordered in array coalesce(lanes.ordered, '{}') loop
         one := runtime.take_ordered(
             ordered, (want ->> ordered::text)::integer, due, alone, until, new_lease, pump);
-        result.ids := result.ids || coalesce(one.ids, '{}');
-        result.subscriptions := result.subscriptions
-            || array_fill(ordered, array[coalesce(cardinality(one.ids), 0)]);
+        result.taken := result.taken || one.taken;
         result.look_again := result.look_again or one.look_again;
         if one.is_full then
             crowded := crowded || ordered;
@@ -296,61 +340,51 @@ begin
         heavy := heavy or coalesce(one.heavy, false);
     end loop;
 
-    if due and not (alone and cardinality(result.ids) > 0) then
-        select coalesce(array_agg(t.message_id), '{}') as ids, coalesce(array_agg(t.subscription), '{}') as subscriptions,
-               coalesce(bool_or(t.heavy), false) as heavy
-        into part from runtime.take_due(want, alone, until, new_lease, pump) t;
-        if cardinality(part.ids) > 0 then
-            result.ids := result.ids || part.ids;
-            result.subscriptions := result.subscriptions || part.subscriptions;
-            heavy := heavy or part.heavy;
-            left_over := (
-                select jsonb_object_agg(w.key, w.value::integer - coalesce(taken.amount, 0))
-                from jsonb_each_text(want) as w
-                left join (select s, count(*) as amount from unnest(part.subscriptions) as s group by s) taken
-                    on taken.s = w.key::integer
-            );
-            result.more_due := exists (
-                select from jsonb_each_text(want) as w
-                where w.value::integer > 0 and (left_over ->> w.key)::integer = 0
-            );
+    if due and lanes.unordered is not null then
+        one := runtime.take_due(lanes.unordered, lanes.amounts, alone, until, new_lease, pump);
+        if one.taken is not null then
+            result.taken := result.taken || one.taken;
+            heavy := heavy or one.heavy;
+            select array_agg(w.amount - (select count(*) from unnest(one.taken) as t where t.subscription = w.subscription)
+                             order by w.place)
+            into lanes.amounts
+            from unnest(lanes.unordered, lanes.amounts) with ordinality as w (subscription, amount, place);
+            result.more_due := 0 = any (lanes.amounts);
         end if;
     end if;
 
-    if not alone then
-        one := runtime.take_fresh(left_over, cursors, until, new_lease, pump);
-        if one.ids is not null then
-            result.ids := result.ids || one.ids;
-            result.subscriptions := result.subscriptions || one.subscriptions;
+    if lanes.unordered is not null then
+        one := runtime.take_fresh(lanes.unordered, lanes.amounts, cursors, until, new_lease, pump);
+        if one.taken is not null then
+            result.taken := result.taken || one.taken;
             heavy := heavy or one.heavy;
             result.cursors := result.cursors || coalesce(one.passed, '{}');
         end if;
     end if;
 
     if heavy then
-        fitting := runtime.fits(result.ids, result.subscriptions, max_bytes);
-        if fitting < cardinality(result.ids) then
+        fitting := runtime.fits(array(select t.message_id from unnest(result.taken) as t), max_bytes);
+        if fitting < cardinality(result.taken) then
             -- Given back untouched: what does not fit in one answer comes with the next.
             update runtime.deliveries d
             set lease = null,
                 visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
-            from unnest(result.ids[fitting + 1:], result.subscriptions[fitting + 1:]) as t (id, subscription)
-            where d.message_id = t.id and d.subscription = t.subscription;
-            result.filled := array(select distinct s from unnest(result.subscriptions) as s);
-            result.ids := result.ids[:fitting];
-            result.subscriptions := result.subscriptions[:fitting];
+            from unnest(result.taken[fitting + 1:]) as t
+            where d.message_id = t.message_id and d.subscription = t.subscription;
+            result.filled := array(select distinct t.subscription from unnest(result.taken) as t);
+            result.taken := result.taken[:fitting];
             result.cursors := '{}';
             return result;
         end if;
     end if;
-    if cardinality(result.ids) < lane.least and crowded = '{}' then
+    if cardinality(result.taken) < lanes.least and crowded = '{}' then
         result.filled := '{}';
         return result;
     end if;
     result.filled := array(
         select w.key::integer from jsonb_each_text(want) as w
-        left join (select s, count(*) as amount from unnest(result.subscriptions) as s group by s) taken
-            on taken.s = w.key::integer
+        left join (select t.subscription, count(*) as amount from unnest(result.taken) as t group by 1) taken
+            on taken.subscription = w.key::integer
         where w.value::integer > 0 and (taken.amount >= w.value::integer or w.key::integer = any (crowded))
     );
     return result;
@@ -466,9 +500,11 @@ create function public.stream_exchange(
 language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan set lock_timeout = '2s' as $$
 declare
+    met record;
     me runtime.workers;
     mine runtime.pumps;
-    caller text := runtime.caller_agent();
+    -- Looked at only where there are any: it is a part of every exchange's time.
+    caller text := case when current_setting('request.jwt.claims', true) <> '' then runtime.caller_agent() end;
     until timestamptz := clock_timestamp()
         + make_interval(secs => coalesce((options ->> 'lease_seconds')::double precision, 30));
     due boolean := coalesce((options ->> 'due')::boolean, false);
@@ -479,37 +515,45 @@ declare
     lost jsonb;
     nap record;
     taking runtime.taking;
-    is_limited boolean;
     allowed jsonb := want;
     bound jsonb;
     answer jsonb := '{}';
     limited_seconds double precision;
     described json := '[]';
     is_whole boolean;
+    -- A call that is assigned costs a third of one that is performed.
+    set_to text;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
     end if;
     if done is null and failed is null then
         -- Losing a lease in a crash of the database costs a lease time; losing a finish would repeat work.
-        perform set_config('synchronous_commit', 'off', true);
+        set_to := set_config('synchronous_commit', 'off', true);
     end if;
     if caller is not null then
         perform runtime.check_caller(caller, done, failed, renew, want);
     end if;
 
-    select * into mine from runtime.pumps p where p.id = pump for update;
-    if not found then
+    for tries in 1..2 loop
+        select p as pump, w as worker, exists (select from runtime.limits) as is_limited into met
+        from runtime.pumps p left join runtime.workers w on w.id = stream_exchange.worker
+        where p.id = stream_exchange.pump for update of p;
+        exit when found;
         insert into runtime.pumps (id, worker) values (pump, stream_exchange.worker) on conflict do nothing;
-        select * into mine from runtime.pumps p where p.id = pump for update;
-    end if;
+    end loop;
+    mine := met.pump;
+    me := met.worker;
     if n < mine.n then
         return json_build_object('n', mine.n, 'stale', true);
     elsif n = mine.n then
         return json_build_object(
             'n', n, 'repeated', true, 'refused', mine.refused,
             'taken', coalesce((
-                select (runtime.describe(array_agg(d.message_id), array_agg(d.subscription))).rows
+                select (runtime.describe(
+                    array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy)::runtime.taken),
+                    mine.lease, '-infinity'
+                )).rows
                 from runtime.deliveries d
                 join jsonb_each_text(coalesce(want, '{}')) as w on w.key::integer = d.subscription
                 where d.lease = mine.lease and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
@@ -527,8 +571,7 @@ begin
         answer := jsonb_build_object('lost', lost);
     end if;
 
-    select * into me from runtime.workers w where w.id = stream_exchange.worker;
-    if not found then
+    if me.id is null then
         -- Pruned, or the database was reset: the worker must subscribe again.
         answer := answer || '{"unknown": true}';
     else
@@ -563,24 +606,23 @@ begin
         if due then
             perform runtime.count_crashes(want);
         end if;
-        is_limited := exists (select from runtime.limits);
-        if is_limited then
+        if met.is_limited then
             select * into allowed, bound from runtime.allow(want);
         end if;
         taking := runtime.take(allowed, options -> 'cursors', due, alone, until, new_lease, mine.number,
                                coalesce((options ->> 'max_bytes')::bigint, 8000000));
-        if cardinality(taking.ids) > 0 then
-            select * into described, is_whole from runtime.describe(taking.ids, taking.subscriptions);
+        if cardinality(taking.taken) > 0 then
+            select * into described, is_whole from runtime.describe(taking.taken, new_lease, looked_at);
             if not is_whole then
-                perform runtime.drop_undeliverable(taking.ids, taking.subscriptions);
+                perform runtime.drop_undeliverable(taking.taken, looked_at);
                 -- What stood behind them may go now.
                 taking.look_again := true;
-                select * into described, is_whole from runtime.describe(taking.ids, taking.subscriptions);
             end if;
         end if;
         if bound is not null then
             select * into taking.filled, limited_seconds
-            from runtime.spend(want, bound, taking.ids, taking.subscriptions, taking.filled);
+            from runtime.spend(
+                want, bound, array(select t.subscription from unnest(taking.taken) as t), taking.filled);
             if limited_seconds is not null then
                 answer := answer || jsonb_build_object('limited', limited_seconds);
             end if;
@@ -599,11 +641,7 @@ begin
 
     if done is not null or failed is not null then
         perform runtime.hand_on(me, want, failed);
-        -- Asked once: it is a part of every exchange's time.
-        if is_limited is null then
-            is_limited := exists (select from runtime.limits);
-        end if;
-        if is_limited then
+        if met.is_limited then
             perform runtime.hand_on_slots(me, done, failed);
         end if;
     end if;

@@ -12,40 +12,34 @@ end
 $$;
 comment on function runtime.is_key(text) is 'Whether the text is a key.';
 
-create function runtime.announce_answer() returns trigger
-language plpgsql security definer set search_path = '' as $$
+create function runtime.announce_answer(under text, parent bigint) returns void
+language plpgsql set search_path = '' as $$
 declare
     -- Whom this transaction has told: the keys between line feeds.
     said text := coalesce(nullif(current_setting('runtime.answered', true), ''), E'\n');
     ways text[];
 begin
-    if new.key !~ '^answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' or position(E'\n' || new.key || E'\n' in said) > 0 then
-        return null;
+    if under !~ '^answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' or position(E'\n' || under || E'\n' in said) > 0 then
+        return;
     end if;
     if length(said) < 4000 then
-        perform set_config('runtime.answered', said || new.key || E'\n', true);
+        perform set_config('runtime.answered', said || under || E'\n', true);
     end if;
     -- As the asker can be reached, which it said with its request.
     select array(select jsonb_array_elements_text(m.headers -> 'reachable_by')) into ways
     from public.consciousness_stream m
-    where m.id = new.parent_id and jsonb_typeof(m.headers -> 'reachable_by') = 'array';
+    where m.id = parent and jsonb_typeof(m.headers -> 'reachable_by') = 'array';
     if 'notify' = any (ways) then
-        perform pg_notify(runtime.notify_channel(substr(new.key, 8)::uuid), 'answer');
+        perform pg_notify(runtime.notify_channel(substr(under, 8)::uuid), 'answer');
     end if;
     if 'realtime' = any (ways) and runtime.realtime_is_there() then
         -- No exception block, as in runtime.wake.
-        perform realtime.send('{}', 'answer', 'runtime:' || substr(new.key, 8), true);
+        perform realtime.send('{}', 'answer', 'runtime:' || substr(under, 8), true);
     end if;
-    return null;
 end
 $$;
-comment on function runtime.announce_answer() is
+comment on function runtime.announce_answer(text, bigint) is
     'Tells whoever asked that there is an answer: at most once per transaction and asker.';
-
--- By row, since its condition is all that other messages pay for it.
-create trigger announce_answer after insert on public.consciousness_stream
-    for each row when (new.parent_id is not null and starts_with(new.key, 'answer.'))
-    execute function runtime.announce_answer();
 
 create function runtime.answer_dead(ids bigint[], subscriptions integer[], reasons text[], errors text[]) returns void
 language plpgsql set search_path = '' as $$

@@ -127,7 +127,7 @@ comment on function runtime.allow(jsonb) is
     'What may be taken of what is wanted; bound: by limited subscription, how many and when there may be more.';
 
 create function runtime.spend(
-    want jsonb, bound jsonb, ids bigint[], subscriptions integer[], inout filled integer[], out seconds double precision
+    want jsonb, bound jsonb, subscriptions integer[], inout filled integer[], out seconds double precision
 ) language plpgsql set search_path = '' as $$
 declare
     one record;
@@ -161,7 +161,7 @@ begin
     end loop;
 end
 $$;
-comment on function runtime.spend(jsonb, jsonb, bigint[], integer[], integer[]) is
+comment on function runtime.spend(jsonb, jsonb, integer[], integer[]) is
     'Books what was taken of limited subscriptions; says when there may be more of what waits, and who need not be told.';
 
 create function runtime.hand_on_slots(me runtime.workers, done json, failed json) returns void

@@ -60,7 +60,7 @@ def test_what_this_version_calls_is_in_the_recording_it_is_released_with() -> No
             "public.stream_pause", "'paused', true", "'paused', false", "paused is False", id="a meaning"
         ),
         pytest.param(
-            "runtime.describe", "d.attempts, d.crashes", "d.crashes, d.attempts", "taken.0.1 is 0", id="a row's order"
+            "runtime.describe", "t.attempts, t.crashes", "t.crashes, t.attempts", "taken.0.1 is 0", id="a row's order"
         ),
     ],
 )  # fmt: skip

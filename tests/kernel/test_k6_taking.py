@@ -143,13 +143,13 @@ async def test_k6_taking_reads_the_index_of_what_it_takes(
         assert fresh.scans_of("deliveries") == {"deliveries_fresh", "Tid Scan"}
         assert "(message_id + 0) > " in fresh.conditions_on("deliveries_fresh")
         # The order is the index's own.
-        assert "Sort" not in fresh.kinds
+        assert "message_id" not in fresh.sorted_by
         assert not [plan for plan in plans.all if "deliveries_due" in plan.scans_of("deliveries")]
 
         plans = await taking(worker, db, due=True)
         (due,) = plans.of("select one.ctid as place from runtime.deliveries one where one.sub")
         assert due.scans_of("deliveries") == {"deliveries_due", "Tid Scan"}
-        assert "Sort" not in due.kinds
+        assert "visible_at" not in due.sorted_by
         for plan in plans.all:
             assert "Seq Scan" not in plan.scans_of("deliveries") | plan.scans_of("consciousness_stream")
             # Neither ended leases nor what is to be taken alone is searched for among all that is due.

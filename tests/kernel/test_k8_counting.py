@@ -149,6 +149,36 @@ async def test_k8_two_suspects_are_not_taken_together(db: Any, worker: Worker) -
         assert answer.more["suspects"] is left
 
 
+async def fail_two_suspects_in_turn(db: Any, worker: Worker) -> list[int]:
+    """The subscriptions of the suspects as they are taken, each of them failing and due again at once."""
+    numbers = await worker.subscribe(
+        "a.one=task.output", {"name": "b.row", "patterns": ["task.output"], "ordered": True}
+    )
+    await insert(db, "task.output", "poison")
+    for _ in range(2):
+        assert len(await worker.take()) == 2
+        await advance(db, 31)
+    assert await worker.take() == []
+    turns = []
+    for _ in range(4):
+        (taken,) = await worker.take(alone=True)
+        turns.append(taken.subscription)
+        await worker.fail(taken, outcome="later", delay=0)
+    assert set(turns) <= set(numbers.values())
+    return turns
+
+
+async def test_g6_k8_a_suspect_that_fails_again_and_again_holds_up_no_other(db: Any, worker: Worker) -> None:
+    first, second, third, fourth = await fail_two_suspects_in_turn(db, worker)
+    assert first != second
+    assert (first, second) == (third, fourth)
+
+
+async def test_g6_k8_without_it_one_suspect_goes_first_for_ever(db: Any, worker: Worker) -> None:
+    await switch_off(db, "runtime.take_alone", "order by d.visible_at", "order by s.id")
+    assert len(set(await fail_two_suspects_in_turn(db, worker))) == 1
+
+
 async def test_k8_without_it_the_poison_is_handed_out_among_its_neighbours(db: Any, worker: Worker) -> None:
     await switch_off(db, "runtime.take_due", "= alone::integer", "in (0, 1)")
     poisoned, neighbours = await poison(db, worker)

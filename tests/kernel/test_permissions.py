@@ -107,9 +107,8 @@ async def test_functions_run_as_their_owner_by_names_that_nobody_can_shadow(db: 
         name = function["name"]
         assert 'search_path=""' in (function["proconfig"] or ()), name
         assert function["owner"] == "postgres", name
-        # Beneath the public ones only the triggers of an insert have a caller that is not one of ours.
-        is_trigger = name in ("runtime.fan_out()", "runtime.announce_answer()")
-        assert function["prosecdef"] is (function["is_public"] or is_trigger), name
+        # Beneath the public ones only the trigger of an insert has a caller that is not one of ours.
+        assert function["prosecdef"] is (function["is_public"] or name == "runtime.fan_out()"), name
 
 
 async def exchange_among_shadows(db: Any, worker: Worker) -> list[int]:

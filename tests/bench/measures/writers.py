@@ -44,10 +44,13 @@ async def writers(server: Server, scale: Scale, name: str) -> AsyncIterator[Samp
             for label, (table, is_asleep) in _TARGETS.items():
                 if is_asleep is not None:
                     await listener.execute(_REST, is_asleep)
-                does = "enable" if "and ungated" in label else "disable"
-                await listener.execute(f"alter table consciousness_stream {does} trigger notify_row")
+                if is_ungated := "and ungated" in label:
+                    await listener.execute(_notifying("consciousness_stream"))
                 foreign = Foreign(lambda: server.pids)
                 rate = await _commits(server, database, table, crowd, scale.writing_seconds)
+                if is_ungated:
+                    # Disabled, it would still cost every insert something.
+                    await listener.execute("drop trigger notify_row on consciousness_stream")
                 yield Sample(f"{crowd} writers/{label}", name, rate, "/s", foreign.cores())
 
 
@@ -69,6 +72,10 @@ async def _commits(server: Server, database: Database, table: str, crowd: int, s
     return float(found[1])
 
 
+def _notifying(table: str) -> str:
+    return f"create trigger notify_row after insert on {table} for each row execute function notify_row();"
+
+
 _TABLES = f"""
 create table bare (like consciousness_stream including defaults including identity including indexes
     including storage including constraints);
@@ -79,8 +86,7 @@ begin
     return null;
 end
 $$;
-create trigger notify_row after insert on notified for each row execute function notify_row();
-create trigger notify_row after insert on consciousness_stream for each row execute function notify_row();
+{_notifying("notified")}
 grant all on bare, notified to postgres;
 delete from runtime.workers;
 insert into runtime.pumps (id, worker, n) values ('{_WORKER}', '{_WORKER}', 1);
