@@ -28,6 +28,8 @@ create table runtime.subscriptions (
     expired bigint not null default 0
 );
 comment on table runtime.subscriptions is 'One durable row per handler, agent.handler; it outlives processes.';
+-- Whether there is any, which each exchange that reports asks.
+create index subscriptions_ordered on runtime.subscriptions (id) where ordered;
 
 create table runtime.patterns (
     pattern text collate "C" not null,
@@ -152,6 +154,7 @@ create table runtime.pumps (
     number integer not null unique generated always as identity,
     worker uuid not null,
     n bigint not null default 0,
+    previous bigint not null default 0,
     lease uuid,
     refused jsonb not null default '[]'
 ) with (fillfactor = 50);

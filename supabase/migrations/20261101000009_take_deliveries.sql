@@ -5,14 +5,32 @@ create type runtime.taken as (
     message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint, heavy boolean
 );
 
+create type runtime.taking as (
+    taken runtime.taken[],
+    -- They as they cross the wire, where that is known, and whether each has a message that has not expired.
+    rows json,
+    is_whole boolean,
+    -- Some have to be weighed before an answer is built of them.
+    heavy boolean,
+    cursors jsonb,
+    -- The ordered ones among the wanted subscriptions: they are looked at one by one.
+    ordered integer[],
+    -- So many make it worth asking which subscriptions gave as many as were wanted.
+    least integer,
+    filled integer[],
+    look_again boolean,
+    more_due boolean
+);
+
 create function runtime.describe(
     taken runtime.taken[], lease uuid, at timestamptz, out rows json, out is_whole boolean
 ) language plpgsql stable set search_path = '' as $$
 begin
-    select coalesce(json_agg(json_build_array(
-               t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
-               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, describe.lease
-           ) order by t.priority desc, m.id), '[]'),
+    select coalesce(json_agg(
+               json_build_array(
+                   t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+                   m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, describe.lease
+               ) order by t.priority desc, m.id), '[]'),
            count(*) = cardinality(taken)
     into rows, is_whole
     from unnest(taken) as t
@@ -52,20 +70,26 @@ $$;
 comment on function runtime.fits(bigint[], bigint) is 'How many of these messages, from the first, fit in one answer; at least one.';
 
 create function runtime.take_fresh(
-    lanes integer[], amounts integer[], cursors jsonb, until timestamptz, new_lease uuid, pump integer,
-    out taken runtime.taken[], out heavy boolean, out passed jsonb
-) language plpgsql set search_path = '' as $$
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz
+) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
 begin
-    with picked as materialized (
+    -- One statement, for it is most of what a worker does that is woken: who may take, what there is, and the messages.
+    with wanted as materialized (
+        select s.id as subscription, w.value::integer as amount, s.ordered,
+               coalesce((take_fresh.cursors ->> w.key)::bigint, 0) as past
+        from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        where s.settled and s.paused_at is null and w.value::integer > 0
+    ), picked as materialized (
         select d.place
-        from unnest(lanes, amounts) as w (subscription, amount)
+        from wanted w
         cross join lateral (
             select one.place
-            from (values
-                (1::smallint, 0::bigint),
-                (0::smallint, coalesce((cursors ->> w.subscription::text)::bigint, 0)),
-                (-1::smallint, 0::bigint)
-            ) as class (priority, past)
+            from (values (1::smallint, 0::bigint), (0::smallint, w.past), (-1::smallint, 0::bigint))
+                as class (priority, past)
             cross join lateral (
                 select f.ctid as place from runtime.deliveries f
                 where f.subscription = w.subscription and f.priority = class.priority
@@ -76,6 +100,7 @@ begin
             ) one
             limit w.amount
         ) d
+        where not w.ordered
     ), taken as (
         -- By its place, which cannot change while it is locked. One that has moved since the snapshot is left for later.
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
@@ -83,18 +108,29 @@ begin
         where d.ctid = p.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.*)::runtime.taken), bool_or(t.heavy),
-           (select jsonb_object_agg(m.subscription, m.id) from (
-               select t.subscription, max(t.message_id) as id from taken t
-               where t.priority = 0 group by t.subscription
-           ) m)
-    into take_fresh.taken, heavy, passed
-    from taken t;
+    select coalesce(array_agg(row(t.*)::runtime.taken), '{}'),
+           -- As runtime.describe says it; what is heavy has to be weighed first.
+           json_agg(json_build_array(
+               t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, new_lease
+           ) order by t.priority desc, m.id) filter (where not t.heavy),
+           bool_and(m.id is not null and (m.expires_at <= at) is not true),
+           bool_or(t.heavy),
+           -- Of each the last to be taken: the highest, as they were picked. A lower one would cost a look at some again.
+           coalesce(take_fresh.cursors, '{}')
+               || coalesce(jsonb_object_agg(t.subscription, t.message_id) filter (where t.priority = 0), '{}'),
+           (select array_agg(w.subscription) from wanted w where w.ordered),
+           (select min(w.amount) from wanted w),
+           '{}', false, false
+    into result
+    from taken t
+    left join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m on true;
+    return result;
 end
 $$;
-comment on function runtime.take_fresh(integer[], integer[], jsonb, timestamptz, uuid, integer) is
-    'Leases fresh deliveries of unordered subscriptions, so many of each, highest class and lowest id first; says how far '
-    'it has come in each.';
+comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer, timestamptz) is
+    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it has '
+    'come in each, and which of the others are ordered.';
 
 create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
@@ -165,21 +201,23 @@ $$;
 comment on function runtime.count_crashes(jsonb) is 'Ends the abandoned leases of the wanted subscriptions.';
 
 create function runtime.take_due(
-    lanes integer[], amounts integer[], alone boolean, until timestamptz, new_lease uuid, pump integer,
+    want jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer,
     out taken runtime.taken[], out heavy boolean
 ) language plpgsql set search_path = '' as $$
 begin
     with picked as materialized (
         select d.place
-        from unnest(lanes, amounts) as w (subscription, amount)
+        from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
         cross join lateral (
             select one.ctid as place from runtime.deliveries one
-            where one.subscription = w.subscription and one.visible_at <= clock_timestamp()
+            where one.subscription = s.id and one.visible_at <= clock_timestamp()
               and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
             order by one.visible_at
-            limit case when alone then 1 else w.amount end
+            limit case when alone then 1 else w.value::integer end
             for update skip locked
         ) d
+        where s.settled and s.paused_at is null and not s.ordered and w.value::integer > 0
         limit case when alone then 1 end
     ), taken as (
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
@@ -190,7 +228,7 @@ begin
     select array_agg(row(t.*)::runtime.taken), bool_or(t.heavy) into take_due.taken, heavy from taken t;
 end
 $$;
-comment on function runtime.take_due(integer[], integer[], boolean, timestamptz, uuid, integer) is
+comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
     'Leases delayed and retrying deliveries whose time has come. Alone: one delivery that has crashed its worker '
     'twice, and nothing else.';
 
@@ -295,6 +333,149 @@ $$;
 comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer) is
     'Leases at most one delivery per key of an ordered subscription, the lowest; where that is fewer than wanted, '
     'parks what stands behind them.';
+
+create function runtime.take_in_order(
+    so_far runtime.taking, want jsonb, due boolean, until timestamptz, new_lease uuid, pump integer
+) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking := so_far;
+    lane integer;
+    one record;
+begin
+    foreach lane in array so_far.ordered loop
+        one := runtime.take_ordered(lane, (want ->> lane::text)::integer, due, false, until, new_lease, pump);
+        result.look_again := result.look_again or one.look_again;
+        if one.is_full then
+            result.filled := result.filled || lane;
+        end if;
+        if one.taken is not null then
+            result.taken := result.taken || one.taken;
+            result.rows := null;
+            result.heavy := coalesce(result.heavy, false) or one.heavy;
+        end if;
+    end loop;
+    result.least := 0;
+    return result;
+end
+$$;
+comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timestamptz, uuid, integer) is
+    'Adds what can be taken of the ordered subscriptions.';
+
+create function runtime.take_due_too(
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz
+) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+    overdue record := runtime.take_due(want, false, until, new_lease, pump);
+    left_over jsonb;
+begin
+    if overdue.taken is null then
+        return runtime.take_fresh(want, cursors, until, new_lease, pump, at);
+    end if;
+    left_over := (
+        select jsonb_object_agg(w.key, w.value::integer - coalesce(t.amount, 0))
+        from jsonb_each_text(want) as w
+        left join (select t.subscription, count(*) as amount from unnest(overdue.taken) as t group by 1) t
+            on t.subscription = w.key::integer
+    );
+    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump, at);
+    result.taken := overdue.taken || result.taken;
+    result.rows := null;
+    result.heavy := overdue.heavy or coalesce(result.heavy, false);
+    result.least := 0;
+    result.more_due := exists (
+        select from jsonb_each_text(want) as w where w.value::integer > 0 and (left_over ->> w.key)::integer = 0
+    );
+    return result;
+end
+$$;
+comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, timestamptz) is
+    'Leases what is due of the wanted unordered subscriptions, and fresh deliveries where that is fewer than wanted.';
+
+create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer)
+returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+    lane record;
+    one record;
+begin
+    result.taken := '{}';
+    result.cursors := '{}';
+    result.filled := '{}';
+    result.look_again := false;
+    -- The longest due first: one that fails again and again, or asks for what waits here itself, holds up no other.
+    for lane in
+        select s.id, s.ordered
+        from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        cross join lateral (
+            select n.visible_at from runtime.deliveries n
+            where n.subscription = s.id and n.visible_at <= clock_timestamp()
+              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = 1
+            order by n.visible_at limit 1
+        ) d
+        where s.settled and s.paused_at is null and w.value::integer > 0
+        order by d.visible_at
+    loop
+        if lane.ordered then
+            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump);
+            result.look_again := result.look_again or one.look_again;
+        else
+            one := runtime.take_due(jsonb_build_object(lane.id, 1), true, until, new_lease, pump);
+        end if;
+        if one.taken is not null then
+            result.taken := one.taken;
+            -- Whoever runs it takes nothing else meanwhile.
+            result.filled := array[lane.id];
+            exit;
+        end if;
+    end loop;
+    return result;
+end
+$$;
+comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer) is
+    'Leases one delivery that has crashed its worker twice, and nothing else.';
+
+create function runtime.fit(so_far runtime.taking, max_bytes bigint) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking := so_far;
+    fitting integer := runtime.fits(array(select t.message_id from unnest(so_far.taken) as t), max_bytes);
+begin
+    result.rows := null;
+    if fitting < cardinality(so_far.taken) then
+        -- Given back untouched: what does not fit in one answer comes with the next.
+        update runtime.deliveries d
+        set lease = null,
+            visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
+        from unnest(so_far.taken[fitting + 1:]) as t
+        where d.message_id = t.message_id and d.subscription = t.subscription;
+        result.filled := array(select distinct t.subscription from unnest(so_far.taken) as t);
+        result.least := null;
+        result.taken := so_far.taken[:fitting];
+        result.cursors := '{}';
+    end if;
+    return result;
+end
+$$;
+comment on function runtime.fit(runtime.taking, bigint) is 'Gives back what does not fit in the bytes of one answer.';
+
+create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]
+language plpgsql stable set search_path = '' as $$
+begin
+    return array(
+        select w.key::integer from jsonb_each_text(want) as w
+        left join (select t.subscription, count(*) as amount from unnest(so_far.taken) as t group by t.subscription) t
+            on t.subscription = w.key::integer
+        where w.value::integer > 0 and (t.amount >= w.value::integer or w.key::integer = any (so_far.filled))
+    );
+end
+$$;
+comment on function runtime.filled(runtime.taking, jsonb) is
+    'The subscriptions that gave as many as were wanted of them, so that there may be more.';
 
 create function runtime.next_due_seconds(wanted jsonb, since timestamptz) returns double precision
 language plpgsql stable set search_path = '' as $$

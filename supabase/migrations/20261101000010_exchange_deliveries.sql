@@ -251,160 +251,18 @@ $$;
 comment on function runtime.hand_on(runtime.workers, jsonb, json) is
     'Wakes somebody for what an end has let go, or an attempt has given back, and this worker has no room for.';
 
-create type runtime.taking as (
-    taken runtime.taken[], cursors jsonb, filled integer[], look_again boolean, more_due boolean
-);
-
-create function runtime.take_alone(lanes integer[], until timestamptz, new_lease uuid, pump integer)
-returns runtime.taking
-language plpgsql set search_path = '' as $$
-declare
-    result runtime.taking;
-    lane record;
-    one record;
-begin
-    result.taken := '{}';
-    result.cursors := '{}';
-    result.filled := '{}';
-    result.look_again := false;
-    -- The longest due first: one that fails again and again, or asks for what waits here itself, holds up no other.
-    for lane in
-        select s.id, s.ordered
-        from unnest(lanes) as w (subscription)
-        join runtime.subscriptions s on s.id = w.subscription
-        cross join lateral (
-            select n.visible_at from runtime.deliveries n
-            where n.subscription = w.subscription and n.visible_at <= clock_timestamp()
-              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = 1
-            order by n.visible_at limit 1
-        ) d
-        order by d.visible_at
-    loop
-        if lane.ordered then
-            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump);
-            result.look_again := result.look_again or one.look_again;
-        else
-            one := runtime.take_due(array[lane.id], array[1], true, until, new_lease, pump);
-        end if;
-        if one.taken is not null then
-            result.taken := one.taken;
-            -- Whoever runs it takes nothing else meanwhile.
-            result.filled := array[lane.id];
-            exit;
-        end if;
-    end loop;
-    return result;
-end
-$$;
-comment on function runtime.take_alone(integer[], timestamptz, uuid, integer) is
-    'Leases one delivery that has crashed its worker twice, and nothing else.';
-
-create function runtime.take(
-    want jsonb, cursors jsonb, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
-    max_bytes bigint
-) returns runtime.taking
-language plpgsql set search_path = '' as $$
-declare
-    result runtime.taking;
-    lanes record;
-    ordered integer;
-    one record;
-    heavy boolean := false;
-    fitting integer;
-    crowded integer[] := '{}';
-begin
-    result.taken := '{}';
-    result.cursors := coalesce(cursors, '{}');
-    result.look_again := false;
-
-    select min(w.value::integer) as least,
-           array_agg(s.id) filter (where s.ordered) as ordered,
-           array_agg(s.id) filter (where not s.ordered) as unordered,
-           array_agg(w.value::integer) filter (where not s.ordered) as amounts
-    into lanes
-    from jsonb_each_text(want) as w
-    join runtime.subscriptions s on s.id = w.key::integer
-    where s.settled and s.paused_at is null and w.value::integer > 0;
-
-    if alone then
-        return runtime.take_alone(lanes.ordered || lanes.unordered, until, new_lease, pump);
-    end if;
-    foreach ordered in array coalesce(lanes.ordered, '{}') loop
-        one := runtime.take_ordered(
-            ordered, (want ->> ordered::text)::integer, due, alone, until, new_lease, pump);
-        result.taken := result.taken || one.taken;
-        result.look_again := result.look_again or one.look_again;
-        if one.is_full then
-            crowded := crowded || ordered;
-        end if;
-        heavy := heavy or coalesce(one.heavy, false);
-    end loop;
-
-    if due and lanes.unordered is not null then
-        one := runtime.take_due(lanes.unordered, lanes.amounts, alone, until, new_lease, pump);
-        if one.taken is not null then
-            result.taken := result.taken || one.taken;
-            heavy := heavy or one.heavy;
-            select array_agg(w.amount - (select count(*) from unnest(one.taken) as t where t.subscription = w.subscription)
-                             order by w.place)
-            into lanes.amounts
-            from unnest(lanes.unordered, lanes.amounts) with ordinality as w (subscription, amount, place);
-            result.more_due := 0 = any (lanes.amounts);
-        end if;
-    end if;
-
-    if lanes.unordered is not null then
-        one := runtime.take_fresh(lanes.unordered, lanes.amounts, cursors, until, new_lease, pump);
-        if one.taken is not null then
-            result.taken := result.taken || one.taken;
-            heavy := heavy or one.heavy;
-            result.cursors := result.cursors || coalesce(one.passed, '{}');
-        end if;
-    end if;
-
-    if heavy then
-        fitting := runtime.fits(array(select t.message_id from unnest(result.taken) as t), max_bytes);
-        if fitting < cardinality(result.taken) then
-            -- Given back untouched: what does not fit in one answer comes with the next.
-            update runtime.deliveries d
-            set lease = null,
-                visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
-            from unnest(result.taken[fitting + 1:]) as t
-            where d.message_id = t.message_id and d.subscription = t.subscription;
-            result.filled := array(select distinct t.subscription from unnest(result.taken) as t);
-            result.taken := result.taken[:fitting];
-            result.cursors := '{}';
-            return result;
-        end if;
-    end if;
-    if cardinality(result.taken) < lanes.least and crowded = '{}' then
-        result.filled := '{}';
-        return result;
-    end if;
-    result.filled := array(
-        select w.key::integer from jsonb_each_text(want) as w
-        left join (select t.subscription, count(*) as amount from unnest(result.taken) as t group by 1) taken
-            on taken.subscription = w.key::integer
-        where w.value::integer > 0 and (taken.amount >= w.value::integer or w.key::integer = any (crowded))
-    );
-    return result;
-end
-$$;
-comment on function runtime.take(jsonb, jsonb, boolean, boolean, timestamptz, uuid, integer, bigint) is
-    'Leases what is wanted, within the bytes of one answer.';
-
 create function runtime.fall_asleep(me runtime.workers, pump runtime.pumps, free integer[], fence xid8)
 returns table (new_fence xid8, quiet boolean)
 language plpgsql set search_path = '' as $$
 declare
-    called bigint := (select max(c.n) from runtime.calls c where c.pump = fall_asleep.pump.id and c.n >= fall_asleep.pump.n - 1);
+    called bigint := (select max(c.n) from runtime.calls c where c.pump = fall_asleep.pump.id and c.n >= fall_asleep.pump.previous - 1);
 begin
     if not me.asleep or me.free is distinct from fall_asleep.free or me.pump is distinct from fall_asleep.pump.id then
         update runtime.workers w set asleep = true, free = fall_asleep.free, pump = fall_asleep.pump.id
         where w.id = me.id;
         return query select null::xid8, false;
         return;
-    elsif called = fall_asleep.pump.n then
+    elsif called = fall_asleep.pump.previous then
         -- Until this exchange commits, others may leave it at that call.
         return query select null::xid8, false;
         return;
@@ -509,7 +367,7 @@ declare
         + make_interval(secs => coalesce((options ->> 'lease_seconds')::double precision, 30));
     due boolean := coalesce((options ->> 'due')::boolean, false);
     alone boolean := coalesce((options ->> 'alone')::boolean, false);
-    new_lease uuid;
+    new_lease uuid := case when want <> '{}' then gen_random_uuid() end;
     looked_at timestamptz;
     refused jsonb := '[]';
     lost jsonb;
@@ -520,7 +378,6 @@ declare
     answer jsonb := '{}';
     limited_seconds double precision;
     described json := '[]';
-    is_whole boolean;
     -- A call that is assigned costs a third of one that is performed.
     set_to text;
 begin
@@ -536,17 +393,24 @@ begin
     end if;
 
     for tries in 1..2 loop
-        select p as pump, w as worker, exists (select from runtime.limits) as is_limited into met
-        from runtime.pumps p left join runtime.workers w on w.id = stream_exchange.worker
-        where p.id = stream_exchange.pump for update of p;
+        update runtime.pumps p
+        set previous = p.n, n = stream_exchange.n, lease = new_lease, refused = '[]'
+        from (select stream_exchange.worker as id) asked
+        left join runtime.workers w on w.id = asked.id
+        where p.id = stream_exchange.pump and p.n < stream_exchange.n
+        returning p as pump, w as worker, exists (select from runtime.limits) as is_limited,
+                  exists (select from runtime.subscriptions s where s.ordered) as has_order
+        into met;
         exit when found;
         insert into runtime.pumps (id, worker) values (pump, stream_exchange.worker) on conflict do nothing;
     end loop;
     mine := met.pump;
     me := met.worker;
-    if n < mine.n then
-        return json_build_object('n', mine.n, 'stale', true);
-    elsif n = mine.n then
+    if mine.id is null then
+        select * into mine from runtime.pumps p where p.id = pump for update;
+        if n < mine.n then
+            return json_build_object('n', mine.n, 'stale', true);
+        end if;
         return json_build_object(
             'n', n, 'repeated', true, 'refused', mine.refused,
             'taken', coalesce((
@@ -600,8 +464,7 @@ begin
         end if;
     end if;
 
-    if want is not null and want <> '{}' then
-        new_lease := gen_random_uuid();
+    if new_lease is not null then
         looked_at := clock_timestamp();
         if due then
             perform runtime.count_crashes(want);
@@ -609,11 +472,28 @@ begin
         if met.is_limited then
             select * into allowed, bound from runtime.allow(want);
         end if;
-        taking := runtime.take(allowed, options -> 'cursors', due, alone, until, new_lease, mine.number,
-                               coalesce((options ->> 'max_bytes')::bigint, 8000000));
+        if alone then
+            taking := runtime.take_alone(allowed, until, new_lease, mine.number);
+        elsif due then
+            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at);
+        else
+            taking := runtime.take_fresh(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at);
+        end if;
+        if taking.ordered is not null then
+            taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number);
+        end if;
+        if taking.heavy then
+            taking := runtime.fit(taking, coalesce((options ->> 'max_bytes')::bigint, 8000000));
+        end if;
+        if cardinality(taking.taken) >= taking.least then
+            taking.filled := runtime.filled(taking, allowed);
+        end if;
         if cardinality(taking.taken) > 0 then
-            select * into described, is_whole from runtime.describe(taking.taken, new_lease, looked_at);
-            if not is_whole then
+            described := taking.rows;
+            if not taking.is_whole or described is null then
+                select * into described, taking.is_whole from runtime.describe(taking.taken, new_lease, looked_at);
+            end if;
+            if not taking.is_whole then
                 perform runtime.drop_undeliverable(taking.taken, looked_at);
                 -- What stood behind them may go now.
                 taking.look_again := true;
@@ -640,16 +520,19 @@ begin
     end if;
 
     if done is not null or failed is not null then
-        perform runtime.hand_on(me, want, failed);
+        if failed is not null or met.has_order then
+            perform runtime.hand_on(me, want, failed);
+        end if;
         if met.is_limited then
             perform runtime.hand_on_slots(me, done, failed);
         end if;
     end if;
 
-    update runtime.pumps p
-    set n = stream_exchange.n, lease = new_lease, refused = stream_exchange_refused.value
-    from (select refused as value) as stream_exchange_refused
-    where p.id = pump;
+    if refused <> '[]' then
+        update runtime.pumps p set refused = stream_exchange_refused.value
+        from (select refused as value) as stream_exchange_refused
+        where p.id = pump;
+    end if;
     return json_build_object('n', n, 'refused', refused, 'taken', described, 'more', answer);
 end
 $$;

@@ -39,11 +39,6 @@ class Plan:
         """What it puts in order itself, where no index has the order."""
         return " ".join(key for node in self.nodes for key in node.get("Sort Key", ()))
 
-    @property
-    def kinds(self) -> set[str]:
-        """The kinds of its nodes."""
-        return {node["Node Type"] for node in self.nodes}
-
 
 @dataclass
 class Plans:

@@ -179,7 +179,7 @@ async def left_at_a_call(_db: Any, sleepy: Worker, caller: Any, writer: Any) -> 
 async def called_within_a_look(db: Any, sleepy: Worker, caller: Any, writer: Any) -> tuple[bool, list[int]]:
     """The same, but both write while a look is under way that has asked already whether it may sleep."""
     await sleepy.fall_asleep()
-    before = "new_lease := gen_random_uuid();"
+    before = "looked_at := clock_timestamp();"
     await switch_off(
         db, "public.stream_exchange", before, f"perform pg_advisory_xact_lock_shared({STOP}); {before}"
     )
@@ -214,7 +214,7 @@ async def test_k16_deaf_to_the_call_that_it_was_left_at_it_sleeps_over_a_message
 ) -> None:
     # What matters within a look is the second rule alone.
     if scene is left_at_a_call:
-        await switch_off(db, "runtime.fall_asleep", "called = fall_asleep.pump.n then", "called = -1 then")
+        await switch_off(db, "runtime.fall_asleep", "called = fall_asleep.pump.previous then", "called = -1 then")
     await switch_off(db, "runtime.fall_asleep", "elsif called is not null", "elsif false")
     async with connect() as caller:
         slept, _ = await scene(db, sleepy, caller, writer)
@@ -240,7 +240,7 @@ async def commit_within_a_look(db: Any, sleepy: Worker, writer: Any, *, before: 
             return await look.outcome()
 
 
-@pytest.mark.parametrize("before", ["if options ? 'stay' then", "if want is not null and want <> '{}' then"])
+@pytest.mark.parametrize("before", ["if options ? 'stay' then", "if new_lease is not null then"])
 async def test_k16_committed_in_the_middle_of_the_look(
     db: Any, sleepy: Worker, writer: Any, hearing: Ears, before: str
 ) -> None:
@@ -253,7 +253,7 @@ async def test_k16_asked_after_the_take_whether_it_is_quiet_it_sleeps_over_a_mes
     db: Any, sleepy: Worker, writer: Any, hearing: Ears
 ) -> None:
     # The same question, asked once more at the end of the exchange.
-    end = "update runtime.pumps p set n = stream_exchange.n"
+    end = "if refused <> '[]' then"
     late = (
         "answer := answer || jsonb_build_object('quiet', "
         "pg_snapshot_xmin(pg_current_snapshot()) >= pg_current_xact_id());"
