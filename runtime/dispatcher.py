@@ -22,7 +22,7 @@ from runtime.retention import keep_retention
 from runtime.retry import backoff_seconds
 from runtime.runner import Runner
 from runtime.settings import Settings
-from runtime.store import Answer, Exchange, Report, Store, Subscribed, WorkerCard
+from runtime.store import Answer, Delivery, Exchange, Report, Store, Subscribed, WorkerCard
 from runtime.timekeeping import keep_time
 from runtime.wakeups import ANSWER, CANCEL, Path, Reach, Wakeups
 
@@ -82,6 +82,7 @@ class Dispatcher:
         self._signal = anyio.Event()
         self._is_signalled = False
         self._inbox: deque[Report] = deque()
+        self._untold: deque[tuple[Callable[[Sequence[Delivery]], None], Sequence[Delivery]]] = deque()
         self._random = Random()
         self._pump, self._n = uuid4(), 0
         self._numbers: Mapping[str, int] = {}
@@ -263,6 +264,7 @@ class Dispatcher:
                 return
             step = plan.decide(time.monotonic())
             if isinstance(step, Rest):
+                self._tell_all()
                 with anyio.move_on_after(step.seconds):
                     await self._signal.wait()
                 continue
@@ -299,7 +301,7 @@ class Dispatcher:
     def _absorb(self, look: Look, answer: Answer, sent_at: float) -> None:
         self.plan.absorb(look, answer, sent_at=sent_at, now=time.monotonic())
         if answer.taken:
-            self._runner.hand_over(answer.taken)
+            self._soon(self._runner.hand_over, answer.taken)
         self.counts["exchanges"] += 1
         self.counts["taken"] += len(answer.taken)
         self.counts["done"] += sum(report.delivery.place not in answer.refused for report in look.done)
@@ -315,14 +317,27 @@ class Dispatcher:
             delivery = self.plan.held.get((message, subscription))
             self.plan.give_up((message, subscription))
             if delivery is not None:
-                self._runner.revoke([delivery])
+                self._soon(self._runner.revoke, [delivery])
             _log.warning("the lease of %s on message %s is lost", self._name(subscription), message)
         called_off = [held for place in answer.cancelled if (held := self.plan.held.get(place))]
         if called_off:
-            self._runner.call_off(called_off)
+            self._soon(self._runner.call_off, called_off)
         if self.plan.unannounced:
             for source in self._wakeups:
                 source.doubt()
+
+    def _soon(self, tell: Callable[[Sequence[Delivery]], None], deliveries: Sequence[Delivery]) -> None:
+        """Tell the loop of user code something, just before this loop waits for whatever it is.
+
+        Woken earlier, that loop would find the interpreter taken, and would have to be woken a second time.
+        """
+        self._untold.append((tell, deliveries))
+        self._loop.call_soon(self._tell_all)
+
+    def _tell_all(self) -> None:
+        while self._untold:
+            tell, deliveries = self._untold.popleft()
+            tell(deliveries)
 
     async def _exchange(self, look: Look, *, waits_for_permission: bool = False) -> Answer:
         """Make one exchange, repeated under its number until it is answered.

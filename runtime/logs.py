@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from runtime.context import Context
 
 # Set in the context of an attempt, from which that of its tasks and threads is copied.
-attempt: ContextVar[Context] = ContextVar("attempt")
+attempt: ContextVar[Context | None] = ContextVar("attempt", default=None)
 
 
 def of_attempt(record: logging.LogRecord) -> bool:
@@ -17,6 +17,6 @@ def of_attempt(record: logging.LogRecord) -> bool:
 
     A filter for `logging.Handler.addFilter`; `runtime run` has it in place.
     """
-    if (context := attempt.get(None)) is not None:
+    if (context := attempt.get()) is not None:
         record.__dict__.update(context.labels | record.__dict__)
     return True

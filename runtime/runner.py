@@ -18,6 +18,7 @@ from runtime.attempt import Attempt, Attempts, Observer, Spans
 from runtime.batches import Gathering, Share
 from runtime.context import Asks
 from runtime.handler import Handler
+from runtime.logs import attempt as attempt_of_logs
 from runtime.said import Speak
 from runtime.store import Delivery, Report
 
@@ -74,6 +75,8 @@ class Runner:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._running: dict[int, int] = {}
         self._starting: set[int] = set()
+        # Tasks that have nothing to do: one for each handler at most.
+        self._standing_by: dict[int, anyio.Event] = {}
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
         # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
@@ -216,10 +219,13 @@ class Runner:
         if waiting and number not in self._starting and self._running[number] < self._limits[handler.name]:
             self._starting.add(number)
             self._running[number] += 1
-            self._tasks.start_soon(self._work, number)
+            if (called := self._standing_by.pop(number, None)) is not None:
+                called.set()
+            else:
+                self._tasks.start_soon(self._work, number)
 
     async def _work(self, number: int) -> None:
-        """Run waiting deliveries of one handler, one after another, until there are none."""
+        """Run waiting deliveries of one handler, one after another; when there are none, stand by if nobody does."""
         self._starting.discard(number)
         waiting, handler = self._waiting[number], self._handlers[number]
         task = asyncio.current_task()
@@ -234,13 +240,34 @@ class Runner:
                             delivery = waiting.popleft()
                             self._start(number)
                             await self._run(handler, delivery, scope)
+                            del delivery
                             if task.cancelling():
                                 await _shake_off_cancellation(task)
+                            if self._may_stand_by(number) and not scope.cancel_called:
+                                await self._stand_by(number)
                     finally:
                         self._scopes.discard(scope)
         finally:
             self._running[number] -= 1
             self._start(number)
+
+    def _may_stand_by(self, number: int) -> bool:
+        return not (self._waiting[number] or number in self._standing_by or self._is_stopping)
+
+    async def _stand_by(self, number: int) -> None:
+        """Wait for the next delivery: to make a task for it would be a tenth of its way to an idle handler."""
+        self._running[number] -= 1
+        called = self._standing_by[number] = anyio.Event()
+        # What was handled is not kept for as long as that.
+        attempt_of_logs.set(None)
+        try:
+            await called.wait()
+        finally:
+            if self._standing_by.get(number) is called:
+                del self._standing_by[number]
+                self._running[number] += 1
+            else:
+                self._starting.discard(number)
 
     def _start_batch(self, number: int) -> None:
         """Have the next batch run when it is ready, or given back when everything ends."""

@@ -111,7 +111,8 @@ class Report:
         return f"{head},{encode(details)[1:]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Nor these two: one of each is made for every round trip.
+@dataclass(slots=True, kw_only=True)
 class Exchange:
     """What a pump says and asks in one round trip; `n` makes a repeated one harmless.
 
@@ -171,7 +172,7 @@ class Exchange:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Answer:
     """What the database said.
 

@@ -214,7 +214,9 @@ async def test_k16_deaf_to_the_call_that_it_was_left_at_it_sleeps_over_a_message
 ) -> None:
     # What matters within a look is the second rule alone.
     if scene is left_at_a_call:
-        await switch_off(db, "runtime.fall_asleep", "called = fall_asleep.pump.previous then", "called = -1 then")
+        await switch_off(
+            db, "runtime.fall_asleep", "called = fall_asleep.pump.previous then", "called = -1 then"
+        )
     await switch_off(db, "runtime.fall_asleep", "elsif called is not null", "elsif false")
     async with connect() as caller:
         slept, _ = await scene(db, sleepy, caller, writer)
