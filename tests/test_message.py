@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from runtime import Context, Message, Priority
 from runtime.errors import InvalidKey, InvalidPayload, InvalidValue
 from runtime.message import Draft, decode, encode
+from runtime.store import Delivery
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -256,3 +257,19 @@ def test_the_log_of_a_handler_says_which_message_and_attempt(caplog: pytest.LogC
     (record,) = caplog.records
     assert record.name == "runtime.handlers.writer.draft"
     assert {"message_id": 7, "attempt": 2, "worker": "worker-1"}.items() <= vars(record).items()
+
+
+def test_a_message_that_was_taken_is_as_one_that_was_made() -> None:
+    row = {
+        "id": 7, "key": "task.a", "value": [1], "agent": "a", "created_at": "2026-01-02T03:04:05.6+00:00",
+        "correlation_id": "c", "parent_id": 6, "headers": {"h": 1}, "priority": 1, "dedup_key": "d",
+        "deliver_at": "2026-01-02T00:00:00+00:00", "expires_at": "2026-02-02T00:00:00+00:00",
+    }  # fmt: skip
+    made = Message[Any].from_row(row, attempt=4)
+    taken = Delivery.from_wire([3, 2, 1, *row.values(), "lease"]).message
+    assert taken == made
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        taken.key = "task.b"  # type: ignore[misc]
+    assert {each.name: getattr(taken, each.name) for each in dataclasses.fields(taken)} == {
+        each.name: getattr(made, each.name) for each in dataclasses.fields(made)
+    }

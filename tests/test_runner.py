@@ -2,10 +2,13 @@
 
 import asyncio
 import contextvars
+import dataclasses
+import gc
 import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -102,6 +105,52 @@ async def test_async_handlers_run_on_the_loop_and_plain_ones_in_threads() -> Non
     assert where["async"] is threading.main_thread()
     assert where["sync"] is not threading.main_thread()
     assert all(report.outcome is None for report in it.reports)
+
+
+class Value:
+    """Something that can be seen to go."""
+
+
+async def test_one_task_stands_by_for_the_next_delivery_and_keeps_nothing_of_the_last() -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+    alive: list[weakref.ref[Value]] = []
+
+    async def work(message: Message[Any]) -> None:
+        tasks.append(asyncio.current_task())
+        alive.append(weakref.ref(message.value))
+
+    async with stage(work).open() as it:
+        for count in range(1, 4):
+            it.give("work", Value())
+            await it.reported(count)
+            await anyio.wait_all_tasks_blocked()
+            it.reports = [dataclasses.replace(each, delivery=None) for each in it.reports]  # type: ignore[arg-type]
+            gc.collect()
+            assert it.runner.running == []
+            assert [each() for each in alive] == [None] * count
+    assert len(set(tasks)) == 1
+    assert tasks[0] is not None
+    assert tasks[0].done()
+
+
+async def test_of_handlers_that_ran_together_one_task_stands_by() -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+    together = anyio.Event()
+
+    async def work(value: int) -> None:
+        tasks.append(asyncio.current_task())
+        if len(tasks) == 3:
+            together.set()
+        await together.wait()
+
+    async with stage(work).open() as it:
+        it.give("work", 1, 2, 3)
+        await it.reported(3)
+        await anyio.wait_all_tasks_blocked()
+        assert [task.done() for task in tasks if task is not None].count(False) == 1
+        it.give("work", 4)
+        await it.reported(4)
+    assert tasks[3] in tasks[:3]
 
 
 async def test_parameters_are_filled_and_what_is_returned_and_emitted_is_reported_in_order() -> None:
