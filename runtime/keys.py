@@ -6,6 +6,7 @@ A key is a dotted name such as `task.output`: 1 to 8 segments of letters, digits
 """
 
 import re
+from functools import lru_cache
 from itertools import product
 from typing import TypeGuard
 
@@ -97,9 +98,14 @@ def candidates(key: str) -> list[str]:
 
 def _fits(name: object, grammar: re.Pattern[str]) -> bool:
     """Whether the name follows the grammar and keeps within both limits."""
+    return isinstance(name, str) and _follows(name, grammar)
+
+
+# Most programs write under few keys, each of them many times.
+@lru_cache(maxsize=1024)
+def _follows(name: str, grammar: re.Pattern[str]) -> bool:
     return (
-        isinstance(name, str)
-        and len(name) <= MAX_CHARACTERS
+        len(name) <= MAX_CHARACTERS
         and name.count(".") < MAX_SEGMENTS
         and grammar.fullmatch(name) is not None
     )

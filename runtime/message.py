@@ -151,8 +151,13 @@ class Draft:
             head = f"{head},{encode(options)[1:-1]}"
         object.__setattr__(self, "json", f'{head},"value":{encode(self.value)}}}')
 
-    def _options(self) -> dict[str, Any]:
-        """What was given beside the key and the value, checked."""
+    def _options(self) -> dict[str, Any] | None:
+        """What was given beside the key and the value, checked; None where nothing was."""
+        if (
+            self.agent is self.delay is self.expires_in is self.dedup_key is self.correlation_id is self.parent_id
+            is self.headers is None and self.priority is Priority.NORMAL
+        ):  # fmt: skip
+            return None
         if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
             size = len(self.dedup_key)
             raise InvalidValue(f"A dedup_key has 1 to {MAX_DEDUP_CHARACTERS} characters, not {size}.")

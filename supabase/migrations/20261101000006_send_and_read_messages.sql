@@ -78,7 +78,7 @@ begin
     select array_agg(s.id order by s.id) into ids from stored s;
 
     if reserved is null then
-        return (select coalesce(json_agg(json_build_object('id', i, 'duplicate', false)), '[]') from unnest(ids) as i);
+        return (select coalesce(json_agg(s), '[]') from (select i as id, false as duplicate from unnest(ids) as i) s);
     end if;
     return (
         select coalesce(json_agg(
