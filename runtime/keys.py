@@ -105,9 +105,7 @@ def _fits(name: object, grammar: re.Pattern[str]) -> bool:
 @lru_cache(maxsize=1024)
 def _follows(name: str, grammar: re.Pattern[str]) -> bool:
     return (
-        len(name) <= MAX_CHARACTERS
-        and name.count(".") < MAX_SEGMENTS
-        and grammar.fullmatch(name) is not None
+        len(name) <= MAX_CHARACTERS and name.count(".") < MAX_SEGMENTS and grammar.fullmatch(name) is not None
     )
 
 

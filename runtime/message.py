@@ -104,6 +104,7 @@ class Message(Generic[T]):
         )
 
 
+_NOTHING = (None,) * 7
 # Past the class's own guard, which a message that is made as usual asks thirteen times.
 _FILLS = tuple(getattr(Message, each.name).__set__ for each in fields(Message))
 
@@ -153,10 +154,10 @@ class Draft:
 
     def _options(self) -> dict[str, Any] | None:
         """What was given beside the key and the value, checked; None where nothing was."""
-        if (
-            self.agent is self.delay is self.expires_in is self.dedup_key is self.correlation_id is self.parent_id
-            is self.headers is None and self.priority is Priority.NORMAL
-        ):  # fmt: skip
+        given = (
+            self.agent, self.delay, self.expires_in, self.dedup_key, self.correlation_id, self.parent_id, self.headers,
+        )  # fmt: skip
+        if given == _NOTHING and self.priority is Priority.NORMAL:
             return None
         if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
             size = len(self.dedup_key)

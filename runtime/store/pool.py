@@ -29,6 +29,17 @@ class Pool:
         self._open: set[Connection] = set()
         self._resting: list[Connection] = []
 
+    def acquire_resting(self) -> "Connection | None":
+        """A connection that nobody else uses, if one rests."""
+        if not self._resting or self._resting[-1].is_closed():
+            return None
+        try:
+            self._free.acquire_nowait()
+        except anyio.WouldBlock:
+            # It has been promised to somebody who waits.
+            return None
+        return self._resting.pop()
+
     async def acquire(self, *, seconds: float) -> Connection:
         """A connection that nobody else uses.
 

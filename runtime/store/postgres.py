@@ -1,9 +1,10 @@
 """How are messages reached over a direct connection? Through asyncpg: the fast path."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import cache
+from typing import Any, NoReturn
 
 import anyio
 from asyncpg import exceptions as pg
@@ -18,10 +19,6 @@ from runtime.values import decode
 
 _log = logging.getLogger("runtime.store")
 
-_STATEMENTS = {
-    function: {name: f"{name} => ${{}}::{kind}" for name, kind in arguments.items()}
-    for function, arguments in FUNCTIONS.items()
-}
 _LOST_STATEMENTS = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNameError)
 _AWAY = (OSError, TimeoutError, pg.InterfaceError, pg.InternalClientError)
 _NO_ENTRY = (
@@ -71,9 +68,7 @@ class PostgresStore(Store):
 
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
         """Call one SQL function once; see `Store.call`."""
-        templates = _STATEMENTS[function]
-        named = ", ".join(templates[name].format(place) for place, name in enumerate(arguments, start=1))
-        statement = f"select public.{function}({named})"
+        statement = _statement(function, tuple(arguments))
         pool = self._pool or await self._open()
         try:
             return decode(await self._fetch(pool, statement, arguments))
@@ -95,29 +90,34 @@ class PostgresStore(Store):
                 await pool.close(seconds=_RELEASE_SECONDS)
 
     async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str:
-        with self._entry_errors():
-            connection = await pool.acquire(seconds=self._request_seconds)
+        connection = pool.acquire_resting()
+        if connection is None:
+            with self._entry_errors():
+                connection = await pool.acquire(seconds=self._request_seconds)
         is_fit = False
         try:
-            with self._request_errors():
-                answer: str
-                if self._prepares:
-                    answer = await connection.fetchval(
-                        statement, *arguments.values(), timeout=self._request_seconds
-                    )
-                else:
-                    # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
-                    with anyio.fail_after(self._request_seconds):
-                        await connection.execute("begin")
-                        answer = await connection.fetchval(statement, *arguments.values())
-                        await connection.execute("commit")
-                is_fit = True
-                return answer
+            answer = await self._ask(connection, statement, arguments.values())
+            is_fit = True
+            return answer
         except BaseException as error:
             is_fit = await self._recover(connection, error)
             raise
         finally:
             pool.give_back(connection, is_fit=is_fit)
+
+    async def _ask(self, connection: Connection, statement: str, arguments: Iterable[Any]) -> str:
+        answer: str
+        try:
+            if self._prepares:
+                return await connection.fetchval(statement, *arguments, timeout=self._request_seconds)  # type: ignore[no-any-return]
+            # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
+            with anyio.fail_after(self._request_seconds):
+                await connection.execute("begin")
+                answer = await connection.fetchval(statement, *arguments)
+                await connection.execute("commit")
+                return answer
+        except (pg.PostgresError, *_AWAY) as error:
+            self._complain(error)
 
     async def _recover(self, connection: Connection, error: BaseException) -> bool:
         """Whether a connection is as good as before its request failed, or was given up."""
@@ -180,22 +180,18 @@ class PostgresStore(Store):
                 maybe_applied=False,
             ) from error
 
-    @contextmanager
-    def _request_errors(self) -> Iterator[None]:
-        """Errors of a request that may have reached the database."""
-        try:
-            yield
-        except (pg.PostgresConnectionError, *_AWAY) as error:
-            raise StoreUnavailable(
-                f"{self._name} did not answer: {_said(error)}. Whether the request took effect is not known.",
-                code=getattr(error, "sqlstate", None),
-            ) from error
-        except pg.PostgresError as error:
-            if isinstance(error, pg.DataError) and getattr(error, "severity", None) is None:
-                # asyncpg's own, before anything was sent; its text repeats the value.
-                raise Refused("An argument does not fit its type: a number too large?") from None
+    def _complain(self, error: Exception) -> NoReturn:
+        """Raise what an error means of a request that may have reached the database."""
+        if isinstance(error, pg.DataError) and getattr(error, "severity", None) is None:
+            # asyncpg's own, before anything was sent; its text repeats the value.
+            raise Refused("An argument does not fit its type: a number too large?") from None
+        if isinstance(error, pg.PostgresError) and not isinstance(error, pg.PostgresConnectionError):
             code = error.sqlstate or "XX000"
             raise fault_of(code, _said(error), place=self._name, cure=_ROLE_CURE) from error
+        raise StoreUnavailable(
+            f"{self._name} did not answer: {_said(error)}. Whether the request took effect is not known.",
+            code=getattr(error, "sqlstate", None),
+        ) from error
 
     @property
     def _name(self) -> str:
@@ -210,6 +206,13 @@ class PostgresStore(Store):
         if isinstance(error, OSError):
             return " Is it running, and is DATABASE_URL right?"
         return ""
+
+
+@cache
+def _statement(function: str, arguments: tuple[str, ...]) -> str:
+    kinds = FUNCTIONS[function]
+    named = ", ".join(f"{name} => ${place}::{kinds[name]}" for place, name in enumerate(arguments, start=1))
+    return f"select public.{function}({named})"
 
 
 def _said(error: BaseException) -> str:
