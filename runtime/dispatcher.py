@@ -462,7 +462,7 @@ class Dispatcher:
                     ", ".join(names),
                 )
                 self.counts["leases lapsed"] += len(lapsing)
-                self._runner.revoke(lapsing)
+                self._soon(self._runner.revoke, lapsing)
 
     async def _watch_user_loop(self) -> None:
         """Notice a handler that blocks the loop of user code, and stop renewing for one that does so for long."""

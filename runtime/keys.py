@@ -98,15 +98,13 @@ def candidates(key: str) -> list[str]:
 
 def _fits(name: object, grammar: re.Pattern[str]) -> bool:
     """Whether the name follows the grammar and keeps within both limits."""
-    return isinstance(name, str) and _follows(name, grammar)
+    return isinstance(name, str) and len(name) <= MAX_CHARACTERS and _follows(name, grammar)
 
 
 # Most programs write under few keys, each of them many times.
 @lru_cache(maxsize=1024)
 def _follows(name: str, grammar: re.Pattern[str]) -> bool:
-    return (
-        len(name) <= MAX_CHARACTERS and name.count(".") < MAX_SEGMENTS and grammar.fullmatch(name) is not None
-    )
+    return name.count(".") < MAX_SEGMENTS and grammar.fullmatch(name) is not None
 
 
 def _quoted(name: object) -> str:

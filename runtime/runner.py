@@ -242,7 +242,7 @@ class Runner:
                             await self._run(handler, delivery, scope)
                             del delivery
                             if task.cancelling():
-                                await _shake_off_cancellation(task)
+                                await _shake_off_cancellation()
                             if self._may_stand_by(number) and not scope.cancel_called:
                                 await self._stand_by(number)
                     finally:
@@ -262,6 +262,11 @@ class Runner:
         attempt_of_logs.set(None)
         try:
             await called.wait()
+        except asyncio.CancelledError:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # Somebody who knew it by an attempt that has ended meant that one.
+            _forget_cancellation()
         finally:
             if self._standing_by.get(number) is called:
                 del self._standing_by[number]
@@ -362,11 +367,17 @@ class Runner:
             scope.cancel()
 
 
-async def _shake_off_cancellation(task: asyncio.Task[Any]) -> None:
+async def _shake_off_cancellation() -> None:
     """A handler may have cancelled the task it ran in: the next delivery must not suffer for it."""
     if anyio.current_effective_deadline() == -math.inf:
         return
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
+    _forget_cancellation()
+
+
+def _forget_cancellation() -> None:
+    task = asyncio.current_task()
+    assert task is not None
     while task.cancelling():
         task.uncancel()

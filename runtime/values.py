@@ -79,7 +79,7 @@ def _dump(value: object) -> bytes:
     """The value as JSON, or the ValueError that says it has none."""
     # In two steps: asked directly, a model writes NaN as null without a word.
     data = to_json(to_jsonable_python(value))
-    if _BACKSLASH in data and _ESCAPED_NUL.search(data):
+    if _BACKSLASH in data and b"\\u0000" in data and _ESCAPED_NUL.search(data):
         raise ValueError("a NUL character")
     # Quick signs of a number that is none or too long to be read again; they may also stand in a text.
     if (

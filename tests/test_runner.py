@@ -133,6 +133,28 @@ async def test_one_task_stands_by_for_the_next_delivery_and_keeps_nothing_of_the
     assert tasks[0].done()
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["with the next", "before the next"])
+async def test_a_task_that_is_cancelled_after_its_attempt_takes_nobody_with_it(at_once: bool) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def work(value: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+
+    async with stage(work).open() as it:
+        for count in range(1, 4):
+            it.give("work", count)
+            await it.reported(count)
+            await anyio.wait_all_tasks_blocked()
+            tasks[-1].cancel()
+            if not at_once:
+                await anyio.wait_all_tasks_blocked()
+        await anyio.wait_all_tasks_blocked()
+        assert it.runner.running == []
+    assert all(report.outcome is None for report in it.reports)
+
+
 async def test_of_handlers_that_ran_together_one_task_stands_by() -> None:
     tasks: list[asyncio.Task[Any] | None] = []
     together = anyio.Event()

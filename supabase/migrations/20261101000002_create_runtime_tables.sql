@@ -83,7 +83,7 @@ create table runtime.deliveries (
     ordered_key text collate "C",
     primary key (message_id, subscription)
 ) with (
-    -- Room on each page for every row once more: one that is taken stays where it is, and only one index moves.
+    -- Room on each page for every row once more: one that is taken stays on its page.
     fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
@@ -154,7 +154,9 @@ create table runtime.pumps (
     number integer not null unique generated always as identity,
     worker uuid not null,
     n bigint not null default 0,
+    -- The two before it: not n - 1 and n - 2, for a refused exchange takes its number with it.
     previous bigint not null default 0,
+    last_but_one bigint not null default 0,
     lease uuid,
     refused jsonb not null default '[]'
 ) with (fillfactor = 50);

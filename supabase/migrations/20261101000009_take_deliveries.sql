@@ -1,8 +1,9 @@
 -- What is taken? Fresh deliveries past the pump's cursor, and due ones when their time may have come.
+-- The clock is read in a query of its own: read for each row it serves no index, and all that is delayed were walked through.
 
 -- What is told of a delivery is carried along from where it is taken: nothing is looked up twice.
 create type runtime.taken as (
-    message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint, heavy boolean
+    message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint
 );
 
 create type runtime.taking as (
@@ -57,7 +58,7 @@ begin
                              else coalesce(pg_column_size(m.value), 0) end as bytes
         from unnest(ids) with ordinality as t (id, place)
         -- One whose message is gone weighs nothing, but has to come along to be dropped.
-        left join public.consciousness_stream m on m.id = t.id
+        left join lateral (select l.value from public.consciousness_stream l where l.id = t.id offset 0) m on true
         order by t.place
     loop
         total := total + weighed.bytes;
@@ -108,7 +109,7 @@ begin
         where d.ctid = p.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select coalesce(array_agg(row(t.*)::runtime.taken), '{}'),
+    select coalesce(array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), '{}'),
            -- As runtime.describe says it; what is heavy has to be weighed first.
            json_agg(json_build_array(
                t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
@@ -187,7 +188,7 @@ begin
     join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
     cross join lateral (
         select c.message_id, c.subscription from runtime.deliveries c
-        where c.subscription = w.key::integer and c.visible_at <= clock_timestamp()
+        where c.subscription = w.key::integer and c.visible_at <= (select clock_timestamp())
           and case when c.lease is not null then 2 when c.crashes >= 2 then 1 else 0 end = 2
         order by c.visible_at
         limit 500
@@ -211,26 +212,24 @@ begin
         join runtime.subscriptions s on s.id = w.key::integer
         cross join lateral (
             select one.ctid as place from runtime.deliveries one
-            where one.subscription = s.id and one.visible_at <= clock_timestamp()
+            where one.subscription = s.id and one.visible_at <= (select clock_timestamp())
               and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
             order by one.visible_at
-            limit case when alone then 1 else w.value::integer end
+            limit w.value::integer
             for update skip locked
         ) d
         where s.settled and s.paused_at is null and not s.ordered and w.value::integer > 0
-        limit case when alone then 1 end
     ), taken as (
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
         from picked p
         where d.ctid = p.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.*)::runtime.taken), bool_or(t.heavy) into take_due.taken, heavy from taken t;
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), bool_or(t.heavy) into take_due.taken, heavy from taken t;
 end
 $$;
 comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
-    'Leases delayed and retrying deliveries whose time has come. Alone: one delivery that has crashed its worker '
-    'twice, and nothing else.';
+    'Leases delayed and retrying deliveries whose time has come; or those that are to be taken alone.';
 
 create function runtime.take_ordered(
     wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
@@ -253,7 +252,7 @@ begin
     if due then
         overdue := array(
             select f.message_id from runtime.deliveries f
-            where f.subscription = wanted and f.visible_at <= clock_timestamp()
+            where f.subscription = wanted and f.visible_at <= (select clock_timestamp())
               and case when f.lease is not null then 2 when f.crashes >= 2 then 1 else 0 end = alone::integer
             order by f.visible_at limit 4 * amount
             for update skip locked
@@ -283,7 +282,7 @@ begin
         );
         heads := array(
             select f from unnest(firsts) as f where f = any (seen)
-            order by f limit case when alone then 1 else amount end
+            order by f limit amount
         );
         exit when cardinality(heads) = amount or cardinality(fresh) < looks;
     end loop;
@@ -296,7 +295,7 @@ begin
         where d.subscription = wanted and d.message_id = any (heads)
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.*)::runtime.taken), array_agg(t.message_id), bool_or(t.heavy)
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), array_agg(t.message_id), bool_or(t.heavy)
     into take_ordered.taken, ids, heavy from taken t;
     if cardinality(heads) = amount then
         -- As many as were wanted: what stands behind them is in nobody's way.
@@ -348,14 +347,15 @@ begin
         result.look_again := result.look_again or one.look_again;
         if one.is_full then
             result.filled := result.filled || lane;
+            result.least := 0;
         end if;
         if one.taken is not null then
-            result.taken := result.taken || one.taken;
+            -- First, so that it is not these few that do not fit behind others.
+            result.taken := one.taken || result.taken;
             result.rows := null;
             result.heavy := coalesce(result.heavy, false) or one.heavy;
         end if;
     end loop;
-    result.least := 0;
     return result;
 end
 $$;
@@ -413,7 +413,7 @@ begin
         join runtime.subscriptions s on s.id = w.key::integer
         cross join lateral (
             select n.visible_at from runtime.deliveries n
-            where n.subscription = s.id and n.visible_at <= clock_timestamp()
+            where n.subscription = s.id and n.visible_at <= (select clock_timestamp())
               and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = 1
             order by n.visible_at limit 1
         ) d
@@ -452,7 +452,11 @@ begin
         set lease = null,
             visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
         from unnest(so_far.taken[fitting + 1:]) as t
-        where d.message_id = t.message_id and d.subscription = t.subscription;
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = t.message_id and l.subscription = t.subscription offset 0
+        ) at
+        where d.ctid = at.place;
         result.filled := array(select distinct t.subscription from unnest(so_far.taken) as t);
         result.least := null;
         result.taken := so_far.taken[:fitting];
@@ -492,7 +496,7 @@ begin
         -- What came due while this exchange was taking is due now: it was too late for it, and too early for a timer.
         -- But what is to be taken alone (1) is told of apart, also where this exchange made it so.
         where n.subscription = w.key::integer and n.visible_at < 'infinity'
-          and n.visible_at > case when standing = 1 then clock_timestamp() else since end
+          and n.visible_at > case when standing = 1 then (select clock_timestamp()) else since end
           and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
         order by n.visible_at limit 1
     ) d
@@ -509,7 +513,7 @@ begin
     select exists (
         select from jsonb_each_text(wanted) as w
         join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
-        join runtime.deliveries d on d.subscription = s.id and d.visible_at <= clock_timestamp()
+        join runtime.deliveries d on d.subscription = s.id and d.visible_at <= (select clock_timestamp())
         where case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 1
     )
     );

@@ -201,7 +201,9 @@ begin
             select l.ctid as place from runtime.deliveries l
             where l.message_id = t.message_id and l.subscription = t.subscription offset 0
         ) d
-        left join public.consciousness_stream m on m.id = t.message_id
+        left join lateral (
+            select l.id, l.expires_at from public.consciousness_stream l where l.id = t.message_id offset 0
+        ) m on true
         where m.id is null or m.expires_at <= at
     ), ended as (
         delete from runtime.deliveries d using hopeless h
@@ -255,7 +257,7 @@ create function runtime.fall_asleep(me runtime.workers, pump runtime.pumps, free
 returns table (new_fence xid8, quiet boolean)
 language plpgsql set search_path = '' as $$
 declare
-    called bigint := (select max(c.n) from runtime.calls c where c.pump = fall_asleep.pump.id and c.n >= fall_asleep.pump.previous - 1);
+    called bigint := (select max(c.n) from runtime.calls c where c.pump = fall_asleep.pump.id and c.n >= fall_asleep.pump.last_but_one);
 begin
     if not me.asleep or me.free is distinct from fall_asleep.free or me.pump is distinct from fall_asleep.pump.id then
         update runtime.workers w set asleep = true, free = fall_asleep.free, pump = fall_asleep.pump.id
@@ -394,7 +396,7 @@ begin
 
     for tries in 1..2 loop
         update runtime.pumps p
-        set previous = p.n, n = stream_exchange.n, lease = new_lease, refused = '[]'
+        set last_but_one = p.previous, previous = p.n, n = stream_exchange.n, lease = new_lease, refused = '[]'
         from (select stream_exchange.worker as id) asked
         left join runtime.workers w on w.id = asked.id
         where p.id = stream_exchange.pump and p.n < stream_exchange.n
@@ -415,7 +417,7 @@ begin
             'n', n, 'repeated', true, 'refused', mine.refused,
             'taken', coalesce((
                 select (runtime.describe(
-                    array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy)::runtime.taken),
+                    array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority)::runtime.taken),
                     mine.lease, '-infinity'
                 )).rows
                 from runtime.deliveries d

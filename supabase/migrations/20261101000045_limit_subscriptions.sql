@@ -42,7 +42,7 @@ language plpgsql stable set search_path = '' as $$
 begin
     return (
     select count(*) from runtime.deliveries d
-    where d.subscription = target and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
+    where d.subscription = target and d.visible_at > (select clock_timestamp()) and d.visible_at < 'infinity'
       and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
     );
 end
@@ -58,7 +58,7 @@ begin
             select from unnest(array[0, 1, 2]) as standing
             cross join lateral (
                 select d.message_id from runtime.deliveries d
-                where d.subscription = target and d.visible_at <= clock_timestamp()
+                where d.subscription = target and d.visible_at <= (select clock_timestamp())
                   and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = standing
                 limit 1
             ) due
@@ -104,7 +104,7 @@ begin
                     seconds := (
                         select extract(epoch from min(d.visible_at) - clock_timestamp())
                         from runtime.deliveries d
-                        where d.subscription = one.subscription and d.visible_at > clock_timestamp()
+                        where d.subscription = one.subscription and d.visible_at > (select clock_timestamp())
                           and d.visible_at < 'infinity'
                           and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2);
                 end if;

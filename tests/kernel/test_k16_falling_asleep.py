@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from asyncpg import PostgresError
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Answer, Worker, connected, insert
@@ -177,8 +178,13 @@ async def left_at_a_call(_db: Any, sleepy: Worker, caller: Any, writer: Any) -> 
 
 
 async def called_within_a_look(db: Any, sleepy: Worker, caller: Any, writer: Any) -> tuple[bool, list[int]]:
-    """The same, but both write while a look is under way that has asked already whether it may sleep."""
+    """Two write while a look is under way that has asked already whether it may sleep; one leaves it at the call."""
     await sleepy.fall_asleep()
+    return await within_a_look(db, sleepy, caller, writer)
+
+
+async def within_a_look(db: Any, sleepy: Worker, caller: Any, writer: Any) -> tuple[bool, list[int]]:
+    """What happens there, from when it sleeps."""
     before = "looked_at := clock_timestamp();"
     await switch_off(
         db, "public.stream_exchange", before, f"perform pg_advisory_xact_lock_shared({STOP}); {before}"
@@ -197,7 +203,15 @@ async def called_within_a_look(db: Any, sleepy: Worker, caller: Any, writer: Any
     return slept, (await lie_down(sleepy)).ids
 
 
-@pytest.mark.parametrize("scene", [left_at_a_call, called_within_a_look])
+async def called_after_a_refusal(db: Any, sleepy: Worker, caller: Any, writer: Any) -> tuple[bool, list[int]]:
+    """The same, but an exchange before that look was refused, and took its number with it."""
+    await sleepy.fall_asleep()
+    with pytest.raises(PostgresError):
+        await sleepy.exchange(done=[{"message": "none"}])
+    return await within_a_look(db, sleepy, caller, writer)
+
+
+@pytest.mark.parametrize("scene", [left_at_a_call, called_within_a_look, called_after_a_refusal])
 async def test_k16_who_leaves_it_at_a_call_is_waited_for(
     db: Any, sleepy: Worker, connect: Connect, writer: Any, hearing: Ears, scene: Scene
 ) -> None:
@@ -208,7 +222,7 @@ async def test_k16_who_leaves_it_at_a_call_is_waited_for(
     assert await hearing.heard() == [sleepy.channel]
 
 
-@pytest.mark.parametrize("scene", [left_at_a_call, called_within_a_look])
+@pytest.mark.parametrize("scene", [left_at_a_call, called_within_a_look, called_after_a_refusal])
 async def test_k16_deaf_to_the_call_that_it_was_left_at_it_sleeps_over_a_message(
     db: Any, sleepy: Worker, connect: Connect, writer: Any, hearing: Ears, scene: Scene
 ) -> None:
@@ -217,7 +231,11 @@ async def test_k16_deaf_to_the_call_that_it_was_left_at_it_sleeps_over_a_message
         await switch_off(
             db, "runtime.fall_asleep", "called = fall_asleep.pump.previous then", "called = -1 then"
         )
-    await switch_off(db, "runtime.fall_asleep", "elsif called is not null", "elsif false")
+    if scene is called_after_a_refusal:
+        # As if numbers were never missing.
+        await switch_off(db, "runtime.fall_asleep", "pump.last_but_one", "pump.previous - 1")
+    else:
+        await switch_off(db, "runtime.fall_asleep", "elsif called is not null", "elsif false")
     async with connect() as caller:
         slept, _ = await scene(db, sleepy, caller, writer)
     assert slept
