@@ -181,8 +181,8 @@ _PICTURES: dict[str, tuple[str, tuple[Panel, ...]]] = {
     "paths": (
         "latency/Realtime + REST, idle, p50",
         (
-            _spans("commit to handler by way in, idle", _of_ways("idle")),
-            _spans("commit to handler by way in, under load", _of_ways("under load")),
+            _spans("each way in, idle", _of_ways("idle")),
+            _spans("each way in, under load", _of_ways("under load")),
         ),
     ),
     "growth": (
