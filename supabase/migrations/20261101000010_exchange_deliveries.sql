@@ -380,7 +380,7 @@ declare
     answer jsonb := '{}';
     limited_seconds double precision;
     described json := '[]';
-    -- A call that is assigned costs a third of one that is performed.
+    -- Assigned, a call is an expression; performed, it would be a query.
     set_to text;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
