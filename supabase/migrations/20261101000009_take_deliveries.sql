@@ -1,5 +1,6 @@
 -- What is taken? Fresh deliveries past the pump's cursor, and due ones when their time may have come.
--- The clock is read in a query of its own: read for each row it serves no index, and all that is delayed were walked through.
+-- The clock is read in a query of its own: read for each row it serves no index, and all that is delayed would be
+-- walked through.
 
 -- What is told of a delivery is carried along from where it is taken: nothing is looked up twice.
 create type runtime.taken as (
@@ -225,7 +226,10 @@ begin
         where d.ctid = p.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), bool_or(t.heavy) into take_due.taken, heavy from taken t;
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken),
+           bool_or(t.heavy)
+    into take_due.taken, heavy
+    from taken t;
 end
 $$;
 comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
@@ -295,8 +299,10 @@ begin
         where d.subscription = wanted and d.message_id = any (heads)
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), array_agg(t.message_id), bool_or(t.heavy)
-    into take_ordered.taken, ids, heavy from taken t;
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken),
+           array_agg(t.message_id), bool_or(t.heavy)
+    into take_ordered.taken, ids, heavy
+    from taken t;
     if cardinality(heads) = amount then
         -- As many as were wanted: what stands behind them is in nobody's way.
         return;

@@ -160,7 +160,13 @@ async def test_k6_taking_reads_the_index_of_what_it_takes(
         (due,) = plans.of("select one.ctid as place from runtime.deliveries one where one.sub")
         assert due.scans_of("deliveries") == {"deliveries_due", "Tid Scan"}
         assert "visible_at" not in due.sorted_by
-        for plan in plans.all:
+
+        await db.execute(
+            "update runtime.deliveries set crashes = 2, visible_at = clock_timestamp() where message_id = 3000"
+        )
+        alone = await taking(worker, db, due=True, alone=True)
+        assert [plan for plan in alone.all if "order by d.visible_at" in plan.statement]
+        for plan in plans.all + alone.all:
             assert "Seq Scan" not in plan.scans_of("deliveries") | plan.scans_of("consciousness_stream")
             # Neither ended leases nor what is to be taken alone is searched for among all that is due, and nothing that
             # is due among all that is delayed or parked.

@@ -170,6 +170,18 @@ async def exchange_repeats(db: Any, worker: Worker) -> None:
 
 
 @call
+async def exchange_takes_alone(db: Any, worker: Worker) -> None:
+    taken, *_ = await worker.take(1)
+    await db.execute(
+        "update runtime.deliveries set lease = null, crashes = 2, visible_at = clock_timestamp() "
+        "where message_id = $1 and subscription = $2",
+        taken.id, taken.subscription,
+    )  # fmt: skip
+    assert [each.id for each in await worker.take(alone=True)] == [taken.id]
+    await db.fetchval("select stream_leave($1)", worker.id)
+
+
+@call
 async def exchange_beats_and_sleeps(db: Any, worker: Worker) -> None:
     await worker.exchange(want={"a.idle": 5}, due=True, sleep=True, beat=True, nonce="n", settle=True)
     await db.fetchval("select stream_beat($1, 'n')", worker.id)
