@@ -113,5 +113,5 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Any]:
     if external is None:
         yield request.getfixturevalue("stack")
     else:
-        external.empty()
-        yield external
+        with external.lent() as lent:
+            yield lent

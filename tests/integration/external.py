@@ -5,7 +5,8 @@ ANON_KEY, PUBLISHABLE_KEY, SECRET_KEY and JWT_SECRET, where they are not the CLI
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -18,16 +19,27 @@ from runtime.local import keys
 
 _NAMES: Final = ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL")
 _HERE: Final = ("127.0.0.1", "localhost", "::1")
+# The kernel's own rows stay: a table of one row (with the column `only_row`) is written by the migrations, and without
+# its row in `runtime.routing` nothing is ever fanned out again.
 _EMPTY: Final = """
 do $$
 begin
+    perform set_config('lock_timeout', '30s', true);
     execute (
         select 'truncate ' || string_agg(c.oid::regclass::text, ', ') from pg_class c
-        where c.relkind = 'r' and c.oid <> 'runtime.policy'::regclass
+        where c.relkind = 'r'
           and (c.relnamespace = 'runtime'::regnamespace or c.oid = 'public.consciousness_stream'::regclass)
+          and not exists (
+              select from pg_attribute a where a.attrelid = c.oid and a.attname = 'only_row' and not a.attisdropped
+          )
     );
 end
 $$
+"""
+# A test may hurry the kernel on; whose stack it is wants its own values back.
+_RESTORE: Final = """
+with gone as (delete from runtime.policy returning 1)
+insert into runtime.policy select p.* from gone, jsonb_populate_record(null::runtime.policy, $1::text::jsonb) p
 """
 
 
@@ -65,11 +77,22 @@ class ExternalStack:
 
     def empty(self) -> None:
         """Leave no message, subscription or run of an earlier test."""
-        anyio.run(self._empty)
+        anyio.run(self._execute, _EMPTY)
 
-    async def _empty(self) -> None:
+    @contextmanager
+    def lent(self) -> Iterator[Self]:
+        """Lend the stack to one test: empty before and afterwards, and its policy as the test found it."""
+        self.empty()
+        (policy,) = anyio.run(self._execute, "select to_jsonb(p)::text as row from runtime.policy p")
+        try:
+            yield self
+        finally:
+            self.empty()
+            anyio.run(self._execute, _RESTORE, policy["row"])
+
+    async def _execute(self, sql: str, *values: str) -> "list[asyncpg.Record]":
         connection = await asyncpg.connect(self.db_url)
         try:
-            await connection.execute(_EMPTY)
+            return await connection.fetch(sql, *values)
         finally:
             await connection.close()

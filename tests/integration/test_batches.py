@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from runtime.local import keys
 from tests.integration.conftest import connected, settled, until
 from tests.integration.test_supervision import supervised
 
@@ -35,7 +34,7 @@ async def book(entries: list[Message[int]], context: BatchContext) -> None:
 async def test_g4_every_message_of_every_batch_is_booked_once_though_workers_are_killed(
     store: str, stack: Any, tmp_path: Path
 ) -> None:
-    admin = stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    admin = stack.admin_url
     environment = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     environment["RUNTIME_LEASE_SECONDS"] = "1"
     url = stack.db_url if store == "direct" else ""

@@ -8,7 +8,6 @@ from typing import Any
 import anyio
 import pytest
 
-from runtime.local import keys
 from runtime.settings import Settings
 from runtime.stream import connect
 from tests.integration.conftest import connected, settled, until
@@ -63,7 +62,7 @@ async def test_g9_a_new_version_deployed_under_load_loses_nothing_and_doubles_no
                 sent.append(number)
                 await anyio.sleep(0.002)
 
-    admin = stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    admin = stack.admin_url
     async with (
         connected(admin) as connection,
         AsyncExitStack() as running,

@@ -10,7 +10,6 @@ import anyio
 import pytest
 
 from runtime import Agent, Context, Message, connect
-from runtime.local import keys
 from tests.faulty_proxy import faulty_proxy
 from tests.integration.conftest import connected, running, settings_of, until
 from tests.integration.test_supervision import supervised
@@ -42,7 +41,7 @@ async def heard(connection: Any) -> Counter[tuple[int, str, str]]:
 async def test_each_process_gets_each_message_once_and_a_killed_one_nothing_later(
     store: str, stack: Any, tmp_path: Path
 ) -> None:
-    admin = stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    admin = stack.admin_url
     environment = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     url = stack.db_url if store == "direct" else ""
     async with connected(admin) as connection, connect(settings_of(stack)) as stream:

@@ -1,11 +1,17 @@
-"""A stack that the environment names is one on this machine, and each test finds it empty."""
+"""A named stack is one on this machine, each test finds it empty, and the suite leaves it whole."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from tests.integration.conftest import connected
+from runtime import Agent
+from runtime.local.stack import LocalStack
+from tests.integration.conftest import connected, running, settings_of, settled, until
 from tests.integration.external import ExternalStack
 
 pytestmark = pytest.mark.anyio
@@ -57,3 +63,69 @@ async def test_nothing_of_an_earlier_test_is_left(stack: Any) -> None:
         ):
             assert await connection.fetchval(f"select count(*) from {table}") == 0
         assert await connection.fetchval("select count(*) from runtime.policy") == 1
+        assert await connection.fetchval("select count(*) from runtime.routing") == 1
+
+
+# One over each way a stack is used, and one that hurries the kernel on.
+SOME = (
+    "tests/integration/test_external.py::test_nothing_of_an_earlier_test_is_left",
+    "tests/integration/test_faults.py::test_g1_g3_every_message_is_done_once_in_spite_of[rows dropped]",
+    "tests/integration/test_timers.py",
+    "tests/integration/test_webhooks_out.py::test_while_a_target_is_down_messages_wait_without_spending_attempts",
+)
+
+
+@pytest.mark.own_stack
+async def test_t1_the_suite_runs_twice_against_a_stack_of_somebody_else_and_leaves_it_whole() -> None:
+    with LocalStack.temporary() as somebodys:
+        await anyio.to_thread.run_sync(somebodys.start)
+        environment = {
+            **os.environ,
+            "SUPABASE_URL": somebodys.api_url,
+            "SUPABASE_SERVICE_ROLE_KEY": somebodys.service_role_key,
+            "DATABASE_URL": somebodys.db_url,
+        }
+        rules = "select to_jsonb(p)::text from runtime.policy p"
+        async with connected(somebodys.db_url) as connection:
+            before = await connection.fetchval(rules)
+            for _ in range(2):
+                await anyio.to_thread.run_sync(run_some, environment)
+            assert await connection.fetchval(rules) == before
+            assert await connection.fetchval("select count(*) from runtime.routing") == 1
+            await wakes_an_agent(somebodys, connection)
+
+
+def run_some(environment: dict[str, str]) -> None:
+    """Run some of this suite against the stack that the environment names."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        *SOME,
+    ]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout
+
+
+async def wakes_an_agent(stack: LocalStack, connection: Any) -> None:
+    """A plain insert reaches an agent, as it did before."""
+    seen: list[int] = []
+    agent = Agent("whole")
+
+    @agent.on("whole.task")
+    async def note(value: int) -> None:
+        seen.append(value)
+
+    async with running([agent], settings_of(stack)):
+        await until(lambda: settled(connection, "whole.note"))
+        await connection.execute("insert into consciousness_stream (key, value) values ('whole.task', '7')")
+        await until(lambda: seen == [7])

@@ -73,7 +73,8 @@ async def test_g1_g3_every_message_is_done_once_in_spite_of(stack: Any, fault: s
             for _ in range(5):
                 await send(connection, 4)
                 await until(lambda: len(seen) == sent)
-            assert sum(faults.struck.values()) > 0
+            # Broadcasts may have done everything before the first row comes, up to half a second after its commit.
+            await until(lambda: sum(faults.struck.values()) > 0)
             faults.heal()
             await send(connection, 4)
             await until(lambda: len(seen) == sent)

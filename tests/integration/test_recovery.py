@@ -18,7 +18,6 @@ from starlette.routing import Route, WebSocketRoute
 
 from runtime import Agent, connect
 from runtime.errors import MigrationMissing, Unauthorized
-from runtime.local import keys
 from runtime.local.stack import LocalStack
 from runtime.wakeups.phoenix import Timings
 from runtime.worker import Worker
@@ -262,7 +261,7 @@ async def test_a_token_that_expires_is_told_and_a_direct_connection_goes_on_poll
     stack: Any, seen: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     claims = {"role": "service_role", "iss": "supabase-demo", "exp": int(time.time()) + 6}
-    token = jwt.encode(claims, keys.JWT_SECRET, algorithm="HS256")
+    token = jwt.encode(claims, stack.jwt_secret, algorithm="HS256")
     settings = settings_of(stack, supabase_key=token, database_url=stack.db_url, notify=False)
     async with running(counting(seen), settings) as worker, connected(stack.db_url) as connection:
         await until(lambda: settled(connection, "recovering.note"))
@@ -277,7 +276,7 @@ async def test_a_token_that_expires_under_a_worker_over_rest_is_told_and_nothing
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     claims = {"role": "service_role", "iss": "supabase-demo", "exp": int(time.time()) + 4}
-    token = jwt.encode(claims, keys.JWT_SECRET, algorithm="HS256")
+    token = jwt.encode(claims, stack.jwt_secret, algorithm="HS256")
     async with running(counting([]), settings_of(stack, supabase_key=token, sweep_seconds=2), live=False):
         await until(lambda: "the store cannot be used" in caplog.text)
         assert "JWT expired" in caplog.text

@@ -8,7 +8,6 @@ import anyio
 import pytest
 
 from runtime.errors import AskFailed, AskTimeout
-from runtime.local import keys
 from runtime.stream import Stream, connect
 from tests.integration.conftest import connected, settings_of, settled, until
 from tests.integration.test_supervision import Run, supervised
@@ -80,7 +79,7 @@ async def kill_whoever_has(connection: Any, run: Run, request: int) -> None:
 async def test_requests_are_answered_by_processes_that_are_killed_and_replaced(
     store: str, stack: Any, tmp_path: Path
 ) -> None:
-    admin = stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    admin = stack.admin_url
     environment = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     url = stack.db_url if store == "direct" else ""
     settings = settings_of(stack, database_url=stack.db_url if store == "direct" else None)

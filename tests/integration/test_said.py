@@ -14,7 +14,6 @@ import websockets
 
 from runtime import Agent, Context, connect
 from runtime.errors import InvalidValue, SettingsError
-from runtime.local import keys
 from runtime.message import Message
 from runtime.said import Said
 from runtime.settings import Settings
@@ -77,7 +76,7 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
     async with (
         connect(settings) as stream,
         running([writer], settings, live=False),
-        connected(stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)) as database,
+        connected(stack.admin_url) as database,
         anyio.create_task_group() as tasks,
     ):
         tasks.start_soon(hear, stream, ">", everything)
@@ -195,7 +194,7 @@ async def test_others_neither_hear_what_is_said_nor_say_anything(
 ) -> None:
     caplog.set_level(logging.INFO)
     heard: list[Message[Any] | Said[Any]] = []
-    key = make_token(secret=keys.JWT_SECRET, role=role)
+    key = make_token(secret=stack.jwt_secret, role=role)
     url = stack.api_url.replace("http", "ws", 1)
     forged = {"said": [{"key": "news.tick", "number": 1, "value": "forged", "sayer": "x"}]}
     message = {"topic": topic, "event": "said", "private": True, "payload": forged}
@@ -217,15 +216,16 @@ async def test_others_neither_hear_what_is_said_nor_say_anything(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.own_stack
 async def test_a_policy_opens_what_is_said_under_one_key_and_nothing_else(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "listening.md").read_text()
     (policy,) = re.findall(r"```sql\n(.*?)```", page, re.S)
     user = "11111111-1111-1111-1111-111111111111"
-    token = make_token(secret=keys.JWT_SECRET, role="authenticated", sub=user)
+    token = make_token(secret=stack.jwt_secret, role="authenticated", sub=user)
     url = stack.api_url.replace("http", "ws", 1)
-    async with connected(stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)) as database:
+    async with connected(stack.admin_url) as database:
         await database.execute(policy)
         await database.execute("grant select on realtime.messages to authenticated")
     async with (

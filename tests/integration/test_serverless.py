@@ -12,7 +12,6 @@ import pytest
 
 from runtime import Agent, Context, RetryLater, Tick, drain
 from runtime.errors import DeclarationError, StoreUnavailable
-from runtime.local import keys
 from tests.cli.shell import Shell
 from tests.integration.conftest import connected, settings_of, until
 from tests.integration.test_webhooks_in import WAKING, serving, signed
@@ -266,7 +265,7 @@ def test_runtime_drain_is_a_job_for_a_scheduler(stack: Any, tmp_path: Path) -> N
 
 
 def _admin(stack: Any) -> str:
-    return str(stack.db_url).replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    return str(stack.admin_url)
 
 
 async def _leased(stack: Any) -> bool:

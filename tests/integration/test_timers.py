@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from runtime.local import keys
 from tests.integration.conftest import connected, until
 from tests.integration.test_supervision import supervised
 
@@ -27,7 +26,7 @@ async def strike(tick: Tick) -> str:
 async def test_every_slot_is_ticked_once_by_workers_that_are_killed_and_replaced(
     store: str, stack: Any, tmp_path: Path
 ) -> None:
-    admin = stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    admin = stack.admin_url
     environment = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
     url = stack.db_url if store == "direct" else ""
     async with connected(admin) as connection:

@@ -279,7 +279,6 @@ async def test_g9_a_server_that_is_told_to_end_finishes_what_it_does(stack: Any,
 
 
 async def _holds(stack: Any, condition: str) -> bool:
-    from runtime.local import keys
 
-    async with connected(stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1)) as connection:
+    async with connected(stack.admin_url) as connection:
         return bool(await connection.fetchval(condition))

@@ -17,7 +17,6 @@ import pytest
 from standardwebhooks import Webhook
 
 from runtime import connect
-from runtime.local import keys
 from runtime.local.ports import free_port
 from runtime.message import Draft
 from runtime.operations import Letters
@@ -51,7 +50,7 @@ def environment(stack: Any, url: str, **more: str) -> dict[str, str]:
 
 def admin(stack: Any) -> str:
     """The URL of the superuser, who sees the runtime's own tables."""
-    return str(stack.db_url.replace("postgres:", f"{keys.SUPERUSER}:", 1))
+    return str(stack.admin_url)
 
 
 @pytest.mark.parametrize("store", ["direct", "rest"])
