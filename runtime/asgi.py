@@ -29,7 +29,7 @@ from runtime.connections import open_store
 from runtime.discovery import discover_with_sources
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
 from runtime.message import Draft
-from runtime.secrets import environment, secrets_in
+from runtime.secrets import environment, given, secrets_in
 from runtime.serverless import Drains
 from runtime.settings import Settings
 from runtime.store import Sent, Store
@@ -80,13 +80,13 @@ class WebhookApp:
         self._drains = Drains(agents, self._settings) if is_serverless and worker else None
         self._is_running = False
         patterns = [pattern for each in (worker.handlers if worker else []) for pattern in each.patterns]
-        secret = self._settings.webhook_secret
+        secret = given(self._settings.webhook_secret)
         self._has_secret = secret is not None
         if self._drains is not None and secret is None:
             raise SettingsError(
                 "Set RUNTIME_WEBHOOK_SECRET: whoever calls /drain must send it, as `authorization: Bearer …`."
             )
-        self._webhook = DatabaseWebhook(secret.get_secret_value() if secret else None, patterns)
+        self._webhook = DatabaseWebhook(secret, patterns)
         self._store: Store | None = None
         self._opening = anyio.Lock()
         self._app = Starlette(

@@ -10,6 +10,7 @@ from runtime.errors import SettingsError
 from runtime.keys import matches
 from runtime.said import Said, topic_of
 from runtime.saying import NOTHING_SAID, NotifyWay, RealtimeWay, Sayer
+from runtime.secrets import given
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups import Wakeups
@@ -86,8 +87,7 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
     if settings.webhook:
         from runtime.wakeups.webhook import WebhookWakeups
 
-        secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else None
-        sources.append(WebhookWakeups(settings.webhook, secret, patterns=patterns))
+        sources.append(WebhookWakeups(settings.webhook, given(settings.webhook_secret), patterns=patterns))
     return sources
 
 

@@ -22,7 +22,7 @@ from runtime.handler import Handler
 from runtime.message import Message
 from runtime.resting import Rests
 from runtime.retry import Reject, RetryLater
-from runtime.secrets import environment
+from runtime.secrets import environment, given
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.target import Target
@@ -331,7 +331,7 @@ def _keys(name: str, target: Target) -> list[bytes]:
         return [read_secret(secret) for secret in target.secrets]
     text = environment().get(target.secret_name, "")
     try:
-        keys = [read_secret(secret) for secret in text.split()]
+        keys = [read_secret(secret) for secret in text.split() if given(secret)]
     except SettingsError as error:
         raise SettingsError(f"{target.secret_name}, which {name} signs with: {error}") from None
     if not keys:

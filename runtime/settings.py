@@ -9,8 +9,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from runtime.addresses import DatabaseAddress, check_key, project_url
 from runtime.allowance import Allowed
 from runtime.errors import SettingsError
+from runtime.secrets import given
 
 _PREFIX = "RUNTIME_"
+# Settings that may be absent: a blank, or quotes around nothing, leaves them so.
+_UNSET_WHEN_BLANK = (
+    "supabase_url", "supabase_key", "database_url", "webhook", "webhook_secret", "metrics_port", "retention_days",
+)  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -130,6 +135,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level logged."
     )
+
+    @field_validator(*_UNSET_WHEN_BLANK, mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        if value is None or isinstance(value, str | SecretStr):
+            return given(value)
+        return value
 
     @field_validator("supabase_url")
     @classmethod

@@ -13,7 +13,8 @@ from runtime.asgi import WebhookApp, sources_in
 from runtime.cli.output import err, export_telemetry, logs_are_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover_with_sources
-from runtime.serving import bound, served
+from runtime.secrets import check_exposed, given
+from runtime.serving import bound, is_loopback, served
 
 PORT = 8322
 
@@ -43,6 +44,8 @@ def serve(
         raise typer.BadParameter("name agents or sources, or set RUNTIME_SOURCES: there is nothing to serve")
     if settings.telemetry:
         export_telemetry()
+    if not is_loopback(host) and (secret := given(settings.webhook_secret)) is not None:
+        check_exposed(secret, "RUNTIME_WEBHOOK_SECRET")
     app = WebhookApp(agents, sources, settings=settings)
     for source in sources:
         err.print(f"/webhooks/{source.name} for {source.key}", style="dim", soft_wrap=True, markup=False)

@@ -15,6 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from runtime.secrets import given
+
 CSRF_HEADER = "x-csrf-token"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _SAFE = frozenset({"GET", "HEAD"})
@@ -31,11 +33,6 @@ _HEADERS = {
 }
 _REFUSED = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Refused</title>
 <link rel="stylesheet" href="/static/dashboard.css"><body class="refused"><main><h1>Refused</h1><p>{why}</p></main>"""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen at is reached from this machine alone."""
-    return host in ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +56,15 @@ class Guard:
 
     Args:
         port: where the dashboard listens: part of the cookie's name, since cookies know no ports.
-        token: what a caller must know, or None where only this machine can call.
+        token: what a caller must know, or None where only this machine can call; a blank one is none.
     """
 
     port: int
     token: str | None
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", given(self.token))
 
     @property
     def cookie(self) -> str:
@@ -80,8 +80,8 @@ class Guard:
         if path.startswith("/static/") and method in _SAFE:
             return None
         if self.token is not None:
-            given = dict(parse_qsl(query)).get("token")
-            if given is not None and method in _SAFE and _same(given, self.token):
+            brought = dict(parse_qsl(query)).get("token")
+            if brought is not None and method in _SAFE and _same(brought, self.token):
                 rest = urlencode([pair for pair in parse_qsl(query) if pair[0] != "token"])
                 return Login(f"/{path.lstrip('/')}" + (f"?{rest}" if rest else ""))
             if not _same(self._brought(headers), self.token):

@@ -4,15 +4,17 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import anyio
 
 from runtime.dashboard.app import make_app
 from runtime.dashboard.desk import Desk
-from runtime.dashboard.guard import Guard, is_loopback
+from runtime.dashboard.guard import Guard
 from runtime.dashboard.pulse import Pulse
 from runtime.dashboard.schemas import Schemas
-from runtime.serving import bound, served
+from runtime.secrets import check_exposed, given
+from runtime.serving import bound, is_loopback, served
 from runtime.settings import Settings
 from runtime.stream import connect
 
@@ -32,14 +34,13 @@ async def serving(
         settings: where the stream is.
         host: the address to listen at; any but the loopback's needs a token, and one is drawn where none is given.
         port: 0 for any that is free.
-        token: what a caller must know.
+        token: what a caller must know; a blank one is none.
         paths: the agents whose schemas "Write" checks by, as `runtime run` takes them.
 
     Raises:
-        SettingsError: nothing can listen there.
+        SettingsError: nothing can listen there, or the token is too short for that address.
     """
-    if token is None and not is_loopback(host):
-        token = secrets.token_urlsafe(24)
+    token = door_token(host, token)
     listening = bound("The dashboard", host, port)
     at = listening.getsockname()[1]
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
@@ -54,6 +55,22 @@ async def serving(
         tasks.cancel_scope.cancel()
 
 
+def door_token(host: str, token: str | None) -> str | None:
+    """Return what a caller must know: the token given, one that is drawn, or None where only this machine can call.
+
+    Raises:
+        SettingsError: the token is too short for an address that others can reach.
+    """
+    token = given(token)
+    if is_loopback(host):
+        return token
+    return (
+        secrets.token_urlsafe(24)
+        if token is None
+        else check_exposed(token, "RUNTIME_DASHBOARD_TOKEN (--token)")
+    )
+
+
 def _url(host: str, port: int, token: str | None) -> str:
     shown = f"[{host}]" if ":" in host else socket.gethostname() if host == "0.0.0.0" else host
-    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{shown}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")

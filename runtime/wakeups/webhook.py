@@ -8,7 +8,6 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,7 +17,8 @@ from starlette.routing import Route
 
 from runtime.errors import SettingsError
 from runtime.keys import matches
-from runtime.serving import serve
+from runtime.secrets import check_exposed, given
+from runtime.serving import is_loopback, serve
 from runtime.wakeups import Listener, Path
 from runtime.webhooks.bodies import BodyRefused, read_body
 
@@ -31,23 +31,24 @@ class DatabaseWebhook:
     """Takes what `supabase_functions.http_request` posts for an INSERT, from whoever knows the secret.
 
     Args:
-        secret: what comes as `authorization: Bearer …` or as `x-webhook-secret`; None lets everybody in.
+        secret: what comes as `authorization: Bearer …` or as `x-webhook-secret`; without one everybody is let in.
         patterns: a message under any other key wakes nobody.
     """
 
     def __init__(self, secret: str | None, patterns: Sequence[str]) -> None:
-        self._secret = secret.encode() if secret else None
+        secret = given(secret)
+        self._secret = None if secret is None else secret.encode()
         self._patterns = tuple(patterns)
 
     def knows_secret(self, request: Request) -> bool:
         """Whether a request brings the secret."""
         if self._secret is None:
             return True
-        given = request.headers.get("x-webhook-secret", "")
+        brought = request.headers.get("x-webhook-secret", "")
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and not given:
-            given = token.strip()
-        return hmac.compare_digest(given.encode("latin-1"), self._secret)
+        if scheme.lower() == "bearer" and not brought:
+            brought = token.strip()
+        return hmac.compare_digest(brought.encode("latin-1"), self._secret)
 
     async def receive(self, request: Request, wake: Callable[[int | None], object]) -> Response:
         """Answer a post; `wake` is told the message's id, or None where too much came to look for one."""
@@ -84,14 +85,17 @@ class WebhookWakeups:
         patterns: what the worker's handlers listen to; a message under any other key wakes nobody.
 
     Raises:
-        SettingsError: `address` is none, or it can be reached from outside and there is no secret.
+        SettingsError: `address` is none, or it can be reached from outside and the secret is missing or short.
     """
 
     paths: tuple[Path, ...] = ()
 
     def __init__(self, address: str, secret: str | None, *, patterns: Sequence[str]) -> None:
         self.host, self.port = _parse(address)
-        if not secret and not _is_loopback(self.host):
+        secret = given(secret)
+        if secret is not None and not is_loopback(self.host):
+            check_exposed(secret, "RUNTIME_WEBHOOK_SECRET")
+        if secret is None and not is_loopback(self.host):
             raise SettingsError(
                 f"The webhook would listen on {address}, which others can reach, and has no secret. Set "
                 "RUNTIME_WEBHOOK_SECRET, and send it from the webhook as the header `authorization: Bearer …`."
@@ -142,10 +146,3 @@ def _parse(address: str) -> tuple[str, int]:
             f"{address!r} is no address for the webhook. Write HOST:PORT, as in 127.0.0.1:8787."
         )
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -12,6 +12,7 @@ import secrets as randomness
 from collections.abc import Iterable, Mapping, Sequence
 
 from runtime.errors import BadSignature, SettingsError
+from runtime.secrets import given
 
 TOLERANCE_SECONDS = 300.0
 """How far a signed time may lie from ours, to either side."""
@@ -88,13 +89,13 @@ def verify_standard(
         BadSignature: a header is missing, no signature fits, or the time is too far away.
     """
     names = ("webhook-id", "webhook-timestamp", "webhook-signature")
-    message_id, timestamp, given = (headers.get(name, "") for name in names)
+    message_id, timestamp, signatures = (headers.get(name, "") for name in names)
     if missing := [
-        name for name, text in zip(names, (message_id, timestamp, given), strict=True) if not text
+        name for name, text in zip(names, (message_id, timestamp, signatures), strict=True) if not text
     ]:
         raise BadSignature(f"The header {missing[0]} is missing.")
     signed = _standard_content(message_id, timestamp, body)
-    _match([_standard_signature(key, signed) for key in keys], given.split(" "))
+    _match([_standard_signature(key, signed) for key in keys], signatures.split(" "))
     _check_time(timestamp, now, tolerance)
     return message_id
 
@@ -105,10 +106,10 @@ def verify_github(secrets: Sequence[str], headers: Mapping[str, str], body: byte
     Raises:
         BadSignature: the header is missing, or the signature does not fit.
     """
-    given = headers.get("x-hub-signature-256", "")
-    if not given:
+    signature = headers.get("x-hub-signature-256", "")
+    if not signature:
         raise BadSignature("The header x-hub-signature-256 is missing: give the webhook a secret at GitHub.")
-    _match([f"sha256={_hex(secret, body)}" for secret in secrets], [given])
+    _match([f"sha256={_hex(secret, body)}" for secret in secrets if given(secret)], [signature])
 
 
 def verify_stripe(
@@ -136,12 +137,13 @@ def verify_stripe(
         raise BadSignature("The header stripe-signature is missing.")
     parts = [part.strip().partition("=") for part in header.split(",")]
     timestamps = [text for name, _, text in parts if name == "t"]
-    given = [text for name, _, text in parts if name == "v1"]
-    if len(timestamps) != 1 or not given:
+    signatures = [text for name, _, text in parts if name == "v1"]
+    if len(timestamps) != 1 or not signatures:
         raise BadSignature("The header stripe-signature must hold t=… once and v1=….")
     signed = timestamps[0].encode(errors="replace") + b"." + body
     _match(
-        [_hex(secret, signed) for secret in secrets], [text for text in given if _HEX_SHA256.fullmatch(text)]
+        [_hex(secret, signed) for secret in secrets if given(secret)],
+        [text for text in signatures if _HEX_SHA256.fullmatch(text)],
     )
     _check_time(timestamps[0], now, tolerance)
 
@@ -158,12 +160,12 @@ def _hex(secret: str, signed: bytes) -> str:
     return hmac.digest(secret.encode(), signed, hashlib.sha256).hex()
 
 
-def _match(expected: Sequence[str], given: Sequence[str]) -> None:
+def _match(expected: Sequence[str], signatures: Sequence[str]) -> None:
     """Accept when one of the given signatures is one of those expected; every pair is compared."""
     found = [
         hmac.compare_digest(right.encode(), text.encode(errors="replace"))
         for right in expected
-        for text in given
+        for text in signatures
     ]
     if not any(found):
         raise BadSignature("The signature does not fit the body and the secret.")

@@ -15,7 +15,7 @@ from runtime.declaration import check_segment
 from runtime.errors import BadSignature, DeclarationError, InvalidKey, InvalidValue, SettingsError
 from runtime.keys import MAX_SEGMENTS, check_key
 from runtime.message import MAX_DEDUP_CHARACTERS, Draft
-from runtime.secrets import check_secret_name
+from runtime.secrets import check_secret_name, given
 from runtime.webhooks.signatures import (
     TOLERANCE_SECONDS,
     read_secret,
@@ -82,7 +82,8 @@ class Source:
             raise DeclarationError(
                 f"Source(scheme=…) must be one of {', '.join(SCHEMES)}, not {self.scheme!r}."
             )
-        variable = self.secret or re.sub(r"\W", "_", f"{self.name}_webhook_secret").upper()
+        named = given(self.secret) if isinstance(self.secret, str) else self.secret
+        variable = named or re.sub(r"\W", "_", f"{self.name}_webhook_secret").upper()
         object.__setattr__(self, "secret", check_secret_name(variable))
         if not 0 < self.tolerance <= 86_400:
             raise DeclarationError(f"Source(tolerance=…) is 1 second to a day, not {self.tolerance!r}.")
@@ -102,8 +103,11 @@ class Source:
         """What verifies this source's webhooks.
 
         Raises:
-            SettingsError: a secret is none of this scheme.
+            SettingsError: a secret is none of this scheme, or there is none.
         """
+        secrets = [secret for secret in secrets if given(secret)]
+        if not secrets:
+            raise SettingsError(f"{self.secret} holds no secret: anybody could sign with it.")
         try:
             return Verifier(
                 self, tuple(secrets), tuple(map(read_secret, secrets)) if self.scheme == "standard" else ()

@@ -96,11 +96,11 @@ begin
     insert into runtime.webhooks as h (name, url, is_added, emits, concurrency, secret)
     values (
         stream_add_webhook.name, stream_add_webhook.url, true, stream_add_webhook.emits,
-        stream_add_webhook.concurrency, coalesce(stream_add_webhook.secret, runtime.new_secret())
+        stream_add_webhook.concurrency, coalesce(nullif(btrim(stream_add_webhook.secret), ''), runtime.new_secret())
     )
     on conflict on constraint webhooks_pkey do update
         set url = excluded.url, is_added = true, emits = excluded.emits, concurrency = excluded.concurrency,
-            secret = coalesce(stream_add_webhook.secret, h.secret, excluded.secret), changed_at = clock_timestamp()
+            secret = coalesce(nullif(btrim(stream_add_webhook.secret), ''), h.secret, excluded.secret), changed_at = clock_timestamp()
     returning * into made;
     -- From now on everything is kept for it, also while nobody serves webhooks.
     perform public.stream_subscribe(

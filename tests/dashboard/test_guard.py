@@ -102,10 +102,10 @@ def test_a_foreign_page_changes_nothing(stage: Stage) -> None:
     assert "unsafe" not in policy
 
 
-def test_elsewhere_than_the_loopback_a_token_is_drawn(stage: Stage) -> None:
-    with started(
-        stage.shell, "dashboard", "--no-open", "--host", "0.0.0.0", "--port", "0", until="Dashboard:"
-    ) as line:
+@pytest.mark.parametrize("given", [(), ("--token", ""), ("--token", "  ")])
+def test_s1_elsewhere_than_the_loopback_a_token_is_drawn(stage: Stage, given: tuple[str, ...]) -> None:
+    open_to_all = ("dashboard", "--no-open", "--host", "0.0.0.0", "--port", "0", *given)
+    with started(stage.shell, *open_to_all, until="Dashboard:") as line:
         port, _, token = line.rpartition(":")[2].partition("/?token=")
         assert len(token) >= 32
         url = f"http://127.0.0.1:{port}"
@@ -118,3 +118,10 @@ def test_elsewhere_than_the_loopback_a_token_is_drawn(stage: Stage) -> None:
             (cookie,) = first.history[0].headers.get_list("set-cookie")
             assert "HttpOnly" in cookie
             assert "SameSite=strict" in cookie
+
+
+def test_s1_elsewhere_than_the_loopback_a_short_token_is_refused(stage: Stage) -> None:
+    answer = stage.shell.run("dashboard", "--no-open", "--host", "0.0.0.0", "--port", "0", "--token", "hunter2")
+    assert answer.code == 1
+    assert "RUNTIME_DASHBOARD_TOKEN" in answer.stderr
+    assert "hunter2" not in answer.stderr
