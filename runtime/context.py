@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict, Unpack
 
 from runtime.errors import InvalidValue, RuntimeFault
-from runtime.message import Answer, Draft, Message, Priority
+from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 from runtime.said import Speak, Voice
 
 
@@ -132,7 +132,7 @@ class Context:
                 delay=delay,
                 expires_in=expires_in,
                 priority=priority,
-                dedup_key=dedup_key,
+                dedup_key=check_dedup_key(dedup_key),
                 correlation_id=correlation_id or message.correlation_id or str(message.id),
                 parent_id=message.id,
                 headers=headers,

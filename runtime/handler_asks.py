@@ -10,7 +10,7 @@ from runtime.asking import Asker, check_wait
 from runtime.context import AskOptions, Context
 from runtime.errors import NobodyAnswers, RuntimeFault
 from runtime.handler import Handler
-from runtime.message import Answer, Draft
+from runtime.message import Answer, Draft, check_dedup_key
 from runtime.requests import asking_headers, question_key
 
 Tracing = Callable[[Sequence[Draft]], list[Draft]]
@@ -99,7 +99,7 @@ class HandlerAsks:
             agent=context.agent,
             expires_in=options.get("expires_in"),
             priority=options.get("priority", 0),  # type: ignore[arg-type]
-            dedup_key=options.get("dedup_key") or question,
+            dedup_key=check_dedup_key(options.get("dedup_key")) or question,
             correlation_id=options.get("correlation_id") or message.correlation_id or str(message.id),
             parent_id=message.id,
             headers=asking_headers(asker.id, asker.reachable_by, options.get("headers")),

@@ -11,7 +11,7 @@ from runtime.asking import Asker, Send, check_wait
 from runtime.connections import open_wakeups, reachable_by
 from runtime.context import AskOptions
 from runtime.errors import StoreError
-from runtime.message import Answer, Draft, Priority
+from runtime.message import Answer, Draft, Priority, check_dedup_key
 from runtime.requests import asking_headers, reply_key
 from runtime.settings import Settings
 from runtime.store import Store
@@ -76,7 +76,7 @@ class Inquiry:
             expires_in=options.get("expires_in"),
             priority=options.get("priority", Priority.NORMAL),
             # So that it may be sent again when the store's answer to it was lost.
-            dedup_key=options.get("dedup_key") or f"ask {uuid4()}",
+            dedup_key=check_dedup_key(options.get("dedup_key")) or f"ask {uuid4()}",
             correlation_id=options.get("correlation_id"),
             headers=asking_headers(asker.id, asker.reachable_by, given),
         )

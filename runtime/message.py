@@ -1,6 +1,7 @@
 """What is a message, and what can be sent?"""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,9 @@ from runtime.values import encode as encode
 T = TypeVar("T")
 
 MAX_DEDUP_CHARACTERS = 255
+ANSWERS = "answer."
+"""What every key that answers are written under begins with."""
+_RESERVED = re.compile(r"(tick|answer|failed|ask|webhook) ")
 _HUNDRED_YEARS_SECONDS = 100 * 366 * 86_400
 
 
@@ -75,9 +79,10 @@ class Message(Generic[T]):
 
     @property
     def reply_to(self) -> str | None:
-        """The key an answer is wanted under, where this is a request."""
+        """The key an answer is wanted under, where this is a request; it is one below `answer.`."""
         given = self.headers.get("reply_to")
-        return given if given is not None and is_key(given) else None
+        # Whoever may ask must not have an agent write under any key in the agent's name.
+        return given if isinstance(given, str) and given.startswith(ANSWERS) and is_key(given) else None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, attempt: int = 1) -> Self:
@@ -187,6 +192,20 @@ class Draft:
         """Return the draft as plain JSON data, only with the fields that were set."""
         fields: dict[str, Any] = decode(self.json)
         return fields
+
+
+def check_dedup_key(dedup_key: str | None) -> str | None:
+    """Return a `dedup_key` of a user's own, if it is none of those that the runtime makes itself.
+
+    Raises:
+        InvalidValue: the runtime could mistake the message for a tick, an answer, a request or a webhook.
+    """
+    if isinstance(dedup_key, str) and _RESERVED.match(dedup_key):
+        raise InvalidValue(
+            f"The dedup_key {dedup_key[:40]!r} begins as the runtime's own do (tick, answer, failed, ask and webhook, "
+            "each with a blank): begin it with another word."
+        )
+    return dedup_key
 
 
 @dataclass(frozen=True, slots=True)

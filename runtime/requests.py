@@ -11,7 +11,7 @@ from uuid import UUID
 
 from runtime.errors import AskFailed, NobodyAnswers
 from runtime.handler import Handler
-from runtime.message import Answer, Draft, Message
+from runtime.message import ANSWERS, Answer, Draft, Message
 from runtime.store import Delivery
 from runtime.values import decode, encode
 
@@ -110,7 +110,7 @@ def _one_of_each(answers: Iterable[Answer]) -> list[Answer]:
 
 def reply_key(asker: UUID) -> str:
     """The key of the answers to everything that one process asks."""
-    return f"answer.{asker}"
+    return f"{ANSWERS}{asker}"
 
 
 def asking_headers(

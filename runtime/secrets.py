@@ -74,7 +74,9 @@ def environment() -> Mapping[str, str]:
         of_file = dotenv_values(".env")
     except (OSError, UnicodeError):
         raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
-    return {name: text for each in (of_file, os.environ) for name, text in each.items() if given(text)}
+    return {
+        name: text for each in (of_file, os.environ) for name, text in each.items() if text and given(text)
+    }
 
 
 def secrets_in(variables: Mapping[str, str], name: str) -> list[str]:

@@ -13,7 +13,7 @@ from runtime.errors import SettingsError, StoreUnavailable
 from runtime.inquiry import Inquiry
 from runtime.keys import check_key, check_pattern
 from runtime.listening import Listening, Reader
-from runtime.message import Answer, Draft, Message, Priority
+from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 from runtime.operations import Operations
 from runtime.said import Said, Voice
 from runtime.saying import NOTHING_SAID, Sayer
@@ -123,7 +123,7 @@ class Stream:
             delay=delay,
             expires_in=expires_in,
             priority=priority,
-            dedup_key=dedup_key,
+            dedup_key=check_dedup_key(dedup_key),
             correlation_id=correlation_id,
             headers=headers,
         )

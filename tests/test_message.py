@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from runtime import Context, Message, Priority
 from runtime.errors import InvalidKey, InvalidPayload, InvalidValue
-from runtime.message import Draft, decode, encode
+from runtime.message import Draft, check_dedup_key, decode, encode
 from runtime.store import Delivery
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
@@ -273,3 +273,24 @@ def test_a_message_that_was_taken_is_as_one_that_was_made() -> None:
     assert {each.name: getattr(taken, each.name) for each in dataclasses.fields(taken)} == {
         each.name: getattr(made, each.name) for each in dataclasses.fields(made)
     }
+
+
+@pytest.mark.parametrize(
+    "reply_to",
+    ["payment.approved", "answer", "answers.x", "Answer.x", " answer.x", "answer.", "answer.>", 5, None, []],
+)
+def test_s2_only_a_key_below_answer_is_answered(reply_to: Any) -> None:
+    assert Message(1, "question.asked", None, headers={"reply_to": reply_to}).reply_to is None
+    assert Message(1, "question.asked", None, headers={"reply_to": "answer.me"}).reply_to == "answer.me"
+
+
+@pytest.mark.parametrize(
+    "dedup_key", ["tick a.b x", "answer 1 1", "failed 1 1", "ask me", "webhook shop msg_1"]
+)
+def test_s3_a_key_of_the_runtime_is_nobody_else_s(dedup_key: str) -> None:
+    with pytest.raises(InvalidValue, match="dedup_key"):
+        check_dedup_key(dedup_key)
+    with pytest.raises(InvalidValue, match="dedup_key"):
+        Context(Message(1, "k", None), "a.b").emit("k", 1, dedup_key=dedup_key)
+    for other in (None, "", "ticket 7", "webhook:shop:1", "my answer 1 1"):
+        assert check_dedup_key(other) == other

@@ -11,7 +11,7 @@ from runtime.cli.output import export_telemetry, out, print_json
 from runtime.cli.place import find_settings
 from runtime.cli.value import AsText, Value, value_of
 from runtime.keys import check_key
-from runtime.message import Draft, Priority
+from runtime.message import Draft, Priority, check_dedup_key
 from runtime.store import Sent
 from runtime.stream import connect
 
@@ -53,7 +53,7 @@ def send(
         delay=delay,
         expires_in=expires_in,
         priority=Priority[priority.name],
-        dedup_key=dedup_key,
+        dedup_key=check_dedup_key(dedup_key),
         correlation_id=correlation_id,
     )
     sent = anyio.run(_send, draft)

@@ -31,6 +31,7 @@ MAX_BYTES: Final = 2**20
 _HOLE = re.compile(r"\{([A-Za-z0-9_]+)\}", re.ASCII)
 _NOT_OF_A_KEY = re.compile(r"[^A-Za-z0-9_:-]+")
 _ABSENT = "none"
+_HASHED = "sha256:"
 # What is kept of a request beside its body: what names the event, and the trace it belongs to.
 _KEPT: Final[Mapping[Scheme, tuple[str, ...]]] = {
     "standard": ("webhook-id", "webhook-timestamp"),
@@ -232,11 +233,14 @@ def _field(value: Any, name: str) -> str:
 
 
 def _dedup_key(source: str, message_id: str) -> str:
-    """Under which a repeated webhook is known; a sender's id can be longer than the column."""
-    whole = f"webhook:{source}:{message_id}"
-    if len(whole) <= MAX_DEDUP_CHARACTERS:
+    """Under which a repeated webhook is known; a sender's id can be longer than the column.
+
+    A blank is in no source's name: "shop" and "shop:eu" have no key in common, whatever their senders choose.
+    """
+    whole = f"webhook {source} {message_id}"
+    if len(whole) <= MAX_DEDUP_CHARACTERS and not message_id.startswith(_HASHED):
         return whole
-    return f"webhook:{source}:sha256:{hashlib.sha256(message_id.encode(errors='replace')).hexdigest()}"
+    return f"webhook {source} {_HASHED}{hashlib.sha256(message_id.encode(errors='replace')).hexdigest()}"
 
 
 def _value(content_type: str, body: bytes) -> Any:

@@ -1,5 +1,26 @@
 -- Who gets a message? One statement-level trigger, one set-based statement for all the rows of an insert.
 
+create function runtime.is_reserved(dedup_key text) returns boolean
+language sql immutable set search_path = '' as $$
+    select dedup_key ~ '^(tick|answer|failed|ask|webhook) '
+$$;
+comment on function runtime.is_reserved(text) is
+    'Whether a dedup_key is of the kind that the runtime makes itself: of ticks, answers, requests and webhooks.';
+
+create function runtime.refuse_reserved(dedup_key text) returns void
+language plpgsql set search_path = '' as $$
+begin
+    if dedup_key is not null then
+        raise exception using
+            errcode = '22023',
+            message = format('the dedup_key %L is not for everybody', left(dedup_key, 80)),
+            hint = 'Keys that begin with "tick ", "answer ", "failed ", "ask " or "webhook " are the runtime''s own, '
+                   'so that nobody can make its messages vanish as duplicates: begin yours with another word.';
+    end if;
+end
+$$;
+comment on function runtime.refuse_reserved(text) is 'Raises 22023 for a dedup_key that its writer may not use; null passes.';
+
 create function runtime.keep_dedup(dedup_keys text[], ids bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -7,7 +28,11 @@ declare
     forget_at timestamptz := clock_timestamp()
         + make_interval(secs => (select p.dedup_seconds from runtime.policy p));
 begin
-    -- stream_send has reserved its keys (message_id is null); a plain insert reserves here.
+    -- stream_send has reserved its keys (message_id is null); a plain insert reserves here, and may not take a key that
+    -- the runtime is about to use.
+    perform runtime.refuse_reserved(min(n.dedup_key)) from unnest(dedup_keys) as n (dedup_key)
+    where runtime.is_reserved(n.dedup_key)
+      and not exists (select from runtime.dedup d where d.dedup_key = n.dedup_key and d.message_id is null);
     insert into runtime.dedup as d (dedup_key, message_id, forget_at)
     select distinct on (n.dedup_key) n.dedup_key, n.id, forget_at
     from unnest(dedup_keys, ids) as n (dedup_key, id)

@@ -112,6 +112,12 @@ begin
         messages := (select coalesce(jsonb_agg(m || jsonb_build_object('agent', caller)), '[]')
                      from jsonb_array_elements(messages) as m);
     end if;
+    if messages @? '$[*].dedup_key ? (@ != null)' then
+        -- Requests and webhooks come this way; an agent's own name is that of its webhooks' source.
+        perform runtime.refuse_reserved(min(m ->> 'dedup_key')) from jsonb_array_elements(messages) as m
+        where runtime.is_reserved(m ->> 'dedup_key') and not starts_with(m ->> 'dedup_key', 'ask ')
+          and not starts_with(m ->> 'dedup_key', concat('webhook ', caller || ' '));
+    end if;
     return runtime.store(messages);
 end
 $$;

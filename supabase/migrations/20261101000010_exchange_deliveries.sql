@@ -75,6 +75,14 @@ begin
             join runtime.subscriptions s on s.id = (e.value ->> 1)::integer
             cross join lateral jsonb_array_elements(e.value -> 2) with ordinality as d (value, place)
         );
+        if emits @? '$[*].dedup_key ? (@ != null)' then
+            -- Of the runtime's own keys, a delivery may use that of its answer.
+            perform runtime.refuse_reserved(min(d ->> 'dedup_key'))
+            from jsonb_array_elements(ended.emits) as e
+            cross join lateral jsonb_array_elements(e -> 2) as d
+            where runtime.is_reserved(d ->> 'dedup_key')
+              and d ->> 'dedup_key' <> format('answer %s %s', e ->> 0, e ->> 1);
+        end if;
         if emits is not null then
             perform runtime.store(emits);
         end if;

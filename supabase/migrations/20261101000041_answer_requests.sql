@@ -1,5 +1,7 @@
 -- Requests: who asks names a key for the answers in the headers of its message, as reply_to. An answer is a message
--- under that key whose parent is the request, so that it is seen, traced, and kept when nobody waits any more.
+-- under that key whose parent is the request, so that it is seen, traced, and kept when nobody waits any more. Only keys
+-- below "answer." count: the answer bears the name of the agent that gives it, and whoever may ask must not have that
+-- agent write under a key of its own choice.
 
 create function runtime.is_key(text text) returns boolean
 language plpgsql immutable set search_path = '' as $$
@@ -58,7 +60,8 @@ begin
     from unnest(ids, subscriptions, reasons, errors) as v (id, subscription, reason, error)
     join public.consciousness_stream m on m.id = v.id
     join runtime.subscriptions s on s.id = v.subscription
-    where jsonb_typeof(m.headers -> 'reply_to') = 'string' and runtime.is_key(m.headers ->> 'reply_to')
+    where starts_with(m.headers ->> 'reply_to', 'answer.')
+      and jsonb_typeof(m.headers -> 'reply_to') = 'string' and runtime.is_key(m.headers ->> 'reply_to')
       -- A replay that dies takes nothing back.
       and not exists (select from runtime.dedup d where d.dedup_key = format('answer %s %s', m.id, s.id));
     if answers is not null then

@@ -143,7 +143,7 @@ async def test_g10_two_servers_store_a_repeated_webhook_once_and_its_agent_runs_
         row = await connection.fetchrow(
             "select * from consciousness_stream where key = 'shop.order.paid' limit 1"
         )
-        assert (row["agent"], row["dedup_key"]) == ("shop", "webhook:shop:msg_0")
+        assert (row["agent"], row["dedup_key"]) == ("shop", "webhook shop msg_0")
 
 
 async def test_what_is_not_proved_or_too_large_is_refused_and_leaves_no_trace(

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from tests.kernel.conftest import Connect
-from tests.kernel.driver import Worker, advance, insert
+from tests.kernel.driver import Worker, advance, insert, send
 from tests.kernel.schedule import started, transaction, until_waiting
 from tests.kernel.switch import switch_off
 
@@ -145,3 +145,82 @@ async def test_k11_without_the_order_of_keys_they_do(db: Any, connect: Connect) 
     )  # fmt: skip
     with pytest.raises(asyncpg.DeadlockDetectedError):
         await send_in_opposite_order(db, connect, ["amz", "zma"])
+
+
+RESERVED = [
+    "tick shop.daily 2026-12-01T00:00:00+00:00", "answer 1 1", "answer 999 1", "failed 1 1", f"ask 1 {'0' * 64}",
+    "webhook shop msg_1", "webhook shop:eu msg_1", "tick ", "webhook ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dedup_key", RESERVED)
+async def test_s3_a_plain_insert_takes_no_key_of_the_runtime(db: Any, dedup_key: str) -> None:
+    for rows in ("($1, $2)", "('task.output', 'x'), ($1, $2)"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+            await db.execute(
+                f"insert into consciousness_stream (key, dedup_key) values {rows}", "task.output", dedup_key
+            )
+    assert await stored(db) == []
+    assert await db.fetchval("select count(*) from runtime.dedup") == 0
+
+
+@pytest.mark.parametrize("dedup_key", RESERVED)
+async def test_s3_neither_does_a_plain_insert_of_a_signed_in_user(db: Any, dedup_key: str) -> None:
+    statement = "insert into consciousness_stream (key, dedup_key) values ('question.asked', $1)"
+    async with transaction(db) as undone:
+        await db.execute("grant insert (key, value, dedup_key) on consciousness_stream to authenticated")
+        await db.execute(
+            "create policy s3 on consciousness_stream for insert to authenticated with check (true)"
+        )
+        await db.execute("set local role authenticated")
+        await db.execute(statement, "mine")
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+            await db.execute(statement, dedup_key)
+        await undone.rollback()
+
+
+@pytest.mark.parametrize("dedup_key", ["tick a.b x", "answer 1 1", "failed 1 1"])
+async def test_s3_stream_send_takes_no_key_of_a_tick_or_an_answer(db: Any, dedup_key: str) -> None:
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+        await outcomes(db, draft("fine"), draft(dedup_key))
+    assert await stored(db) == []
+
+
+@pytest.mark.parametrize(
+    "dedup_key", ["ask 1 x", "webhook shop msg_1", "ticket 7", "answers", "webhook:shop:1"]
+)
+async def test_s3_stream_send_takes_what_requests_webhooks_and_people_need(db: Any, dedup_key: str) -> None:
+    ((first, duplicate),) = await outcomes(db, draft(dedup_key))
+    assert not duplicate
+    assert await outcomes(db, draft(dedup_key)) == [(first, True)]
+
+
+async def test_s3_an_attempt_takes_the_key_of_its_own_answer_alone(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.output", "a.two=task.output")
+    (number,) = await send(db, {"key": "task.output"})
+    mine, other = await worker.take()
+    for dedup_key in (
+        f"answer {number} {other.subscription}", f"answer {number + 1} {mine.subscription}", f"answer {number}",
+        f"failed {number} {mine.subscription}", "tick a.b x", f"ask {number} x", "webhook shop msg_1",
+    ):  # fmt: skip
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+            await worker.finish(mine, emits=[draft("fine"), draft(dedup_key)])
+    own = f"answer {number} {mine.subscription}"
+    assert (await worker.finish(mine, emits=[draft("fine"), draft(own)])).refused == set()
+    assert await stored(db) == ["fine", own]
+
+
+async def test_s3_no_writer_makes_a_tick_vanish(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=tick.came")
+    timers = [{"name": "a.one", "key": "tick.came", "spec": "every minute", "missed": "one"}]
+    said = await db.fetchval("select public.stream_schedule($1, $2)", worker.id, timers)
+    after = said["schedules"]["a.one"]["last_slot"]
+    slot = said["now"]
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        await insert(db, "task.output", 1, dedup_key=f"tick a.one {slot}")
+    ticked = await db.fetchval(
+        "select public.stream_tick('a.one', 'every minute', $1::text::timestamptz, $2::text::timestamptz, $3)",
+        after, slot, [{"slot": slot, "missed": 0}],
+    )  # fmt: skip
+    assert ticked["current"]
+    assert len(await worker.take()) == 1

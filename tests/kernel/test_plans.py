@@ -310,7 +310,10 @@ async def ask_and_answer(db: Any, worker: Worker) -> None:
     headers = {"reply_to": f"answer.{worker.id}", "reachable_by": ["notify", "realtime"]}
     good, bad = await send(db, *[{"key": "task.a", "headers": headers, "priority": 1} for _ in range(2)])
     taken = {each.id: each for each in await worker.take()}
-    await worker.finish(taken[good], emits=[{"key": headers["reply_to"], "dedup_key": f"answer {good}"}])
+    await worker.finish(
+        taken[good],
+        emits=[{"key": headers["reply_to"], "dedup_key": f"answer {good} {taken[good].subscription}"}],
+    )
     await worker.fail(taken[bad], outcome="dead")
     found = await db.fetchval("select stream_answers($1)", [good, bad])
     assert [len(each["answers"]) for each in found] == [1, 1]

@@ -192,3 +192,14 @@ async def test_an_agent_sees_the_answers_to_its_own_requests_alone(db: Any, work
         assert [each["request"] for each in await answers(db, mine, other)] == [mine]
     with pytest.raises(asyncpg.PostgresError):
         await db.execute("set local role anon; select public.stream_answers('{1}')")
+
+
+@pytest.mark.parametrize("reply_to", ["payment.approved", "answer", "answers.x", "Answer.x", " answer.x", "answer."])
+async def test_s2_a_dead_letter_answers_under_no_key_of_the_askers_choice(
+    db: Any, worker: Worker, reply_to: str
+) -> None:
+    await worker.subscribe({"name": "a.b", "patterns": ["k"], "max_attempts": 1})
+    await insert(db, "k", 1, headers={"reply_to": reply_to, "reachable_by": ["notify"]})
+    await worker.fail(*await worker.take())
+    assert await db.fetchval("select count(*) from runtime.dead_letters") == 1
+    assert await db.fetchval("select array_agg(key) from consciousness_stream") == ["k"]

@@ -46,7 +46,7 @@ def test_a_webhook_becomes_a_message_under_its_source_s_key() -> None:
         standard(source, value, **{"x-shop": "12", "authorization": "Bearer x", "traceparent": "00-a-b-01"})
     )
     assert (draft.key, draft.value, draft.agent) == ("shop.order.paid", value, "shop")
-    assert draft.dedup_key == "webhook:shop:msg_1"
+    assert draft.dedup_key == "webhook shop msg_1"
     assert draft.headers == {
         "webhook-id": "msg_1",
         "webhook-timestamp": str(NOW),
@@ -67,7 +67,7 @@ def test_github_s_event_and_id_come_from_its_headers() -> None:
     verifier = source.verifier(["old", "hush"])
     draft = taken(verifier.judge(headers, body, now=NOW))
     assert draft.key == "github.pull_request.opened"
-    assert draft.dedup_key == "webhook:github:72d3162e-cc78-11e3-81ab-4c9367dc0958"
+    assert draft.dedup_key == "webhook github 72d3162e-cc78-11e3-81ab-4c9367dc0958"
     without_id = {name: text for name, text in headers.items() if name != "x-github-delivery"}
     status, why = refused(verifier.judge(without_id, body, now=NOW))
     assert (status, "x-github-delivery" in why) == (400, True)
@@ -97,7 +97,7 @@ def test_stripe_s_event_and_id_come_from_the_body() -> None:
         return verifier.judge({**JSON, "stripe-signature": header}, body.encode(), now=NOW)
 
     draft = taken(judged({"id": "evt_1", "type": "invoice.payment_succeeded"}))
-    assert (draft.key, draft.dedup_key) == ("stripe.invoice.payment_succeeded", "webhook:stripe:evt_1")
+    assert (draft.key, draft.dedup_key) == ("stripe.invoice.payment_succeeded", "webhook stripe evt_1")
     assert refused(judged({"type": "invoice.paid"}))[0] == 400
     assert refused(judged([1]))[0] == 400
     assert refused(judged({"id": "evt_1"}, NOW - 301))[0] == 400
@@ -232,3 +232,17 @@ def test_secrets_are_named_by_the_source_and_never_shown() -> None:
     with pytest.raises(SettingsError, match="MY_SHOP_WEBHOOK_SECRET: ") as caught:
         source.verifier(["hunter2"])
     assert "hunter2" not in str(caught.value)
+
+
+def test_s3_two_sources_never_share_a_dedup_key() -> None:
+    names, ids = ("shop", "shop:eu", "shop:eu:x"), ("eu:x", "x", "eu:x:msg", "sha256:" + "0" * 64, "e" * 300)
+    keys = {
+        taken(standard(Source(name, "shop.{event}"), {}, message_id=each)).dedup_key
+        for name in names
+        for each in ids
+    }
+    assert len(keys) == len(names) * len(ids)
+    assert all(key is not None and len(key) <= 255 for key in keys)
+    long = hashlib.sha256(b"e" * 300).hexdigest()
+    forged = taken(standard(Source("shop", "shop.{event}"), {}, message_id=f"sha256:{long}")).dedup_key
+    assert forged not in keys
