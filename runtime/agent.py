@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from runtime.batch import Batching
+from runtime.callables import async_form, declared_at, is_async, name_of, place_of, refuse_methods
 from runtime.context import Context
 from runtime.declaration import (
     Deliver,
@@ -247,11 +248,14 @@ class Agent:
         return function
 
     def _keep_provider(self, provider: Provider) -> None:
-        for handler in self.handlers:
-            if handler.signature.taken == provider.provided:
+        for name, signature in (
+            *((each.name, each.signature) for each in self.handlers),
+            *((name_of(each.call), each.signature) for each in self.around.providers.values()),
+        ):
+            if signature.misses(provider):
                 raise DeclarationError(
-                    f"{handler.name} takes its message's value as {provider.provided!r}, which is provided only below "
-                    "it. Declare what provides it above the handlers that need it."
+                    f"{name} has a parameter of {provider.provided!r}, which is provided only below it. Declare what "
+                    "provides it above the handlers that need it."
                 )
         self.around.providers[provider.provided] = provider
 
@@ -401,9 +405,15 @@ class Agent:
     ) -> None:
         """Check the function itself and keep the handler."""
         if not inspect.isfunction(function):
-            raise DeclarationError(f"@agent.on(…) goes above a function, not above {function!r}.")
+            raise DeclarationError(
+                f"{declared_at()}: @agent.on(…) goes above a function, not above {function!r}. Declare a function that "
+                "calls it; @staticmethod and the like stand above @agent.on(…)."
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise DeclarationError(f"{function.__name__} yields, but a handler returns. Use context.emit(…).")
+            raise DeclarationError(
+                f"{place_of(function)} yields, but a handler returns. Use context.emit(…)."
+            )
+        refuse_methods(function, "@agent.on(…)")
         last = check_segment(name or function.__name__, "A handler's name (give one with name=…)")
         full_name = f"{self.name}.{last}"
         if any(handler.name == full_name for handler in self.handlers):
@@ -416,15 +426,15 @@ class Agent:
             is_batch=fields.get("batch") is not None,
             provided=self.around.providers,
         )
-        is_async = inspect.iscoroutinefunction(function)
+        runs_on_loop = is_async(function)
         self.handlers.append(
             Handler(
                 name=full_name,
-                function=function,
-                is_async=is_async,
+                function=async_form(function) if runs_on_loop else function,
+                is_async=runs_on_loop,
                 signature=signature,
                 middlewares=self.around.middlewares,
-                provision=Provision(signature.needs, is_async=is_async) if signature.needs else None,
+                provision=Provision(signature.needs, is_async=runs_on_loop) if signature.needs else None,
                 **fields,
             )
         )

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -203,12 +203,19 @@ class Attempts:
         if arguments is None:
             arguments = handler.bind(context.message, context)
         if handler.provision is not None:
-            where = _on_loop if handler.is_async else partial(self._in_thread, handler)
+            where = _on_loop if handler.is_async else partial(self._plain, handler)
             call = handler.provision.call(where, handler.function, arguments, context)
             return await _InOwnContext(call)
         if handler.is_async:
             return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
-        return await self._in_thread(handler, partial(handler.function, **arguments))
+        return await self._plain(handler, partial(handler.function, **arguments))
+
+    async def _plain(self, handler: Handler, call: Callable[[], object]) -> object:
+        """Call a plain function in a thread; what it only passes on to be awaited is awaited here."""
+        result = await self._in_thread(handler, call)
+        if result is None or not isinstance(result, Awaitable):
+            return result
+        return await _InOwnContext(_awaited(result))
 
     async def _in_thread(self, handler: Handler, call: Callable[[], object]) -> object:
         return await anyio.to_thread.run_sync(
@@ -224,6 +231,10 @@ def _comes_from_outside(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         return anyio.current_effective_deadline() == -math.inf
     return isinstance(error, (KeyboardInterrupt, GeneratorExit))
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    return await result
 
 
 async def _on_loop(call: Callable[[], Any]) -> object:

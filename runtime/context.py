@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict, Unpack
 
+from pydantic_core.core_schema import CoreSchema, is_instance_schema
+
 from runtime.errors import InvalidValue, RuntimeFault
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 from runtime.said import Speak, Voice
@@ -69,6 +71,11 @@ class Context:
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     speak: Speak | None = field(default=None, repr=False)
     _voice: Voice | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        """Let pydantic's `validate_call` stand around a handler: a context is one, and has no other form."""
+        return is_instance_schema(cls)
 
     @property
     def agent(self) -> str:

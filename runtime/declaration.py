@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 
 from runtime.batch import Batching
+from runtime.callables import declared_at, is_async, place_of
 from runtime.errors import DeclarationError, InvalidKey
 from runtime.keys import check_key, check_pattern
 from runtime.retry import Retry
@@ -170,7 +171,9 @@ def check_lifespan(function: object, known: Lifespan | None) -> Lifespan:
             "An agent has one lifespan: enter several things in it, with an AsyncExitStack."
         )
     if not inspect.isfunction(function):
-        raise DeclarationError(f"@agent.lifespan goes above a function, not above {function!r}.")
+        raise DeclarationError(
+            f"{declared_at()}: @agent.lifespan goes above a function, not above {function!r}."
+        )
     cure = (
         "Write `@agent.lifespan` above `async def opened(): …; yield state; …`, without parameters, or above a "
         "function that returns an async context manager."
@@ -187,14 +190,14 @@ def check_lifespan(function: object, known: Lifespan | None) -> Lifespan:
 def check_middleware(function: object) -> Middleware:
     """What goes around each attempt."""
     cure = "Write `async def timing(context, call_next): …; result = await call_next(); …; return result`."
-    if not inspect.iscoroutinefunction(function):
+    if not callable(function) or isinstance(function, type) or not is_async(function):
         raise DeclarationError(
-            f"@agent.middleware goes above an async function, not above {function!r}. {cure}"
+            f"{declared_at()}: @agent.middleware goes above an async function, not above {function!r}. {cure}"
         )
     try:
         inspect.signature(function).bind("context", "call_next")
     except TypeError as error:
         raise DeclarationError(
-            f"The middleware {function.__name__} is called with the context and call_next ({error}). {cure}"
+            f"The middleware {place_of(function)} is called with the context and call_next ({error}). {cure}"
         ) from None
     return function

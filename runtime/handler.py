@@ -43,7 +43,8 @@ class Handler:
     Attributes:
         name: the subscription's name, `agent.function`.
         patterns: what it listens to; a message that several of them match comes once.
-        is_async: whether it runs on the main loop; a plain function runs in a worker thread.
+        is_async: whether it runs on the main loop, as an async function does and one behind a decorator; a plain
+            function runs in a worker thread.
         retry: what happens after a failure.
         concurrency: how many may run at once in one worker, or None for the worker's own limit.
         emits: the key under which what it returns is written, or None.

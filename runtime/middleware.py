@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from inspect import isawaitable, iscoroutine
 
+from runtime.callables import name_of
 from runtime.context import Context
 from runtime.declaration import Middleware
 from runtime.errors import DeclarationError
@@ -44,7 +45,7 @@ async def _around(middleware: Middleware, context: Context, call: Callable[[], A
         if iscoroutine(result):
             result.close()
         raise DeclarationError(
-            f"The middleware {middleware.__name__} returned an awaitable: write `return await call_next()`."
+            f"The middleware {name_of(middleware)} returned an awaitable: write `return await call_next()`."
         )
     return inner if result is None else result
 

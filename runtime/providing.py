@@ -19,10 +19,12 @@ from contextlib import (
 from functools import partial
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+from runtime.annotations import without_alias
+from runtime.callables import declared_at, innermost, place_of, refuse_methods
 from runtime.context import Context
 from runtime.errors import DeclarationError
 from runtime.message import Message
-from runtime.signature import Provider, Signature, place_of, read_signature, resolve
+from runtime.signature import Provider, Signature, read_signature, resolve
 
 _YIELDING = (abc.Iterator, abc.Generator, abc.AsyncIterator, abc.AsyncGenerator, AbstractAsyncContextManager)
 _NOT_A_TYPE_OF_ITS_OWN = (
@@ -44,9 +46,10 @@ def read_provider(function: object, *, names: Mapping[str, Any], known: Mapping[
     """
     if not inspect.isfunction(function) or inspect.unwrap(function) is not function:
         raise DeclarationError(
-            f"@agent.provide goes above a bare function, not above {function!r}. One that yields once needs no "
-            "@contextmanager."
+            f"{declared_at()}: @agent.provide goes above a bare function, not above {function!r}. One that yields "
+            "once needs no @contextmanager."
         )
+    refuse_methods(function, "@agent.provide")
     place = place_of(function)
     has_end = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     provided = _provided(function, names)
@@ -100,6 +103,7 @@ class Provision:
         on_loop = order if is_async else _in_order(each for each in order if each.is_async)
         self._on_loop = on_loop
         self._in_thread = [each for each in order if each not in on_loop]
+        self._closes = any(each.has_end for each in self._in_thread)
 
     async def call(
         self,
@@ -146,8 +150,21 @@ class Provision:
             for provider in self._in_thread:
                 made = provider.call(**_arguments(provider, context, found))
                 found[provider] = _enter(made, stack) if provider.has_end else made
-            return function(**arguments, **{name: found[each] for name, each in self._parameters})
+            result = function(**arguments, **{name: found[each] for name, each in self._parameters})
+            if self._closes and inspect.isawaitable(result):
+                _refuse_late(result, context)
+            return result
         raise AssertionError("nothing on the stack keeps an error to itself")
+
+
+def _refuse_late(result: Awaitable[object], context: Context) -> None:
+    """Refuse what is awaited only after that has been closed which it was given."""
+    if inspect.iscoroutine(result):
+        result.close()
+    raise DeclarationError(
+        f"{context.handler} returned an awaitable, and plain providers have opened something for it that would be "
+        "closed by then: declare it with `async def`."
+    )
 
 
 def _enter(manager: AbstractContextManager[Any], stack: ExitStack | AsyncExitStack) -> Any:
@@ -186,13 +203,13 @@ def _in_order(providers: Iterable[Provider]) -> list[Provider]:
 
 def _provided(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
     """The type that a function's return annotation says it gives, or yields; None where it says nothing."""
-    bare = inspect.unwrap(function)
-    written = bare.__annotations__.get("return")
-    if written is None:
+    bare = innermost(function)
+    written = None if bare is None else bare.__annotations__.get("return")
+    if bare is None or written is None:
         return None
-    annotation = resolve(bare, {"return": written}, names)["return"]
+    annotation = without_alias(resolve(bare, {"return": written}, names)["return"])
     if get_origin(annotation) in _YIELDING or annotation in _YIELDING:
-        return next(iter(get_args(annotation)), Any)
+        return without_alias(next(iter(get_args(annotation)), Any))
     return Any if inspect.isgeneratorfunction(bare) or inspect.isasyncgenfunction(bare) else annotation
 
 

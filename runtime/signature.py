@@ -8,12 +8,14 @@ Worked out once, when the handler is declared, so that a wrong signature fails a
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from runtime.annotations import core, layers, lookup, members, mentions
 from runtime.batch import BatchContext
+from runtime.callables import globals_of, place_of
 from runtime.context import Context
 from runtime.errors import DeclarationError, InvalidPayload
 from runtime.message import Message
@@ -35,6 +37,7 @@ class Signature:
         contexts: the parameters that get the context.
         needs: the parameters that a provider fills.
         taken: what the parameter for the value is annotated with.
+        defaulted: the annotations of the parameters that keep their defaults.
     """
 
     value: tuple[str, TypeAdapter[Any] | None] | None
@@ -42,6 +45,16 @@ class Signature:
     contexts: tuple[str, ...]
     needs: "tuple[tuple[str, Provider], ...]" = ()
     taken: Any = None
+    defaulted: tuple[Any, ...] = ()
+
+    def misses(self, provider: "Provider") -> bool:
+        """Whether a parameter gets the value, or keeps its default, that this would have filled."""
+        return any(
+            provider.provided == layer
+            for annotation in (self.taken, *self.defaulted)
+            for layer, is_same in layers(annotation)
+            if is_same
+        )
 
     def bind(self, handler: str, message: Message[Any], context: Context) -> dict[str, Any]:
         """Return the arguments by name, but for those that a provider gives.
@@ -105,53 +118,80 @@ def read_signature(
     """
     place = place_of(function)
     annotations = _annotations(function, names)
-    needs = _needs(annotations, provided or {}, is_batch, place)
-    others = {name: annotation for name, annotation in annotations.items() if name not in needs}
-    annotations = _of_each(others, is_batch, place)
     messages: list[tuple[str, TypeAdapter[Any] | None]] = []
     contexts: list[str] = []
+    needs: dict[str, Provider] = {}
     values: list[inspect.Parameter] = []
-    for parameter in inspect.signature(function).parameters.values():
+    for name, parameter in _parameters(function).items():
         _refuse_kinds(parameter, place)
-        if parameter.name in needs:
-            continue
-        annotation = annotations.get(parameter.name, Any)
-        if annotation is Context or annotation is BatchContext:
-            contexts.append(parameter.name)
-        elif annotation is Message or get_origin(annotation) is Message:
-            content = next(iter(get_args(annotation)), Any)
-            messages.append((parameter.name, _adapter(content, parameter.name, place)))
+        annotation = annotations.get(name, Any)
+        if (provider := _provider(annotation, provided or {}, parameter, place)) is not None:
+            _refuse_needing_message(provider, name, is_batch, place)
+            needs[name] = provider
+        elif (found := core(annotation)) is Context or found is BatchContext:
+            _refuse_wrong_context(found, name, is_batch, place)
+            contexts.append(name)
         else:
-            values.append(parameter)
+            annotations[name] = content = _of_each(annotation, name, is_batch, place)
+            if (message := core(content)) is Message or get_origin(message) is Message:
+                taken = next(iter(get_args(message)), Any)
+                messages.append((name, _adapter(taken, name, place)))
+            else:
+                _refuse_hidden(content, name, place)
+                values.append(parameter)
     if not takes_value:
         _refuse_unfilled(values, annotations, place)
-        values = []
-    chosen = _value_parameter(values, place)
+    chosen = _value_parameter(values, place) if takes_value else None
     taken = None if chosen is None else annotations.get(chosen, Any)
     value = None if chosen is None else (chosen, _adapter(taken, chosen, place))
-    return Signature(value, tuple(messages), tuple(contexts), tuple(needs.items()), taken)
+    defaulted = tuple(annotations[each.name] for each in values if each.name != chosen)
+    return Signature(value, tuple(messages), tuple(contexts), tuple(needs.items()), taken, defaulted)
 
 
-def _needs(
-    annotations: Mapping[str, Any], provided: Mapping[Any, Provider], is_batch: bool, place: str
-) -> dict[str, Provider]:
-    """The providers of those parameters that have one."""
-    needs: dict[str, Provider] = {}
-    for name, annotation in annotations.items():
-        try:
-            provider = provided.get(annotation)
-        except TypeError:
-            # What cannot be hashed, as an Annotated may be, is nobody's.
-            continue
+def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (ValueError, TypeError) as error:
+        raise DeclarationError(
+            f"{place_of(function)}: its parameters cannot be read ({error}). Declare a function of your own that "
+            "calls it."
+        ) from None
+
+
+def _provider(
+    annotation: Any, provided: Mapping[Any, Provider], parameter: inspect.Parameter, place: str
+) -> Provider | None:
+    """What provides a parameter.
+
+    Raises:
+        DeclarationError: only something like its annotation is provided.
+    """
+    if not provided:
+        return None
+    for layer, is_same in layers(annotation):
+        provider: Provider | None = lookup(provided, layer)
         if provider is None:
             continue
-        if is_batch and _asks_for_message(provider):
-            raise DeclarationError(
-                f"{place}: what provides {name!r} asks for the message, and a batch has many. Have it ask for the "
-                "Context, or leave batch out."
-            )
-        needs[name] = provider
-    return needs
+        if is_same:
+            return provider
+        raise DeclarationError(
+            f"{place}: {parameter.name!r} is annotated with {annotation!r}, but what is provided is {layer!r}. "
+            "Annotate it with that, or provide the other above."
+        )
+    if any(lookup(provided, each) is not None for each in members(annotation)):
+        raise DeclarationError(
+            f"{place}: of {parameter.name!r}, annotated with {annotation!r}, one part is provided and another is not. "
+            "Annotate it with one type, or with that and None."
+        )
+    return None
+
+
+def _refuse_needing_message(provider: Provider, name: str, is_batch: bool, place: str) -> None:
+    if is_batch and _asks_for_message(provider):
+        raise DeclarationError(
+            f"{place}: what provides {name!r} asks for the message, and a batch has many. Have it ask for the "
+            "Context, or leave batch out."
+        )
 
 
 def _asks_for_message(provider: Provider) -> bool:
@@ -163,9 +203,11 @@ def _refuse_unfilled(values: list[inspect.Parameter], annotations: Mapping[str, 
     """Refuse a provider's parameter that nothing fills, unless it has a default."""
     for parameter in values:
         if parameter.default is inspect.Parameter.empty:
-            annotation = annotations.get(parameter.name)
+            is_bare = parameter.annotation is inspect.Parameter.empty
             wanted = (
-                "it has no annotation" if annotation is None else f"nothing above provides {annotation!r}"
+                "it has no annotation"
+                if is_bare
+                else f"nothing above provides {annotations[parameter.name]!r}"
             )
             raise DeclarationError(
                 f"{place}: {parameter.name!r} cannot be filled, since {wanted}. A provider gets a Context, a "
@@ -178,7 +220,7 @@ def _annotations(function: Callable[..., object], names: Mapping[str, Any]) -> d
     """The parameters' annotations by name, text resolved to what it means."""
     written = {
         name: parameter.annotation
-        for name, parameter in inspect.signature(function).parameters.items()
+        for name, parameter in _parameters(function).items()
         if parameter.annotation is not inspect.Parameter.empty
     }
     # The return annotation stays out of it: it may name what is imported for type checkers only.
@@ -198,7 +240,7 @@ def resolve(
 
     carrier.__annotations__ = dict(written)
     try:
-        known = inspect.unwrap(function).__globals__
+        known = dict(globals_of(function))
         return get_type_hints(carrier, globalns=known, localns=dict(names), include_extras=True)
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise DeclarationError(
@@ -207,28 +249,37 @@ def resolve(
         ) from error
 
 
-def _of_each(annotations: dict[str, Any], is_batch: bool, place: str) -> dict[str, Any]:
-    """The annotations as for one message: a handler of batches has lists of what another has."""
-    found: dict[str, Any] = {}
-    for parameter, annotation in annotations.items():
-        is_list = annotation is list or get_origin(annotation) in (list, Sequence)
-        content = next(iter(get_args(annotation)), Any) if is_list else annotation
-        is_message = content is Message or get_origin(content) is Message
-        if is_list and is_message and not is_batch:
-            raise DeclarationError(
-                f"{place}: {parameter!r} is a list of messages, but each call gets one. Say how many: batch=100."
-            )
-        if annotation is BatchContext and not is_batch:
-            raise DeclarationError(
-                f"{place}: annotate {parameter!r} as Context, or declare a batch: batch=100."
-            )
-        if is_batch and not is_list and annotation not in (Context, BatchContext, Any):
-            raise DeclarationError(
-                f"{place}: with batch=… {parameter!r} must be a list: list[Message[Article]], or list[Article] for "
-                "the values alone."
-            )
-        found[parameter] = content if is_batch else annotation
-    return found
+def _of_each(annotation: Any, name: str, is_batch: bool, place: str) -> Any:
+    """The annotation as for one message: a handler of batches has lists of what another has."""
+    outer = [layer for layer, is_same in layers(annotation) if is_same][-1]
+    is_list = outer is list or get_origin(outer) in (list, Sequence)
+    content = next(iter(get_args(outer)), Any) if is_list else annotation
+    message = core(content)
+    if is_list and not is_batch and (message is Message or get_origin(message) is Message):
+        raise DeclarationError(
+            f"{place}: {name!r} is a list of messages, but each call gets one. Say how many: batch=100."
+        )
+    if is_batch and not is_list and annotation is not Any:
+        raise DeclarationError(
+            f"{place}: with batch=… {name!r} must be a list: list[Message[Article]], or list[Article] for "
+            "the values alone."
+        )
+    return content if is_batch else annotation
+
+
+def _refuse_wrong_context(found: Any, name: str, is_batch: bool, place: str) -> None:
+    if found is BatchContext and not is_batch:
+        raise DeclarationError(f"{place}: annotate {name!r} as Context, or declare a batch: batch=100.")
+
+
+def _refuse_hidden(annotation: Any, name: str, place: str) -> None:
+    """Refuse an annotation that means the context or a message in a way that nothing can fill."""
+    if mentions(annotation, lambda found: isinstance(found, type) and issubclass(found, (Context, Message))):
+        raise DeclarationError(
+            f"{place}: {name!r} cannot be filled: its annotation, {annotation!r}, has a Context or a Message beside "
+            "or within something else, or a class made from one. Annotate it with Context or Message[…] itself; "
+            f"`| None` and Annotated do no harm. {_CURE}"
+        )
 
 
 def _refuse_kinds(parameter: inspect.Parameter, place: str) -> None:
@@ -238,7 +289,10 @@ def _refuse_kinds(parameter: inspect.Parameter, place: str) -> None:
         inspect.Parameter.VAR_KEYWORD: f"**{parameter.name}",
     }
     if parameter.kind in kinds:
-        raise DeclarationError(f"{place}: {kinds[parameter.kind]} cannot be filled. {_CURE}")
+        raise DeclarationError(
+            f"{place}: {kinds[parameter.kind]} cannot be filled. {_CURE} A decorator says what it stands around "
+            "with @functools.wraps."
+        )
     if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
         raise DeclarationError(f"{place}: {parameter.name!r} is positional-only. Drop the '/'.")
 
@@ -258,11 +312,6 @@ def _value_parameter(values: list[inspect.Parameter], place: str) -> str | None:
 
 def _adapter(annotation: Any, parameter: str, place: str) -> TypeAdapter[Any] | None:
     """What validates a value to the annotation; None where anything goes."""
-    content = annotation
-    while get_origin(content) is Annotated:
-        content = get_args(content)[0]
-    if content is Context or content is Message or get_origin(content) is Message:
-        raise DeclarationError(f"{place}: annotate {parameter!r} without Annotated.")
     if annotation is Any or annotation is object:
         return None
     try:
@@ -302,8 +351,3 @@ def _complaint(error: ValidationError, handler: str, message: Message[Any]) -> s
     more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
     return f"{handler} cannot take message {message.id}: {shown}{more}"
 
-
-def place_of(function: Callable[..., object]) -> str:
-    """Where the function stands, so that an editor finds it."""
-    code = inspect.unwrap(function).__code__
-    return f"{code.co_filename}:{code.co_firstlineno}, {function.__name__}"

@@ -335,7 +335,7 @@ def test_a_provider_below_the_handler_that_needs_it_is_refused() -> None:
     @agent.on("a.b")
     async def work(pool: Pool) -> None: ...
 
-    with pytest.raises(DeclarationError, match=r"a\.work takes its message's value as .*Pool.* above"):
+    with pytest.raises(DeclarationError, match=r"a\.work has a parameter of .*Pool.* above"):
 
         @agent.provide
         def first() -> Pool:

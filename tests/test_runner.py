@@ -73,7 +73,7 @@ class Stage:
 
     async def reported(self, count: int = 1) -> list[Report]:
         """Wait for so many reports."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(self.reports) < count:
                 await self.changed.wait()
         assert len(self.reports) == count
