@@ -148,7 +148,8 @@ class Plan:
         self._renewed_at = now
         self._settle_at = now
         self._settle_seconds = FIRST_SECONDS
-        self._nonce: str | None = None
+        self._nonces: deque[str] = deque()
+        self._doubted_until = now
         self._suspects = False
         self._suspects_since = now
         self._is_alone = False
@@ -202,8 +203,9 @@ class Plan:
         return begins_polling
 
     def prove(self, nonce: str) -> None:
-        """A push path wants this nonce sent back."""
-        self._nonce = nonce
+        """A push path wants this nonce sent back. Each exchange carries one, and none takes another's place."""
+        if nonce not in self._nonces:
+            self._nonces.append(nonce)
 
     def finished(self, reports: Iterable[Report]) -> None:
         """Attempts ended: their slots are free, and they are reported with the next exchange."""
@@ -268,8 +270,8 @@ class Plan:
         if now < self._silent_until and not self._reports:
             return Rest(self._silent_until - now)
         settling = bool(self.unsettled) and now >= self._settle_at
-        polling = not self.reach.is_live and now >= self._poll_at and not self.stopping
-        sweeping = now >= self._sweep_at or self._nonce is not None
+        polling = self._polls(now) and now >= self._poll_at and not self.stopping
+        sweeping = now >= self._sweep_at or bool(self._nonces)
         due = self._due_at is not None and now >= self._due_at
         rescan = self._rescan_at is not None and now >= max(
             self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS
@@ -297,7 +299,7 @@ class Plan:
             due=full or due,
             alone=self._is_alone,
             beat=sweeping,
-            nonce=self._nonce,
+            nonce=self._nonces.popleft() if self._nonces else None,
             settle=bool(self.unsettled),
         )
         if self._may_sleep(look, looking):
@@ -309,7 +311,6 @@ class Plan:
                 look.cursors, look.due = None, True
         if want:
             self._hinted, self._follows_hint = False, self._hinted
-        self._nonce = None
         if recalled:
             # Forged ones cost a few looks a second.
             self._recalled, self._recall_after = False, now + _RECALL_PAUSE_SECONDS
@@ -326,6 +327,10 @@ class Plan:
         was_asleep = self.phase is Phase.ASLEEP
         announced = self._follows_hint or self._hinted
         self.unannounced = bool(was_asleep and answer.taken and look.beat and not announced)
+        if self.unannounced:
+            # A path that keeps silent is found out by its nonce; until then nothing waits for the next sweep.
+            self._doubted_until = now + self._settings.nonce_deadline_seconds
+            self._poll_at = now
         for report in (*look.done, *look.failed):
             self._let_go(report.delivery)
         ends_at = sent_at + self._settings.lease_seconds
@@ -469,8 +474,12 @@ class Plan:
             self._hint_pause = min(2 * self._hint_pause, CAP_SECONDS)
         if answer.taken or look.done:
             self._pace.active()
-        if not (self.reach.is_live or self.is_spare):
+        if self._polls(now) and not self.is_spare:
             self._poll_at = now + self._pace.next_seconds()
+
+    def _polls(self, now: float) -> bool:
+        """Whether no push path can be relied on: none is live, or work was found that none announced."""
+        return not self.reach.is_live or now < self._doubted_until
 
     def _expect_due(self, at: float) -> None:
         self._due_at = at if self._due_at is None else min(self._due_at, at)
@@ -521,9 +530,9 @@ class Plan:
                 moments.append(max(self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS))
             if self._hinted:
                 moments.append(self._hint_after)
-            if not self.reach.is_live:
+            if self._polls(now):
                 moments.append(self._poll_at)
-            elif self.phase is not Phase.ASLEEP:
+            if self.reach.is_live and self.phase is not Phase.ASLEEP:
                 moments.append(self._drowsing.look_at)
         if self._suspects:
             lease = self._settings.lease_seconds

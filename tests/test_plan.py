@@ -448,6 +448,31 @@ def test_a_nonce_travels_with_one_exchange_at_once(simulation: Simulation) -> No
     assert isinstance(simulation.step(), Rest)
 
 
+def test_t3_of_two_nonces_that_are_asked_for_before_either_leaves_both_leave(simulation: Simulation) -> None:
+    simulation.fall_asleep()
+    for nonce in ("of the socket", "of notify", "of the socket"):
+        simulation.plan.prove(nonce)
+    looks = [simulation.step(), simulation.step()]
+    assert [look.nonce for look in looks if isinstance(look, Look)] == ["of the socket", "of notify"]
+    assert isinstance(simulation.step(), Rest)
+
+
+def test_t6_while_a_path_that_kept_silent_is_doubted_the_next_rows_do_not_wait_for_a_sweep(
+    simulation: Simulation,
+) -> None:
+    simulation.fall_asleep()
+    simulation.kernel.commit(simulation.kernel.insert(1))
+    simulation.advance(simulation.settings.sweep_seconds + 1, until=lambda: bool(simulation.running))
+    assert simulation.plan.unannounced
+    simulation.finish()
+    for _ in range(3):
+        simulation.kernel.commit(simulation.kernel.insert(1))
+        written = simulation.now
+        simulation.advance(60, until=lambda: bool(simulation.running))
+        assert simulation.now - written <= simulation.settings.poll_slow_seconds
+        simulation.finish()
+
+
 # Polling
 
 

@@ -150,6 +150,22 @@ def check_partition(facts: Facts) -> Finding:
     return ok("partition", "realtime.messages has a partition for today.")
 
 
+def plugin_cure(facts: Facts) -> str | None:
+    """What lets Realtime read rows from the log again, where the server refuses it the output plugin.
+
+    A server that lists its output plugins without wal2json has Realtime say that it subscribed, and no row ever comes.
+    """
+    # Null where the server has no such setting: then every output plugin may be used.
+    listed = facts.get("output_plugins")
+    if listed is None or "wal2json" in (name.strip(' "') for name in listed.split(",")):
+        return None
+    return (
+        f"The server's output_plugin_libraries is '{listed}', and Realtime reads rows through wal2json: "
+        f"alter system set output_plugin_libraries = '{', '.join(filter(None, (listed, 'wal2json')))}'; then "
+        "select pg_reload_conf(); and restart Realtime. On a hosted project ask Supabase's support."
+    )
+
+
 CHECKS: Sequence[Callable[[Facts], Finding]] = (
     check_publication, check_grants, check_row_security, check_trigger, check_policies, check_partition,
-)  # fmt: skip
+)  # fmt: skip  # fmt: skip

@@ -58,7 +58,7 @@ async def _examine_store(settings: Settings, store: Store) -> AsyncIterator[Find
         yield skipped("round trip", _FIRST)
         return
     try:
-        for finding in await check_paths(settings, store):
+        for finding in await check_paths(settings, store, facts):
             yield finding
         yield await check_round(settings, store)
     except* RuntimeFault as group:

@@ -12,7 +12,7 @@ import httpx
 from runtime.agent import Agent
 from runtime.connections import open_wakeups
 from runtime.doctor import Finding, fault, ok, skipped, warning
-from runtime.doctor.database import Facts
+from runtime.doctor.database import Facts, plugin_cure
 from runtime.errors import SettingsError, StoreError
 from runtime.local.ports import port_is_free
 from runtime.message import Draft
@@ -27,8 +27,9 @@ from runtime.worker import Worker
 KEY = "runtime.doctor"
 _AGENT = "runtime-doctor"
 _SUBSCRIPTION = f"{_AGENT}.examine"
-_NONCE_SECONDS = 5.0
-_PATHS_SECONDS = 15.0
+# A server that has just been started reads the log only after some seconds.
+_NONCE_SECONDS = 10.0
+_PATHS_SECONDS = 40.0
 _LOOK_SECONDS = 0.02
 _ROUND_SECONDS = 20.0
 
@@ -87,8 +88,14 @@ class _Heard:
         self.changed.set()
 
 
-async def check_paths(settings: Settings, store: Store) -> list[Finding]:
-    """Open a socket as a worker does, and prove each push path with a nonce through the database."""
+async def check_paths(settings: Settings, store: Store, facts: Facts) -> list[Finding]:
+    """Open a socket as a worker does, and prove each push path with a nonce through the database.
+
+    Args:
+        settings: where the project is, and which paths are used.
+        store: what sends the nonces.
+        facts: what the database has told of itself, for the cure of a path that does not deliver.
+    """
     wanted = [
         path
         for path, is_on in (
@@ -132,16 +139,17 @@ async def check_paths(settings: Settings, store: Store) -> list[Finding]:
             f"The socket is open and joined after {_ms(heard.joined_after)}.",
             seconds=heard.joined_after,
         ),
-        *(_path(path, heard) for path in wanted),  # type: ignore[arg-type]
+        *(_path(path, heard, facts) for path in wanted),  # type: ignore[arg-type]
     ]
 
 
-def _path(path: Path, heard: _Heard) -> Finding:
+def _path(path: Path, heard: _Heard, facts: Facts) -> Finding:
     if path in heard.proved_at:
         seconds = heard.proved_at[path]
         return ok(path, f"A nonce came back by {path}, {_ms(seconds)} after the beginning.", seconds=seconds)
     why = heard.lost_why.get(path, "nothing came by it in time")
-    return fault(path, f"{path} does not deliver: {why}.", _PATH_CURES[path])
+    cure = plugin_cure(facts) if path == "postgres_changes" else None
+    return fault(path, f"{path} does not deliver: {why}.", cure or _PATH_CURES[path])
 
 
 async def check_round(settings: Settings, store: Store) -> Finding:

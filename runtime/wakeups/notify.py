@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from random import Random
 from uuid import UUID, uuid4
 
@@ -12,9 +13,11 @@ from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups import ANSWER, CANCEL, Listener, Path
 from runtime.wakeups.channels import FAULTS, is_unheard, listening
+from runtime.wakeups.outage import Outage
 
 _log = logging.getLogger("runtime.wakeups")
 _NONCE = "nonce:"
+_REMEMBERED_NONCES = 32
 # Writers in stricter isolation cannot tell who sleeps: they call everybody.
 EVERYBODY = "runtime_workers"
 _POOLED = (
@@ -42,7 +45,8 @@ class NotifyWakeups:
         self._nonce_seconds = settings.nonce_seconds
         self._deadline_seconds = settings.nonce_deadline_seconds
         self._random = Random()
-        self._said = ""
+        self._outage = Outage()
+        self._was_live = False
         self._doubted = anyio.Event()
 
     def doubt(self) -> None:
@@ -54,6 +58,7 @@ class NotifyWakeups:
         failures = 0
         while True:
             began = time.monotonic()
+            self._was_live = False
             try:
                 why = await self._listen_once(listener)
             except FAULTS as error:
@@ -64,11 +69,12 @@ class NotifyWakeups:
             if why == _POOLED:
                 # Only whoever runs the database can change that.
                 pause = self._nonce_seconds
-            if why != self._said:
-                self._said = why
-                _log.warning(
-                    "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause
-                )
+            # The listener has told of the loss of what was live.
+            kind = "pooled" if why == _POOLED else "no connection"
+            level = logging.INFO if self._was_live else self._outage.level(kind, logging.WARNING)
+            _log.log(
+                level, "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause
+            )
             await anyio.sleep(pause)
 
     async def _listen_once(self, listener: Listener) -> str:
@@ -79,18 +85,14 @@ class NotifyWakeups:
         channels = (self._channel, EVERYBODY)
         async with listening(self._address, channels, heard.take, heard.end, who="notify"):
             while True:
-                nonce = uuid4().hex
-                heard.expect(nonce)
-                listener.prove(nonce)
-                with anyio.move_on_after(self._deadline_seconds):
-                    await heard.arrived.wait()
+                await self._prove(heard, listener)
                 if heard.has_ended:
                     return "the connection was closed"
                 if not heard.arrived.is_set():
-                    return "deaf: a nonce did not come back in time"
-                if not heard.is_live:
-                    heard.is_live = True
-                    self._said = ""
+                    return "deaf: no nonce came back in time"
+                if not self._was_live:
+                    self._was_live = True
+                    self._outage.over()
                     _log.info("notify is live at %s", self._address.place)
                     listener.live("notify")
                 self._doubted = anyio.Event()
@@ -98,6 +100,17 @@ class NotifyWakeups:
                     await self._wait_for_doubt_or_end(heard)
                 if heard.has_ended:
                     return "the connection was closed"
+
+    async def _prove(self, heard: "_Heard", listener: Listener) -> None:
+        """Ask for nonces until one has come back or the deadline is over: a lost one fails no path that delivers."""
+        heard.arrived = anyio.Event()
+        with anyio.move_on_after(self._deadline_seconds):
+            while not heard.arrived.is_set():
+                nonce = uuid4().hex
+                heard.expect(nonce)
+                listener.prove(nonce)
+                with anyio.move_on_after(self._deadline_seconds / 4):
+                    await heard.arrived.wait()
 
     async def _wait_for_doubt_or_end(self, heard: "_Heard") -> None:
         async with anyio.create_task_group() as tasks:
@@ -115,10 +128,9 @@ class _Heard:
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._expected = ""
+        self._expected: deque[str] = deque(maxlen=_REMEMBERED_NONCES)
         self.arrived = anyio.Event()
         self.ended = anyio.Event()
-        self.is_live = False
 
     @property
     def has_ended(self) -> bool:
@@ -126,16 +138,15 @@ class _Heard:
         return self.ended.is_set()
 
     def expect(self, nonce: str) -> None:
-        """Wait for this nonce from now on."""
-        self._expected = nonce
-        self.arrived = anyio.Event()
+        """Take this nonce for one of ours, however late it comes."""
+        self._expected.append(nonce)
 
     def take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         """A notification came."""
         text = str(payload)
         if not text.startswith(_NONCE):
             self._listener.wake(text if text in (ANSWER, CANCEL) else "notify")
-        elif text.removeprefix(_NONCE) == self._expected:
+        elif text.removeprefix(_NONCE) in self._expected:
             self.arrived.set()
 
     def end(self) -> None:

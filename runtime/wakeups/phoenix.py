@@ -21,6 +21,8 @@ _BINARY_BROADCAST = 4
 _SUBSCRIBED = "Subscribed to PostgreSQL"
 _MAX_FILTER_VALUES = 100
 _REMEMBERED_NONCES = 32
+STILL_MISSING = "a path is still missing"
+"""Why a channel starts over though another path is live on it."""
 
 
 class Refusal(Enum):
@@ -70,6 +72,7 @@ class Timings:
     subscribe: float = 30.0
     nonce: float = 60.0
     nonce_deadline: float = 10.0
+    first_mend: float = 15.0
     mend: float = 300.0
 
 
@@ -157,10 +160,13 @@ class Channel:
         paths: which push paths are wanted.
         timings: intervals and deadlines.
         is_partial: whether a path was left out for now; the channel then ends when it is time to try it again.
+        mend_seconds: how long a missing path is left alone before the channel starts over to try it again; the
+            driver doubles it with every try, from `timings.first_mend` up to `timings.mend`.
 
     Attributes:
         counts: frames by kind, for people; unknown ones are counted and never raised.
         is_proved: whether any path was live on this socket.
+        is_whole: whether every wanted path was live on this socket.
     """
 
     worker: UUID
@@ -168,8 +174,10 @@ class Channel:
     paths: Sequence[Path]
     timings: Timings = field(default_factory=Timings)
     is_partial: bool = False
+    mend_seconds: float | None = None
     counts: Counter[str] = field(default_factory=Counter)
     is_proved: bool = False
+    is_whole: bool = False
 
     def __post_init__(self) -> None:
         self.topic = f"realtime:runtime:{self.worker}"
@@ -184,7 +192,8 @@ class Channel:
         self._heartbeat_ref: str | None = None
         self._heartbeat_deadline: float | None = None
         self._nonce_at: float | None = None
-        self._nonces: dict[str, tuple[float, set[Path]]] = {}
+        # By when each of these paths must have brought one of our nonces back.
+        self._proof_deadlines: dict[Path, float] = {}
         self._sent_nonces: deque[str] = deque(maxlen=_REMEMBERED_NONCES)
         self._mend_at: float | None = None
         self._token: str | None = None
@@ -202,7 +211,7 @@ class Channel:
         self._join_deadline = now + self.timings.join
         self._heartbeat_at = now + self.timings.heartbeat
         if self.is_partial:
-            self._mend_at = now + self.timings.mend
+            self._mend_at = now + self.mend_pause
         return [Send(self._frame(self._join_ref, self._join_ref, self.topic, "phx_join", payload))]
 
     def push_token(self, token: str, now: float) -> list[Effect]:
@@ -216,7 +225,7 @@ class Channel:
 
     def doubt(self, now: float) -> list[Effect]:
         """Work was found that nothing announced: prove the paths at once."""
-        may_ask = self._is_joined and not self._is_closed and not self._nonces
+        may_ask = self._is_joined and not self._is_closed and not self._proof_deadlines
         return self._prove(now) if may_ask else []
 
     def tick(self, now: float) -> list[Effect]:
@@ -238,9 +247,9 @@ class Channel:
         if self._subscribe_deadline is not None and now >= self._subscribe_deadline:
             self._subscribe_deadline = None
             effects += self._fail_path("postgres_changes", "the server did not say that it subscribed", now)
-        effects += self._check_nonces(now)
+        effects += self._check_proofs(now)
         if self._mend_at is not None and now >= self._mend_at and not self._is_closed:
-            effects += self._close("a path is still missing")
+            effects += self._close(STILL_MISSING)
         if self._nonce_at is not None and now >= self._nonce_at and not self._is_closed:
             effects += self._prove(now)
         return effects
@@ -256,7 +265,7 @@ class Channel:
                 self._subscribe_deadline,
                 self._nonce_at,
                 self._mend_at,
-                *(deadline for deadline, _ in self._nonces.values()),
+                *self._proof_deadlines.values(),
             )
             if moment is not None
         ]
@@ -357,7 +366,7 @@ class Channel:
         record = data.get("record")
         nonce = record.get("nonce") if isinstance(record, dict) else None
         if data.get("table") == "beats" and isinstance(nonce, str):
-            return self._proved(nonce, "postgres_changes")
+            return self._proved(nonce, "postgres_changes", now)
         if data.get("errors"):
             # Truncated or withheld; that something was written is all there is to know.
             return [Gap("postgres_changes", str(data["errors"])[:200]), Wake("postgres_changes")]
@@ -369,7 +378,7 @@ class Channel:
             return []
         nonce = payload.get("nonce") if isinstance(payload, dict) else None
         if event == "nonce" and isinstance(nonce, str):
-            return self._proved(nonce, "broadcast")
+            return self._proved(nonce, "broadcast", now)
         if event == "wake":
             return [Wake("broadcast")]
         if event == ANSWER:
@@ -406,45 +415,50 @@ class Channel:
         self._states[path] = _PathState.LIVE
         self.is_proved = True
         if not self.is_partial and all(state is _PathState.LIVE for state in self._states.values()):
+            self.is_whole = True
             self._mend_at = None
         return [Live(path)]
 
-    def _proved(self, nonce: str, path: Path) -> list[Effect]:
-        """One of our nonces came back by this path, however late: the path delivers."""
+    @property
+    def mend_pause(self) -> float:
+        """How long a missing path is left alone, in seconds."""
+        return self.timings.mend if self.mend_seconds is None else self.mend_seconds
+
+    def _proved(self, nonce: str, path: Path, now: float) -> list[Effect]:
+        """One of our nonces came back by this path, however late and whichever it was: the path delivers."""
         if nonce not in self._sent_nonces:
             self.counts["not ours"] += 1
             return []
         self.counts[f"proofs by {path}"] += 1
         if path == "postgres_changes":
             self._subscribe_deadline = None
-        if nonce in self._nonces:
-            missing = self._nonces[nonce][1]
-            missing.discard(path)
-            if not missing:
-                del self._nonces[nonce]
+        self._proof_deadlines.pop(path, None)
+        if not self._proof_deadlines:
+            self._nonce_at = now + self.timings.nonce
         return self._make_live(path)
 
     def _prove(self, now: float) -> list[Effect]:
-        expected = {
-            path for path, state in self._states.items() if path == "broadcast" or state is _PathState.LIVE
-        }
+        """Ask for a nonce, and again every quarter of the deadline: one lost nonce fails no path that delivers."""
         self._nonce_at = now + self.timings.nonce
-        if not expected:
+        if not any(path == "broadcast" or state is _PathState.LIVE for path, state in self._states.items()):
             return []
+        for path, state in self._states.items():
+            if state is _PathState.LIVE or (path == "broadcast" and state is _PathState.WAITING):
+                self._proof_deadlines.setdefault(path, now + self.timings.nonce_deadline)
+                self._nonce_at = now + self.timings.nonce_deadline / 4
         nonce = uuid4().hex
         self._sent_nonces.append(nonce)
-        self._nonces[nonce] = (now + self.timings.nonce_deadline, expected)
         return [Prove(nonce)]
 
-    def _check_nonces(self, now: float) -> Iterator[Effect]:
-        overdue: set[Path] = set()
-        for nonce, (deadline, missing) in list(self._nonces.items()):
-            if now >= deadline:
-                overdue |= missing
-                del self._nonces[nonce]
-        for path in sorted(overdue):
+    def _check_proofs(self, now: float) -> Iterator[Effect]:
+        overdue = sorted(path for path, deadline in self._proof_deadlines.items() if now >= deadline)
+        for path in overdue:
+            del self._proof_deadlines[path]
+        if overdue and not self._proof_deadlines:
+            self._nonce_at = now + self.timings.nonce
+        for path in overdue:
             if not self._is_closed:
-                yield from self._fail_path(path, "deaf: a nonce did not come back in time", now)
+                yield from self._fail_path(path, "deaf: no nonce came back in time", now)
 
     def _fail_path(self, path: Path, why: str, now: float) -> list[Effect]:
         """A path does not deliver: start over, unless another one does and this one never did."""
@@ -457,7 +471,7 @@ class Channel:
         if was_live or not others_may:
             return [*effects, *self._close(f"{path}: {why}", classify(why))]
         if self._mend_at is None:
-            self._mend_at = now + self.timings.mend
+            self._mend_at = now + self.mend_pause
         return effects
 
     def _close(self, why: str, refusal: Refusal = Refusal.RETRY) -> list[Effect]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,7 +21,9 @@ from runtime.errors import SettingsError
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
+from runtime.wakeups.outage import Outage
 from runtime.wakeups.phoenix import (
+    STILL_MISSING,
     VERSION,
     Channel,
     Close,
@@ -43,6 +46,7 @@ _log = logging.getLogger("runtime.wakeups")
 _quiet = logging.getLogger("runtime.wakeups.websockets")
 _quiet.setLevel(logging.CRITICAL + 1)
 _MAX_FRAME_BYTES = 8 * 2**20
+_DIGITS = re.compile("[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,9 @@ class RealtimeWakeups:
         self._doubts = False
         self._leaves_broadcast_out = False
         self._resting: anyio.CancelScope | None = None
-        self._said = ""
-        self._said_lost: dict[Path, str] = {}
+        self._outage = Outage()
+        # How often the channel has started over for a path that was missing while another one was live.
+        self._mends = 0
         # Of the socket that is open, or was last: frames by kind, and the proofs of each path.
         self.counts: Counter[str] = Counter()
 
@@ -119,26 +124,36 @@ class RealtimeWakeups:
         if self._resting is not None:
             self._resting.cancel()
 
+    @property
+    def mend_seconds(self) -> float:
+        """How long the next channel leaves a missing path alone before it starts over.
+
+        What went missing with a thaw or a restart is back in seconds; what stays away is asked for ever more rarely.
+        """
+        return min(self._timings.mend, self._timings.first_mend * 2.0 ** min(self._mends, 10))
+
     async def run(self, listener: Listener) -> None:
         """Listen for ever, reconnecting as often as needed, until cancelled."""
         failures = 0
         while True:
             began = time.monotonic()
-            close = await self.listen_once(listener)
+            channel = self._channel()
+            close = await self._live_through(channel, listener)
+            self._mends = 0 if channel.is_whole else self._mends + channel.is_proved
             # A server that accepts and hangs up at once must not be asked in a tight loop.
             if time.monotonic() - began >= self._pauses.stable:
                 failures = 0
             failures += 1
             self._leaves_broadcast_out = close.refusal is Refusal.PRIVATE and self._may_leave_broadcast_out
             pause = self._pause(close.refusal, failures)
-            self._say(close, pause)
+            self._say(close, pause, was_live=channel.is_proved)
             await anyio.sleep(pause)
 
     async def listen_once(self, listener: Listener) -> Close:
         """Live through one socket and return why it ended."""
-        is_partial = self._leaves_broadcast_out
-        paths = tuple(path for path in self.paths if path != "broadcast") if is_partial else self.paths
-        channel = self._channel(paths, is_partial)
+        return await self._live_through(self._channel(), listener)
+
+    async def _live_through(self, channel: Channel, listener: Listener) -> Close:
         self.counts = channel.counts
         try:
             token = await self._token()
@@ -177,9 +192,11 @@ class RealtimeWakeups:
             self._tell(effect, listener)
         return close
 
-    def _channel(self, paths: tuple[Path, ...], is_partial: bool) -> Channel:
+    def _channel(self) -> Channel:
         """The channel of the next socket."""
-        return Channel(self._worker, self._patterns, paths, self._timings, is_partial)
+        is_partial = self._leaves_broadcast_out
+        paths = tuple(path for path in self.paths if path != "broadcast") if is_partial else self.paths
+        return Channel(self._worker, self._patterns, paths, self._timings, is_partial, self.mend_seconds)
 
     async def _converse(
         self, socket: ClientConnection, channel: Channel, token: "_Token", listener: Listener
@@ -190,11 +207,14 @@ class RealtimeWakeups:
             for effect in effects:
                 if isinstance(effect, Close):
                     return effect
-                if isinstance(effect, Lost) and not is_ending:
-                    _log.warning(
-                        "%s is lost: %s; whatever else is live carries on, and it is tried anew in %.0f s",
-                        effect.path, effect.why, self._timings.mend,
+                if isinstance(effect, Lost) and not is_ending and channel.is_proved:
+                    level = self._outage.level(f"without {effect.path}", logging.WARNING)
+                    _log.log(
+                        level, "%s is lost: %s; the other path carries on, and this one is tried anew in %.0f s",
+                        effect.path, effect.why, channel.mend_pause,
                     )  # fmt: skip
+                if isinstance(effect, Live) and channel.is_whole:
+                    self._outage.over()
                 if isinstance(effect, Send):
                     with anyio.fail_after(self._timings.heartbeat):
                         await socket.send(effect.frame)
@@ -236,17 +256,14 @@ class RealtimeWakeups:
             case Wake(path, message):
                 listener.wake(path, message)
             case Live(path):
-                self._said = ""
-                self._said_lost.pop(path, None)
                 _log.info("%s is live at %s", path, self._place)
                 listener.live(path)
             case Gap(path, why):
                 listener.gap(path, why)
             case Lost(path, why):
-                cure = _cure(why)
-                if cure and self._said_lost.get(path) != why:
-                    self._said_lost[path] = why
-                    _log.warning("%s at %s: %s%s", path, self._place, why, cure)
+                if cure := _cure(why):
+                    level = self._outage.level(f"cure of {path}", logging.WARNING)
+                    _log.log(level, "%s at %s: %s%s", path, self._place, why, cure)
                 listener.lost(path, why)
             case Prove(nonce):
                 listener.prove(nonce)
@@ -286,29 +303,37 @@ class RealtimeWakeups:
             return self._pauses.operator + pause
         return pause
 
-    def _say(self, close: Close, pause: float) -> None:
-        """Log a cause once, and again only when it changes."""
-        if close.why == self._said:
+    def _say(self, close: Close, pause: float, *, was_live: bool) -> None:
+        """Log each kind of trouble once in an outage, though its causes take turns."""
+        if close.refusal in (Refusal.RETRY, Refusal.RATE):
+            # The listener has told of the loss of what was live.
+            level = logging.INFO if was_live else self._outage.level("no connection", logging.WARNING)
+            if close.why == STILL_MISSING:
+                level = logging.DEBUG
+            _log.log(level, "Realtime at %s: %s; connecting again in %.1f s", self._place, close.why, pause)
             return
-        self._said = close.why
+        # What differs in its numbers alone, such as how long ago a token expired, is the same cause.
+        level = self._outage.level(_DIGITS.sub("", close.why), logging.ERROR)
         if self._leaves_broadcast_out:
-            _log.error(
-                "Realtime at %s: %s. Going on by postgres_changes alone, and trying broadcast again every %.0f s; "
-                "`runtime doctor` tells what is missing.",
-                self._place, close.why, self._timings.mend,
+            _log.log(
+                level,
+                "Realtime at %s: %s. Going on by postgres_changes alone, and trying broadcast again in %.0f s, then "
+                "ever more rarely; `runtime doctor` tells what is missing.",
+                self._place, close.why, self.mend_seconds,
             )  # fmt: skip
-        elif close.refusal in (Refusal.OPERATOR, Refusal.PRIVATE):
-            _log.error(
-                "Realtime at %s: %s. Somebody must mend this; trying again every minute.",
+        elif close.refusal is Refusal.TOKEN:
+            _log.log(
+                level,
+                "Realtime at %s: %s. Check the key; trying again in %.1f s.",
                 self._place,
                 close.why,
-            )
-        elif close.refusal is Refusal.TOKEN:
-            _log.error(
-                "Realtime at %s: %s. Check the key; trying again in %.1f s.", self._place, close.why, pause
+                pause,
             )
         else:
-            _log.warning("Realtime at %s: %s; connecting again in %.1f s", self._place, close.why, pause)
+            _log.log(
+                level, "Realtime at %s: %s. Somebody must mend this; trying again every minute.",
+                self._place, close.why,
+            )  # fmt: skip
 
 
 class _ConnectHereOnly(connect):

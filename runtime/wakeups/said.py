@@ -79,14 +79,14 @@ class RealtimeHearing(RealtimeWakeups):
         """Listen for ever, connecting anew as often as needed, until cancelled."""
         await self.run(_Nobody())
 
-    def _channel(self, paths: tuple[Path, ...], is_partial: bool) -> Channel:
+    def _channel(self) -> Channel:
         return SaidChannel(self._worker, (), (), self._timings, said_topic=self._topic)
 
     def _pass_on(self, effect: Effect, listener: Listener) -> None:
         if isinstance(effect, Heard):
             self._take(effect.payload)
         elif isinstance(effect, Joined):
-            self._said = ""
+            self._outage.over()
             _log.info("what is said is heard at %s", self._place)
 
 

@@ -12,6 +12,7 @@ from runtime.addresses import DatabaseAddress
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups.channels import CONNECT_SECONDS, FAULTS, is_unheard, listening
+from runtime.wakeups.outage import Outage
 
 _log = logging.getLogger("runtime.wakeups")
 CHANNEL = "runtime_said"
@@ -32,7 +33,7 @@ class NotifyHearing:
         self._check_seconds = settings.heartbeat_seconds
         self._take = take
         self._random = Random()
-        self._told = ""
+        self._outage = Outage()
 
     async def hear(self) -> None:
         """Listen for ever, connecting anew as often as needed, until cancelled."""
@@ -47,14 +48,11 @@ class NotifyHearing:
             pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
             if why == _POOLED:
                 pause = 60.0
-            if why != self._told:
-                self._told = why
-                _log.warning(
-                    "what is said at %s is not heard: %s; trying again in %.1f s",
-                    self._address.place,
-                    why,
-                    pause,
-                )
+            level = self._outage.level("pooled" if why == _POOLED else "no connection", logging.WARNING)
+            _log.log(
+                level, "what is said at %s is not heard: %s; trying again in %.1f s",
+                self._address.place, why, pause,
+            )  # fmt: skip
             await anyio.sleep(pause)
 
     async def _hear_once(self) -> str:
@@ -63,7 +61,7 @@ class NotifyHearing:
             return _POOLED
         ended = anyio.Event()
         async with listening(self._address, (CHANNEL,), self._receive, ended.set, who="said") as connection:
-            self._told = ""
+            self._outage.over()
             _log.info("what is said is heard at %s", self._address.place)
             while not ended.is_set():
                 with anyio.move_on_after(self._check_seconds):

@@ -55,6 +55,8 @@ begin
             join pg_catalog.pg_proc p on p.oid = t.tgfoid
             where t.tgrelid = 'public.consciousness_stream'::regclass and p.proname = 'http_request' and t.tgenabled <> 'D'
         ),
+        -- Newer minor releases list the output plugins that may be loaded; Realtime reads rows through wal2json.
+        'output_plugins', current_setting('output_plugin_libraries', true),
         'can_broadcast', runtime.realtime_is_there(),
         'messages_granted', messages is not null
             and has_schema_privilege('service_role', 'realtime', 'usage')

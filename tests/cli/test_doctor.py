@@ -14,6 +14,7 @@ import pytest
 
 from runtime.doctor import Finding, Verdict
 from runtime.doctor.access import check_claims
+from runtime.doctor.database import plugin_cure
 from runtime.doctor.examination import examine
 from runtime.local import keys
 from runtime.local.ports import free_port
@@ -172,6 +173,24 @@ async def test_a_policy_that_is_missing_matters_to_who_is_bound_by_policies(stac
     assert faults(bound) == {"policies", "socket"}
     await execute(stack.admin_url, bound["policies"].cure)
     assert (await findings(stack))["policies"].verdict is Verdict.OK
+
+
+async def test_t7_the_servers_refusal_of_realtimes_output_plugin_is_told_where_no_row_comes(
+    stack: Any,
+) -> None:
+    # What makes rows stay away here is another cause; the setting is the server's own.
+    await execute(stack.admin_url, "alter publication supabase_realtime drop table runtime.beats")
+    async with connected(stack.admin_url) as connection:
+        listed = await connection.fetchval("select current_setting('output_plugin_libraries', true)")
+    if listed is None:
+        pytest.skip("this PostgreSQL does not list its output plugins")
+    found = await findings(stack)
+    assert f"output_plugin_libraries = '{listed}, wal2json'" in found["postgres_changes"].cure
+
+
+@pytest.mark.parametrize("listed", [None, "pgoutput, wal2json", '"wal2json"'])
+def test_t7_a_server_that_lets_realtime_read_rows_needs_no_cure(listed: str | None) -> None:
+    assert plugin_cure({"output_plugins": listed}) is None
 
 
 async def test_broadcast_that_is_deaf_is_told_and_the_row_comes_round_all_the_same(stack: Any) -> None:

@@ -248,7 +248,7 @@ def test_a_path_that_comes_late_is_live_all_the_same() -> None:
     channel.open(0, None)
     nonce = nonce_of(channel.receive(reply(), 0))
     channel.receive(system(), 1)
-    assert Lost("broadcast", "deaf: a nonce did not come back in time") in channel.tick(10)
+    assert Lost("broadcast", "deaf: no nonce came back in time") in channel.tick(10)
     assert channel.receive(broadcast("nonce", {"nonce": nonce}), 12) == [Live("broadcast")]
 
 
@@ -258,7 +258,7 @@ def test_a_lost_path_is_told_once() -> None:
     channel.receive(reply(), 0)
     channel.receive(beat(nonce_of(channel.receive(system(), 0))), 0)
     assert attend(channel, 1, 300, by="postgres_changes") == [
-        Lost("broadcast", "deaf: a nonce did not come back in time")
+        Lost("broadcast", "deaf: no nonce came back in time")
     ]
 
 
@@ -304,9 +304,55 @@ def test_a_nonce_that_does_not_come_back_means_deaf_though_heartbeats_are_answer
     # One path delivers, the other is deaf.
     channel.receive(broadcast("nonce", {"nonce": nonce}), 61)
     effects = channel.tick(70)
-    assert effects[0] == Lost("postgres_changes", "deaf: a nonce did not come back in time")
+    assert effects[0] == Lost("postgres_changes", "deaf: no nonce came back in time")
     assert Lost("broadcast", effects[-1].why) in effects  # type: ignore[union-attr]
     assert isinstance(effects[-1], Close)
+
+
+def test_t3_a_path_is_proved_by_any_nonce_whatever_became_of_the_others() -> None:
+    channel = make()
+    channel.open(0, "jwt")
+    lost = nonce_of(channel.receive(reply(), 0))
+    kept = nonce_of(channel.receive(system(), 0))
+    assert lost != kept
+    assert channel.receive(broadcast("nonce", {"nonce": kept}), 1) == [Live("broadcast")]
+    channel.receive(beat(kept), 1)
+    assert attend(channel, 2, 200, by="broadcast")[:1] != [Lost("broadcast", "deaf: no nonce came back in time")]
+
+
+@pytest.mark.parametrize("seconds", [1, 4, 7])
+def test_t3_a_path_that_begins_to_deliver_late_is_asked_again_in_time(seconds: int) -> None:
+    channel = make()
+    effects = channel.open(0, "jwt") + channel.receive(reply(), 0) + channel.receive(system(), 0)
+    said: list[Effect] = []
+    for now in range(1, 60):
+        effects += channel.tick(now)
+        for effect in effects:
+            # What was sent before the server read the log is lost for ever.
+            if isinstance(effect, Prove) and now > seconds:
+                said += channel.receive(broadcast("nonce", {"nonce": effect.nonce}), now)
+                said += channel.receive(beat(effect.nonce), now)
+            elif isinstance(effect, Send) and '"heartbeat"' in effect.frame:
+                ref = json.loads(effect.frame)[1]
+                channel.receive(json.dumps([None, ref, "phoenix", "phx_reply", {"status": "ok"}]), now)
+            elif isinstance(effect, Lost | Close):
+                said.append(effect)
+        effects = []
+    assert said == [Live("broadcast")]
+
+
+def test_t3_a_path_that_is_well_is_asked_once_in_a_minute() -> None:
+    channel, asked = live(), 0
+    for now in range(1, 601):
+        for effect in channel.tick(now):
+            if isinstance(effect, Prove):
+                asked += 1
+                channel.receive(broadcast("nonce", {"nonce": effect.nonce}), now)
+                channel.receive(beat(effect.nonce), now)
+            elif isinstance(effect, Send):
+                ref = json.loads(effect.frame)[1]
+                channel.receive(json.dumps([None, ref, "phoenix", "phx_reply", {"status": "ok"}]), now)
+    assert asked == 10
 
 
 def test_doubt_asks_at_once_but_not_twice() -> None:

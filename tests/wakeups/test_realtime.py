@@ -435,3 +435,53 @@ async def test_a_refused_join_waits_by_its_class(
             while len(server.joins) < 2:
                 await anyio.sleep(0.005)
     assert server.joined_at[1] - server.joined_at[0] >= 1.0
+
+
+async def test_t4_a_missing_path_is_tried_anew_soon_and_then_ever_more_rarely(
+    server: Any, recorder: Recorder
+) -> None:
+    server.subscribes = False
+    source = wakeups(server, timings=replace(TIMINGS, subscribe=0.1, first_mend=0.05, mend=0.3))
+    pauses = [source.mend_seconds]
+    async with listening(source.run, recorder):
+        while len(pauses) < 4:
+            await recorder.until(lambda told: server.connects > len(pauses))
+            pauses.append(source.mend_seconds)
+        server.subscribes = True
+        await recorder.until(
+            lambda told: (
+                told.count("live", "postgres_changes") == 1
+                and told.count("live", "broadcast") == server.connects
+            )
+        )
+        server.abort()
+        await recorder.until(lambda told: told.count("live", "postgres_changes") == 2)
+    assert pauses == [0.05, 0.1, 0.2, 0.3]
+    assert source.mend_seconds == 0.05
+
+
+@pytest.mark.parametrize("causes", [(500, 503), (500, 502, 504)])
+async def test_t5_causes_that_take_turns_are_one_outage_and_told_once(
+    server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture, causes: tuple[int, ...]
+) -> None:
+    with caplog.at_level(logging.WARNING, "runtime.wakeups"):
+        async with listening(wakeups(server).run, recorder):
+            for turn in range(1, 3 * len(causes)):
+                server.refuses_upgrade_with = (causes[turn % len(causes)], b"")
+                await recorder.until(lambda told: server.connects >= turn)  # noqa: B023 - awaited within the turn
+            server.refuses_upgrade_with = None
+            await both_live(recorder)
+    assert len([record for record in caplog.records if record.name == "runtime.wakeups"]) == 1
+
+
+async def test_t5_the_loss_of_both_paths_is_told_by_whoever_listens_and_not_a_second_time(
+    server: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "runtime.wakeups"):
+        async with listening(wakeups(server).run, recorder):
+            await both_live(recorder)
+            recorder.echoes = False
+            await recorder.until(lambda told: told.count("lost") >= 2)
+            recorder.echoes = True
+            await both_live(recorder, 2)
+    assert [record.getMessage() for record in caplog.records if record.name == "runtime.wakeups"] == []
