@@ -93,6 +93,7 @@ class Dispatcher:
         self._incarnation = ""
         # What the store was last said to suffer from; empty while it answers.
         self._trouble = ""
+        self._warned: frozenset[str] = frozenset()
         self._stop_asking = anyio.Event()
 
     @property
@@ -249,6 +250,7 @@ class Dispatcher:
             handler = self._handlers[name]
             lane.limit, lane.in_threads = self._limit(name), not handler.is_async
             lane.takes_ahead = handler.rate is None and handler.concurrency_total is None
+        self._warn(subscribed.warnings)
         self.plan.unsettled = subscribed.unsettled
         self.plan.begin_anew(time.monotonic())
 
@@ -322,9 +324,18 @@ class Dispatcher:
         called_off = [held for place in answer.cancelled if (held := self.plan.held.get(place))]
         if called_off:
             self._soon(self._runner.call_off, called_off)
+        if look.beat:
+            self._warn(answer.warnings)
         if self.plan.unannounced:
             for source in self._wakeups:
                 source.doubt()
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Log what the database warns of; what it warned of before is not said again while it lasts."""
+        for warning in warnings:
+            if warning not in self._warned:
+                _log.warning("%s", warning)
+        self._warned = frozenset(warnings)
 
     def _soon(self, tell: Callable[[Sequence[Delivery]], None], deliveries: Sequence[Delivery]) -> None:
         """Tell the loop of user code something, just before this loop waits for whatever it is.

@@ -25,6 +25,8 @@ _RECALL_PAUSE_SECONDS = 0.05
 _PREFETCH_SECONDS = 0.05
 _PREFETCH_LIMIT = 400
 _RECENT = 2000
+# A third of the time after which the database takes a sleeper for gone, whatever the pace of the sweeps.
+_BEAT_SECONDS = 20.0
 
 
 class Suspects(StrEnum):
@@ -145,6 +147,7 @@ class Plan:
         self._recalled = False
         self._recall_after = now
         self._sweep_at = now + settings.sweep_seconds
+        self._beat_at = now + min(settings.sweep_seconds, _BEAT_SECONDS)
         self._renewed_at = now
         self._settle_at = now
         self._settle_seconds = FIRST_SECONDS
@@ -272,6 +275,7 @@ class Plan:
         settling = bool(self.unsettled) and now >= self._settle_at
         polling = self._polls(now) and now >= self._poll_at and not self.stopping
         sweeping = now >= self._sweep_at or bool(self._nonces)
+        beating = sweeping or now >= self._beat_at
         due = self._due_at is not None and now >= self._due_at
         rescan = self._rescan_at is not None and now >= max(
             self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS
@@ -285,7 +289,7 @@ class Plan:
         more = not self._filled.isdisjoint(want)
         suspected = self._is_alone and self._suspects
         taking = bool(want) and (hinted or more or due or rescan or polling or looking or suspected)
-        if not (self._reports or renewing or taking or sweeping or settling or recalled):
+        if not (self._reports or renewing or taking or beating or settling or recalled):
             return Rest(self._rest(now, bool(want)))
 
         full = sweeping or polling or rescan or self._is_alone or (looking and self.phase is Phase.DROWSY)
@@ -298,7 +302,7 @@ class Plan:
             cursors=None if full else self._cursors,
             due=full or due,
             alone=self._is_alone,
-            beat=sweeping,
+            beat=beating,
             nonce=self._nonces.popleft() if self._nonces else None,
             settle=bool(self.unsettled),
         )
@@ -318,6 +322,8 @@ class Plan:
             self._renewed_at = now
         if sweeping:
             self._sweep_at = now + self._settings.sweep_seconds
+        if beating:
+            self._beat_at = now + min(self._settings.sweep_seconds, _BEAT_SECONDS)
         if look.cursors is None and want:
             self._rescan_at, self._rescanned_at = None, now
         return look
@@ -516,7 +522,7 @@ class Plan:
         return look.cursors is None and look.due and not self._hinted
 
     def _rest(self, now: float, has_room: bool) -> float:
-        moments = [self._sweep_at]
+        moments = [self._sweep_at, self._beat_at]
         if self._recalled:
             moments.append(self._recall_after)
         if self.held:

@@ -1,5 +1,6 @@
 """Does the plan ask for the right thing at the right moment? No loop, no clock, no database: time in, decisions out."""
 
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -626,6 +627,21 @@ def test_k8_a_spare_looks_when_a_lease_ends_and_rests_meanwhile() -> None:
     assert simulation.plan.wake() is False
     simulation.advance(100)
     assert simulation.count_looks(began) <= 100 / simulation.settings.sweep_seconds + 1
+
+
+@pytest.mark.parametrize("sweep_seconds", [1, 20, 60, 3600])
+def test_l9_the_heartbeat_does_not_depend_on_the_pace_of_the_sweeps(sweep_seconds: float) -> None:
+    simulation = Simulation({1: 10}, sweep_seconds=sweep_seconds)
+    simulation.fall_asleep()
+    began = simulation.now
+    simulation.advance(300)
+    beats = [at for at, look in simulation.looks if look.beat and at >= began]
+    # The database takes a sleeper for gone after a minute.
+    assert all(later - at <= 20.1 for at, later in pairwise([began, *beats, simulation.now]))
+    # One that only shows that it lives looks neither at everything, nor does it wake up.
+    swept = [look for at, look in simulation.looks if look.beat and look.due and at >= began]
+    assert len(swept) <= 300 / sweep_seconds + 1
+    assert simulation.plan.phase is Phase.ASLEEP
 
 
 # Stopping, and answers that are not what was hoped for

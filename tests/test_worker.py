@@ -565,3 +565,43 @@ async def test_a_database_reset_under_a_running_worker_is_subscribed_to_again(
         await until(lambda: len(seen) == 6)
         await until(lambda: worker.state == "live")
     assert sorted(seen) == [1, 2, 3, 4, 5, 6]
+
+
+# What the database warns of
+
+
+async def test_d4_two_projects_with_one_name_of_an_agent_are_warned_of_in_both_logs(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Agent("shop"), Agent("shop")
+
+    @first.on("order.placed", name="handle")
+    async def handle(value: int) -> None: ...
+
+    @second.on("invoice.paid", name="handle")
+    async def handle_too(value: int) -> None: ...
+
+    # Each listens for wake-ups all the same; a heartbeat a second.
+    async with running([first], direct(database)) as one:
+        await ready(database, "shop.handle")
+        async with running([second], direct(database)) as other:
+            await until(lambda: len(_warned(caplog, "another name")) == 2)
+    assert all(one.name in said and other.name not in said for said in _warned(caplog, "another name"))
+
+
+async def test_t2_a_trigger_that_is_off_is_said_by_whoever_runs(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent("shop")
+
+    @agent.on("order.placed")
+    async def handle(value: int) -> None: ...
+
+    async with running([agent], direct(database)):
+        await query(database, "alter table public.consciousness_stream disable trigger fan_out")
+        await until(lambda: len(_warned(caplog, "fan_out")) == 1)
+        await query(database, "alter table public.consciousness_stream enable trigger fan_out")
+
+
+def _warned(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if word in record.getMessage()]

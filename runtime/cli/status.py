@@ -99,7 +99,7 @@ def _state(worker: dict[str, Any]) -> str | Text:
 
 def advice(stats: dict[str, Any]) -> list[str]:
     """What a person should know or do, one line each."""
-    lines = []
+    lines = [plain(warning) for warning in stats.get("warnings", ())]
     if not stats["subscriptions"]:
         lines.append("No agent has subscribed yet: runtime run PATH")
     unsettled = [each["name"] for each in stats["subscriptions"] if not each["settled"]]

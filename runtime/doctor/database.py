@@ -108,8 +108,11 @@ def check_trigger(facts: Facts) -> Finding:
     if not facts["fans_out"]:
         return fault(
             "trigger",
-            "The trigger fan_out is off or gone, so no agent gets what is written.",
-            "alter table public.consciousness_stream enable trigger fan_out; where it is gone, migrate anew.",
+            "The trigger fan_out is off or gone, so no agent gets what is written; when it is back, `runtime replay` "
+            "delivers what was written meanwhile.",
+            "create or replace trigger fan_out after insert on public.consciousness_stream referencing new table as "
+            "new_messages for each statement execute function runtime.fan_out(); "
+            "alter table public.consciousness_stream enable trigger fan_out;",
         )
     return ok("trigger", "What is written fans out to the subscriptions.")
 

@@ -145,10 +145,11 @@ class WorkerCard:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """What the database answered: the number of each subscription, and which are not settled yet."""
+    """What the database answered: the number of each subscription, which are not settled yet, and what is wrong."""
 
     numbers: Mapping[str, int]
     unsettled: frozenset[int]
+    warnings: tuple[str, ...] = ()
 
 
 class Store(ABC):
@@ -266,6 +267,7 @@ class Store(ABC):
         return Subscribed(
             numbers={name: row["id"] for name, row in found.items()},
             unsettled=frozenset(row["id"] for row in found.values() if not row["settled"]),
+            warnings=tuple(answer.get("warnings") or ()),
         )
 
     async def exchange(self, exchange: Exchange) -> Answer:

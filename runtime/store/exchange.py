@@ -188,6 +188,7 @@ class Answer:
         suspects: a delivery that has crashed its worker twice waits to be taken alone.
         quiet: nobody can still write without seeing that this worker sleeps.
         unsettled: subscriptions that are not settled yet.
+        warnings: sentences about what is wrong with the set-up or the declarations, with a heartbeat.
         unknown: the database does not know this worker: subscribe again.
         stale: a later exchange of this pump was answered already.
         repeated: this number was answered before; nothing was applied again.
@@ -206,6 +207,7 @@ class Answer:
     quiet: bool = False
     fence: str | None = None
     unsettled: frozenset[int] = frozenset()
+    warnings: tuple[str, ...] = ()
     unknown: bool = False
     stale: bool = False
     repeated: bool = False
@@ -232,6 +234,7 @@ class Answer:
             quiet=bool(more.get("quiet")),
             fence=more.get("fence"),
             unsettled=frozenset(more.get("unsettled") or ()),
+            warnings=tuple(more.get("warnings") or ()),
             unknown=bool(more.get("unknown")),
             stale=bool(answer.get("stale")),
             repeated=bool(answer.get("repeated")),

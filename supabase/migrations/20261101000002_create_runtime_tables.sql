@@ -41,8 +41,9 @@ create index patterns_subscription on runtime.patterns (subscription);
 
 create table runtime.routing (
     only_row boolean primary key default true check (only_row),
-    -- Higher after every change of who gets what.
-    generation bigint not null default 0,
+    -- Higher after every change of who gets what. It begins where it never was: a row that was lost and came back must
+    -- not give worth to what was written down before.
+    generation bigint not null default floor(random() * 4e18)::bigint,
     changed_by xid8
 ) with (fillfactor = 50);
 comment on table runtime.routing is 'One row: how often the patterns have changed. Two changes wait for each other here.';
@@ -145,6 +146,8 @@ create table runtime.workers (
     -- How it can be reached: realtime, notify.
     announce text[] not null default '{}',
     subscriptions integer[] not null default '{}',
+    -- The patterns it declared, by subscription: so that two programs of one name are noticed.
+    declared jsonb not null default '{}',
     details jsonb not null default '{}'
 ) with (fillfactor = 50);
 comment on table runtime.workers is 'Running processes and whether they sleep; the name is random at each start.';
@@ -205,6 +208,44 @@ create table runtime.policy (
 );
 comment on table runtime.policy is 'The kernel''s own settings: one row.';
 insert into runtime.policy default values;
+
+create function runtime.mend_rows() returns void
+language plpgsql set search_path = '' as $$
+begin
+    insert into runtime.policy default values on conflict do nothing;
+    insert into runtime.routing default values on conflict do nothing;
+end
+$$;
+comment on function runtime.mend_rows() is 'Brings back the rows of the tables that have one: a copy of the schema alone lacks them.';
+
+create function runtime.keep_row() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+    perform runtime.mend_rows();
+    return null;
+end
+$$;
+comment on function runtime.keep_row() is 'A table that has one row keeps it, with the defaults.';
+
+create trigger keep_row after delete on runtime.policy for each statement execute function runtime.keep_row();
+create trigger keep_row_all after truncate on runtime.policy for each statement execute function runtime.keep_row();
+create trigger keep_row after delete on runtime.routing for each statement execute function runtime.keep_row();
+create trigger keep_row_all after truncate on runtime.routing for each statement execute function runtime.keep_row();
+
+create function runtime.rules() returns runtime.policy
+language plpgsql set search_path = '' as $$
+declare
+    kept runtime.policy;
+begin
+    select * into kept from runtime.policy;
+    if not found then
+        perform runtime.mend_rows();
+        select * into kept from runtime.policy;
+    end if;
+    return kept;
+end
+$$;
+comment on function runtime.rules() is 'The kernel''s own settings, whose row comes back where it is missing.';
 
 alter table runtime.subscriptions enable row level security;
 alter table runtime.patterns enable row level security;

@@ -64,7 +64,7 @@ begin
     for target in
         select w.id, case when stricter then array_remove(w.announce, 'notify') else w.announce end as announce
         from runtime.workers w
-        where (stricter or w.asleep) and w.seen_at > fresh_since
+        where (stricter or w.asleep) and (w.seen_at > fresh_since) is not false
     loop
         perform runtime.wake(target.id, target.announce, keys);
     end loop;
@@ -77,30 +77,41 @@ create function runtime.wake_sleepers(matched integer[], keys text[], but uuid d
 language plpgsql set search_path = '' as $$
 declare
     target record;
+    called record;
 begin
     if runtime.is_stricter() then
         perform runtime.wake_everybody(keys);
         return;
     end if;
+    -- Read once: a clock that is read for each row serves no index.
+    select t.now, t.now - make_interval(secs => p.call_seconds) as since,
+           t.now - make_interval(secs => p.sleeper_seconds) as fresh_since
+    into called
+    from (select clock_timestamp() as now) t left join runtime.policy p on true;
     for target in
         select distinct on (chosen.id) chosen.*
         from unnest(matched) as m (subscription)
         cross join lateral (
-            select w.id, w.announce, w.pump, e.n,
-                   -- One snapshot sees the call and the exchange that it was made after: it is still to be answered,
-                   -- by a look for which this transaction is seen or waited for (runtime.fall_asleep).
-                   exists (
-                       select from runtime.calls c
-                       -- In a query of its own: a clock that is read for each row serves no index.
-                       where c.pump = w.pump and c.n = e.n and c.called_at
-                           > (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
-                   ) as is_called
+            select w.id, w.announce, w.pump, e.n, c.is_called
             from runtime.workers w
             left join runtime.pumps e on e.id = w.pump
-            -- A sleeper that is not seen any more must not swallow the only wake-up.
+            cross join lateral (
+                -- One snapshot sees a call and the exchange that it was made after: it is still to be answered, by a look
+                -- for which this transaction is seen or waited for (runtime.fall_asleep). A call from the future is from
+                -- before the clock was set back.
+                select max(l.called_at) between called.since and called.now as is_called,
+                       case
+                           when min(l.called_at) not between called.since and called.now then 2
+                           when min(l.called_at) is not null then 0
+                           else 1
+                       end as standing
+                from runtime.calls l where l.pump = w.pump and l.n = e.n
+            ) c
+            -- A sleeper that is not seen any more must not swallow the only wake-up, nor must one that has left a call
+            -- unanswered: most likely it is dead, and called only where there are not two others.
             where w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
-              and w.seen_at > (select clock_timestamp() - make_interval(secs => p.sleeper_seconds) from runtime.policy p)
-            order by is_called desc, random()
+              and (w.seen_at > called.fresh_since) is not false
+            order by c.standing, random()
             limit 2
         ) chosen
     loop
@@ -112,7 +123,7 @@ end
 $$;
 comment on function runtime.wake_sleepers(integer[], text[], uuid) is
     'Wakes, for each subscription, two sleeping workers that have free slots for it, but not the caller: at random, unless '
-    'two are being woken already.';
+    'two are being woken already; those that have left a call unanswered only where there are no others.';
 
 create function runtime.announce(keys text[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
@@ -154,7 +165,8 @@ begin
         where w.asleep and w.free && announce_one.subscriptions and not exists (
             select from runtime.pumps e join runtime.calls c on c.pump = e.id and c.n = e.n
             where e.id = w.pump and c.called_at
-                > (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
+                between (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
+                    and (select clock_timestamp())
         )
     )) then
         perform runtime.announce(

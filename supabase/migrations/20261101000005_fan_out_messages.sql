@@ -26,7 +26,7 @@ language plpgsql set search_path = '' as $$
 declare
     kept integer;
     forget_at timestamptz := clock_timestamp()
-        + make_interval(secs => (select p.dedup_seconds from runtime.policy p));
+        + make_interval(secs => (runtime.rules()).dedup_seconds);
 begin
     -- stream_send has reserved its keys (message_id is null); a plain insert reserves here, and may not take a key that
     -- the runtime is about to use.
@@ -67,7 +67,8 @@ begin
             count(*) filter (where s.marks_processed) = 1
         )::runtime.routes
         from unnest(unknown) as k (key)
-        cross join runtime.routing g
+        -- An aggregate, which has a row in any case: without the row of routing the messages are delivered all the same.
+        cross join (select max(r.generation) as generation from runtime.routing r) g
         left join lateral (
             select distinct p.subscription
             from unnest(runtime.candidates(k.key)) as c (pattern)
@@ -83,7 +84,7 @@ begin
     -- drive out one that comes often.
     if not runtime.is_stricter() and pg_try_advisory_xact_lock(hashtext('runtime.routes')) then
         insert into runtime.routes as r
-        select distinct on (f.slot) f.* from unnest(found[:100]) as f order by f.slot
+        select distinct on (f.slot) f.* from unnest(found[:100]) as f where f.generation is not null order by f.slot
         on conflict (slot) do update
             set key = excluded.key, generation = excluded.generation, subscriptions = excluded.subscriptions,
                 ordered = excluded.ordered, marks = excluded.marks, sole = excluded.sole
@@ -98,7 +99,8 @@ comment on function runtime.route(text[]) is
 create function runtime.reroute() returns trigger
 language plpgsql set search_path = '' as $$
 begin
-    update runtime.routing r set generation = r.generation + 1, changed_by = pg_current_xact_id()
+    insert into runtime.routing as r default values
+    on conflict (only_row) do update set generation = r.generation + 1, changed_by = pg_current_xact_id()
     where r.changed_by is distinct from pg_current_xact_id();
     return null;
 end
@@ -113,10 +115,26 @@ create trigger reroute after update of ordered, marks_processed on runtime.subsc
     for each row when (old.ordered <> new.ordered or old.marks_processed <> new.marks_processed)
     execute function runtime.reroute();
 
+create function runtime.is_foreign(id xid8) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    perform pg_xact_status(id);
+    return false;
+-- "transaction ID … is in the future"
+exception when invalid_parameter_value then
+    return true;
+end
+$$;
+comment on function runtime.is_foreign(xid8) is
+    'Whether a transaction id is of another cluster, from which this database was restored: this one has not come so far.';
+
 create function runtime.check_snapshot() returns void
 language plpgsql set search_path = '' as $$
+declare
+    fence bigint := (select f.last_value from runtime.settle_fence f);
 begin
-    if pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= (select last_value from runtime.settle_fence) then
+    -- Asked last, since it costs: a fence from another cluster turns nobody away.
+    if pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= fence and not runtime.is_foreign(fence::text::xid8) then
         raise exception using
             errcode = '40001',
             message = 'a subscription has begun since this transaction''s snapshot was taken',

@@ -20,6 +20,16 @@ end
 $$;
 comment on function runtime.caller_agent() is 'The agent named by the caller''s token, or null for a caller that is no agent.';
 
+create function runtime.refuse_agent(what text) returns void
+language plpgsql stable set search_path = '' as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = format('an agent''s identity may not %s', what);
+    end if;
+end
+$$;
+comment on function runtime.refuse_agent(text) is 'Raises 42501 for an agent under its own identity: this is for operators.';
+
 create function runtime.reserve(messages jsonb) returns text[]
 language sql set search_path = '' as $$
     with asked as (
@@ -29,7 +39,7 @@ language sql set search_path = '' as $$
         -- In key order, so that two batches never wait for each other in a circle.
         insert into runtime.dedup as d (dedup_key, message_id, forget_at)
         select a.dedup_key, null,
-               clock_timestamp() + make_interval(secs => (select p.dedup_seconds from runtime.policy p))
+               clock_timestamp() + make_interval(secs => (select (runtime.rules()).dedup_seconds))
         from asked a order by a.dedup_key
         on conflict (dedup_key) do update
             set message_id = null, forget_at = excluded.forget_at

@@ -1,5 +1,13 @@
 -- A worker says who it is and what its handlers want; a new subscription settles before anything is taken from it.
 
+create function runtime.are_keys(patterns text[]) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+    return not exists (select from unnest(patterns) as p where p ~ '[*>]');
+end
+$$;
+comment on function runtime.are_keys(text[]) is 'Whether none of these patterns has a wildcard.';
+
 create function public.stream_subscribe(worker jsonb, subscriptions jsonb) returns json
 language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -7,11 +15,9 @@ declare
     caller text := runtime.caller_agent();
     me runtime.workers;
     declared record;
-    is_new boolean;
     known integer;
 begin
-    -- Locked first by all who may change the patterns, so that no two of them wait for each other in a circle.
-    perform from runtime.routing for update;
+    perform runtime.mend();
     insert into runtime.workers as w (id, name, announce, details)
     values (
         (worker ->> 'id')::uuid, coalesce(worker ->> 'name', worker ->> 'id'),
@@ -52,33 +58,37 @@ begin
         end if;
         perform runtime.check_pattern(p) from unnest(declared.patterns) as p;
 
-        known := null;
-        insert into runtime.subscriptions as s
-            (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
-             rate_amount, rate_seconds, concurrency_total, declared_at)
-        values (
-            declared.name, declared.agent, declared.patterns, coalesce(declared.ordered, false),
-            coalesce(declared.dead_blocks, false),
-            coalesce(declared.marks_processed,
-                     not exists (select from unnest(declared.patterns) as p where p ~ '[*>]')),
-            coalesce(declared.max_attempts, 5), coalesce(declared.max_crashes, 5),
-            coalesce(declared.start, 'latest'), declared.rate_amount,
-            case when declared.rate_amount is not null then coalesce(declared.rate_seconds, 1) end,
-            declared.concurrency_total, me.started_at
-        )
-        on conflict (name) do update
-            set agent = excluded.agent, patterns = excluded.patterns, ordered = excluded.ordered,
-                dead_blocks = excluded.dead_blocks, marks_processed = excluded.marks_processed,
-                max_attempts = excluded.max_attempts, max_crashes = excluded.max_crashes,
-                rate_amount = excluded.rate_amount, rate_seconds = excluded.rate_seconds,
-                concurrency_total = excluded.concurrency_total, declared_at = excluded.declared_at,
-                -- Newly ordered: writers that still see it otherwise must end before an order can be kept.
-                settled = s.settled and (s.ordered or not excluded.ordered),
-                settling_fenced = s.settling_fenced and (s.ordered or not excluded.ordered),
-                settling_xid = case when s.ordered or not excluded.ordered then s.settling_xid end
-            -- The same said again by a later worker is that worker's: one started in between does not replace it.
-            where s.declared_at < excluded.declared_at
+        -- Looked for first: an insert that meets the row uses up a number all the same.
+        update runtime.subscriptions s
+        set agent = declared.agent, patterns = declared.patterns, ordered = coalesce(declared.ordered, false),
+            dead_blocks = coalesce(declared.dead_blocks, false),
+            marks_processed = coalesce(declared.marks_processed, runtime.are_keys(declared.patterns)),
+            max_attempts = coalesce(declared.max_attempts, 5), max_crashes = coalesce(declared.max_crashes, 5),
+            rate_amount = declared.rate_amount,
+            rate_seconds = case when declared.rate_amount is not null then coalesce(declared.rate_seconds, 1) end,
+            concurrency_total = declared.concurrency_total, declared_at = me.started_at,
+            -- Newly ordered: writers that still see it otherwise must end before an order can be kept.
+            settled = s.settled and (s.ordered or declared.ordered is not true),
+            settling_fenced = s.settling_fenced and (s.ordered or declared.ordered is not true),
+            settling_xid = case when s.ordered or declared.ordered is not true then s.settling_xid end
+        -- The same said again by a later worker is that worker's: one started in between does not replace it.
+        where s.name = declared.name and s.declared_at < me.started_at
         returning s.id into known;
+        if known is null and not exists (select from runtime.subscriptions s where s.name = declared.name) then
+            insert into runtime.subscriptions as s
+                (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
+                 rate_amount, rate_seconds, concurrency_total, declared_at)
+            values (
+                declared.name, declared.agent, declared.patterns, coalesce(declared.ordered, false),
+                coalesce(declared.dead_blocks, false),
+                coalesce(declared.marks_processed, runtime.are_keys(declared.patterns)),
+                coalesce(declared.max_attempts, 5), coalesce(declared.max_crashes, 5),
+                coalesce(declared.start, 'latest'), declared.rate_amount,
+                case when declared.rate_amount is not null then coalesce(declared.rate_seconds, 1) end,
+                declared.concurrency_total, me.started_at
+            )
+            returning s.id into known;
+        end if;
         if known is not null then
             delete from runtime.patterns p
             where p.subscription = known and not p.pattern = any (declared.patterns);
@@ -92,16 +102,20 @@ begin
         end if;
     end loop;
 
-    update runtime.workers w
-    set subscriptions = array(
-        select s.id from runtime.subscriptions s
-        join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text) on d.name = s.name
-    )
-    where w.id = me.id;
+    update runtime.workers w set subscriptions = served.ids, declared = coalesce(served.declared, '{}')
+    from (
+        select coalesce(array_agg(s.id), '{}') as ids, jsonb_object_agg(s.id, d.patterns) as declared
+        from runtime.subscriptions s
+        join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text, patterns jsonb) on d.name = s.name
+    ) served
+    where w.id = me.id
+    returning w.* into me;
 
     return json_build_object(
         'worker', me.id,
         'started_at', me.started_at,
+        'warnings', runtime.disorders(me.announce) || array(
+            select r.warning from runtime.rivals() r where r.subscription = any (me.subscriptions)),
         'subscriptions', (
             select coalesce(json_object_agg(s.name, json_build_object(
                 'id', s.id, 'settled', s.settled, 'paused', s.paused_at is not null)), '{}')
@@ -114,7 +128,8 @@ $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Records the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
     'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; '
-    'a declaration gives way only to a later started worker''s.';
+    'a declaration gives way only to a later started worker''s. Returns their numbers, and warnings: what is wrong, and whose '
+    'declaration has given way to whose.';
 
 create function runtime.backfill(target runtime.subscriptions) returns boolean
 language plpgsql set search_path = '' as $$
@@ -176,12 +191,18 @@ begin
         if not s.settling_fenced then
             -- First the fence, which turns away stricter writers with an older snapshot …
             perform pg_advisory_xact_lock(hashtext('runtime.settle_fence'));
-            perform setval('runtime.settle_fence', greatest(
-                (select last_value from runtime.settle_fence), pg_current_xact_id()::text::bigint));
+            perform setval('runtime.settle_fence', case
+                when f.last_value > pg_current_xact_id()::text::bigint
+                    and not runtime.is_foreign(f.last_value::text::xid8) then f.last_value
+                else pg_current_xact_id()::text::bigint
+            end) from runtime.settle_fence f;
             update runtime.subscriptions x set settling_fenced = true where x.id = s.id;
         elsif s.settling_xid is null then
             -- … then, in a later transaction, the mark: whoever read the fence before it rose has a lower xid.
             update runtime.subscriptions x set settling_xid = pg_current_xact_id() where x.id = s.id;
+        elsif s.settling_xid > pg_current_xact_id() and runtime.is_foreign(s.settling_xid) then
+            -- Half settled in another cluster, and restored here: begin again.
+            update runtime.subscriptions x set settling_fenced = false, settling_xid = null where x.id = s.id;
         elsif pg_snapshot_xmin(pg_current_snapshot()) > s.settling_xid then
             -- Everyone who could have missed the subscription has ended; what they wrote is history now.
             if s.start = 'latest' or runtime.backfill(s) then

@@ -305,22 +305,29 @@ end
 $$;
 comment on function runtime.send_nonce(uuid, text[], text) is 'Sends a nonce back over every push path, to prove each from end to end.';
 
-create function runtime.beat(me runtime.workers, nonce text, gauges jsonb) returns void
+create function runtime.beat(me runtime.workers, nonce text, gauges jsonb) returns jsonb
 language plpgsql set search_path = '' as $$
+declare
+    rules runtime.policy := runtime.rules();
 begin
+    perform runtime.mend_clock();
     update runtime.workers w set seen_at = clock_timestamp(), details = w.details || coalesce(gauges, '{}')
     where w.id = me.id;
     perform runtime.mark_unmarked();
     delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
-    delete from runtime.calls c where c.called_at < clock_timestamp() - interval '1 minute';
+    -- An unanswered call is kept for as long as its worker may count as asleep.
+    delete from runtime.calls c
+    where c.called_at < clock_timestamp() - make_interval(secs => greatest(60, rules.sleeper_seconds));
     if nonce is not null then
         perform runtime.send_nonce(me.id, me.announce, nonce);
     end if;
+    return to_jsonb(runtime.disorders(me.announce) || array(select r.warning from runtime.rivals(me.id) r));
 end
 $$;
 comment on function runtime.beat(runtime.workers, text, jsonb) is
-    'The sweep''s part of an exchange: heartbeat with the worker''s gauges, leftovers, and a nonce that proves the push paths.';
+    'The sweep''s part of an exchange: heartbeat with the worker''s gauges, leftovers, and a nonce that proves the push '
+    'paths. Returns what the worker should warn of.';
 
 create function public.stream_beat(worker uuid, nonce text) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -386,6 +393,7 @@ declare
     allowed jsonb := want;
     bound jsonb;
     answer jsonb := '{}';
+    warnings jsonb;
     limited_seconds double precision;
     described json := '[]';
     -- Assigned, a call is an expression; performed, it would be a query.
@@ -450,7 +458,10 @@ begin
         answer := answer || '{"unknown": true}';
     else
         if options ? 'beat' then
-            perform runtime.beat(me, options ->> 'nonce', options -> 'gauges');
+            warnings := runtime.beat(me, options ->> 'nonce', options -> 'gauges');
+            if warnings <> '[]' then
+                answer := answer || jsonb_build_object('warnings', warnings);
+            end if;
         end if;
         if options ? 'settle' then
             perform runtime.settle(me.subscriptions);

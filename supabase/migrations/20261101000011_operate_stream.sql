@@ -325,50 +325,56 @@ comment on function runtime.buried() is
     'How many dead letters each subscription has, gone ones included; counted and reckoned as the backlog is.';
 
 create function public.stream_stats() returns json
-language sql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-    select json_build_object(
-        'now', clock_timestamp(),
-        'messages', (select greatest(c.reltuples, 0)::bigint from pg_catalog.pg_class c where c.oid = 'public.consciousness_stream'::regclass),
-        'last_message', (select max(m.id) from public.consciousness_stream m),
-        'dead_letters', (select coalesce(sum(l.amount), 0) from runtime.buried() l),
-        'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
-        'broadcast', runtime.realtime_is_there(),
-        'oldest_transaction_seconds', (
-            select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_catalog.pg_stat_activity a
-            where a.backend_xid is not null and a.pid <> pg_backend_pid()),
-        'subscriptions', coalesce((
-            select json_agg(json_build_object(
-                'id', s.id, 'name', s.name, 'agent', s.agent, 'patterns', s.patterns, 'ordered', s.ordered,
-                'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
-                'rate', runtime.rate_of(s), 'concurrency_total', s.concurrency_total,
-                'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
-                'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
-                'about', coalesce(b.about, false),
-                'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
-                'oldest_seconds', (
-                    select extract(epoch from clock_timestamp() - m.created_at)
-                    from public.consciousness_stream m where m.id = b.oldest),
-                'done_last_minute', coalesce(r.done, 0), 'failed_last_minute', coalesce(r.failed, 0),
-                'last_error', (
-                    select json_build_object('message', e.message_id, 'error', e.error, 'at', e.ended_at)
-                    from runtime.runs e where e.subscription = s.id and e.error is not null
-                    order by e.ended_at desc limit 1),
-                'workers', (
-                    select count(*) from runtime.workers w
-                    where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp() - interval '60 s')
-            ) order by s.name)
-            from runtime.subscriptions s
-            left join runtime.backlog() b on b.subscription = s.id
-            left join runtime.buried() l on l.subscription = s.id
-            left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
-        'workers', coalesce((
-            select json_agg(json_build_object(
-                'id', w.id, 'name', w.name, 'started_at', w.started_at,
-                'seen_seconds', extract(epoch from clock_timestamp() - w.seen_at),
-                'asleep', w.asleep, 'announce', w.announce, 'details', w.details) order by w.started_at)
-            from runtime.workers w), '[]')
-    )
+begin
+    perform runtime.refuse_agent('look at everything');
+    return (
+        select json_build_object(
+            'now', clock_timestamp(),
+            'messages', (select greatest(c.reltuples, 0)::bigint from pg_catalog.pg_class c where c.oid = 'public.consciousness_stream'::regclass),
+            'last_message', (select max(m.id) from public.consciousness_stream m),
+            'dead_letters', (select coalesce(sum(l.amount), 0) from runtime.buried() l),
+            'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
+            'broadcast', runtime.realtime_is_there(),
+            'warnings', runtime.disorders('{}') || array(select distinct r.warning from runtime.rivals() r),
+            'oldest_transaction_seconds', (
+                select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_catalog.pg_stat_activity a
+                where a.backend_xid is not null and a.pid <> pg_backend_pid()),
+            'subscriptions', coalesce((
+                select json_agg(json_build_object(
+                    'id', s.id, 'name', s.name, 'agent', s.agent, 'patterns', s.patterns, 'ordered', s.ordered,
+                    'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
+                    'rate', runtime.rate_of(s), 'concurrency_total', s.concurrency_total,
+                    'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
+                    'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
+                    'about', coalesce(b.about, false),
+                    'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
+                    'oldest_seconds', (
+                        select extract(epoch from clock_timestamp() - m.created_at)
+                        from public.consciousness_stream m where m.id = b.oldest),
+                    'done_last_minute', coalesce(r.done, 0), 'failed_last_minute', coalesce(r.failed, 0),
+                    'last_error', (
+                        select json_build_object('message', e.message_id, 'error', e.error, 'at', e.ended_at)
+                        from runtime.runs e where e.subscription = s.id and e.error is not null
+                        order by e.ended_at desc limit 1),
+                    'workers', (
+                        select count(*) from runtime.workers w
+                        where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp() - interval '60 s')
+                ) order by s.name)
+                from runtime.subscriptions s
+                left join runtime.backlog() b on b.subscription = s.id
+                left join runtime.buried() l on l.subscription = s.id
+                left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
+            'workers', coalesce((
+                select json_agg(json_build_object(
+                    'id', w.id, 'name', w.name, 'started_at', w.started_at,
+                    'seen_seconds', extract(epoch from clock_timestamp() - w.seen_at),
+                    'asleep', w.asleep, 'announce', w.announce, 'details', w.details) order by w.started_at)
+                from runtime.workers w), '[]')
+        )
+    );
+end
 $$;
 comment on function public.stream_stats() is 'What is there and what waits: subscriptions, deliveries, workers, dead letters.';
 

@@ -47,7 +47,7 @@ begin
               and (c.oid = 'public.consciousness_stream'::regclass or c.relnamespace = 'runtime'::regnamespace)
         ),
         'fans_out', (
-            select t.tgenabled <> 'D' from pg_catalog.pg_trigger t
+            select t.tgenabled in ('O', 'A') from pg_catalog.pg_trigger t
             where t.tgrelid = 'public.consciousness_stream'::regclass and t.tgname = 'fan_out'
         ),
         'webhooks', (

@@ -3,16 +3,6 @@
 -- A message's story asks for its dead letters by the message; the table is small.
 create index dead_letters_message on runtime.dead_letters (message_id);
 
-create function runtime.refuse_agent(what text) returns void
-language plpgsql stable set search_path = '' as $$
-begin
-    if runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = format('an agent''s identity may not %s', what);
-    end if;
-end
-$$;
-comment on function runtime.refuse_agent(text) is 'Raises 42501 for an agent under its own identity: this is for operators.';
-
 create function runtime.handling(messages bigint[], details boolean default false)
 returns table (message_id bigint, handled json)
 language sql stable set search_path = ''

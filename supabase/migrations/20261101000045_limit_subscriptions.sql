@@ -91,6 +91,9 @@ begin
             seconds := 0.02;
         else
             -- Statements of their own, so that they see what was taken under the lock before.
+            -- Filled in the future is filled before the clock was set back: it fills on from now.
+            update runtime.limits l set filled_at = clock_timestamp()
+            where l.subscription = one.subscription and l.filled_at > clock_timestamp();
             select least(runtime.capacity_of(s), l.tokens
                          + extract(epoch from clock_timestamp() - l.filled_at) * s.rate_amount / s.rate_seconds),
                    s.rate_amount / s.rate_seconds, s.concurrency_total

@@ -100,6 +100,10 @@ BROKEN = [
                  "enable row level security", id="no row security"),
     pytest.param("alter table public.consciousness_stream disable trigger fan_out", {"trigger", "round trip"},
                  "enable trigger", id="no trigger"),
+    pytest.param("drop trigger fan_out on public.consciousness_stream", {"trigger", "round trip"},
+                 "create or replace trigger", id="trigger gone"),
+    pytest.param("alter table public.consciousness_stream enable replica trigger fan_out", {"trigger", "round trip"},
+                 "enable trigger", id="trigger for replicas"),
     pytest.param("revoke select on realtime.messages from service_role", {"policies", "socket"},
                  "stream_install_realtime", id="no grant on messages"),
     pytest.param("delete from supabase_migrations.schema_migrations where version = '20261101000011'", {"migrations"},
@@ -130,7 +134,17 @@ async def test_what_is_wrong_in_the_database_is_told_with_its_cure(
 CURED = [
     each
     for each in BROKEN
-    if each.id in {"not published", "no execute", "no insert", "open", "no row security", "no trigger"}
+    if each.id
+    in {
+        "not published",
+        "no execute",
+        "no insert",
+        "open",
+        "no row security",
+        "no trigger",
+        "trigger gone",
+        "trigger for replicas",
+    }
 ]
 
 
@@ -139,8 +153,14 @@ async def test_a_cure_that_is_sql_cures(stack: Any, statement: str, expected: se
     await execute(stack.admin_url, statement)
     found = await findings(stack, broadcast=False, postgres_changes=False)
     [name] = faults(found) - {"round trip"}
-    await execute(stack.admin_url, found[name].cure.partition("; where it is gone")[0])
+    await execute(stack.admin_url, found[name].cure)
     assert faults(await findings(stack)) == set()
+
+
+@pytest.mark.parametrize("table", ["runtime.policy", "runtime.routing"])
+async def test_l7_a_lost_row_of_the_kernel_s_own_is_back_and_nothing_is_wrong(stack: Any, table: str) -> None:
+    await execute(stack.admin_url, "set session_replication_role = replica", f"delete from {table}")
+    assert faults(await findings(stack, postgres_changes=False)) == set()
 
 
 async def test_a_partition_that_is_missing_is_told(stack: Any) -> None:

@@ -48,7 +48,7 @@ async def test_k14_a_later_started_worker_replaces_a_declaration_and_an_older_on
 async def test_k14_without_it_an_old_process_takes_the_declaration_back(
     db: Any, worker: Worker, later: Worker
 ) -> None:
-    await switch_off(db, "stream_subscribe", "where s.declared_at < excluded.declared_at", "where true")
+    await switch_off(db, "stream_subscribe", "and s.declared_at < me.started_at", "")
     await later.subscribe(NEW)
     await worker.subscribe(OLD)
     assert await declared(db) == (["task.output"], 2)
@@ -104,3 +104,73 @@ async def test_k14_a_replay_of_what_is_pending_changes_nothing(db: Any, worker: 
     assert (await worker.finish(taken[leased])).refused == set()
     await advance(db, 201)
     assert sorted(each.id for each in await worker.take()) == [ended, retrying, delayed, fresh]
+
+
+async def warned(worker: Worker) -> list[str]:
+    """What the kernel tells a worker with its next heartbeat."""
+    return list((await worker.exchange(beat=True)).more.get("warnings") or ())
+
+
+async def test_d4_two_that_declare_one_subscription_otherwise_are_both_warned(
+    db: Any, worker: Worker, later: Worker
+) -> None:
+    async def subscribe(who: Worker, declaration: dict[str, Any]) -> list[str]:
+        answer = await who.connection.fetchval(
+            "select stream_subscribe($1, $2)",
+            {"id": str(who.id), "name": who.id.hex},
+            [{"agent": "a", **declaration}],
+        )
+        return list(answer["warnings"])
+
+    assert await subscribe(worker, OLD) == []
+    assert await warned(worker) == []
+    (said,) = await subscribe(later, NEW)
+    assert all(
+        each in said for each in ("a.one", "task.output", "site.output", worker.id.hex[:6], "another name")
+    )
+    assert await warned(worker) == [said]
+    assert await warned(later) == []
+    assert (await db.fetchval("select stream_stats()"))["warnings"] == [said]
+    # The older one reconnects: what it declares is not used, and that is said as well.
+    assert await subscribe(worker, OLD) == [said]
+    # It ends, or is not seen any more: then it was a deploy.
+    await db.execute(
+        "update runtime.workers set seen_at = seen_at - interval '1 hour' where id = $1", worker.id
+    )
+    assert (await db.fetchval("select stream_stats()"))["warnings"] == []
+    assert await subscribe(later, NEW) == []
+
+
+async def test_d4_patterns_in_another_order_are_the_same(db: Any, worker: Worker, later: Worker) -> None:
+    await worker.subscribe({**OLD, "patterns": ["a.b", "a.c"]})
+    await later.subscribe({**OLD, "patterns": ["a.c", "a.b", "a.c"]})
+    assert await warned(worker) == []
+
+
+@pytest.mark.parametrize("hours", [1, 24])
+async def test_l13_a_declaration_after_the_clock_went_back_takes_effect(
+    db: Any, worker: Worker, connect: Connect, hours: int
+) -> None:
+    await worker.subscribe(OLD)
+    ahead = f"+ interval '{hours} hours'"
+    await db.execute(f"update runtime.subscriptions set declared_at = declared_at {ahead}")
+    await db.execute(f"update runtime.workers set started_at = started_at {ahead}, seen_at = seen_at {ahead}")
+    async with connect() as connection:
+        newcomer = Worker(connection)
+        await newcomer.subscribe(NEW)
+        assert await declared(db) == (["site.output"], 7)
+        # The old one is still the older one when it comes back.
+        await worker.subscribe(OLD)
+        assert await declared(db) == (["site.output"], 7)
+
+
+async def test_l10_a_start_uses_up_no_numbers(db: Any, worker: Worker, connect: Connect) -> None:
+    names = [f"a.n{n}=task.output" for n in range(5)]
+    numbers = sorted((await worker.subscribe(*names)).values())
+    assert numbers == list(range(numbers[0], numbers[0] + 5))
+    assert numbers[-1] <= 1_000_000_100
+    for _restart in range(3):
+        async with connect() as connection:
+            again = Worker(connection)
+            assert sorted((await again.subscribe(*names)).values()) == numbers
+    assert (await worker.subscribe("a.new=task.output"))["a.new"] == numbers[-1] + 1

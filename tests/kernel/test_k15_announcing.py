@@ -194,12 +194,47 @@ async def test_k15_a_dead_sleeper_does_not_swallow_the_wake_up(
     assert await hearing.heard() == [alive.channel]
     await switch_off(
         db, "runtime.wake_sleepers",
-        "and w.seen_at > (select clock_timestamp() - make_interval(secs => p.sleeper_seconds) from runtime.policy p) "
-        "order by is_called desc, random()",
+        "and (w.seen_at > called.fresh_since) is not false order by c.standing, random()",
         "order by w.seen_at",
     )  # fmt: skip
     await insert(db, "task.a", 2)
     assert alive.channel not in await hearing.heard()
+
+
+@pytest.mark.parametrize("is_on", [True, False], ids=["", "without it"])
+async def test_l12_who_left_a_call_unanswered_is_called_last(
+    crowd: list[Worker], hearing: Ears, db: Any, is_on: bool
+) -> None:
+    if not is_on:
+        await switch_off(
+            db, "runtime.wake_sleepers", "order by c.standing, random()", "order by w.started_at"
+        )
+    *dead, alive = crowd
+    for worker in crowd:
+        await worker.fall_asleep()
+    waited = 0
+    for n in range(8):
+        await insert(db, "task.a", n)
+        if alive.channel in await hearing.heard():
+            # It answers, takes what there is, and sleeps again; the others were killed in their sleep.
+            await alive.finish(*await alive.take())
+            await alive.fall_asleep()
+        else:
+            waited += 1
+        await advance(db, LATER)
+    # After two inserts at most every dead one has been found out.
+    assert waited <= len(dead) // 2 if is_on else waited == 8
+
+
+async def test_l9_a_call_from_before_the_clock_was_set_back_is_none(
+    crowd: list[Worker], hearing: Ears, db: Any
+) -> None:
+    await crowd[0].fall_asleep()
+    await insert(db, "task.a", 1)
+    assert await hearing.heard() == [crowd[0].channel]
+    await advance(db, -3600)
+    await insert(db, "task.a", 2)
+    assert await hearing.heard() == [crowd[0].channel]
 
 
 async def test_k15_whatever_makes_work_is_announced(crowd: list[Worker], hearing: Ears, db: Any) -> None:

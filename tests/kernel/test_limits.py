@@ -272,3 +272,17 @@ async def test_a_paused_or_unlimited_subscription_is_not_held_by_another_ones_li
     assert await worker.take() == []
     await insert(db, "task.output", 9)
     assert len(await worker.take()) == 1
+
+
+@pytest.mark.parametrize("hours", [1, 1000])
+async def test_l9_a_rate_goes_on_when_the_clock_is_set_back(db: Any, worker: Worker, hours: int) -> None:
+    await worker.subscribe(RATE)
+    await write(db, 9)
+    assert len(await worker.take()) == 2
+    await db.execute("update runtime.limits set filled_at = filled_at + make_interval(hours => $1)", hours)
+    answer = await worker.exchange(want=9, due=True)
+    # Nobody waits longer than for the next of them.
+    assert answer.taken or 0 < answer.more["limited"] <= 0.2
+    assert await db.fetchval("select filled_at <= clock_timestamp() from runtime.limits")
+    await refill(db, 1)
+    assert await worker.take()
