@@ -101,8 +101,9 @@ class Message(Generic[T]):
             attempt=attempt,
             correlation_id=row.get("correlation_id"),
             parent_id=row.get("parent_id"),
-            headers=row.get("headers") or {},
-            priority=Priority(row.get("priority") or 0),
+            headers=headers if isinstance(headers := row.get("headers"), dict) else {},
+            # What a constraint that was dropped has let in is read all the same.
+            priority=PRIORITIES.get(row.get("priority") or 0, Priority.NORMAL),
             dedup_key=row.get("dedup_key"),
             deliver_at=_moment(row.get("deliver_at")),
             expires_at=_moment(row.get("expires_at")),

@@ -13,6 +13,7 @@ from runtime.errors import AskFailed, NobodyAnswers
 from runtime.handler import Handler
 from runtime.message import ANSWERS, Answer, Draft, Message
 from runtime.store import Delivery
+from runtime.unreadable import LIVING, find_unreadable
 from runtime.values import decode, encode
 
 _REPLY_TO = "reply_to"
@@ -95,6 +96,9 @@ def _answer(message: Message[Any], request: int, key: str) -> Answer:
     """What a message answers to a request under this key."""
     handler, reason = message.headers.get(_HANDLER), message.headers.get(_FAILED)
     handler = handler if isinstance(handler, str) else None
+    if reason is None and LIVING and (found := find_unreadable("value", message.value)) is not None:
+        text = f"message {message.id} is the answer, and its {found[0]} is {found[1].what}, which Python cannot read"
+        return Answer(handler, None, AskFailed(key, request, handler, text, "invalid"), message)
     if reason is None:
         return Answer(handler, message.value, None, message)
     said = message.value.get("error") if isinstance(message.value, dict) else None

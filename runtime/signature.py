@@ -19,6 +19,7 @@ from runtime.callables import globals_of, place_of
 from runtime.context import Context
 from runtime.errors import DeclarationError, InvalidPayload
 from runtime.message import Message
+from runtime.unreadable import LIVING, find_unreadable
 
 _CURE = (
     "A handler takes at most one value, a Message[…] and a Context, in any order: "
@@ -65,8 +66,10 @@ class Signature:
             context: the context of this attempt.
 
         Raises:
-            InvalidPayload: the value is not what an annotation says.
+            InvalidPayload: the value is not what an annotation says, or the message holds what cannot be read.
         """
+        if LIVING:
+            _refuse_unreadable(handler, message)
         arguments: dict[str, Any] = dict.fromkeys(self.contexts, context)
         for name, adapter in self.messages:
             value = _validated(adapter, handler, message)
@@ -324,6 +327,17 @@ def _adapter(annotation: Any, parameter: str, place: str) -> TypeAdapter[Any] | 
             "above what provides it: @agent.provide."
         ) from error
     return adapter
+
+
+def _refuse_unreadable(handler: str, message: Message[Any]) -> None:
+    """Refuse a message that holds a marker, whatever the handler wants of it: nothing good comes of half a value."""
+    for name, part in (("value", message.value), ("headers", message.headers)):
+        if (found := find_unreadable(name, part)) is not None:
+            place, marker = found
+            raise InvalidPayload(
+                f"{handler} cannot take message {message.id}: {place} is {marker.what}, which Python cannot read. Have "
+                "its writer send it as a string, or in another shape."
+            )
 
 
 def _validated(adapter: TypeAdapter[Any] | None, handler: str, message: Message[Any]) -> Any:

@@ -5,7 +5,6 @@ neighbours in the same exchange their results.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections import deque
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.errors import InvalidPayload, InvalidValue
+from runtime.unreadable import LIVING, find_unreadable, may_overflow, read_json
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
@@ -45,6 +45,11 @@ def encode(value: object) -> str:
             has no JSON form, more than 100 levels or more than 16 MB. The message says where, and never
             repeats the value.
     """
+    if LIVING and (found := find_unreadable("value", value)) is not None:
+        raise InvalidValue(
+            f"The value cannot be stored: where it was read from, {found[0]} is {found[1].what}, which Python cannot "
+            "hold."
+        )
     try:
         data = _dump(value)
     except (ValueError, TypeError, RecursionError) as error:
@@ -62,17 +67,31 @@ def encode(value: object) -> str:
 def decode(text: str | bytes) -> Any:
     """Return what the JSON text holds. Whole numbers keep all their digits.
 
+    What Python cannot hold, such as a number of 100,000 digits, is replaced by an `Unreadable`; the rest is as written.
+
     Raises:
-        InvalidPayload: the text is no JSON, or nested or long beyond what Python can read.
+        InvalidPayload: the text is no JSON.
     """
     try:
-        return from_json(text)
+        data = from_json(text)
     except ValueError:
-        # The quick parser stops at 200 levels; rows written by other programs may go deeper.
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidPayload(f"The stored JSON cannot be read: {error}.") from None
+        return _decode_with_care(text)
+    return _decode_with_care(text) if may_overflow(text) else data
+
+
+def legible(value: object) -> str:
+    """Return a decoded value as compact JSON text for people: what cannot be read is a mark in it, never an error."""
+    try:
+        return to_json(value, inf_nan_mode="constants").decode()
+    except ValueError:
+        return ascii(value)
+
+
+def _decode_with_care(text: str | bytes) -> Any:
+    try:
+        return read_json(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPayload(f"The stored JSON cannot be read: {error}.") from None
 
 
 def _dump(value: object) -> bytes:

@@ -13,7 +13,7 @@ from runtime.cli.value import AsText, Value, value_of
 from runtime.keys import check_key
 from runtime.message import Answer
 from runtime.stream import connect
-from runtime.values import encode
+from runtime.values import legible
 
 
 def ask(
@@ -95,4 +95,4 @@ def _print_all(answers: list[Answer], *, as_json: bool) -> None:
 
 def _text(value: object) -> Text:
     """A string as it is, anything else as JSON."""
-    return Text(plain(value) if isinstance(value, str) else encode(value))
+    return Text(plain(value) if isinstance(value, str) else legible(value))

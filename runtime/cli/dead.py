@@ -17,7 +17,7 @@ from runtime.cli.place import find_settings
 from runtime.errors import Refused
 from runtime.operations import Letters, Operations
 from runtime.stream import connect
-from runtime.values import encode
+from runtime.values import legible
 
 app = typer.Typer(
     cls=Commands,
@@ -97,7 +97,7 @@ def show(
         )
     )
     out.print(Text.assemble((f"#{letter['message_id']} ", "cyan"), (letter["key"], "bold"), _by(message)))
-    out.print(Text(encode(message["value"])), soft_wrap=True)
+    out.print(Text(legible(message["value"])), soft_wrap=True)
     for attempt in letter["attempts"]:
         worker = f" on {attempt['worker']}" if attempt["worker"] else ""
         seconds = f" after {attempt['seconds']:.3f} s" if attempt["seconds"] is not None else ""

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import typer
 
+from runtime.message import moment as moment_of
 from runtime.spans import is_span, seconds_of
 from runtime.views import two_figures
 
@@ -51,4 +52,13 @@ def amount(number: int, *, is_about: bool) -> str:
 
 def ago(moment: str) -> str:
     """How long ago a moment in ISO 8601 was."""
-    return f"{duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))} ago"
+    return f"{duration(max(0.0, (datetime.now(UTC) - moment_of(moment)).total_seconds()))} ago"
+
+
+def clock(moment: datetime) -> str:
+    """The time of day here; in UTC at the ends of Python's years, which may lie beyond them here."""
+    try:
+        moment = moment.astimezone()
+    except (OverflowError, ValueError, OSError):
+        moment = moment.astimezone(UTC)
+    return f"{moment:%H:%M:%S}"

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli.moments import clock
 from runtime.errors import SettingsError
 from runtime.logs import of_attempt
 from runtime.message import Message, Priority
 from runtime.said import Said
-from runtime.values import encode
+from runtime.values import decode, encode, legible
 
 out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)
@@ -62,7 +63,7 @@ def plain(text: str | None) -> str:
 def message_line(message: Message[Any]) -> Text:
     """One message on one line."""
     return Text.assemble(
-        (f"{message.created_at.astimezone():%H:%M:%S}", "dim"),
+        (clock(message.created_at), "dim"),
         "  ",
         (f"#{message.id:<6}", "cyan"),
         " ",
@@ -70,15 +71,14 @@ def message_line(message: Message[Any]) -> Text:
         "  ",
         (f"{plain(message.agent) or '-':<12}", "magenta"),
         "  ",
-        encode(message.value),
+        legible(message.value),
     )
 
 
 def message_json(message: Message[Any]) -> dict[str, Any]:
     """One message as JSON data, under the names of the table's columns."""
-    fields = asdict(message)
-    del fields["attempt"]
-    return fields
+    # Not asdict, which copies the value, level by level.
+    return {each.name: getattr(message, each.name) for each in fields(message) if each.name != "attempt"}
 
 
 def print_message(message: Message[Any], *, as_json: bool) -> None:
@@ -92,7 +92,7 @@ def print_message(message: Message[Any], *, as_json: bool) -> None:
 def print_said(said: Said[Any], *, as_json: bool) -> None:
     """Print one message that was said and not stored: it has no number, and its time is now."""
     if as_json:
-        print_json(asdict(said))
+        print_json({each.name: getattr(said, each.name) for each in fields(said)})
         return
     print_line(
         Text.assemble(
@@ -104,7 +104,7 @@ def print_said(said: Said[Any], *, as_json: bool) -> None:
             "  ",
             (f"{plain(said.agent) or '-':<12}", "magenta"),
             "  ",
-            encode(said.value),
+            legible(said.value),
         )
     )
 
@@ -195,4 +195,4 @@ def _plain(value: object) -> object:
         return value.isoformat()
     if isinstance(value, Priority):
         return int(value)
-    return json.loads(encode(value))
+    return decode(encode(value))

@@ -12,7 +12,7 @@ from runtime.cli.output import err, out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.errors import Refused
 from runtime.stream import connect
-from runtime.values import encode
+from runtime.values import legible
 
 _STYLES = {"done": "green", "dead": "bold red", "failed": "red", "retrying": "yellow", "running": "cyan"}
 _VALUE_CHARACTERS = 60
@@ -60,7 +60,7 @@ def trees(messages: list[dict[str, Any]], asked: int) -> list[Tree]:
 
 
 def _line(message: dict[str, Any], *, is_asked: bool) -> Text:
-    value = encode(message["value"])
+    value = legible(message["value"])
     shown = value if len(value) <= _VALUE_CHARACTERS else f"{value[: _VALUE_CHARACTERS - 1]}…"
     return Text.assemble(
         (f"#{message['id']}", "bold cyan reverse" if is_asked else "cyan"),

@@ -26,7 +26,7 @@ def value_of(given: str | None, *, as_text: bool) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         # A lost bracket must not turn an object into a string.
         if text.lstrip()[:1] in ("{", "[", '"'):
             raise typer.BadParameter(

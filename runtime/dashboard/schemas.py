@@ -61,8 +61,8 @@ class Declared:
             faults = sorted(
                 Draft202012Validator(self.schema).iter_errors(value), key=lambda fault: fault.json_path
             )
-        except SchemaError:
-            # A schema that no validator reads refuses nothing; the handler itself has the last word.
+        except (SchemaError, RecursionError):
+            # Where no validator reads the schema, or gets to the bottom of the value, the handler has the last word.
             return []
         return [
             f"{fault.json_path.replace('$', 'value', 1)}: {fault.message}" for fault in faults[:_SHOWN_FAULTS]

@@ -10,6 +10,8 @@ from runtime.views import two_figures
 
 _PREVIEW_CHARACTERS = 180
 _TREE_CHARACTERS = 60_000
+# A template calls itself for each level, several frames at a time.
+_TREE_DEPTH = 50
 STATES = {
     "done": "done",
     "running": "running",
@@ -90,8 +92,27 @@ def rate(per_minute: float) -> str:
 
 
 def is_tree(value: Any) -> bool:
-    """Whether a value is worth folding, and not so large that folding it would be slow."""
-    return isinstance(value, (dict, list)) and bool(value) and len(json.dumps(value)) <= _TREE_CHARACTERS
+    """Whether a value is worth folding, and neither so large nor so deep that folding it would be slow, or fail."""
+    return (
+        isinstance(value, (dict, list))
+        and bool(value)
+        and len(json.dumps(value)) <= _TREE_CHARACTERS
+        and _is_shallow(value)
+    )
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(_TREE_DEPTH):
+        level = [
+            part
+            for each in level
+            if isinstance(each, (dict, list))
+            for part in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def outcome_class(handled: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from runtime.message import PRIORITIES, Message, moment
+from runtime.unreadable import Unreadable
 from runtime.values import encode
 
 Outcome = Literal["failed", "dead", "later", "released", "cancelled"]
@@ -55,7 +56,10 @@ class Delivery:
     def message(self) -> Message[Any]:
         """The message."""
         if self._message is None:
-            self._message = _message(self._row)
+            try:
+                self._message = _message(self._row)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                self._message = _salvaged(self._row, error)
         return self._message
 
 
@@ -66,9 +70,17 @@ def _message(row: Sequence[Any]) -> Message[Any]:
     ) = row[:16]  # fmt: skip
     return Message.of_fields((
         id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
-        headers or {}, PRIORITIES[priority], dedup_key,
+        headers if type(headers) is dict else {}, PRIORITIES[priority], dedup_key,
         None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
     ))  # fmt: skip
+
+
+def _salvaged(row: Sequence[Any], error: Exception) -> Message[Any]:
+    """What is left of a row that is no message: enough to say so in a dead letter of its own."""
+    attempts = [count for count in row[1:3] if isinstance(count, int)]
+    key = row[4] if len(row) > 4 and isinstance(row[4], str) else ""
+    why = Unreadable.because(f"a row whose columns are not those of a message ({type(error).__name__}: {error})")
+    return Message(row[3], key, why, attempt=sum(attempts) + 1)
 
 
 # Not frozen: one is made for every attempt, and that would take three times as long.

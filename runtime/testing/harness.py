@@ -21,7 +21,7 @@ from runtime.operations import Letters
 from runtime.settings import Settings
 from runtime.store import Sent
 from runtime.stream import connect
-from runtime.values import encode
+from runtime.values import encode, legible
 from runtime.worker import Worker
 
 _LOOK_SECONDS: Final = 0.005
@@ -199,11 +199,11 @@ class Harness:
         """
         found = await self.messages(key)
         chosen = (
-            found if value is _ANYTHING else [each for each in found if encode(each.value) == encode(value)]
+            found if value is _ANYTHING else [each for each in found if legible(each.value) == encode(value)]
         )
         if len(chosen) != times:
             shown = [
-                f"#{each.id} {each.key} {encode(each.value)[:200]}" for each in found or await self.messages()
+                f"#{each.id} {each.key} {legible(each.value)[:200]}" for each in found or await self.messages()
             ]
             what = key if value is _ANYTHING else f"{key} with the value {encode(value)[:200]}"
             raise AssertionError(

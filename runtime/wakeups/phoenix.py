@@ -14,6 +14,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from runtime.keys import is_exact
+from runtime.values import decode
 from runtime.wakeups import ANSWER, CANCEL, Path
 
 VERSION = "2.0.0"
@@ -287,7 +288,7 @@ class Channel:
         if isinstance(frame, bytes):
             return self._binary(frame, now)
         try:
-            join_ref, ref, topic, event, payload = json.loads(frame)[:5]
+            join_ref, ref, topic, event, payload = decode(frame)[:5]
         except (ValueError, TypeError, RecursionError, KeyError):
             self.counts["malformed"] += 1
             return []
@@ -398,7 +399,7 @@ class Channel:
         topic, event = frame[5:start], frame[start : start + event_size]
         payload = frame[start + event_size + meta_size :]
         try:
-            data = json.loads(payload) if encoding == 1 else None
+            data = decode(payload) if encoding == 1 else None
             if topic.decode() != self.topic:
                 self.counts["not ours"] += 1
                 return []

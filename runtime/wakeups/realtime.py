@@ -371,7 +371,7 @@ def _refused(error: InvalidStatus) -> Close:
     try:
         problem = json.loads(error.response.body or b"")
         text = str(problem.get("error") or problem.get("message") or "") if isinstance(problem, dict) else ""
-    except ValueError:
+    except (ValueError, RecursionError):
         text = ""
     why = f"the handshake was refused with {status}" + (f": {text}" if text else "")
     if status == 429:

@@ -1,6 +1,5 @@
 """How is what others say heard where there is a direct connection alone? By LISTEN, over a connection of its own."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -9,8 +8,10 @@ from random import Random
 import anyio
 
 from runtime.addresses import DatabaseAddress
+from runtime.errors import InvalidPayload
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
+from runtime.values import decode
 from runtime.wakeups.channels import CONNECT_SECONDS, FAULTS, is_unheard, listening
 from runtime.wakeups.outage import Outage
 
@@ -72,6 +73,6 @@ class NotifyHearing:
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         try:
-            self._take(json.loads(str(payload)))
-        except (ValueError, RecursionError):
+            self._take(decode(str(payload)))
+        except InvalidPayload:
             _log.debug("a notification was no JSON")
