@@ -46,7 +46,7 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
     if client is not None:
         return SupabaseStore(client, request_seconds=settings.request_seconds)
     if settings.supabase_url is None or settings.supabase_key is None:
-        raise SettingsError(_NOWHERE)
+        raise SettingsError(" ".join(filter(None, (_NOWHERE, settings.origin.hint))))
     return await SupabaseStore.connect(
         settings.supabase_url,
         settings.supabase_key.get_secret_value(),
@@ -56,12 +56,11 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
 
 def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
     """The settings, with the stream where the user's own client is: wake-ups must come from there too."""
-    return settings.model_copy(
-        update={
-            "supabase_url": str(client.supabase_url).rstrip("/"),
-            "supabase_key": SecretStr(client.supabase_key),
-            "database_url": None,
-        }
+    return settings.placed(
+        "the client",
+        supabase_url=str(client.supabase_url).rstrip("/"),
+        supabase_key=SecretStr(client.supabase_key),
+        database_url=None,
     )
 
 

@@ -1,21 +1,78 @@
-"""What does the environment say? Read once, passed in, never read again."""
+"""Settings: what the environment says, read once and passed in."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from runtime.addresses import DatabaseAddress, check_key, project_url
+from runtime.addresses import DatabaseAddress, check_key, project_ref, project_url
 from runtime.allowance import Allowed
 from runtime.errors import SettingsError
+from runtime.origins import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
 from runtime.secrets import given
 
 _PREFIX = "RUNTIME_"
+# Not a name that a variable or an argument could have.
+_ORIGIN = "the origin"
 # Settings that may be absent: a blank, or quotes around nothing, leaves them so.
 _UNSET_WHEN_BLANK = (
     "supabase_url", "supabase_key", "database_url", "webhook", "webhook_secret", "metrics_port", "retention_days",
 )  # fmt: skip
+
+
+class _OneSource(PydanticBaseSettingsSource):
+    """The environment over the file .env, with the URL and the key of a project taken from one of the two."""
+
+    def __init__(
+        self, settings: type[BaseSettings], environment: EnvSettingsSource, file: EnvSettingsSource
+    ) -> None:
+        super().__init__(settings)
+        self._environment, self._file = environment, file
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Nothing: the two sources read their fields themselves."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return what the two say, by the names of the variables."""
+        sources = {
+            "the environment": _capitals(self._environment.env_vars),
+            str(Path(".env").resolve()): _capitals(self._file.env_vars),
+        }
+        code = self.current_state
+        is_placed = "supabase_url" in code or any(name in code for name in URL_NAMES)
+        has_key = "supabase_key" in code or any(name in code for name in KEY_NAMES)
+        if is_placed:
+            url = next((code[name] for name in ("supabase_url", *URL_NAMES) if name in code), None)
+            origin = beside_code(sources, None if url is None else str(url), has_key=has_key)
+        else:
+            origin = choose(sources, has_key=has_key)
+        together = {**self._file(), **self._environment()}
+        for name in ("supabase_url", "supabase_key", *URL_NAMES, *KEY_NAMES):
+            together.pop(name, None)
+        for found in (origin.url, origin.key):
+            if found is not None:
+                together[found[0]] = sources[found[1]][found[0]]
+        if origin.database is not None:
+            together[DATABASE_NAME] = sources[origin.database[1]][DATABASE_NAME]
+        together[_ORIGIN] = origin
+        return together
+
+
+def _capitals(variables: Mapping[str, str | None]) -> dict[str, str]:
+    return {name.upper(): text for name, text in variables.items() if text}
 
 
 class Settings(BaseSettings):
@@ -23,7 +80,8 @@ class Settings(BaseSettings):
 
     Names in the environment are the field names in capitals with the prefix `RUNTIME_`, but for the Supabase
     variables, which keep the names every Supabase project uses; those of `supabase status -o env` do too. A
-    `.env` file in the working directory is read as well; the environment wins.
+    `.env` file in the working directory is read as well; the environment wins. A project's URL and its key come from
+    one of the two, together.
     """
 
     model_config = SettingsConfigDict(
@@ -41,17 +99,17 @@ class Settings(BaseSettings):
 
     supabase_url: str | None = Field(
         default=None,
-        validation_alias=AliasChoices("SUPABASE_URL", "API_URL"),
+        validation_alias=AliasChoices(*URL_NAMES),
         description="The project's URL, such as https://<ref>.supabase.co.",
     )
     supabase_key: SecretStr | None = Field(
         default=None,
-        validation_alias=AliasChoices("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY", "SERVICE_ROLE_KEY"),
+        validation_alias=AliasChoices(*KEY_NAMES),
         description="The service_role JWT or an sb_secret_… key.",
     )
     database_url: SecretStr | None = Field(
         default=None,
-        validation_alias=AliasChoices("DATABASE_URL"),
+        validation_alias=AliasChoices(DATABASE_NAME),
         description="A PostgreSQL URL: adds the direct store, the fast path.",
     )
 
@@ -136,6 +194,55 @@ class Settings(BaseSettings):
         default="info", description="Least level logged."
     )
 
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment and the file as one source, which knows what of them belongs together."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        assert isinstance(dotenv_settings, EnvSettingsSource)
+        return init_settings, _OneSource(settings_cls, env_settings, dotenv_settings), file_secret_settings
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keeps_origin(cls, data: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        origin = data.pop(_ORIGIN, None) if isinstance(data, dict) else None
+        settings = make(data)
+        if isinstance(origin, Origin):
+            settings._origin = origin
+        return settings
+
+    @property
+    def origin(self) -> Origin:
+        """Which variables of which source say where the stream is."""
+        return self._origin
+
+    def told(self) -> str:
+        """Say which stream this is, and where that is written down; no secret is in it."""
+        url = None if self.database_url is None else self.database_url.get_secret_value()
+        return self._origin.sentence(
+            self.supabase_url, None if url is None else DatabaseAddress.parse(url).place
+        )
+
+    def placed(self, where: str, **stream: object) -> Self:
+        """Return the settings with the stream where something else than the environment says.
+
+        Args:
+            where: what says so, for people: "the local stack".
+            stream: supabase_url, supabase_key, database_url.
+        """
+        copy = self.model_copy(update=stream)
+        url = None if copy.supabase_url is None else ("SUPABASE_URL", where)
+        copy._origin = Origin(url, url and ("its key", where), None)
+        return copy
+
     @field_validator(*_UNSET_WHEN_BLANK, mode="before")
     @classmethod
     def _blank_is_none(cls, value: object) -> object:
@@ -170,6 +277,21 @@ class Settings(BaseSettings):
     def _paces_agree(self) -> Self:
         if self.poll_slow_seconds < self.poll_fast_seconds:
             raise ValueError("RUNTIME_POLL_SLOW_SECONDS must not be less than RUNTIME_POLL_FAST_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_project(self) -> Self:
+        if self.supabase_url is None or self.database_url is None:
+            return self
+        one, other = (
+            project_ref(self.supabase_url),
+            DatabaseAddress.parse(self.database_url.get_secret_value()).ref,
+        )
+        if one is not None and other is not None and one != other:
+            raise ValueError(
+                f"SUPABASE_URL is of the project {one}, and DATABASE_URL of the project {other}: messages would be "
+                "stored in one and announced in the other. Take both from the same project"
+            )
         return self
 
     @classmethod

@@ -176,6 +176,12 @@ class Worker:
             MigrationMissing: the database lacks the schema.
             LifespanFailed: no agent is left that could work.
         """
+        # A drained worker is made for each call of a serverless application: once is enough there.
+        _log.log(
+            logging.INFO if self._drainage is None else logging.DEBUG,
+            "the stream is %s",
+            self._settings.told(),
+        )
         lifespans = Lifespans(
             {agent.name: agent.around.lifespan for agent in self._agents},
             moved=self._open_or_close,

@@ -26,9 +26,8 @@ def find_settings(**overrides: object) -> Settings:
         # The store says what to set.
         return settings
     typer.echo(f"Using the local stack at {stack.api_url}.", err=True)
-    return settings.model_copy(
-        update={
-            "supabase_url": stack.api_url,
-            "supabase_key": SecretStr(stack.values["SERVICE_ROLE_KEY"]),
-        }
+    return settings.placed(
+        "the local stack",
+        supabase_url=stack.api_url,
+        supabase_key=SecretStr(stack.values["SERVICE_ROLE_KEY"]),
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
+from runtime.addresses import DatabaseAddress
 from runtime.errors import LocalStackError
 from runtime.local import keys
 
@@ -32,12 +33,15 @@ async def connected(url: str) -> AsyncIterator[Connection]:
     """One connection for as long as the block runs.
 
     Raises:
+        SettingsError: the URL is none of a database.
         LocalStackError: the database cannot be reached, the password is wrong, or the block left an error of the
             database alone.
     """
     try:
         connection = await asyncpg.connect(
-            url, timeout=20, server_settings={"application_name": "agent-runtime local"}
+            DatabaseAddress.parse(url).url,
+            timeout=20,
+            server_settings={"application_name": "agent-runtime local"},
         )
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise LocalStackError(f"The database cannot be reached: {error or type(error).__name__}") from error

@@ -13,6 +13,7 @@ from typing import Final
 
 import psutil
 
+from runtime.addresses import DatabaseAddress
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.logs import begin_log, last_lines
@@ -139,7 +140,8 @@ class GatewayProcess:
             "PYTHONUNBUFFERED": "1",
             "GATEWAY_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(self.port),
-            "GATEWAY_DATABASE_URL": self._database_url,
+            # Rewritten: what PGSSLMODE and the like say is of other servers.
+            "GATEWAY_DATABASE_URL": DatabaseAddress.parse(self._database_url).url,
             "GATEWAY_JWT_SECRET": keys.JWT_SECRET,
             "GATEWAY_ANON_KEY": keys.ANON_KEY,
             "GATEWAY_SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,

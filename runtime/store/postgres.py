@@ -10,7 +10,7 @@ import anyio
 from asyncpg import exceptions as pg
 
 from runtime.addresses import DatabaseAddress
-from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.pooler import is_transaction_pooled
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of
@@ -168,6 +168,10 @@ class PostgresStore(Store):
         except (pg.PostgresError, *_AWAY) as error:
             code = getattr(error, "sqlstate", None)
             said = _said(error)
+            if isinstance(error, pg.ClientConfigurationError):
+                raise SettingsError(
+                    f"The driver cannot use DATABASE_URL, or a variable PG… beside it: {said}."
+                ) from None
             if isinstance(error, _NO_ENTRY) or any(text in said for text in _NO_ENTRY_TEXTS):
                 raise Unauthorized(
                     f"The database at {self.place} did not let us in: {said}. Check the user (postgres.<ref> through "
