@@ -364,4 +364,3 @@ def _complaint(error: ValidationError, handler: str, message: Message[Any]) -> s
     )
     more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
     return f"{handler} cannot take message {message.id}: {shown}{more}"
-

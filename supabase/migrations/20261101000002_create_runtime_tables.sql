@@ -122,7 +122,8 @@ create table runtime.dead_letters (
     message_id bigint not null,
     subscription integer not null,
     subscription_name text not null,
-    key text not null,
+    -- "C" as in the stream, so that what begins alike is a range of the index.
+    key text collate "C" not null,
     message jsonb not null,
     reason text not null,
     error text,

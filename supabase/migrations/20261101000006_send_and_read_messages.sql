@@ -155,6 +155,7 @@ declare
     upper_end bigint := coalesce(before, 9223372036854775807);
     page json;
 begin
+    perform runtime.refuse_agent('read the stream');
     perform runtime.check_pattern(pattern);
     if max is null or max not between 1 and 10000 then
         raise exception using errcode = '22023', message = 'max must be between 1 and 10000';

@@ -332,6 +332,7 @@ comment on function runtime.beat(runtime.workers, text, jsonb) is
 create function public.stream_beat(worker uuid, nonce text) returns json
 language plpgsql security definer set search_path = '' as $$
 begin
+    perform runtime.refuse_agent('send nonces');
     perform runtime.send_nonce(worker, array['realtime', 'notify'], nonce);
     return json_build_object('nonce', nonce);
 end

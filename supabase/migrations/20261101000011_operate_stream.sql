@@ -119,6 +119,7 @@ declare
     expired record;
     pruned bigint;
 begin
+    perform runtime.refuse_agent('prune the stream');
     if older_than_seconds is null or older_than_seconds < 0 then
         raise exception using errcode = '22023', message = 'older_than_seconds must be 0 or more';
     end if;
@@ -381,7 +382,14 @@ comment on function public.stream_stats() is 'What is there and what waits: subs
 create function public.stream_leave(worker uuid) returns json
 language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    caller text := runtime.caller_agent();
 begin
+    if caller is not null and exists (
+        select from runtime.workers w join runtime.subscriptions s on s.id = any (w.subscriptions)
+        where w.id = stream_leave.worker and s.agent <> caller) then
+        raise exception using errcode = '42501', message = format('agent %L does not own worker %s', caller, worker);
+    end if;
     delete from runtime.pumps p where p.worker = stream_leave.worker;
     delete from runtime.beats b where b.worker = stream_leave.worker;
     delete from runtime.workers w where w.id = stream_leave.worker;

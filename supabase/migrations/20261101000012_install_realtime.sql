@@ -8,6 +8,7 @@ declare
     messages regclass := to_regclass('realtime.messages');
     wanted record;
 begin
+    perform runtime.refuse_agent('change the set-up');
     if published then
         for wanted in
             select * from (values ('public', 'consciousness_stream'), ('runtime', 'beats')) as t (schema_name, table_name)

@@ -1,27 +1,94 @@
 -- What is done about dead letters: look at them, deliver them again, or let them go.
 
+-- There may be a million, of one bad deploy. What is asked for by its key, its subscription or its time is looked up.
+create index dead_letters_key on runtime.dead_letters (key, id);
+create index dead_letters_name on runtime.dead_letters (subscription_name, id);
+create index dead_letters_died on runtime.dead_letters (died_at);
+
+create function runtime.dead_keys(pattern text, most integer) returns text[]
+language plpgsql stable set search_path = '' as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    regex text := runtime.regex_of(pattern);
+    reached text collate "C" := prefix;
+    matching text[] := '{}';
+begin
+    if prefix is null then
+        return array[pattern];
+    end if;
+    -- A skip from key to key along the index.
+    for step in 0 .. most loop
+        select l.key into reached from runtime.dead_letters l where l.key > reached order by l.key limit 1;
+        if not found or not starts_with(reached, prefix) then
+            return matching;
+        end if;
+        if reached ~ regex then
+            matching := matching || reached;
+        end if;
+    end loop;
+    return null;
+end
+$$;
+comment on function runtime.dead_keys(text, integer) is
+    'The keys of dead letters that match a pattern; null where more than this many begin like it.';
+
+create function runtime.find_letters(
+    ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, before bigint,
+    max integer, newest boolean
+) returns bigint[]
+language plpgsql stable set search_path = '' as $$
+declare
+    caller text := runtime.caller_agent();
+    direction text := case when newest then 'desc' else 'asc' end;
+    -- Only what is given is asked: a plan that allows for all of it could use no index.
+    conditions text := concat(
+        case when ids is not null then ' and l.id = any ($1)' end,
+        case when subscription is not null then ' and l.subscription_name = $2' end,
+        case when older_than_seconds is not null then ' and l.died_at < $3' end,
+        -- Where they begin to be old enough, by their time, which ids follow but for a few of the same moment.
+        case when older_than_seconds is not null and newest then
+            ' and l.id <= (select max(x.id) from (select y.id from runtime.dead_letters y where y.died_at < $3'
+            ' order by y.died_at desc limit 1000) x)' end,
+        case when error <> '' then ' and position($4 in lower(l.error)) > 0' end,
+        case when before is not null then ' and l.id < $5' end,
+        case when caller is not null then ' and split_part(l.subscription_name, ''.'', 1) = $6' end);
+    keys text[];
+    source text := 'runtime.dead_letters l where true';
+    found bigint[];
+begin
+    if pattern is not null then
+        perform runtime.check_pattern(pattern);
+    end if;
+    if pattern <> '>' then
+        keys := case when ids is null then runtime.dead_keys(pattern, 2000) end;
+        if keys is not null then
+            source := format(
+                'unnest($7) as k (key) cross join lateral (select l.id from runtime.dead_letters l where l.key = k.key'
+                '%s order by l.key %2$s, l.id %2$s limit $9) l where true', conditions, direction);
+            conditions := '';
+        else
+            conditions := conditions || ' and l.key ~ $8';
+        end if;
+    end if;
+    execute format('select array(select l.id from %s%s order by l.id %s limit $9)', source, conditions, direction)
+    into found
+    using ids, subscription, clock_timestamp() - make_interval(secs => older_than_seconds), lower(error), before, caller,
+        keys, runtime.regex_of(pattern), max;
+    return found;
+end
+$$;
+comment on function runtime.find_letters(bigint[], text, text, double precision, text, bigint, integer, boolean) is
+    'The ids of dead letters that all given conditions hold for, the newest or the oldest first.';
+
 create function runtime.choose_letters(
     ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, max integer
 ) returns bigint[]
 language plpgsql volatile set search_path = '' as $$
 declare
-    caller text := runtime.caller_agent();
+    chosen bigint[] := runtime.find_letters(ids, subscription, pattern, older_than_seconds, error, null, max, false);
 begin
-    if pattern is not null then
-        perform runtime.check_pattern(pattern);
-    end if;
     return array(
-        select l.id from runtime.dead_letters l
-        where (choose_letters.ids is null or l.id = any (choose_letters.ids))
-          and (choose_letters.subscription is null or l.subscription_name = choose_letters.subscription)
-          and (pattern is null or pattern = any (runtime.candidates(l.key)))
-          and (older_than_seconds is null
-               or l.died_at < clock_timestamp() - make_interval(secs => older_than_seconds))
-          and (choose_letters.error is null
-               or position(lower(choose_letters.error) in lower(coalesce(l.error, ''))) > 0)
-          and (caller is null or split_part(l.subscription_name, '.', 1) = caller)
-        order by l.id limit max
-        for update skip locked
+        select l.id from runtime.dead_letters l where l.id = any (chosen) order by l.id for update skip locked
     );
 end
 $$;
@@ -36,11 +103,9 @@ create function public.stream_dead(
 language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
-    caller text := runtime.caller_agent();
+    found bigint[] := runtime.find_letters(
+        ids, subscription, pattern, older_than_seconds, error, before, max, newest => true);
 begin
-    if pattern is not null then
-        perform runtime.check_pattern(pattern);
-    end if;
     return (
         select coalesce(json_agg(case when details
             then to_jsonb(page) || jsonb_build_object(
@@ -49,17 +114,7 @@ begin
         from (
             select l.id, l.message_id, l.subscription_name as subscription, l.key, l.reason, l.error, l.died_at,
                    jsonb_array_length(l.attempts) as attempt_count, l.message, l.traceback, l.attempts
-            from runtime.dead_letters l
-            where (stream_dead.ids is null or l.id = any (stream_dead.ids))
-              and (stream_dead.subscription is null or l.subscription_name = stream_dead.subscription)
-              and (pattern is null or pattern = any (runtime.candidates(l.key)))
-              and (older_than_seconds is null
-                   or l.died_at < clock_timestamp() - make_interval(secs => older_than_seconds))
-              and (stream_dead.error is null
-                   or position(lower(stream_dead.error) in lower(coalesce(l.error, ''))) > 0)
-              and (stream_dead.before is null or l.id < stream_dead.before)
-              and (caller is null or split_part(l.subscription_name, '.', 1) = caller)
-            order by l.id desc limit max
+            from runtime.dead_letters l where l.id = any (found)
         ) page
     );
 end

@@ -14,6 +14,7 @@ declare
     );
     pruned json := '{}';
 begin
+    perform runtime.refuse_agent('do the upkeep');
     -- The lock bridges the moment in which two workers take themselves for the oldest.
     if elected is distinct from worker or not pg_try_advisory_xact_lock(hashtext('runtime.maintain')) then
         return json_build_object('elected', false, 'last', null);

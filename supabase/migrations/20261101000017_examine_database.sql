@@ -6,6 +6,7 @@ declare
     messages regclass := to_regclass('realtime.messages');
     applied json := '[]';
 begin
+    perform runtime.refuse_agent('examine the set-up');
     if to_regclass('supabase_migrations.schema_migrations') is not null
         and has_table_privilege('supabase_migrations.schema_migrations', 'select') then
         execute 'select coalesce(json_agg(m.version order by m.version), ''[]'') from supabase_migrations.schema_migrations m'

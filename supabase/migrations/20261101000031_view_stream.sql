@@ -49,8 +49,8 @@ declare
     chosen bigint[];
     answer json;
 begin
-    perform runtime.check_pattern(pattern);
     perform runtime.refuse_agent('look at the whole stream');
+    perform runtime.check_pattern(pattern);
     if max is null or max not between 1 and 500 then
         raise exception using errcode = '22023', message = 'max must be between 1 and 500';
     end if;

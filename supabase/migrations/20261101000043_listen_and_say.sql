@@ -3,6 +3,7 @@
 create function public.stream_say(said text) returns json
 language plpgsql security definer set search_path = '' as $$
 begin
+    perform runtime.refuse_agent('say what is not stored');
     perform pg_notify('runtime_said', said);
     return 'true';
 end
@@ -21,6 +22,7 @@ declare
     xid xid8 := pg_current_xact_id();
     earliest bigint := greatest(1, drawn - look + 1);
 begin
+    perform runtime.refuse_agent('listen to the whole stream');
     return json_build_object(
         'drawn', drawn,
         'xid', xid::text::bigint,

@@ -121,7 +121,9 @@ def test_s1_elsewhere_than_the_loopback_a_token_is_drawn(stage: Stage, given: tu
 
 
 def test_s1_elsewhere_than_the_loopback_a_short_token_is_refused(stage: Stage) -> None:
-    answer = stage.shell.run("dashboard", "--no-open", "--host", "0.0.0.0", "--port", "0", "--token", "hunter2")
+    answer = stage.shell.run(
+        "dashboard", "--no-open", "--host", "0.0.0.0", "--port", "0", "--token", "hunter2"
+    )
     assert answer.code == 1
     assert "RUNTIME_DASHBOARD_TOKEN" in answer.stderr
     assert "hunter2" not in answer.stderr

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from runtime.local.migrations import migrations_folder, read_migrations
 from tests.kernel.driver import Worker, insert, send
 from tests.kernel.schedule import transaction
 
@@ -208,3 +209,74 @@ async def test_an_agent_is_who_its_token_says(db: Any, worker: Worker) -> None:
         assert "names no agent" in await denied(
             db, lambda: worker.exchange(want={numbers["writer.write"]: 1})
         )
+
+
+# What an agent's own token may call, each held to that agent's own; everything else is for operators and the runtime.
+OF_AGENTS = {
+    "stream_send", "stream_subscribe", "stream_exchange", "stream_leave", "stream_version", "stream_pause",
+    "stream_resume", "stream_replay", "stream_remove", "stream_cancel", "stream_dead", "stream_redrive",
+    "stream_discard", "stream_schedule", "stream_tick", "stream_note_webhooks", "stream_answers",
+}  # fmt: skip
+
+
+async def test_s8_an_agent_s_token_calls_nothing_that_is_not_made_for_agents(db: Any) -> None:
+    functions = await db.fetch(
+        "select p.proname as name, array(select format_type(t, null) from unnest(p.proargtypes) t) as types "
+        "from pg_proc p where p.pronamespace = 'public'::regnamespace and p.proname like 'stream\\_%'"
+    )
+    assert {each["name"] for each in functions} > OF_AGENTS
+    claims = json.dumps({"role": "agent", "agent": "publisher"})
+    async with acting_as(db, "service_role"):
+        for function in functions:
+            if function["name"] in OF_AGENTS:
+                continue
+            await db.execute("select set_config('request.jwt.claims', $1, true)", claims)
+            arguments = ", ".join(f"null::{kind}" for kind in function["types"])
+            statement = f"select public.{function['name']}({arguments})"
+            assert "an agent's identity may not" in await denied(db, lambda s=statement: db.fetch(s)), (
+                statement
+            )
+
+
+async def test_s8_an_agent_s_token_ends_no_worker_of_another(db: Any, worker: Worker) -> None:
+    await worker.subscribe("writer.write=task.ask")
+    async with acting_as(db, "service_role"):
+        for agent, words in (("publisher", "does not own worker"), ("writer", None)):
+            claims = json.dumps({"role": "agent", "agent": agent})
+            await db.execute("select set_config('request.jwt.claims', $1, true)", claims)
+            leave = f"select stream_leave('{worker.id}')"
+            if words is not None:
+                assert words in await denied(db, lambda s=leave: db.fetch(s))
+            else:
+                assert (await db.fetchval(leave))["left"] is True
+
+
+async def test_s7_a_function_of_a_later_migration_is_closed_by_keep_grants(db: Any) -> None:
+    may = "select has_function_privilege($1, $2, 'execute')"
+    await db.execute(
+        "create function public.stream_later() returns int language sql as 'select 1'; "
+        "create function runtime.later() returns int language sql as 'select 1'"
+    )
+    # As hosted projects have it: what is made in schema public is open.
+    assert await db.fetchval(may, "anon", "public.stream_later()")
+    await db.execute("select runtime.keep_grants()")
+    for role, function, expected in (
+        ("anon", "public.stream_later()", False), ("authenticated", "public.stream_later()", False),
+        ("service_role", "public.stream_later()", True), ("anon", "runtime.later()", False),
+        ("service_role", "runtime.later()", False),
+    ):  # fmt: skip
+        assert await db.fetchval(may, role, function) is expected, (role, function)
+
+
+def test_s7_every_later_migration_ends_with_keep_grants() -> None:
+    migrations = read_migrations(migrations_folder())
+    (first,) = [
+        place for place, each in enumerate(migrations) if "function runtime.keep_grants()" in each.sql
+    ]
+    for migration in migrations[first:]:
+        assert migration.sql.rstrip().endswith("select runtime.keep_grants();"), migration.file_name
+
+
+async def test_s7_a_function_open_to_all_is_told_as_a_fact(db: Any) -> None:
+    await db.execute("create function public.stream_later() returns int language sql as 'select 1'")
+    assert "public.stream_later()" in (await db.fetchval("select stream_examine()"))["open"]

@@ -15,6 +15,7 @@ from tests.kernel.plans import Plans, explained
 pytestmark = pytest.mark.anyio
 
 MESSAGES = 1_000_000
+LETTERS = 300_000
 # What one call may look at: pages, batches and their like, but never a share of the table.
 FEW = 12_000
 
@@ -60,6 +61,23 @@ async def _crowd(url: str) -> None:
             "select n, s.id, clock_timestamp() - make_interval(secs => 100000 - n), 1, 'done' "
             "from generate_series(1, 100000) n, runtime.subscriptions s where s.name = 'a.one'"
         )
+        # What one bad deploy leaves behind, and some of others.
+        definitions = await db.fetch(
+            "select indexrelid::regclass::text as name, pg_get_indexdef(indexrelid) as definition from pg_index "
+            "where indrelid = 'runtime.dead_letters'::regclass and not indisprimary"
+        )
+        for each in definitions:
+            await db.execute(f"drop index {each['name']}")
+        await db.execute(
+            "insert into runtime.dead_letters (message_id, subscription, subscription_name, key, message, reason, "
+            "error, attempts, died_at) select n, s.id, case when n % 100000 = 0 then 'b.two' else 'a.one' end, "
+            "case when n = 77777 then 'rare.once' when n % 10 = 0 then 'other.k' || n % 1000 else 'task.a' end, "
+            "jsonb_build_object('id', n, 'priority', 0), 'failed', 'ValueError', '[]', "
+            f"clock_timestamp() - make_interval(secs => {LETTERS} - n) "
+            f"from generate_series(1, {LETTERS}) n, runtime.subscriptions s where s.name = 'a.one'"
+        )
+        for each in definitions:
+            await db.execute(each["definition"])
         # A subscription nobody serves, with half of the stream before it.
         await db.execute(
             "insert into runtime.deliveries (message_id, subscription, marks, sole) "
@@ -286,6 +304,47 @@ async def mend_dead_letters(db: Any, worker: Worker) -> None:
 
 
 @call
+async def look_for_dead_letters(db: Any, _: Worker) -> None:
+    async def found(**asked: Any) -> list[str]:
+        named = ", ".join(f"{name} => ${place}" for place, name in enumerate(asked, 1))
+        return [each["key"] for each in await db.fetchval(f"select stream_dead({named})", *asked.values())]
+
+    for rare in ("rare.once", "rare.*", "*.once", "rare.>"):
+        assert await found(pattern=rare) == ["rare.once"]
+        assert await found(pattern=rare, before=1000) == []
+    assert (
+        await found(pattern="*.never")
+        == await found(pattern="task.b")
+        == await found(subscription="a.three")
+        == []
+    )
+    for common in ("task.a", "task.*", "other.>", ">"):
+        assert (
+            len(await found(pattern=common)) == len(await found(pattern=common, before=LETTERS // 2)) == 100
+        )
+    assert len(await found(subscription="b.two")) == LETTERS // 100_000
+    assert await found(subscription="b.two", pattern="task.>") == []
+    assert len(await found(subscription="b.two", pattern="other.*")) == LETTERS // 100_000
+    assert len(await found(older_than_seconds=LETTERS - 5000)) == 100
+    assert len(await found(older_than_seconds=10, pattern="task.a")) == 100
+
+
+@call
+async def end_dead_letters(db: Any, _: Worker) -> None:
+    for choice in (
+        "pattern => 'other.k10'",
+        "pattern => 'other.*'",
+        "pattern => '*.once'",
+        "subscription => 'b.two'",
+    ):
+        for function in ("redrive", "discard"):
+            told = await db.fetchval(f"select stream_{function}({choice}, max => 2, dry_run => true)")
+            assert 1 <= sum(told["matching"].values()) <= 2
+    assert (await db.fetchval("select stream_redrive(pattern => 'other.k10', max => 2)"))["redriven"] == 2
+    assert (await db.fetchval("select stream_discard(pattern => 'other.k20', max => 2)"))["discarded"] == 2
+
+
+@call
 async def take_within_limits(db: Any, worker: Worker) -> None:
     limits = {"rate_amount": 600, "rate_seconds": 60, "concurrency_total": 4}
     await worker.subscribe({"name": "a.limited", "patterns": ["task.limited"], **limits})
@@ -361,6 +420,13 @@ async def test_k6_what_is_shown_reads_no_share_of_what_waits_or_ran(crowded: Any
         # The sample of the deliveries is of some 300 blocks, each of 136 rows at most.
         assert plan.rows_read("deliveries") <= 60_000, (plan.scans_of("deliveries"), plan.statement)
         assert plan.rows_read("runs") <= 25_000, (plan.scans_of("runs"), plan.statement)
+
+
+@pytest.mark.parametrize("name", ["look_for_dead_letters", "end_dead_letters"])
+async def test_g1_dead_letters_are_found_by_their_indexes(crowded: Any, name: str) -> None:
+    for plan in (await plans_of(crowded, name)).all:
+        assert "Seq Scan" not in plan.scans_of("dead_letters"), plan.statement
+        assert plan.rows_read("dead_letters") <= FEW, (plan.scans_of("dead_letters"), plan.statement)
 
 
 async def test_k6_reading_a_key_walks_the_index_of_keys(crowded: Any) -> None:

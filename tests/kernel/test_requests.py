@@ -194,7 +194,9 @@ async def test_an_agent_sees_the_answers_to_its_own_requests_alone(db: Any, work
         await db.execute("set local role anon; select public.stream_answers('{1}')")
 
 
-@pytest.mark.parametrize("reply_to", ["payment.approved", "answer", "answers.x", "Answer.x", " answer.x", "answer."])
+@pytest.mark.parametrize(
+    "reply_to", ["payment.approved", "answer", "answers.x", "Answer.x", " answer.x", "answer."]
+)
 async def test_s2_a_dead_letter_answers_under_no_key_of_the_askers_choice(
     db: Any, worker: Worker, reply_to: str
 ) -> None:

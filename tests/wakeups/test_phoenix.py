@@ -317,7 +317,9 @@ def test_t3_a_path_is_proved_by_any_nonce_whatever_became_of_the_others() -> Non
     assert lost != kept
     assert channel.receive(broadcast("nonce", {"nonce": kept}), 1) == [Live("broadcast")]
     channel.receive(beat(kept), 1)
-    assert attend(channel, 2, 200, by="broadcast")[:1] != [Lost("broadcast", "deaf: no nonce came back in time")]
+    assert attend(channel, 2, 200, by="broadcast")[:1] != [
+        Lost("broadcast", "deaf: no nonce came back in time")
+    ]
 
 
 @pytest.mark.parametrize("seconds", [1, 4, 7])
