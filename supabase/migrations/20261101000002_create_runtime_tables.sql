@@ -98,7 +98,13 @@ create index deliveries_fresh on runtime.deliveries (subscription, priority, (me
 create index deliveries_due on runtime.deliveries (
     subscription, (case when lease is not null then 2 when crashes >= 2 then 1 else 0 end), visible_at
 ) where visible_at is not null;
-create index deliveries_ordered on runtime.deliveries (subscription, ordered_key, message_id) where ordered_key is not null;
+-- Of each key first what is leased (0), then what is parked (1), then the rest (2), a dead letter that holds up its key
+-- included: the first entry of a key says at once whether another of it runs.
+create index deliveries_ordered on runtime.deliveries (
+    subscription, ordered_key,
+    (case when lease is not null and visible_at < 'infinity' then 0 when lease is null and visible_at = 'infinity' then 1 else 2 end),
+    message_id
+) where ordered_key is not null;
 
 create table runtime.runs (
     message_id bigint not null,
@@ -149,6 +155,9 @@ create table runtime.workers (
     subscriptions integer[] not null default '{}',
     -- The patterns it declared, by subscription: so that two programs of one name are noticed.
     declared jsonb not null default '{}',
+    -- How far its sweeps have come in looking for ordered keys that stand still; null: at the beginning.
+    healed_lane integer,
+    healed_key text collate "C",
     details jsonb not null default '{}'
 ) with (fillfactor = 50);
 comment on table runtime.workers is 'Running processes and whether they sleep; the name is random at each start.';

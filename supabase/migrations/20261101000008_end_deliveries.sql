@@ -72,23 +72,113 @@ end
 $$;
 comment on function runtime.mark_unmarked() is 'The sweep''s part of processed: tries again what was locked.';
 
-create function runtime.unpark(subscriptions integer[], keys text[]) returns void
+create function runtime.unpark(subscriptions integer[], keys text[], below bigint[] default '{}') returns void
 language plpgsql set search_path = '' as $$
 begin
+    with next as materialized (
+        select lowest.place
+        from (
+            -- Where nothing is said of below, any.
+            select e.subscription, e.key, max(coalesce(e.below, 9223372036854775807)) as below
+            from unnest(subscriptions, keys, below) as e (subscription, key, below) group by 1, 2
+        ) ended
+        cross join lateral (
+            -- The lowest parked one, not the first one if that is parked: of two that end at the same time each still
+            -- sees the other's row. Skip locked: somebody else lets that one go, or ends it and lets another go.
+            select n.ctid as place from runtime.deliveries n
+            where n.subscription = ended.subscription and n.ordered_key = ended.key and n.message_id < ended.below
+              and case when n.lease is not null and n.visible_at < 'infinity' then 0
+                       when n.lease is null and n.visible_at = 'infinity' then 1 else 2 end = 1
+            order by n.message_id limit 1
+            for no key update skip locked
+        ) lowest
+    )
     update runtime.deliveries d
     set visible_at = case when d.crashes > 0 then clock_timestamp() end
-    from (select distinct * from unnest(subscriptions, keys) as e (subscription, key)) ended
-    cross join lateral (
-        select n.message_id from runtime.deliveries n
-        where n.subscription = ended.subscription and n.ordered_key = ended.key
-        order by n.message_id limit 1
-    ) next
-    -- Where the first of its key is not parked, it lets the others go when it ends itself.
-    where d.message_id = next.message_id and d.subscription = ended.subscription
-      and d.visible_at = 'infinity' and d.lease is null;
+    from next where d.ctid = next.place;
 end
 $$;
-comment on function runtime.unpark(integer[], text[]) is 'Lets the first delivery of each ended ordered key go, if it is parked.';
+comment on function runtime.unpark(integer[], text[], bigint[]) is
+    'Lets the lowest parked delivery of each ordered key go; where below is given, only one with a lower id.';
+
+create function runtime.unpark_below(unleased jsonb) returns void
+language plpgsql set search_path = '' as $$
+begin
+    -- While one of a key runs, lower ones that came late wait for it. It has not ended, so it goes after them now.
+    perform runtime.unpark(array_agg((u ->> 0)::integer), array_agg(u ->> 1), array_agg((u ->> 2)::bigint))
+    from jsonb_array_elements(unleased) as u;
+end
+$$;
+comment on function runtime.unpark_below(jsonb) is
+    'Lets go what is parked below ordered deliveries [[subscription, key, message]] whose leases are over, though they go on.';
+
+create function runtime.heal_order(me runtime.workers) returns void
+language plpgsql set search_path = '' as $$
+declare
+    most constant integer := 1000;
+    lane integer;
+    walked record;
+    left_over integer := most;
+    reached_lane integer;
+    reached_key text;
+    stuck_lanes integer[] := '{}';
+    stuck_keys text[] := '{}';
+begin
+    foreach lane in array array(select l from unnest(me.subscriptions) as l where l >= coalesce(me.healed_lane, 0) order by l) loop
+        -- From key to key by one look into the index each: the first entry of a key tells of all of it.
+        with recursive key as (
+            (select d.ordered_key, d.message_id,
+                    case when d.lease is not null and d.visible_at < 'infinity' then 0
+                         when d.lease is null and d.visible_at = 'infinity' then 1 else 2 end as turn
+             from runtime.deliveries d
+             where d.subscription = lane and d.ordered_key > case when lane = me.healed_lane then me.healed_key else '' end
+             order by d.ordered_key, 3, d.message_id limit 1)
+            union all
+            select n.* from key k
+            cross join lateral (
+                select d.ordered_key, d.message_id,
+                       case when d.lease is not null and d.visible_at < 'infinity' then 0
+                            when d.lease is null and d.visible_at = 'infinity' then 1 else 2 end as turn
+                from runtime.deliveries d
+                where d.subscription = lane and d.ordered_key > k.ordered_key
+                order by d.ordered_key, 3, d.message_id limit 1
+            ) n
+        ), page as (
+            select * from key limit left_over
+        )
+        select count(*) as amount, max(p.ordered_key) as last,
+               array_agg(p.ordered_key) filter (
+                   -- Nothing is leased, and nothing that waits is lower: nobody will ever let it go.
+                   where p.turn = 1 and not exists (
+                       select from runtime.deliveries w
+                       where w.subscription = lane and w.ordered_key = p.ordered_key and w.message_id < p.message_id
+                         and case when w.lease is not null and w.visible_at < 'infinity' then 0
+                                  when w.lease is null and w.visible_at = 'infinity' then 1 else 2 end = 2
+                       offset 0)) as stuck
+        into walked from page p;
+        if walked.stuck is not null then
+            stuck_keys := stuck_keys || walked.stuck;
+            stuck_lanes := stuck_lanes || array_fill(lane, array[cardinality(walked.stuck)]);
+        end if;
+        left_over := left_over - walked.amount;
+        if left_over = 0 then
+            reached_lane := lane;
+            reached_key := walked.last;
+            exit;
+        end if;
+    end loop;
+    if (me.healed_lane, me.healed_key) is distinct from (reached_lane, reached_key) then
+        update runtime.workers w set healed_lane = reached_lane, healed_key = reached_key where w.id = me.id;
+    end if;
+    if cardinality(stuck_keys) > 0 then
+        perform runtime.unpark(stuck_lanes, stuck_keys);
+        perform runtime.wake_sleepers(array(select distinct l from unnest(stuck_lanes) as l), '{}', but => me.id);
+    end if;
+end
+$$;
+comment on function runtime.heal_order(runtime.workers) is
+    'The sweep''s part of order: lets the first of a key go that is parked though nothing will ever let it go. Looks at a '
+    'thousand keys of the worker''s subscriptions, and goes on from there in its next sweep.';
 
 create function runtime.after_end(
     ids bigint[], subscriptions integer[], marks boolean[], soles boolean[], ordered_keys text[]
@@ -160,7 +250,7 @@ begin
         update runtime.deliveries d set lease = runtime.dead_lease(), visible_at = 'infinity'
         from victims v
         where v.blocks and d.ctid = v.place
-        returning d.message_id, d.subscription
+        returning d.message_id, d.subscription, d.ordered_key
     ), ended as (
         delete from runtime.deliveries d using victims v
         where not v.blocks and d.ctid = v.place
@@ -185,10 +275,14 @@ begin
         join public.consciousness_stream m on m.id = b.message_id
     )
     select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
+           (select jsonb_agg(jsonb_build_array(b.subscription, b.ordered_key, b.message_id)) from blocking b) as unleased
     into gone from ended e;
     if gone.ids is not null then
         perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    end if;
+    if gone.unleased is not null then
+        perform runtime.unpark_below(gone.unleased);
     end if;
     perform runtime.answer_dead(ids, subscriptions, reasons, errors);
 end

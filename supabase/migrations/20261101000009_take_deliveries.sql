@@ -138,6 +138,7 @@ create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) re
 language plpgsql set search_path = '' as $$
 declare
     spent record;
+    unleased jsonb;
 begin
     -- Called with the rows locked, so that their places hold, and their old lease expired: each is one crash of its worker.
     insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
@@ -152,13 +153,21 @@ begin
     if exists (select from runtime.cancels) then
         select * into ids, subscriptions from runtime.end_as_asked(ids, subscriptions, null);
     end if;
-    update runtime.deliveries d set crashes = d.crashes + 1, lease = null, visible_at = clock_timestamp()
-    from unnest(ids, subscriptions) as t (id, subscription)
-    cross join lateral (
-        select l.ctid as place from runtime.deliveries l
-        where l.message_id = t.id and l.subscription = t.subscription offset 0
-    ) at
-    where d.ctid = at.place;
+    with crashed as (
+        update runtime.deliveries d set crashes = d.crashes + 1, lease = null, visible_at = clock_timestamp()
+        from unnest(ids, subscriptions) as t (id, subscription)
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = t.id and l.subscription = t.subscription offset 0
+        ) at
+        where d.ctid = at.place
+        returning d.message_id, d.subscription, d.ordered_key
+    )
+    select jsonb_agg(jsonb_build_array(c.subscription, c.ordered_key, c.message_id)) into unleased
+    from crashed c where c.ordered_key is not null;
+    if unleased is not null then
+        perform runtime.unpark_below(unleased);
+    end if;
     select array_agg(d.message_id) as ids, array_agg(d.subscription) as subscriptions,
            array_agg('crashed'::text) as reasons,
            array_agg(format('its worker died %s times while handling it', d.crashes)) as errors
@@ -240,18 +249,24 @@ create function runtime.take_ordered(
     out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
+    -- Each that is taken locks its key, and the server has room for some thousands of locks.
+    most constant integer := 200;
     ids bigint[];
     looks integer;
     fresh bigint[];
     overdue bigint[] := '{}';
     seen bigint[];
-    -- The first of each key that was seen, whoever has it; heads are those of them that can be taken.
+    -- Of each key that was seen the one that the others wait for, whoever has it: one that is leased, else the first.
+    -- Heads are those of them that can be taken.
     firsts bigint[];
+    keys text[];
     heads bigint[];
-    locked bigint[];
+    free bigint[];
+    locked record;
     parked integer;
 begin
-    is_full := false;
+    is_full := amount > most;
+    amount := least(amount, most);
     look_again := false;
     if due then
         overdue := array(
@@ -272,18 +287,29 @@ begin
             for update skip locked
         );
         seen := fresh || overdue;
-        firsts := array(
-            select h.message_id
-            from (
-                select distinct d.ordered_key from runtime.deliveries d
-                where d.subscription = wanted and d.message_id = any (seen)
-            ) m
-            cross join lateral (
-                select n.message_id from runtime.deliveries n
-                where n.subscription = wanted and n.ordered_key = m.ordered_key
-                order by n.message_id limit 1
-            ) h
-        );
+        select array_agg(case when top.turn = 1 then least(top.message_id, waiting.message_id) else top.message_id end),
+               array_agg(m.ordered_key)
+        into firsts, keys
+        from (
+            select distinct d.ordered_key from runtime.deliveries d
+            where d.subscription = wanted and d.message_id = any (seen)
+        ) m
+        cross join lateral (
+            select n.message_id,
+                   case when n.lease is not null and n.visible_at < 'infinity' then 0
+                        when n.lease is null and n.visible_at = 'infinity' then 1 else 2 end as turn
+            from runtime.deliveries n
+            where n.subscription = wanted and n.ordered_key = m.ordered_key
+            order by 2, 1 limit 1
+        ) top
+        left join lateral (
+            -- None is leased and some are parked: the first may be one that waits.
+            select w.message_id from runtime.deliveries w
+            where top.turn = 1 and w.subscription = wanted and w.ordered_key = m.ordered_key
+              and case when w.lease is not null and w.visible_at < 'infinity' then 0
+                       when w.lease is null and w.visible_at = 'infinity' then 1 else 2 end = 2
+            order by w.message_id limit 1
+        ) waiting on true;
         heads := array(
             select f from unnest(firsts) as f where f = any (seen)
             order by f limit amount
@@ -291,53 +317,71 @@ begin
         exit when cardinality(heads) = amount or cardinality(fresh) < looks;
     end loop;
     if cardinality(seen) = 0 then
+        is_full := false;
         return;
     end if;
 
+    -- Another exchange, not committed yet, may just be taking a higher one, for a lower one came late. Whoever cannot
+    -- lock the key leaves it; whoever can sees, by a younger snapshot, what the holder before it has leased.
+    free := array(
+        select f.id from unnest(firsts, keys) as f (id, key)
+        where case when f.id = any (heads) then pg_try_advisory_xact_lock(hashtextextended(f.key, wanted)) end
+    );
     with taken as (
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
-        where d.subscription = wanted and d.message_id = any (heads)
+        where d.subscription = wanted and d.message_id = any (free)
+          and not exists (
+              select from runtime.deliveries r
+              where r.subscription = wanted and r.ordered_key = d.ordered_key
+                and case when r.lease is not null and r.visible_at < 'infinity' then 0
+                         when r.lease is null and r.visible_at = 'infinity' then 1 else 2 end = 0
+              offset 0
+          )
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
     select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken),
-           array_agg(t.message_id), bool_or(t.heavy)
+           coalesce(array_agg(t.message_id), '{}'), bool_or(t.heavy)
     into take_ordered.taken, ids, heavy
     from taken t;
-    if cardinality(heads) = amount then
+    if cardinality(ids) = amount then
         -- As many as were wanted: what stands behind them is in nobody's way.
         return;
     end if;
 
-    -- Park the rest, but only behind a lower one that cannot end before this commits: one of ours, or one
-    -- whose row we hold for key share. Else it stays as it is and is looked at again soon.
-    locked := array(
-        select n.message_id from runtime.deliveries n
+    -- Park the rest, but only behind one that cannot end before this commits, and whose end lets it go: one of ours, or
+    -- one whose row we hold for key share, if it is lower or leased. Else it stays as it is and is looked at again soon.
+    select coalesce(array_agg(l.message_id), '{}') as ids, array_agg(l.ordered_key) as keys,
+           array_agg(l.lease is not null and l.visible_at < 'infinity') as leased
+    into locked
+    from (
+        select n.message_id, n.ordered_key, n.lease, n.visible_at from runtime.deliveries n
         where n.subscription = wanted and n.message_id = any (firsts)
         for key share skip locked
-    );
+    ) l;
+    with rest as materialized (
+        select d.ctid as place, d.message_id, d.ordered_key from runtime.deliveries d
+        where d.subscription = wanted and d.message_id = any (seen) and not d.message_id = any (ids)
+    )
     update runtime.deliveries d set visible_at = 'infinity'
-    where d.subscription = wanted and d.message_id = any (seen)
-      and not d.message_id = any (coalesce(ids, '{}'))
-      and exists (
-          select from runtime.deliveries h
-          where h.subscription = wanted and h.ordered_key = d.ordered_key
-            and h.message_id = any (locked) and h.message_id < d.message_id
-      );
+    from rest r
+    join unnest(locked.ids, locked.keys, locked.leased) as h (id, key, is_leased)
+        on h.key = r.ordered_key and (h.id < r.message_id or h.is_leased)
+    where d.ctid = r.place;
     get diagnostics parked = row_count;
     -- Those of a hot key are out of the way now: what stands behind them can be seen.
     is_full := parked > 0 and 4 * amount in (cardinality(fresh), cardinality(overdue));
-    look_again := exists (
+    look_again := cardinality(ids) < cardinality(heads) or exists (
         select from runtime.deliveries d
         where d.subscription = wanted and d.message_id = any (seen)
-          and not d.message_id = any (coalesce(ids, '{}'))
+          and not d.message_id = any (ids)
           and d.visible_at is distinct from 'infinity'
-          and not d.message_id = any (locked)
+          and not d.message_id = any (locked.ids)
     );
 end
 $$;
 comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer) is
-    'Leases at most one delivery per key of an ordered subscription, the lowest; where that is fewer than wanted, '
-    'parks what stands behind them.';
+    'Leases at most one delivery per key of an ordered subscription, the lowest, and none while another of its key is '
+    'leased; where that is fewer than wanted, parks what stands behind them.';
 
 create function runtime.take_in_order(
     so_far runtime.taking, want jsonb, due boolean, until timestamptz, new_lease uuid, pump integer

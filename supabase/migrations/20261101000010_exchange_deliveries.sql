@@ -155,13 +155,19 @@ begin
             end
         from report r
         where d.ctid = r.place and r.verdict <> 'dead'
+        returning d.message_id, d.subscription, d.ordered_key
     )
     select array_agg(r.message) as ids, array_agg(r.subscription) as subscriptions,
            array_agg(coalesce(r.reason, 'failed')) as reasons, array_agg(r.error) as errors,
-           array_agg(r.traceback) as tracebacks
+           array_agg(r.traceback) as tracebacks,
+           (select jsonb_agg(jsonb_build_array(p.subscription, p.ordered_key, p.message_id))
+            from put_off p where p.ordered_key is not null) as unleased
     into dead
     from report r where r.verdict = 'dead';
 
+    if dead.unleased is not null then
+        perform runtime.unpark_below(dead.unleased);
+    end if;
     if dead.ids is not null then
         perform runtime.bury(dead.ids, dead.subscriptions, dead.reasons, dead.errors, dead.tracebacks);
     end if;
@@ -314,6 +320,7 @@ begin
     update runtime.workers w set seen_at = clock_timestamp(), details = w.details || coalesce(gauges, '{}')
     where w.id = me.id;
     perform runtime.mark_unmarked();
+    perform runtime.heal_order(me);
     delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
     -- An unanswered call is kept for as long as its worker may count as asleep.

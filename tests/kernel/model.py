@@ -381,8 +381,8 @@ class Model:
         """Its time is over: counted, not delivered."""
         return message.expires is not None and message.expires <= self.now
 
-    def before(self, delivery: Delivery) -> list[Delivery]:
-        """Earlier deliveries of the same key, for an ordered subscription."""
+    def of_one_key(self, delivery: Delivery) -> list[Delivery]:
+        """The other deliveries of the same key, for an ordered subscription."""
         if not delivery.subscription.was_ordered:
             return []
         return [
@@ -390,8 +390,16 @@ class Model:
             for d in self.deliveries.values()
             if d.subscription is delivery.subscription
             and d.message.draft.key == delivery.message.draft.key
-            and d.message.id < delivery.message.id
+            and d is not delivery
         ]
+
+    def before(self, delivery: Delivery) -> list[Delivery]:
+        """The earlier ones of the same key."""
+        return [d for d in self.of_one_key(delivery) if d.message.id < delivery.message.id]
+
+    def beside(self, delivery: Delivery) -> list[Delivery]:
+        """Those of the same key that somebody holds, whatever their ids."""
+        return [d for d in self.of_one_key(delivery) if d.lease is not None]
 
     def takeable(self, subscriptions: Iterable[int], *, suspects: bool) -> list[Delivery]:
         """What a patient worker gets of these; suspects crashed their worker twice and come alone."""
@@ -403,6 +411,7 @@ class Model:
             and self.is_due(d)
             and (d.crashes >= 2) == suspects
             and not self.before(d)
+            and not self.beside(d)
         ]
 
     def take(self, taken: Taken, until: int) -> None:
@@ -413,6 +422,8 @@ class Model:
         assert not self.is_expired(delivery.message), f"{delivery} had expired"
         for earlier in self.before(delivery) if delivery.subscription.ordered else ():
             assert earlier.message.committed >= delivery.message.inserted, f"G8: {delivery} before {earlier}"
+        beside = self.beside(delivery) if delivery.subscription.ordered else []
+        assert not beside, f"K9: {delivery} was taken beside {beside}"
         assert (taken.key, taken.value) == (delivery.message.draft.key, delivery.message.draft.token)
         assert (taken.attempts, taken.crashes) == (delivery.attempts, delivery.crashes)
         delivery.lease, delivery.due = taken.lease, until

@@ -10,7 +10,7 @@ Run by hand after a change of the kernel, the model or the machine. A mutation t
 import re
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 from hypothesis import HealthCheck, Phase, settings
@@ -30,6 +30,13 @@ class Mutation(NamedTuple):
     function: str
     rule: str
     instead: str = ""
+    also: tuple[tuple[str, str], ...] = ()
+    """More of the same function that has to go with it: (rule, instead)."""
+
+    async def carry_out(self, connection: Any) -> None:
+        """Break the rule in this database."""
+        for rule, instead in ((self.rule, self.instead), *self.also):
+            await switch_off(connection, self.function, rule, instead)
 
 
 MUTATIONS = (
@@ -53,8 +60,17 @@ MUTATIONS = (
     Mutation("K8 suspects come with others", "runtime.take_due", "else 0 end = alone::integer", "else 0 end < 2"),
     Mutation("K8 one attempt too many", "runtime.fail", "d.attempts + 1 >= s.max_attempts", "d.attempts >= s.max_attempts"),
     Mutation("K8 giving back counts", "runtime.fail", "(r.verdict = 'failed')::integer", "1"),
-    Mutation("K9 unparks nothing", "runtime.unpark", "and d.lease is null", "and false"),
-    Mutation("K9 parks behind what it could not lock", "runtime.take_ordered", "and h.message_id = any (locked) and h.message_id < d.message_id", "and h.message_id < d.message_id"),
+    Mutation("K9 unparks nothing", "runtime.unpark", "where d.ctid = next.place", "where false"),
+    Mutation("K9 unparks the first if it is parked", "runtime.unpark", "where d.ctid = next.place", "where d.ctid = next.place and not exists (select from runtime.deliveries f where f.subscription = d.subscription and f.ordered_key = d.ordered_key and f.message_id < d.message_id)"),
+    Mutation("K9 parks behind what it could not lock", "runtime.take_ordered", "for key share skip locked"),
+    Mutation("K9 takes beside a leased one", "runtime.take_ordered", "n.ordered_key = m.ordered_key", "n.ordered_key = m.ordered_key and (n.lease is null or n.message_id < all (seen))", (("r.ordered_key = d.ordered_key", "false"),)),
+    Mutation("K9 takes beside one that is just being taken", "runtime.take_ordered", "pg_try_advisory_xact_lock(hashtextextended(f.key, wanted))", "true"),
+    Mutation("K9 does not look again under the lock of the key", "runtime.take_ordered", "r.ordered_key = d.ordered_key", "false"),
+    Mutation("K9 parks below one that waits", "runtime.take_ordered", "(h.id < r.message_id or h.is_leased)", "h.id <> r.message_id"),
+    Mutation("K9 a failed attempt unparks nothing below", "runtime.fail", "perform runtime.unpark_below(dead.unleased);", "null;"),
+    Mutation("K9 a crash unparks nothing below", "runtime.settle_crashes", "perform runtime.unpark_below(unleased);", "null;"),
+    Mutation("K9 a dead letter that blocks unparks nothing below", "runtime.bury", "perform runtime.unpark_below(gone.unleased);", "null;"),
+    Mutation("K9 a sweep heals nothing", "runtime.beat", "perform runtime.heal_order(me);"),
     Mutation("K9 takes past the head", "runtime.take_ordered", "n.ordered_key = m.ordered_key", "n.ordered_key = m.ordered_key and n.message_id = any (seen)"),
     Mutation("K9 stops behind a hot key", "runtime.take_ordered", "is_full := parked > 0 and 4 * amount in (cardinality(fresh), cardinality(overdue));", "is_full := false;"),
     Mutation("K9 an expired head wakes nobody", "public.stream_exchange", "taking.look_again := true;", "null;"),
@@ -97,7 +113,7 @@ def noticed(cluster: Cluster, mutation: Mutation | None, *, examples: int, steps
     async def mutate() -> None:
         async with connected(url) as connection:
             if mutation is not None:
-                await switch_off(connection, mutation.function, mutation.rule, mutation.instead)
+                await mutation.carry_out(connection)
 
     anyio.run(mutate)
     database = open_database(url)

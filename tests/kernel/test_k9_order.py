@@ -1,6 +1,7 @@
 """K9: do the messages of one key end in their order, across workers, retries and crashes, at the price of a look?"""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,8 +60,8 @@ async def test_g8_k9_one_of_a_key_at_a_time_across_workers(db: Any, ordered: Wor
 async def test_k9_without_looking_for_the_head_two_of_a_key_run_at_once(
     db: Any, ordered: Worker, other: Worker
 ) -> None:
-    rule = "n.ordered_key = m.ordered_key"
-    await switch_off(db, "runtime.take_ordered", rule, f"{rule} and n.lease is null")
+    for rule in ("n.ordered_key = m.ordered_key", "r.ordered_key = d.ordered_key"):
+        await switch_off(db, "runtime.take_ordered", rule, f"{rule} and {rule[0]}.lease is null")
     for worker in (ordered, other):
         (sent,) = await send(db, ("task.a", 1))
         assert [each.id for each in await worker.take()] == [sent]
@@ -121,14 +122,15 @@ async def test_g8_k9_a_lower_one_that_commits_late_lets_nothing_pass(
         higher = await insert(db, "task.a", "higher")
         (running,) = await ordered.take()
         await writing.commit()
-    (late,) = await ordered.take()
-    assert [running.id, late.id] == [higher, lower]
     (last,) = await send(db, ("task.a", "last"))
+    # It waits for the end of the higher one, which runs already, and the last one waits for both.
     assert await other.take() == []
-    await ordered.finish(late)
-    # Un-parked by the end of the one, it still stands behind the other.
-    assert await other.take() == []
+    assert await parked(db) == [lower, last]
     await ordered.finish(running)
+    (late,) = await other.take()
+    assert [running.id, late.id] == [higher, lower]
+    assert await ordered.take() == []
+    await other.finish(late)
     assert [each.id for each in await other.take()] == [last]
 
 
@@ -247,6 +249,41 @@ async def test_k9_without_unparking_the_next_one_waits_for_ever(db: Any, ordered
     (head,) = await ordered.take()
     await ordered.finish(head)
     assert await ordered.take() == []
+
+
+async def two_running(db: Any, ordered: Worker, other: Worker) -> tuple[Taken, Taken, list[int]]:
+    """Two leased deliveries of one key, as older kernels and frozen workers left them, and three parked behind them."""
+    ids = await send(db, *[("task.a", n) for n in range(5)])
+    (first,) = await ordered.take()
+    lease = await db.fetchval(
+        "update runtime.deliveries set lease = gen_random_uuid(), visible_at = clock_timestamp() + interval '30 s' "
+        "where message_id = $1 returning lease", ids[1],
+    )  # fmt: skip
+    assert await parked(db) == ids[2:]
+    return first, replace(first, id=ids[1], lease=str(lease)), ids
+
+
+async def drained(worker: Worker) -> list[int]:
+    """Take and finish until nothing more is to be had; returns the ids in the order they ended."""
+    ended: list[int] = []
+    while taken := await worker.take():
+        ended += [each.id for each in taken]
+        await worker.finish(*taken)
+    return ended
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+async def test_o1_k9_two_ends_of_one_key_leave_nothing_parked(
+    db: Any, ordered: Worker, other: Worker, last_first: bool
+) -> None:
+    first, second, ids = await two_running(db, ordered, other)
+    async with transaction(ordered.connection) as ending, transaction(other.connection) as too:
+        await ordered.finish(first)
+        await other.finish(second)
+        for each in (too, ending) if last_first else (ending, too):
+            await each.commit()
+    assert await drained(ordered) == ids[2:]
+    assert await parked(db) == []
 
 
 async def test_g6_k9_a_hot_key_in_front_holds_up_no_other_key(db: Any, ordered: Worker) -> None:

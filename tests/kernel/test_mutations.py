@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from tests.kernel.mutations import MUTATIONS
-from tests.kernel.switch import switch_off
 
 pytestmark = pytest.mark.anyio
 
@@ -16,7 +15,7 @@ async def test_every_mutation_finds_its_rule_once_and_leaves_a_function_that_can
         transaction = db.transaction()
         await transaction.start()
         try:
-            await switch_off(db, mutation.function, mutation.rule, mutation.instead)
+            await mutation.carry_out(db)
         except AssertionError as error:
             at_odds.append(f"{mutation.name}: {error}")
         finally:

@@ -43,7 +43,8 @@ class Watch:
                 and delivery.due is not None
                 and self.model.now < delivery.due <= then
             ):
-                if not delivery.subscription.is_open or self.model.before(delivery):
+                held_up = self.model.before(delivery) or self.model.beside(delivery)
+                if not delivery.subscription.is_open or held_up:
                     continue
                 timers = [hand.timer for hand in sleepers if hand.timer is not None]
                 in_time = bool(timers) and min(timers) <= delivery.due + 1

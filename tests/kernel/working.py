@@ -58,6 +58,29 @@ class Working(Subscribing):
         for kind in kinds:
             self._work(data, hand, kind)
 
+    @precondition(lambda self: self.model.deliveries and not self._open())
+    @rule(data=st.data())
+    def stand_still(self, data: st.DataObject) -> None:
+        """What lets the deliveries of a key go is lost, however that came about; the next sweep heals the key."""
+        hand = self._free_hand(data)
+        places = [
+            d.place
+            for d in self.model.deliveries.values()
+            if d.subscription.was_ordered and d.subscription.number in hand.lanes and not self.model.beside(d)
+            and d.lease is None and not d.is_blocking and self.model.is_due(d)
+        ]  # fmt: skip
+        if not places or hand.started is None:
+            return
+        id_, number = data.draw(st.sampled_from(sorted(places)))
+        statement = (
+            "update runtime.deliveries set visible_at = 'infinity' "
+            "where message_id = $1 and subscription = $2 and ordered_key is not null"
+        )
+        with suppress(Busy):
+            self._run(self.database.operator.execute(statement, id_, number))
+            # No look before the sweep: until then it is as wrong as it can be.
+            self._exchange(hand, beat=True)
+
     @rule(data=st.data())
     def sweep(self, data: st.DataObject) -> None:
         """A worker takes whatever there is."""
