@@ -12,7 +12,6 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import anyio
 import httpcore
-import httpx
 
 from runtime.allowance import Allowed
 from runtime.context import Context
@@ -20,6 +19,7 @@ from runtime.egress import Egress, Resolve, resolve
 from runtime.errors import InvalidPayload, PostFailed, SettingsError
 from runtime.handler import Handler
 from runtime.message import Message
+from runtime.proxies import tls_context
 from runtime.resting import Rests
 from runtime.retry import Reject, RetryLater
 from runtime.secrets import environment, given
@@ -101,8 +101,7 @@ class Posts:
 
     async def __aenter__(self) -> Self:
         self._pool = httpcore.AsyncConnectionPool(
-            # Whom httpx trusts, with SSL_CERT_FILE and SSL_CERT_DIR.
-            ssl_context=httpx.create_ssl_context(),
+            ssl_context=tls_context(),
             max_connections=None,
             max_keepalive_connections=20,
             keepalive_expiry=_IDLE_SECONDS,

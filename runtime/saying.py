@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from runtime.errors import InvalidValue, StoreError
+from runtime.proxies import request_options
 from runtime.said import EVENT, TOPIC, topic_of
 from runtime.store import Store
 from runtime.values import encode
@@ -217,7 +218,9 @@ class RealtimeWay:
             headers = {"apikey": self.key, "Content-Type": "application/json"}
             if not self.key.startswith("sb_"):
                 headers["Authorization"] = f"Bearer {self.key}"
-            self._client = httpx.AsyncClient(headers=headers, timeout=self.request_seconds)
+            self._client = httpx.AsyncClient(
+                headers=headers, timeout=self.request_seconds, **request_options(self.url)
+            )
         try:
             with anyio.fail_after(self.request_seconds):
                 answer = await self._client.post(

@@ -79,7 +79,9 @@ def _salvaged(row: Sequence[Any], error: Exception) -> Message[Any]:
     """What is left of a row that is no message: enough to say so in a dead letter of its own."""
     attempts = [count for count in row[1:3] if isinstance(count, int)]
     key = row[4] if len(row) > 4 and isinstance(row[4], str) else ""
-    why = Unreadable.because(f"a row whose columns are not those of a message ({type(error).__name__}: {error})")
+    why = Unreadable.because(
+        f"a row whose columns are not those of a message ({type(error).__name__}: {error})"
+    )
     return Message(row[3], key, why, attempt=sum(attempts) + 1)
 
 

@@ -12,6 +12,8 @@ import httpx
 from runtime.addresses import check_key, project_url
 from runtime.claims import claims_of, expiry_of
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
+from runtime.origins import is_on_this_machine
+from runtime.proxies import CERTIFICATE_CURE, request_options
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of, missing
 from runtime.values import decode, encode
@@ -19,7 +21,9 @@ from runtime.values import decode, encode
 if TYPE_CHECKING:
     from supabase import AsyncClient
 
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_NOT_SENT = (
+    httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError,
+)  # fmt: skip
 _KEY_CURE = (
     "Set SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY) to the service_role key or an sb_secret_… key of this "
     "very project; the anon and publishable keys may not run workers."
@@ -52,7 +56,8 @@ class SupabaseStore(Store):
         """Make a client of its own for a project.
 
         Raises:
-            SettingsError: `url` is no URL of a project, or the key has no form that a key can have.
+            SettingsError: `url` is no URL of a project, the key has no form that a key can have, or a variable of the
+                environment names a proxy or certificates that cannot be used.
         """
         from supabase import AsyncClientOptions, SupabaseException, create_async_client
 
@@ -61,7 +66,7 @@ class SupabaseStore(Store):
         # compression writes the key into the debug log.
         # Connections are kept for longer than httpx would: opening one over TLS takes several round trips.
         limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=_KEPT_SECONDS)
-        session = httpx.AsyncClient(limits=limits, trust_env=True)
+        session = httpx.AsyncClient(limits=limits, **request_options(url))
         try:
             client = await create_async_client(url, key, AsyncClientOptions(httpx_client=session))
         except SupabaseException as error:
@@ -125,8 +130,7 @@ class SupabaseStore(Store):
                 )
         except _NOT_SENT as error:
             raise StoreUnavailable(
-                f"{self.place} could not be reached: {_said(error)}. Is it running, and is SUPABASE_URL right? "
-                "(A paused project's name leads nowhere.)",
+                f"{self.place} could not be reached: {_said(error)}. {self._reach_cure(error)}",
                 maybe_applied=False,
             ) from error
         except (httpx.LocalProtocolError, UnicodeEncodeError):
@@ -145,6 +149,18 @@ class SupabaseStore(Store):
             raise StoreUnavailable(
                 f"The client of {self.place} is closed: close it after the stream.", maybe_applied=False
             ) from error
+
+    def _reach_cure(self, error: Exception) -> str:
+        if isinstance(error, httpx.ProxyError):
+            return "So says the proxy in between: look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return CERTIFICATE_CURE
+        if is_on_this_machine(self.place):
+            return (
+                "Nothing answers there: start the local stack with `runtime local start` (or `supabase start`); or "
+                "remove SUPABASE_URL and its key from .env, where they are of a stack that is gone."
+            )
+        return "Is it running, and is SUPABASE_URL right? (A paused project's name leads nowhere.)"
 
     def _error(self, response: httpx.Response) -> StoreError:
         """PostgREST's error, or that of whatever stands in front of it, as ours."""

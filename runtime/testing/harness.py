@@ -203,7 +203,8 @@ class Harness:
         )
         if len(chosen) != times:
             shown = [
-                f"#{each.id} {each.key} {legible(each.value)[:200]}" for each in found or await self.messages()
+                f"#{each.id} {each.key} {legible(each.value)[:200]}"
+                for each in found or await self.messages()
             ]
             what = key if value is _ANYTHING else f"{key} with the value {encode(value)[:200]}"
             raise AssertionError(

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,10 +15,18 @@ from uuid import UUID
 
 import anyio
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+    ProxyError,
+)
 
 from runtime.claims import expiry_of
 from runtime.errors import SettingsError
+from runtime.proxies import CERTIFICATE_CURE, socket_options
 from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
@@ -77,7 +86,8 @@ class RealtimeWakeups:
         pauses: the driver's.
 
     Raises:
-        SettingsError: `url` is no http or https URL.
+        SettingsError: `url` is no http or https URL, or a variable of the environment names a proxy or certificates
+            that cannot be used.
     """
 
     def __init__(
@@ -98,6 +108,8 @@ class RealtimeWakeups:
         }
         self.paths: tuple[Path, ...] = tuple(path for path, is_on in wanted.items() if is_on)
         self._address, self._place = _address(url)
+        # By the rule for requests; where a URL is encrypted, a proxy sees no more than the host.
+        self._way = socket_options(self._address)
         self._key = key
         self._worker = worker
         self._patterns = keys
@@ -166,8 +178,7 @@ class RealtimeWakeups:
                     open_timeout=None,
                     close_timeout=self._pauses.close,
                     logger=_quiet,
-                    # A proxy of the environment would see the key.
-                    proxy=None,
+                    **self._way,
                 )
         except _NoToken as error:
             return Close(str(error), Refusal.TOKEN)
@@ -175,8 +186,8 @@ class RealtimeWakeups:
             return _refused(error)
         except TimeoutError:
             return Close("no connection in time")
-        except (OSError, InvalidHandshake, InvalidURI, EOFError) as error:
-            return Close(f"no connection: {type(error).__name__}")
+        except (OSError, InvalidHandshake, InvalidURI, InvalidProxy, EOFError) as error:
+            return Close(_no_connection(error))
         try:
             close = await self._converse(socket, channel, token, listener)
         except ConnectionClosed as error:
@@ -363,6 +374,16 @@ def _address(url: str) -> tuple[str, str]:
     scheme = "wss" if parts.scheme == "https" else "ws"
     place = parts.netloc.rpartition("@")[2]
     return f"{scheme}://{place}{parts.path.rstrip('/')}/realtime/v1/websocket", place
+
+
+def _no_connection(error: Exception) -> str:
+    """Why there is no connection; the libraries' own words may hold the URL, and that holds the key."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = f"no connection: the server's certificate is not trusted ({error.verify_message})"
+        return f"{why}. {CERTIFICATE_CURE}".rstrip(".")
+    if isinstance(error, InvalidProxy | ProxyError):
+        return "no connection: the proxy refused (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)"
+    return f"no connection: {type(error).__name__}"
 
 
 def _refused(error: InvalidStatus) -> Close:
