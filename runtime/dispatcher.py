@@ -2,34 +2,35 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
-from uuid import uuid4
 
 import anyio
 
 from runtime.asking import Asker
 from runtime.drainage import Drainage
-from runtime.errors import Refused, StoreError, StoreUnavailable, Unauthorized
+from runtime.errors import Blocked, StoreError, StoreUnavailable
+from runtime.exchanger import Exchanger, Unapplied
 from runtime.failure import failure
 from runtime.gauges import Gauges, WayIn
 from runtime.handler import Handler
 from runtime.plan import LAPSING_SHARE, Lane, Look, Plan, Rest, Suspects
 from runtime.retention import keep_retention
-from runtime.retry import backoff_seconds
 from runtime.runner import Runner
 from runtime.settings import Settings
-from runtime.store import Answer, Delivery, Exchange, Report, Store, Subscribed, WorkerCard
+from runtime.store import Answer, Delivery, Report, Store, Subscribed, WorkerCard
+from runtime.store.faults import remedy_of
 from runtime.timekeeping import keep_time
 from runtime.wakeups import ANSWER, CANCEL, Path, Reach, Wakeups
 
 _log = logging.getLogger("runtime.dispatcher")
 _BLOCKED_WARNING_SECONDS = 1.0
 _LEAVE_SECONDS = 2.0
-_NO_PERMISSION = "42501"
 
 
 class Dispatcher:
@@ -84,17 +85,19 @@ class Dispatcher:
         self._inbox: deque[Report] = deque()
         self._untold: deque[tuple[Callable[[Sequence[Delivery]], None], Sequence[Delivery]]] = deque()
         self._random = Random()
-        self._pump, self._n = uuid4(), 0
+        self._exchanger = Exchanger(
+            store,
+            card.id,
+            settings.lease_seconds,
+            lambda: {**gauges.read(), **runner.load(), **self._way_in.read()},
+        )
         self._numbers: Mapping[str, int] = {}
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
         self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic(), suspects=suspects)
         self.asker = Asker(store, settings, card.id, card.announce, self.plan.reach)
         self._incarnation = ""
-        # What the store was last said to suffer from; empty while it answers.
-        self._trouble = ""
         self._warned: frozenset[str] = frozenset()
-        self._stop_asking = anyio.Event()
 
     @property
     def is_whole(self) -> bool:
@@ -222,13 +225,15 @@ class Dispatcher:
 
     async def _introduce_first(self) -> None:
         """Declare everything for the first time; a store that is away is waited for."""
+        attempt = 4
         while True:
             try:
                 await self._introduce()
-            except StoreUnavailable as error:
-                await self._sit_out(error, 5)
+            except (StoreUnavailable, Blocked) as error:
+                attempt += 1
+                await self._exchanger.sit_out(error, attempt)
             else:
-                self._note_answer()
+                self._exchanger.note_answer()
                 return
 
     async def _introduce(self) -> None:
@@ -261,7 +266,7 @@ class Dispatcher:
             self._signal = anyio.Event()
             while self._inbox:
                 plan.finished([self._inbox.popleft()])
-            if plan.stopping and (not plan.held or self._stop_asking.is_set()):
+            if plan.stopping and (not plan.held or self._exchanger.stop_asking.is_set()):
                 await self._give_back_what_is_left()
                 return
             step = plan.decide(time.monotonic())
@@ -288,11 +293,16 @@ class Dispatcher:
         """Make one exchange and act on its answer."""
         sent_at = time.monotonic()
         try:
-            answer = await self._exchange(look)
-        except (Refused, Unauthorized) as error:
-            await self._one_by_one(look, error)
+            answer, doubt = await self._exchanger.exchange(look)
+        except Unapplied as fault:
+            await self._carry_less(look, fault)
             return
         self._absorb(look, answer, sent_at)
+        if doubt is not None:
+            if look.nonce is not None:
+                self.plan.prove(look.nonce)
+            if answer.leased:
+                await self._have(look, answer.leased, doubt)
         if answer.unknown:
             _log.warning(
                 "the database does not know this worker any more; was it reset? Subscribing again; what runs goes "
@@ -350,101 +360,97 @@ class Dispatcher:
             tell, deliveries = self._untold.popleft()
             tell(deliveries)
 
-    async def _exchange(self, look: Look, *, waits_for_permission: bool = False) -> Answer:
-        """Make one exchange, repeated under its number until it is answered.
-
-        Args:
-            look: what to report and to take.
-            waits_for_permission: a missing permission, too, is waited for.
-
-        Raises:
-            Refused: the database said no to something in it.
-            Unauthorized: a permission is missing; perhaps for one of the reports alone.
-        """
-        self._n += 1
-        exchange = Exchange(
-            worker=self._card.id,
-            pump=self._pump,
-            n=self._n,
-            lease_seconds=self._settings.lease_seconds,
-            gauges={**self._gauges.read(), **self._runner.load(), **self._way_in.read()}
-            if look.beat
-            else None,
-            **look.fields(),  # type: ignore[arg-type]
-        )
-        attempt = 0
-        while True:
-            try:
-                answer = await self._store.exchange(exchange)
-            except StoreError as error:
-                is_permission = isinstance(error, Unauthorized) and error.code == _NO_PERMISSION
-                if isinstance(error, Refused) or (is_permission and not waits_for_permission):
-                    raise
-                attempt += 1
-                await self._sit_out(error, attempt)
-                continue
-            self._note_answer()
-            return answer
-
-    async def _sit_out(self, error: StoreError, attempt: int) -> None:
-        """Wait before the store is asked again, and say why; an operator may be mending it.
-
-        Raises:
-            StoreError: the very error, when there is no more time.
-        """
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            if isinstance(error, StoreUnavailable):
-                _log.warning("the store is away: %s Asking again until it answers.", error)
-            else:
-                _log.error("the store cannot be used: %s Asking again until it can.", error)
-        with anyio.move_on_after(backoff_seconds(min(attempt, 8), first=0.1, cap=5.0, random=self._random)):
-            await self._stop_asking.wait()
-        if self._stop_asking.is_set():
-            raise error
-
-    def _note_answer(self) -> None:
-        if self._trouble:
-            self._trouble = ""
-            _log.info("the store answers again")
-
-    async def _one_by_one(self, look: Look, error: StoreError) -> None:
-        """After a refused exchange, find the report at fault: it alone becomes a failed attempt."""
-        reports = [*look.done, *look.failed]
-        if look.nonce is not None:
-            self.plan.prove(look.nonce)
-        if not reports:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                _log.error("the store refuses this worker: %s Asking again until it does not.", error)
+    async def _carry_less(self, look: Look, fault: Unapplied) -> None:
+        """Nothing of an exchange was applied, for something in it: find that, and let everything else go on."""
+        reports, remedy = look.reports, remedy_of(fault.error)
+        await self._give_back(fault.leased)
+        if len(reports) == 1 and not look.want:
+            await self._judge(reports[0], fault.error)
+        elif reports or (look.want and fault.leased):
+            self.plan.put_back(look, time.monotonic(), by=remedy.shrinks_by)
+        elif look.want:
+            # Not refused for how much it wants, then, but for wanting anything.
+            self._exchanger.say(fault.error)
+            self.plan.put_back(look, time.monotonic(), by=1)
             self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
-            return
-        if look.renew or isinstance(error, Unauthorized):
-            # Where even this is refused, it is the worker that is refused and not a report: that is waited for.
-            renewing, sent_at = Look(renew=look.renew), time.monotonic()
-            self._absorb(renewing, await self._exchange(renewing, waits_for_permission=True), sent_at)
-        for report in reports:
-            if self.plan.renewable(time.monotonic()):
-                await self._carry_out(self.plan.renewal(time.monotonic(), reports))
-            single = Look(done=[report]) if report.outcome is None else Look(failed=[report])
-            sent_at = time.monotonic()
-            try:
-                self._absorb(single, await self._exchange(single), sent_at)
-            except (Refused, Unauthorized) as reason:
-                await self._fail_instead(report, reason)
-        self.plan.sweep(time.monotonic())
+        else:
+            await self._renew_each(look)
+
+    async def _judge(self, report: Report, error: StoreError) -> None:
+        """A report fails alone, while an empty exchange passes: it becomes a failed attempt, or waits by itself."""
+        message, subscription = report.delivery.place
+        aside = self.plan.set_aside(report, time.monotonic())
+        if aside.tries >= remedy_of(error).blames:
+            await self._fail_instead(report, error)
+        elif aside.tries == 1:
+            _log.warning(
+                "the report of %s on message %s waits, and others go on: %s It is tried again until it passes.",
+                self._name(subscription), message, error,
+            )  # fmt: skip
 
     async def _fail_instead(self, report: Report, reason: StoreError) -> None:
-        """Report an attempt whose report the database refuses as a failed one."""
+        """Report an attempt whose report cannot pass as a failed one."""
         handler = self._by_number[report.delivery.subscription]
-        failed = Look(failed=[failure(handler, report.delivery, report.seconds, reason, self._random)])
-        sent_at = time.monotonic()
+        # Our own frames tell nobody anything, and whatever refused the report reads them too.
+        reason = reason.with_traceback(None)
+        reason.__cause__ = reason.__context__ = None
+        failed = failure(handler, report.delivery, report.seconds, reason, self._random)
+        plain = replace(failed, error="its report was refused; the worker's log says why", traceback=None)
+        for each in (failed, plain):
+            look, sent_at = Look(failed=[each]), time.monotonic()
+            try:
+                answer, _ = await self._exchanger.exchange(look)
+            except Unapplied as again:
+                reason = again.error
+            else:
+                self._absorb(look, answer, sent_at)
+                return
+        # Its lease will lapse; nothing else can be done from here.
+        _log.error("message %s cannot even be reported as failed: %s", report.delivery.place[0], reason)
+        self.plan.forget(report.delivery)
+
+    async def _have(self, look: Look, leased: Sequence[Delivery], doubt: StoreError) -> None:
+        """Deliveries are leased whose messages did not arrive: have them a few at a time, in the end one alone."""
+        remedy = remedy_of(doubt)
+        if len(leased) > 1 or remedy.blames == math.inf:
+            await self._give_back(leased)
+            self.plan.narrowing.shrink_taking(len(leased), remedy.shrinks_by)
+            return
+        sent_at = self._exchanger.asked_at
+        single = Look(want=look.want, due=look.due, alone=look.alone)
+        answer, again = await self._exchanger.exchange(single, again=True)
+        if again is None or not answer.leased:
+            self._absorb(single, answer, sent_at)
+            return
+        message, subscription = leased[0].place
+        text = f"{type(again).__name__}: the message does not arrive, while everything else does: {again}"
+        _log.error("message %s for %s is a dead letter: %s", message, self._name(subscription), text)
+        await self._report_apart([Report(leased[0], outcome="dead", reason="failed", error=text)])
+
+    async def _give_back(self, leased: Sequence[Delivery]) -> None:
+        """Give back what was leased and not begun."""
+        if leased:
+            await self._report_apart([Report(delivery, outcome="released") for delivery in leased])
+
+    async def _report_apart(self, reports: list[Report]) -> None:
+        """Report deliveries that never began here."""
+        look, sent_at = Look(failed=reports), time.monotonic()
         try:
-            self._absorb(failed, await self._exchange(failed), sent_at)
-        except (Refused, Unauthorized) as again:
-            # Its lease will lapse; nothing else can be done from here.
-            _log.error("message %s cannot even be reported as failed: %s", report.delivery.place[0], again)
-            self.plan.forget(report.delivery)
+            answer, _ = await self._exchanger.exchange(look)
+        except Unapplied as fault:
+            _log.warning("%d deliveries are left to come due again: %s", len(reports), fault.error)
+        else:
+            self._absorb(look, answer, sent_at)
+
+    async def _renew_each(self, look: Look) -> None:
+        """Leases could not be renewed together: one by one, so that one that cannot be holds up no other."""
+        if len(look.renew) == 1:
+            return
+        for delivery in look.renew:
+            single, sent_at = Look(renew=[delivery]), time.monotonic()
+            with suppress(Unapplied):
+                answer, _ = await self._exchanger.exchange(single)
+                self._absorb(single, answer, sent_at)
 
     async def _introduce_again(self) -> None:
         """Declare everything anew, however long it takes until the store lets us."""
@@ -454,9 +460,9 @@ class Dispatcher:
                 await self._introduce()
             except StoreError as error:
                 attempt += 1
-                await self._sit_out(error, attempt)
+                await self._exchanger.sit_out(error, attempt)
             else:
-                self._note_answer()
+                self._exchanger.note_answer()
                 return
 
     async def _watch_leases(self) -> None:
@@ -506,11 +512,11 @@ class Dispatcher:
         self.plan.stopping = True
         _log.info("stopping: %d running, which have %.0f s to finish", len(self.plan.held), drain_seconds)
         if not self.ready.is_set():
-            self._stop_asking.set()
+            self._exchanger.stop_asking.set()
         self._runner.stop_waiting()
         self._loop.call_later(drain_seconds, self._runner.cancel)
         # A store that is away must not hold up the end for ever.
-        self._loop.call_later(drain_seconds + _LEAVE_SECONDS, self._stop_asking.set)
+        self._loop.call_later(drain_seconds + _LEAVE_SECONDS, self._exchanger.stop_asking.set)
         self._signal_now()
 
     async def _leave(self) -> None:

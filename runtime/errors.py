@@ -13,7 +13,8 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   ├── Unauthorized            a wrong or powerless key
 │   ├── MigrationMissing        the database lacks our schema, or has another version of it
 │   └── Refused                 the database understood and said no
-│       └── Duplicate           the dedup_key was used before
+│       ├── Duplicate           the dedup_key was used before
+│       └── Blocked             something in front of the API said no
 ├── BadSignature                a webhook is not from who it says, or too old
 ├── PostFailed                  a webhook's target did not take a message
 ├── AskError                    a request came to nothing
@@ -62,12 +63,21 @@ class InvalidPayload(RuntimeFault, ValueError):
     """
 
 
+Nature = Literal[
+    "away", "locked", "slow", "garbled", "large", "blocked", "refused", "forbidden", "missing", "setup", "credentials",
+]  # fmt: skip
+"""What kind of fault an error of a store is; `runtime.store.faults` says what each means."""
+
+
 class StoreError(RuntimeFault):
     """The store refused, or could not be reached.
 
     Attributes:
         code: the SQLSTATE, or PostgREST's `PGRST…` code, where there was one.
+        nature: what kind of fault it is.
     """
+
+    nature: Nature = "away"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -81,21 +91,51 @@ class StoreUnavailable(StoreError):
         maybe_applied: whether the request may have taken effect all the same.
     """
 
-    def __init__(self, message: str, *, code: str | None = None, maybe_applied: bool = True) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        maybe_applied: bool = True,
+        nature: Nature = "away",
+    ) -> None:
         super().__init__(message, code=code)
         self.maybe_applied = maybe_applied
+        self.nature = nature
 
 
 class Unauthorized(StoreError):
     """The key or the database role is wrong or may not do this. Trying again will not help."""
 
+    def __init__(self, message: str, *, code: str | None = None, nature: Nature = "credentials") -> None:
+        super().__init__(message, code=code)
+        self.nature = nature
+
 
 class MigrationMissing(StoreError):
     """The database lacks this package's schema. The message names the command that mends it."""
 
+    nature: Nature = "missing"
+
 
 class Refused(StoreError):
     """The database understood the request and said no: the request itself is at fault."""
+
+    nature: Nature = "refused"
+
+
+class Blocked(Refused):
+    """Something in front of the API, a proxy or a firewall, refused the request for its size or its text.
+
+    Attributes:
+        status: the HTTP status of its answer.
+    """
+
+    nature: Nature = "blocked"
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Duplicate(Refused):

@@ -11,15 +11,15 @@ from enum import StrEnum
 from random import Random
 
 from runtime.drowsing import CAP_SECONDS, FIRST_SECONDS, Drowsing, Phase
+from runtime.narrowing import Narrowing
 from runtime.settings import Settings
 from runtime.store import Answer, Delivery, Report
 from runtime.wakeups import Path, Reach
 from runtime.wakeups.polling import Pace
 
-MAX_REPORTS = 500
 # Renewal comes at a third of a lease's time; when only so much of it is left, none has come through.
 LAPSING_SHARE = 0.2
-MAX_EMIT_BYTES = 8_000_000
+_ASIDE_FIRST_SECONDS, _ASIDE_CAP_SECONDS = 0.25, 30.0
 _RESCAN_PAUSE_SECONDS = 0.05
 _RECALL_PAUSE_SECONDS = 0.05
 _PREFETCH_SECONDS = 0.05
@@ -81,10 +81,30 @@ class Look:
     beat: bool = False
     nonce: str | None = None
     settle: bool = False
+    max_bytes: int | None = None
+
+    @property
+    def reports(self) -> list[Report]:
+        """Everything it reports."""
+        return [*self.done, *self.failed]
 
     def fields(self) -> dict[str, object]:
         """What an `Exchange` needs beside the pump's own numbers."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class Aside:
+    """A report that failed alone and waits by itself, while others go on.
+
+    Attributes:
+        tries: how often it has failed alone.
+        due_at: when it is tried again.
+    """
+
+    report: Report
+    tries: int = 0
+    due_at: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +179,9 @@ class Plan:
         self._runs_suspect = False
         self._paced_at = now
         self._saw_nothing = False
+        self.narrowing = Narrowing(settings.request_seconds)
+        self._aside: dict[tuple[int, int], Aside] = {}
+        self._reported_last = self._is_trimmed = False
 
     @property
     def is_idle(self) -> bool:
@@ -239,6 +262,33 @@ class Plan:
         """A delivery cannot be reported: let its lease lapse."""
         self._let_go(delivery)
 
+    def put_back(self, look: Look, now: float, *, by: int) -> None:
+        """Nothing of an exchange was applied for something in it: what it carried is carried in smaller parts.
+
+        Args:
+            by: how many times smaller.
+        """
+        reports = look.reports
+        if reports:
+            self.narrowing.shrink_reports(len(reports), sum(map(_weight, reports)), by)
+        elif look.want:
+            self.narrowing.shrink_taking(sum(look.want.values()), by)
+        self._reports.extendleft(reversed(reports))
+        if look.nonce is not None:
+            self.prove(look.nonce)
+        if look.beat:
+            self._sweep_at = now
+        if look.renew:
+            self._renewed_at = now - self._settings.lease_seconds / 3
+        self.sweep(now)
+
+    def set_aside(self, report: Report, now: float) -> Aside:
+        """A report failed alone, by no fault of its own perhaps: it waits by itself, longer each time."""
+        aside = self._aside.setdefault(report.delivery.place, Aside(report))
+        aside.tries += 1
+        aside.due_at = now + min(_ASIDE_CAP_SECONDS, _ASIDE_FIRST_SECONDS * 2.0**aside.tries)
+        return aside
+
     def put_off(self, until: float) -> None:
         """The store refuses to be looked at: not again before then, unless there is something to report."""
         self._silent_until = until
@@ -272,6 +322,8 @@ class Plan:
         """Return the next exchange, or how long there is none."""
         if now < self._silent_until and not self._reports:
             return Rest(self._silent_until - now)
+        if self._aside and (waited := self._waited_long_enough(now)):
+            return waited
         settling = bool(self.unsettled) and now >= self._settle_at
         polling = self._polls(now) and now >= self._poll_at and not self.stopping
         sweeping = now >= self._sweep_at or bool(self._nonces)
@@ -285,6 +337,9 @@ class Plan:
         renewing = self.renewable(now)
         recalled = self._recalled and now >= self._recall_after
         want = {} if self.stopping else self._want(now)
+        if self.narrowing.is_narrow:
+            # Leases are renewed apart: what is reported may come to nothing once more.
+            want = {} if renewing else self._narrowed(want)
         # Taking needs room; without any, a hint waits until a report makes some.
         more = not self._filled.isdisjoint(want)
         suspected = self._is_alone and self._suspects
@@ -293,7 +348,8 @@ class Plan:
             return Rest(self._rest(now, bool(want)))
 
         full = sweeping or polling or rescan or self._is_alone or (looking and self.phase is Phase.DROWSY)
-        reports = list(self._next_reports())
+        waits = self.narrowing.is_narrow and (renewing or self._is_trimmed)
+        reports = [] if waits else list(self._next_reports())
         look = Look(
             done=[report for report in reports if report.outcome is None],
             failed=[report for report in reports if report.outcome is not None],
@@ -305,6 +361,7 @@ class Plan:
             beat=beating,
             nonce=self._nonces.popleft() if self._nonces else None,
             settle=bool(self.unsettled),
+            max_bytes=self.narrowing.answer_bytes if want else None,
         )
         if self._may_sleep(look, looking):
             look.sleep, look.fence = True, self._drowsing.fence
@@ -358,6 +415,8 @@ class Plan:
             look.cursors is None and look.due and not look.alone and look.want.keys() == self.lanes.keys()
             and not (answer.taken or answer.filled or answer.look_again or answer.repeated)
         )  # fmt: skip
+        if self.narrowing.is_narrow or self._is_trimmed:
+            self._note_narrowness(look, now - sent_at, now)
         if answer.repeated:
             # Only what was taken is told a second time; everything else is to be asked again.
             self._is_alone = False
@@ -368,6 +427,34 @@ class Plan:
         self._note_settling(look, answer, now)
         self._note_taking(look, answer, now)
         self._note_sleep(look, answer, now)
+
+    def _waited_long_enough(self, now: float) -> Look | None:
+        """The report that is tried again by itself now, if any."""
+        aside = min(self._aside.values(), key=lambda each: each.due_at)
+        if now < aside.due_at:
+            return None
+        aside.due_at = math.inf
+        report = aside.report
+        return Look(done=[report]) if report.outcome is None else Look(failed=[report])
+
+    def _narrowed(self, want: dict[int, int]) -> dict[int, int]:
+        """What is taken while exchanges carry less: by turns with reports, so that neither waits for the other."""
+        self._is_trimmed = False
+        if not want or (self._reports and not self._reported_last):
+            self._reported_last = bool(self._reports)
+            return {}
+        self._reported_last, self._is_trimmed = False, True
+        return want if self._is_alone else self.narrowing.share(want)
+
+    def _note_narrowness(self, look: Look, seconds: float, now: float) -> None:
+        if look.want or look.done or look.failed:
+            self.narrowing.grow(
+                reported=bool(look.done or look.failed), wanted=bool(look.want), seconds=seconds
+            )
+        if self._is_trimmed:
+            # It did not ask for all there was room for.
+            self._is_trimmed = False
+            self.sweep(now)
 
     def _remember(self, message: int) -> None:
         if message not in self._recent:
@@ -383,13 +470,15 @@ class Plan:
             del self.held[place]
             del self._ends_at[place]
             self._given_up.discard(place)
+        if self._aside:
+            self._aside.pop(place, None)
 
     def _next_reports(self) -> Iterator[Report]:
         """As many reports as one exchange carries; at least one, where there is any."""
-        size = 0
-        for count in range(min(len(self._reports), MAX_REPORTS)):
-            size += sum(map(len, self._reports[0].emits))
-            if size > MAX_EMIT_BYTES and count:
+        size, narrowing = 0, self.narrowing
+        for count in range(min(len(self._reports), narrowing.reports)):
+            size += _weight(self._reports[0])
+            if size > narrowing.report_bytes and count:
                 return
             yield self._reports.popleft()
 
@@ -414,7 +503,9 @@ class Plan:
         return lease_times % 2 == 1
 
     def _to_renew(self, reports: Iterable[Report]) -> list[Delivery]:
-        ending = {report.delivery.place for report in (*reports, *self._reports)}
+        # What waits to be reported is reported at once, but for exchanges that carry less.
+        waiting = () if self.narrowing.is_narrow else self._reports
+        ending = {report.delivery.place for report in (*reports, *waiting)}
         ending |= self._given_up
         return [
             delivery
@@ -523,6 +614,8 @@ class Plan:
 
     def _rest(self, now: float, has_room: bool) -> float:
         moments = [self._sweep_at, self._beat_at]
+        if self._aside:
+            moments.append(min(each.due_at for each in self._aside.values()))
         if self._recalled:
             moments.append(self._recall_after)
         if self.held:
@@ -545,3 +638,8 @@ class Plan:
             # Never so little that no clock would show it.
             moments.append(now + max(0.001, lease - (now - self._suspects_since) % lease))
         return max(0.0, min(moments) - now)
+
+
+def _weight(report: Report) -> int:
+    """How much a report adds to the body of an exchange, about."""
+    return sum(map(len, report.emits)) if report.outcome is None else len(report.traceback or "")

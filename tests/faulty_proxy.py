@@ -19,6 +19,7 @@ class FaultyProxy:
         frozen: nothing is forwarded to the client any more, and nothing is closed.
         delay: seconds each piece of an answer waits.
         refusing: new connections are closed at once.
+        bytes_per_second: how fast answers come, each connection for itself; 0 is as fast as they can.
     """
 
     target: int
@@ -28,6 +29,7 @@ class FaultyProxy:
     frozen: bool = False
     delay: float = 0.0
     refusing: bool = False
+    bytes_per_second: float = 0.0
     connections: int = 0
     _open: set[SocketStream] = field(default_factory=set)
 
@@ -79,6 +81,8 @@ class FaultyProxy:
                     while self.frozen:
                         await anyio.sleep(0.02)
                 await sink.send(data)
+                if self.bytes_per_second and not is_request:
+                    await anyio.sleep(len(data) / self.bytes_per_second)
         scope.cancel()
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from runtime.drowsing import Phase
-from runtime.plan import MAX_EMIT_BYTES, MAX_REPORTS, Lane, Look, Plan, Rest, Suspects
+from runtime.narrowing import MAX_REPORT_BYTES, MAX_REPORTS
+from runtime.plan import Lane, Look, Plan, Rest, Suspects
 from runtime.settings import Settings
 from runtime.store import Answer
 from runtime.wakeups import Reach
@@ -151,7 +152,7 @@ def test_reports_are_bounded_in_number_and_in_bytes() -> None:
         simulation.write(1)
     simulation.advance(1, until=lambda: len(simulation.running) == 3)
     while simulation.running:
-        simulation.finish(emits=("x" * (MAX_EMIT_BYTES - 10),))
+        simulation.finish(emits=("x" * (MAX_REPORT_BYTES - 10),))
     began = simulation.now
     simulation.settle_down()
     assert [len(look.done) for at, look in simulation.looks if at >= began and look.done] == [1, 1, 1]

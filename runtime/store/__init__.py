@@ -13,7 +13,7 @@ from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
 from runtime.retry import backoff_seconds
 from runtime.store.exchange import Answer, Delivery, Exchange, Outcome, Report
-from runtime.store.faults import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE
+from runtime.store.faults import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
 from runtime.values import encode
 
 __all__ = [
@@ -204,6 +204,8 @@ class Store(ABC):
         messages = f"[{','.join(draft.json for draft in drafts)}]"
         repeatable = all(draft.dedup_key is not None for draft in drafts)
         rows = await self._persist("stream_send", {"messages": messages}, repeatable=repeatable)
+        if len(rows) != len(drafts):
+            raise foreign(f"{len(rows)} ids for {len(drafts)} messages", place=self.place, cure="")
         return [Sent(row["id"], row["duplicate"]) for row in rows]
 
     async def write(self, messages: Sequence[str]) -> None:
@@ -272,9 +274,12 @@ class Store(ABC):
 
     async def exchange(self, exchange: Exchange) -> Answer:
         """Report and take in one transaction. Not repeated here: the pump repeats it under the same number."""
-        return Answer.from_wire(
-            await self._persist("stream_exchange", exchange.arguments(), repeatable=False)
+        given = {name: value for name, value in exchange.arguments().items() if value is not None}
+        # But for a lost race, which is run again at once.
+        answer = await persist(
+            lambda: self.call("stream_exchange", given), repeatable=None, random=self._random
         )
+        return Answer.from_wire(answer)
 
     async def operate(self, function: str, **arguments: Any) -> Any:
         """Call one of the operations, such as `stream_stats`, and return its answer."""
@@ -289,12 +294,13 @@ class Store(ABC):
         return await persist(lambda: self.call(function, given), repeatable=repeatable, random=self._random)
 
 
-async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool, random: Random) -> T:
+async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool | None, random: Random) -> T:
     """Await the call, again with backoff and full jitter where that is safe.
 
     Args:
         call: makes one try.
-        repeatable: whether a try whose answer was lost may be made again.
+        repeatable: whether a try whose answer was lost may be made again. None: nor may one that came to nothing,
+            since the caller repeats it by itself.
         random: where the jitter comes from.
     """
     for attempt in range(1, _ATTEMPTS + 1):
@@ -302,7 +308,8 @@ async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool, random:
             return await call()
         except StoreError as error:
             rolled_back = error.code in ROLLED_BACK
-            lost = isinstance(error, StoreUnavailable) and (repeatable or not error.maybe_applied)
+            is_away = isinstance(error, StoreUnavailable) and (repeatable or not error.maybe_applied)
+            lost = is_away and repeatable is not None
             if attempt == _ATTEMPTS or not (rolled_back or lost):
                 raise
         cap = 0.2 if rolled_back else 2.0

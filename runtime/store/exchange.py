@@ -9,6 +9,10 @@ from runtime.message import PRIORITIES, Message, moment
 from runtime.unreadable import Unreadable
 from runtime.values import encode
 
+_OPTIONS = (
+    "due", "alone", "sleep", "stay", "fence", "beat", "gauges", "nonce", "settle", "max_bytes", "bare",
+)  # fmt: skip
+
 Outcome = Literal["failed", "dead", "later", "released", "cancelled"]
 
 
@@ -51,6 +55,14 @@ class Delivery:
 
     def __repr__(self) -> str:
         return f"<Delivery of message {self.place[0]} to subscription {self.subscription}>"
+
+    @classmethod
+    def bare(cls, message: int, subscription: int, lease: str) -> "Delivery":
+        """A delivery whose message is not known here: it can be reported, and not be handled."""
+        delivery = cls.__new__(cls)
+        delivery.subscription, delivery.place, delivery.lease = subscription, (message, subscription), lease
+        delivery.crashes, delivery._message, delivery._row = 0, None, ()
+        return delivery
 
     @property
     def message(self) -> Message[Any]:
@@ -142,6 +154,8 @@ class Exchange:
         gauges: with a beat, how the worker's process is, for `status`.
         nonce: have the database send this text back over every push path.
         settle: bring new subscriptions closer to settled.
+        max_bytes: how large the answer may be; None leaves that to the database.
+        bare: tell only which deliveries are leased, without their messages.
     """
 
     worker: UUID
@@ -162,13 +176,15 @@ class Exchange:
     gauges: Mapping[str, Any] | None = None
     nonce: str | None = None
     settle: bool = False
+    max_bytes: int | None = None
+    bare: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `stream_exchange`; JSON ones as text."""
         options: dict[str, Any] = {"lease_seconds": self.lease_seconds}
         if self.cursors:
             options["cursors"] = self.cursors
-        for name in ("due", "alone", "sleep", "stay", "fence", "beat", "gauges", "nonce", "settle"):
+        for name in _OPTIONS:
             if given := getattr(self, name):
                 options[name] = given
         return {
@@ -185,6 +201,16 @@ class Exchange:
             "options": encode(options),
         }
 
+    def emptied(self) -> "Exchange":
+        """The same number with nothing in it.
+
+        Where the exchange was applied before, all of it counts, and what it has leased is told without its messages.
+        """
+        return Exchange(
+            worker=self.worker, pump=self.pump, n=self.n, want=self.want, lease_seconds=self.lease_seconds, bare=True,
+            due=self.due, alone=self.alone,
+        )  # fmt: skip
+
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
@@ -195,6 +221,7 @@ class Answer:
         lost: leases that could not be renewed.
         cancelled: what this worker holds and an operator wants ended; told until it has ended.
         taken: deliveries leased by this exchange.
+        leased: deliveries that a bare exchange tells of without their messages.
         filled: subscriptions of which as many were taken as wanted: there may be more.
         next_due: seconds until something is due, if that was asked and there is anything.
         limited: seconds until more may be taken of what waits behind a limit, where that is known.
@@ -212,6 +239,7 @@ class Answer:
     lost: frozenset[tuple[int, int]] = frozenset()
     cancelled: frozenset[tuple[int, int]] = frozenset()
     taken: tuple[Delivery, ...] = ()
+    leased: tuple[Delivery, ...] = ()
     filled: frozenset[int] = frozenset()
     cursors: Mapping[str, int] = field(default_factory=dict)
     next_due: float | None = None
@@ -239,6 +267,7 @@ class Answer:
                 (message, subscription) for message, subscription in more.get("cancelled") or ()
             ),
             taken=tuple([Delivery.from_wire(row) for row in answer.get("taken") or ()]),
+            leased=tuple([Delivery.bare(*row) for row in answer.get("leased") or more.get("leased") or ()]),
             filled=frozenset(more.get("full") or ()),
             cursors=more.get("cursors") or {},
             next_due=more.get("next_due"),

@@ -13,7 +13,7 @@ from runtime.addresses import DatabaseAddress
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.pooler import is_transaction_pooled
 from runtime.store import FUNCTIONS, Store
-from runtime.store.faults import fault_of
+from runtime.store.faults import UNFIT, fault_of, nature_of_entry
 from runtime.store.pool import Connection, Pool
 from runtime.values import decode
 
@@ -21,16 +21,6 @@ _log = logging.getLogger("runtime.store")
 
 _LOST_STATEMENTS = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNameError)
 _AWAY = (OSError, TimeoutError, pg.InterfaceError, pg.InternalClientError)
-_NO_ENTRY = (
-    pg.InvalidAuthorizationSpecificationError,
-    pg.InvalidCatalogNameError,
-    pg.InsufficientPrivilegeError,
-)
-# Poolers send these under codes of the connection's failure.
-_NO_ENTRY_TEXTS = (
-    "password authentication failed", "does not exist", "no such database", "no such user", "user not found",
-    "SASL authentication failed",
-)  # fmt: skip
 _ROLE_CURE = "Use the role postgres or service_role in DATABASE_URL."
 _RELEASE_SECONDS = 1.0
 
@@ -123,6 +113,9 @@ class PostgresStore(Store):
         """Whether a connection is as good as before its request failed, or was given up."""
         cause = error.__cause__ if isinstance(error, StoreError) else error
         has_answered = isinstance(cause, pg.PostgresError)
+        if (getattr(cause, "sqlstate", None) or "").startswith(UNFIT):
+            # A server that changed its role or is ending: another connection finds its successor.
+            return False
         if has_answered and self._prepares:
             return True
         if has_answered or isinstance(cause, (TimeoutError, anyio.get_cancelled_exc_class())):
@@ -172,10 +165,11 @@ class PostgresStore(Store):
                 raise SettingsError(
                     f"The driver cannot use DATABASE_URL, or a variable PG… beside it: {said}."
                 ) from None
-            if isinstance(error, _NO_ENTRY) or any(text in said for text in _NO_ENTRY_TEXTS):
+            if nature_of_entry(code, said) == "credentials":
                 raise Unauthorized(
                     f"The database at {self.place} did not let us in: {said}. Check the user (postgres.<ref> through "
-                    "Supabase's pooler), the password and the database name in DATABASE_URL.",
+                    "Supabase's pooler), the password and the database name in DATABASE_URL, and whether the server "
+                    "takes this machine's address, and only over SSL.",
                     code=code,
                 ) from error
             raise StoreUnavailable(
@@ -195,6 +189,7 @@ class PostgresStore(Store):
         raise StoreUnavailable(
             f"{self._name} did not answer: {_said(error)}. Whether the request took effect is not known.",
             code=getattr(error, "sqlstate", None),
+            nature="slow" if isinstance(error, TimeoutError) else "garbled",
         ) from error
 
     @property

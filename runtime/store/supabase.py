@@ -15,7 +15,8 @@ from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, S
 from runtime.origins import is_on_this_machine
 from runtime.proxies import CERTIFICATE_CURE, request_options
 from runtime.store import FUNCTIONS, Store
-from runtime.store.faults import fault_of, missing
+from runtime.store.faults import fault_of, fault_of_status, foreign, missing, nature_of_status
+from runtime.store.shapes import strangeness
 from runtime.values import decode, encode
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ _KEY_CURE = (
     "very project; the anon and publishable keys may not run workers."
 )
 _URL_CURE = "Is SUPABASE_URL the URL of a Supabase project?"
-_PAUSED = 540
 _CONNECTIONS = 8
 _KEPT_SECONDS = 50
 
@@ -93,11 +93,13 @@ class SupabaseStore(Store):
         if not response.is_success:
             raise self._error(response)
         try:
-            return decode(response.content) if response.content else None
+            answer = decode(response.content)
         except InvalidPayload:
-            raise StoreUnavailable(
-                f"{self.place} answered with something that is no JSON. {_URL_CURE}"
-            ) from None
+            came = "something that is no JSON" if response.content else f"{response.status_code} and nothing"
+            raise foreign(came, place=self.place, cure=_URL_CURE) from None
+        if strange := strangeness(function, arguments, answer):
+            raise foreign(strange, place=self.place, cure=_URL_CURE)
+        return answer
 
     async def close(self) -> None:
         """Close the connections, unless they are those of the user's own client."""
@@ -139,8 +141,10 @@ class SupabaseStore(Store):
                 f"{self.place} cannot be sent this key: no key looks so. {_KEY_CURE}"
             ) from None
         except (httpx.HTTPError, TimeoutError) as error:
+            is_slow = isinstance(error, (TimeoutError, httpx.TimeoutException))
             raise StoreUnavailable(
-                f"{self.place} did not answer: {_said(error)}. Whether the request took effect is not known."
+                f"{self.place} did not answer: {_said(error)}. Whether the request took effect is not known.",
+                nature="slow" if is_slow else "garbled",
             ) from error
         except RuntimeError as error:
             # httpx has no class of its own for this one.
@@ -165,43 +169,45 @@ class SupabaseStore(Store):
     def _error(self, response: httpx.Response) -> StoreError:
         """PostgREST's error, or that of whatever stands in front of it, as ours."""
         status, problem = response.status_code, _problem(response)
-        code = str(problem.get("code") or "") or None
+        code = str(problem.get("code") or "")
         said = problem.get("message") or problem.get("error") or response.reason_phrase or "no reason given"
         text = str(said).rstrip(".")
         if hint := problem.get("hint"):
             text = f"{text}. {hint}".rstrip(".")
+        if code.startswith("PGRST"):
+            return self._postgrest_error(code, status, text)
+        if len(code) == 5 and "message" in problem:
+            return fault_of(code, text, place=self.place, cure=self._key_cure())
+        if nature_of_status(status, problem) == "credentials":
+            return self._key_refused(text, None)
+        return fault_of_status(status, problem, text, place=self.place, url_cure=_URL_CURE)
+
+    def _postgrest_error(self, code: str, status: int, text: str) -> StoreError:
+        """An error that PostgREST itself has a code for."""
         if code in ("PGRST202", "PGRST203", "PGRST205"):
             return missing(text, place=self.place, code=code)
         if code == "PGRST106":
             return missing(
                 f"{text}; expose the schema public in the API settings", place=self.place, code=code
             )
-        if code is not None and len(code) == 5 and "message" in problem:
-            return fault_of(code, text, place=self.place, cure=self._key_cure())
         if status in (401, 403):
-            expiry = expiry_of(self._client.supabase_key)
-            if expiry is not None and expiry < time.time():
-                text = f"JWT expired at {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M:%S} UTC ({text})"
-            return Unauthorized(f"{self.place} refused the key: {text}. {self._key_cure()}", code=code)
-        if response.has_redirect_location:
-            return self._unavailable(
-                f"answered {status} and points elsewhere. {_URL_CURE} With https?", False
-            )
-        if status == _PAUSED:
-            return self._unavailable("is paused: resume the project in the dashboard.", False)
-        if code is not None and code.startswith("PGRST00"):
+            return self._key_refused(text, code)
+        if code.startswith("PGRST00"):
             # 001: the connection was lost in the middle of a request.
-            return self._unavailable(f"has no connection to its database: {text}.", code == "PGRST001", code)
-        if status == 429:
-            return self._unavailable("answered 429: too many requests.", False)
-        if status == 404:
-            return self._unavailable(f"answered 404: {text}. {_URL_CURE}", False)
-        if status == 408 or status >= 500 or code is None:
-            return self._unavailable(f"answered {status}: {text}.", True, code)
+            return StoreUnavailable(
+                f"{self.place} has no connection to its database: {text}.",
+                code=code,
+                maybe_applied=code == "PGRST001",
+            )
+        if status >= 500:
+            return StoreUnavailable(f"{self.place} answered {status}: {text}.", code=code, nature="garbled")
         return Refused(f"{text}.", code=code)
 
-    def _unavailable(self, what: str, maybe_applied: bool, code: str | None = None) -> StoreUnavailable:
-        return StoreUnavailable(f"{self.place} {what}", code=code, maybe_applied=maybe_applied)
+    def _key_refused(self, text: str, code: str | None) -> Unauthorized:
+        expiry = expiry_of(self._client.supabase_key)
+        if expiry is not None and expiry < time.time():
+            text = f"JWT expired at {datetime.fromtimestamp(expiry, UTC):%Y-%m-%d %H:%M:%S} UTC ({text})"
+        return Unauthorized(f"{self.place} refused the key: {text}. {self._key_cure()}", code=code)
 
     def _key_cure(self) -> str:
         role = _role_of(self._client.supabase_key)

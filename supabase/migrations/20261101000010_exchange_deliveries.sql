@@ -370,6 +370,33 @@ $$;
 comment on function runtime.check_caller(text, json, json, json, jsonb) is
     'An agent under its own identity reports, renews and takes only its own deliveries.';
 
+create function runtime.keep_leases(held uuid, want jsonb, until timestamptz) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    kept jsonb;
+begin
+    with mine as materialized (
+        select d.ctid as place
+        from jsonb_each_text(coalesce(want, '{}')) as w
+        join runtime.deliveries d on d.subscription = w.key::integer
+        -- Also those whose lease has run out, while nobody has counted that as a crash: their pump knows that none has
+        -- begun.
+        where d.lease = held and d.visible_at <= until
+          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+        for update of d
+    ), renewed as (
+        update runtime.deliveries d set visible_at = until from mine m where d.ctid = m.place
+        returning d.message_id, d.subscription
+    )
+    select coalesce(jsonb_agg(jsonb_build_array(r.message_id, r.subscription, held) order by r.message_id), '[]')
+    into kept from renewed r;
+    return kept;
+end
+$$;
+comment on function runtime.keep_leases(uuid, jsonb, timestamptz) is
+    'Renews what one exchange has leased and tells of it without the messages: [message, subscription, lease]. For a pump '
+    'whose answers do not arrive, so that it can give back what it cannot have, and have the rest a few at a time.';
+
 create function public.stream_exchange(
     worker uuid,
     pump uuid,
@@ -436,6 +463,11 @@ begin
         select * into mine from runtime.pumps p where p.id = pump for update;
         if n < mine.n then
             return json_build_object('n', mine.n, 'stale', true);
+        end if;
+        if options ? 'bare' then
+            return json_build_object(
+                'n', n, 'repeated', true, 'refused', mine.refused, 'taken', '[]'::json,
+                'leased', runtime.keep_leases(mine.lease, want, until));
         end if;
         return json_build_object(
             'n', n, 'repeated', true, 'refused', mine.refused,
@@ -511,13 +543,16 @@ begin
         if taking.ordered is not null then
             taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number);
         end if;
-        if taking.heavy then
+        if taking.heavy and not options ? 'bare' then
             taking := runtime.fit(taking, coalesce((options ->> 'max_bytes')::bigint, 8000000));
         end if;
         if cardinality(taking.taken) >= taking.least then
             taking.filled := runtime.filled(taking, allowed);
         end if;
-        if cardinality(taking.taken) > 0 then
+        if options ? 'bare' then
+            perform runtime.drop_undeliverable(taking.taken, looked_at);
+            answer := answer || jsonb_build_object('leased', runtime.keep_leases(new_lease, want, until));
+        elsif cardinality(taking.taken) > 0 then
             described := taking.rows;
             if not taking.is_whole or described is null then
                 select * into described, taking.is_whole from runtime.describe(taking.taken, new_lease, looked_at);

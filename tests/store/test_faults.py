@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from runtime.errors import MigrationMissing, Refused, StoreUnavailable, Unauthorized
+from runtime.errors import Blocked, MigrationMissing, Refused, StoreUnavailable, Unauthorized
 from runtime.local import keys
 from runtime.message import Draft
 from runtime.store import Store
@@ -200,7 +200,11 @@ async def test_what_stands_in_front_of_the_api_may_say_anything(
     [
         (http_answer(401, '{"message":"Invalid API key","hint":"Check it."}'), Unauthorized, "key. Check it"),
         (http_answer(401, '{"code":"PGRST303","message":"JWT expired"}'), Unauthorized, "JWT expired"),
-        (http_answer(403, PAGE, kind="text/html"), Unauthorized, "refused the key"),
+        (http_answer(403, PAGE, kind="text/html"), Blocked, "something in front of it"),
+        (http_answer(403, '{"message":"Forbidden"}'), Blocked, "something in front of it"),
+        (http_answer(403, '{"message":"You cannot consume this service"}'), Unauthorized, "refused the key"),
+        (http_answer(413, PAGE, kind="text/html"), Blocked, "a body as large"),
+        (http_answer(431, "", kind="text/plain"), Blocked, "a head as large"),
         (http_answer(404, '{"code":"PGRST202","message":"Could not find"}'), MigrationMissing, "db push"),
         (http_answer(300, '{"code":"PGRST203","message":"Could not choose"}'), MigrationMissing, "db push"),
         (http_answer(406, '{"code":"PGRST106","message":"Invalid schema"}'), MigrationMissing, "expose"),

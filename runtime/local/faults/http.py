@@ -70,12 +70,12 @@ class HttpSide:
     async def _answer(self, method: str, target: str, headers: _Headers, body: bytes) -> Answer | None:
         """What to send back; nothing means that the connection is to end."""
         await self._faults.pass_gate("requests")
-        order = self._faults.strike("requests", f"{method} {target}")
+        order = self._faults.strike("requests", f"{method} {target}", body)
         action = order.action if order else None
         if action == "drop":
             return None
-        if order is not None and action == "refuse":
-            return Answer(int(order.number), [], b'{"message":"refused on order"}')
+        if order is not None and action in ("refuse", "answer in its place"):
+            return Answer(int(order.number), [], order.body)
         if order is not None and action == "delay":
             await anyio.sleep(order.number)
         try:
@@ -86,6 +86,8 @@ class HttpSide:
             return None  # the stack is gone, so the way to it ends here as well
         # Frozen meanwhile: the effect is there, the answer is not.
         await self._faults.pass_gate("requests")
+        if (late := self._faults.strike_answer(f"{method} {target}", answer.body)) is not None:
+            return Answer(int(late.number), [], late.body)
         if action == "truncate":
             await self._send(answer, len(answer.body) // 2)
             return None
@@ -96,7 +98,10 @@ class HttpSide:
         if answer.status != 204:
             headers.append(("content-length", str(len(answer.body))))
         data = self._protocol.send(h11.Response(status_code=answer.status, headers=headers)) or b""
-        data += self._protocol.send(h11.Data(data=answer.body[:until])) or b""
+        if answer.status != 204:
+            data += self._protocol.send(h11.Data(data=answer.body[:until])) or b""
         if until == len(answer.body):
             data += self._protocol.send(h11.EndOfMessage()) or b""
-        await self._stream.send(data)
+        for piece in self._faults.pieces(data):
+            await self._stream.send(piece)
+            await anyio.sleep(self._faults.seconds_for(piece))

@@ -8,7 +8,9 @@ from typing import Any, Final, Literal
 Kind = Literal["rows", "broadcasts", "replies", "pushes", "sockets", "requests"]
 """What a fault strikes: three kinds of frames to the client, frames from it, new sockets, HTTP requests."""
 
-Action = Literal["drop", "delay", "double", "truncate", "refuse", "hang up", "lose the answer"]
+Action = Literal[
+    "drop", "delay", "double", "truncate", "refuse", "hang up", "lose the answer", "answer in its place"
+]
 
 _KINDS: Final[dict[str, Kind]] = {"postgres_changes": "rows", "broadcast": "broadcasts"}
 
@@ -21,6 +23,10 @@ class Order:
         left: how often it will still strike; None is for ever.
         matching: it strikes only where this text occurs: in the frame, or in a request's method and path.
         number: seconds of a delay, status of a refusal, close code of a hang-up.
+        body: what a refusal, or an answer in the stack's place, says.
+        over_bytes: it strikes only requests with a larger body.
+        holding: it strikes only requests whose body holds this text.
+        after: it strikes only answers with a larger body, so that the request has its effect.
     """
 
     action: Action
@@ -28,6 +34,20 @@ class Order:
     left: int | None
     matching: str
     number: float = 0
+    body: bytes = b'{"message":"refused on order"}'
+    over_bytes: int = -1
+    holding: bytes = b""
+    after: int = -1
+
+    def fits(self, kind: Kind, text: str, body: bytes) -> bool:
+        """Whether it strikes this frame, socket or request."""
+        return (
+            self.kind == kind
+            and self.after < 0
+            and self.matching in text
+            and len(body) > self.over_bytes
+            and self.holding in body
+        )
 
 
 class Orders:
@@ -53,13 +73,21 @@ class Orders:
         self._orders.clear()
         self._limit = None
 
-    def strike(self, kind: Kind, text: str, now: float) -> Order | None:
+    def strike_answer(self, text: str, body: bytes) -> Order | None:
+        """The order that strikes an answer for its size, if any."""
+        for order in self._orders:
+            if 0 <= order.after < len(body) and order.matching in text:
+                self.struck[order.action] += 1
+                return order
+        return None
+
+    def strike(self, kind: Kind, text: str, now: float, body: bytes = b"") -> Order | None:
         """The order that strikes this one, if any; `now` is a monotonic time in seconds."""
         if kind in ("rows", "broadcasts") and self._is_over_limit(now):
             self.struck["limit the rate"] += 1
             return Order("drop", kind, None, "")
         for order in self._orders:
-            if order.kind == kind and order.matching in text:
+            if order.fits(kind, text, body):
                 if order.left is not None:
                     order.left -= 1
                     if order.left == 0:

@@ -17,6 +17,8 @@ from runtime.local.faults.http import Answer, HttpSide
 from runtime.local.faults.orders import Action, Kind, Order, Orders
 from runtime.local.faults.websocket import WebSocketSide
 
+_PIECE_SECONDS = 0.05
+
 
 class FaultyGateway:
     """A proxy on a port of its own: give clients its `url`, then order faults. Without orders it changes nothing.
@@ -35,6 +37,7 @@ class FaultyGateway:
         self._open: dict[Kind, anyio.Event] = {}
         self._sockets: set[WebSocketSide] = set()
         self._tasks: TaskGroup | None = None
+        self._bytes_per_second = 0.0
 
     @property
     def url(self) -> str:
@@ -102,6 +105,55 @@ class FaultyGateway:
         """Let requests have their effect, and cut the connection instead of answering."""
         self._order("lose the answer", "requests", times, matching)
 
+    def block(
+        self,
+        status: int = 403,
+        *,
+        over_bytes: int = -1,
+        holding: str = "",
+        times: int | None = None,
+        matching: str = "",
+    ) -> None:
+        """Refuse requests with a page, as what stands in front of an API does: by their size, or by a text in them."""
+        page = f"<html><body><h1>{status}</h1>Request blocked.</body></html>".encode()
+        order = Order("refuse", "requests", times, matching, status, page, over_bytes, holding.encode())
+        self._orders.add(order)
+
+    def answer(
+        self,
+        body: str = "",
+        status: int = 200,
+        *,
+        holding: str = "",
+        times: int | None = None,
+        matching: str = "",
+    ) -> None:
+        """Answer requests in the stack's place, which never sees them."""
+        order = Order(
+            "answer in its place", "requests", times, matching, status, body.encode(), -1, holding.encode()
+        )
+        self._orders.add(order)
+
+    def limit_answers(self, over_bytes: int, status: int = 502, *, matching: str = "") -> None:
+        """Let requests have their effect, and put a page in the place of each answer that is larger."""
+        page = b"<html><body>Bad Gateway</body></html>"
+        self._orders.add(Order("refuse", "requests", None, matching, status, page, after=over_bytes))
+
+    def throttle(self, bytes_per_second: float) -> None:
+        """Let the answers to requests come no faster than this, each for itself."""
+        self._bytes_per_second = bytes_per_second
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """An answer in the pieces in which it is sent."""
+        if not self._bytes_per_second:
+            return [data]
+        size = max(1, int(self._bytes_per_second * _PIECE_SECONDS))
+        return [data[at : at + size] for at in range(0, len(data), size)]
+
+    def seconds_for(self, piece: bytes) -> float:
+        """How long a piece takes on its way."""
+        return len(piece) / self._bytes_per_second if self._bytes_per_second else 0.0
+
     def limit_rate(self, per_second: float, *, window_seconds: float = 60) -> None:
         """Rows and broadcasts above this average vanish without a word, as above the real server's limit."""
         self._orders.limit_rate(per_second, window_seconds)
@@ -143,6 +195,7 @@ class FaultyGateway:
     def heal(self) -> None:
         """Forget all orders. Channels that are deaf stay so until they join again."""
         self._orders.heal()
+        self._bytes_per_second = 0.0
         for event in self._open.values():
             event.set()
         self._open.clear()
@@ -153,9 +206,13 @@ class FaultyGateway:
             raise ValueError(f"There is no way to {action} {kind}.")
         self._orders.add(Order(action, kind, times, matching, number))
 
-    def strike(self, kind: Kind, text: str) -> Order | None:
+    def strike(self, kind: Kind, text: str, body: bytes = b"") -> Order | None:
         """The order that strikes what passes by now, if any."""
-        return self._orders.strike(kind, text, time.monotonic())
+        return self._orders.strike(kind, text, time.monotonic(), body)
+
+    def strike_answer(self, text: str, body: bytes) -> Order | None:
+        """The order that strikes an answer for its size, if any."""
+        return self._orders.strike_answer(text, body)
 
     async def pass_gate(self, kind: Kind) -> None:
         """Return at once, or when what was frozen is healed."""
