@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
 
 from runtime.annotations import core, layers, lookup, members, mentions
 from runtime.batch import BatchContext
@@ -19,6 +18,7 @@ from runtime.callables import globals_of, place_of
 from runtime.context import Context
 from runtime.errors import DeclarationError, InvalidPayload
 from runtime.message import Message
+from runtime.readback import read
 from runtime.unreadable import LIVING, find_unreadable
 
 _CURE = (
@@ -345,14 +345,10 @@ def _validated(adapter: TypeAdapter[Any] | None, handler: str, message: Message[
     if adapter is None:
         return message.value
     try:
-        return adapter.validate_python(message.value)
+        return read(adapter, message.value)
     except ValidationError as refusal:
-        # A strict model takes a date from JSON text but not from a Python string: ask again in JSON's terms.
-        try:
-            return adapter.validate_json(to_json(message.value))
-        except ValueError:
-            # `from None`: the foreign error's own text repeats the input, which may hold a secret.
-            raise InvalidPayload(_complaint(refusal, handler, message)) from None
+        # `from None`: the foreign error's own text repeats the input, which may hold a secret.
+        raise InvalidPayload(_complaint(refusal, handler, message)) from None
 
 
 def _complaint(error: ValidationError, handler: str, message: Message[Any]) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.errors import InvalidPayload, InvalidValue
+from runtime.readback import Lost, certain, faithful, jsonable
 from runtime.unreadable import LIVING, find_unreadable, may_overflow, read_json
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -38,12 +39,12 @@ def encode(value: object) -> str:
     """Return the value as compact JSON text that PostgreSQL's jsonb takes as it is.
 
     Pydantic models, dataclasses, datetimes, UUIDs, enums, decimals, sets and so on are written as pydantic
-    writes them. Mapping keys become strings.
+    writes them, an instance of a subclass with all its fields. Mapping keys become strings.
 
     Raises:
         InvalidValue: NaN or Infinity, a NUL character, a lone surrogate, a circular reference, something that
-            has no JSON form, more than 100 levels or more than 16 MB. The message says where, and never
-            repeats the value.
+            has no JSON form, a model that would not be read back as it is, two keys that are one as text, more
+            than 100 levels or more than 16 MB. The message says where, and never repeats the value.
     """
     if LIVING and (found := find_unreadable("value", value)) is not None:
         raise InvalidValue(
@@ -59,7 +60,12 @@ def encode(value: object) -> str:
             f"It takes {len(data) / 2**20:.1f} MB in JSON; at most {MAX_BYTES // 2**20} MB are stored. "
             "Put large things into a file or a bucket and send where they are."
         )
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and not _is_shallow(data):
+    # A bracket opens and closes.
+    if (
+        len(data) > 2 * MAX_DEPTH
+        and data.count(b"[") + data.count(b"{") > MAX_DEPTH
+        and not _is_shallow(data)
+    ):
         raise InvalidValue(f"The value cannot be stored: it {_TOO_DEEP}.")
     return data.decode()
 
@@ -97,7 +103,16 @@ def _decode_with_care(text: str | bytes) -> Any:
 def _dump(value: object) -> bytes:
     """The value as JSON, or the ValueError that says it has none."""
     # In two steps: asked directly, a model writes NaN as null without a word.
-    data = to_json(to_jsonable_python(value))
+    kind = type(value)
+    if kind is dict or kind is list:
+        # Plain data is equal to its own JSON form, and nothing of it is lost.
+        if (plain := jsonable(value)) != value:
+            plain = faithful(value, plain)
+    elif kind in certain:
+        plain = to_jsonable_python(value)
+    else:
+        plain = faithful(value, jsonable(value))
+    data = to_json(plain)
     if _BACKSLASH in data and b"\\u0000" in data and _ESCAPED_NUL.search(data):
         raise ValueError("a NUL character")
     # Quick signs of a number that is none or too long to be read again; they may also stand in a text.
@@ -125,7 +140,7 @@ def _complaint(value: object, error: Exception) -> str:
     path: list[str] = []
     ancestors = {id(value)}
     while (step := _faulty_child(value)) is not None:
-        name, value = step
+        name, value, error = step
         path.append(name)
         if id(value) in ancestors:
             return f"The value cannot be stored: {_place(path)} holds itself (a circular reference)."
@@ -133,11 +148,11 @@ def _complaint(value: object, error: Exception) -> str:
     return f"The value cannot be stored: {_place(path)} {_reason(value, error)}."
 
 
-def _faulty_child(value: object) -> tuple[str, object] | None:
-    """The first part of a container that cannot be stored even alone."""
+def _faulty_child(value: object) -> tuple[str, object, Exception] | None:
+    """The first part of a container that cannot be stored even alone, and why."""
     for name, child in _children(value):
-        if not _is_storable(child):
-            return name, child
+        if (error := _fault(child)) is not None:
+            return name, child, error
     return None
 
 
@@ -157,13 +172,13 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
             yield f".{field.name}", getattr(value, field.name, None)
 
 
-def _is_storable(value: object) -> bool:
-    """Whether this part alone would be taken."""
+def _fault(value: object) -> Exception | None:
+    """Why this part alone would not be taken, or None if it would."""
     try:
         _dump(value)
-    except (ValueError, TypeError, RecursionError):
-        return False
-    return True
+    except (ValueError, TypeError, RecursionError) as error:
+        return error
+    return None
 
 
 def _place(path: list[str]) -> str:
@@ -173,13 +188,15 @@ def _place(path: list[str]) -> str:
 
 def _reason(value: object, error: Exception) -> str:
     """What is wrong with the innermost part, in words that do not repeat it."""
+    if isinstance(error, Lost):
+        return str(error)
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}, a number JSON does not have; send null or a string instead"
     if isinstance(value, str):
         return _wrong_text(value)
     if isinstance(value, Mapping):
         for key in value:
-            if not _is_storable(key):
+            if _fault(key) is not None:
                 why = _wrong_text(key) if isinstance(key, str) else "has no JSON form"
                 return f"has the key {ascii(key)[:60]}, which {why}"
     if isinstance(value, (dict, list, tuple)):
