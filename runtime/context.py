@@ -88,6 +88,11 @@ class Context:
         return self.message.attempt
 
     @property
+    def idempotency_key(self) -> str:
+        """What the outside world may know this delivery by: the same in each attempt and replay, and no other's."""
+        return f"{self.handler}_{self.message.idempotency_key}"
+
+    @property
     def labels(self) -> dict[str, Any]:
         """What the log records of this attempt carry: agent, handler, key, message_id, attempt and worker."""
         return {

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, Generic, Self, TypeVar
 
@@ -78,6 +78,15 @@ class Message(Generic[T]):
         return message
 
     @property
+    def idempotency_key(self) -> str:
+        """What names this message and no other: the same in each attempt and each replay.
+
+        The moment of its writing is part of it: ids come again after a failover that lost the last commits, and after a
+        reset of the database.
+        """
+        return f"{self.id}_{(self.created_at - _EPOCH) // _MICROSECOND:x}"
+
+    @property
     def reply_to(self) -> str | None:
         """The key an answer is wanted under, where this is a request; it is one below `answer.`."""
         given = self.headers.get("reply_to")
@@ -112,6 +121,8 @@ class Message(Generic[T]):
 
 _NOTHING = (None,) * 7
 # Past the class's own guard, which a message that is made as usual asks thirteen times.
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _FILLS = tuple(getattr(Message, each.name).__set__ for each in fields(Message))
 
 

@@ -209,10 +209,9 @@ def request_of(
 def webhook_id(subscription: str, message: Message[Any]) -> str:
     """The id of a message for one target: the same for each attempt and each replay, and of no other message.
 
-    The second of its writing is part of it: in a database that was reset, numbers come again. It holds no dot.
+    It holds no dot.
     """
-    written = int(message.created_at.timestamp())
-    return f"msg_{message.id}_{written:x}_{subscription.replace('.', '/')}"
+    return f"msg_{message.idempotency_key}_{subscription.replace('.', '/')}"
 
 
 def body_of(message: Message[Any], context: Context) -> bytes:

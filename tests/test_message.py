@@ -294,3 +294,16 @@ def test_s3_a_key_of_the_runtime_is_nobody_else_s(dedup_key: str) -> None:
         Context(Message(1, "k", None), "a.b").emit("k", 1, dedup_key=dedup_key)
     for other in (None, "", "ticket 7", "webhook:shop:1", "my answer 1 1"):
         assert check_dedup_key(other) == other
+
+
+def test_l13_an_idempotency_key_is_the_same_for_a_replay_and_another_for_an_id_that_comes_again() -> None:
+    row = {"id": 7, "key": "a.b", "value": 1, "created_at": "2026-12-01T10:00:00.000001+00:00"}
+    first, replayed = Message[Any].from_row(row), Message[Any].from_row(row, attempt=3)
+    # As another session's time zone shows the same moment.
+    elsewhere = Message[Any].from_row({**row, "created_at": "2026-12-01T12:00:00.000001+02:00"})
+    again = Message[Any].from_row({**row, "created_at": "2026-12-01T10:00:00.000002+00:00"})
+    other = Message[Any].from_row({**row, "id": 8})
+    assert first.idempotency_key == replayed.idempotency_key == elsewhere.idempotency_key
+    assert len({each.idempotency_key for each in (first, again, other)}) == 3
+    keys = [Context(each, "a.handle").idempotency_key for each in (first, replayed)]
+    assert len({*keys, Context(first, "a.other").idempotency_key}) == 2

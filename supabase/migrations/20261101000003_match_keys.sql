@@ -35,8 +35,8 @@ language plpgsql immutable strict set search_path = '' as $$
 declare
     segments text[] := string_to_array(key, '.');
     last integer := cardinality(segments);
-    found text[] := '{}';
-    stems text[] := '{""}';
+    found text[] := '{}'::text[];
+    stems text[] := '{""}'::text[];
     longer text[];
     stem text;
     ending text := '.';

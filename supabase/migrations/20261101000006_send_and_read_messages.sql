@@ -3,7 +3,7 @@
 create function runtime.caller_agent() returns text
 language plpgsql stable set search_path = '' as $$
 declare
-    claims jsonb := nullif(current_setting('request.jwt.claims', true), '');
+    claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
 begin
     -- An agent under its own identity is who its token says, whatever the arguments claim.
     if claims ->> 'role' = 'agent' then
@@ -194,7 +194,7 @@ begin
              order by m.key desc, m.id desc limit max)
         ) m;
     else
-        select json_agg(row_to_json(m) order by m.id) into page from runtime.page(pattern, prefix, after, upper_end, max) m;
+        select json_agg(row_to_json(m) order by m.id) into page from runtime.page(pattern, after, upper_end, max) m;
     end if;
     return coalesce(page, '[]');
 end
@@ -216,7 +216,7 @@ declare
     prefix text collate "C" := runtime.prefix_of(pattern);
     regex text := runtime.regex_of(pattern);
     reached text collate "C" := prefix;
-    matching text[] := '{}';
+    matching text[] := '{}'::text[];
 begin
     -- A skip from key to key along the index.
     for step in 0 .. most loop
@@ -234,7 +234,7 @@ $$;
 comment on function runtime.keys_of(text, integer) is
     'The keys of the stream that match a pattern with wildcards; null where more than this many begin like it.';
 
-create function runtime.page(pattern text, prefix text, after bigint, before bigint, max integer)
+create function runtime.page(pattern text, after bigint, before bigint, max integer)
 returns setof public.consciousness_stream
 language plpgsql stable set search_path = '' as $$
 declare
@@ -288,4 +288,4 @@ begin
     return query select s.* from public.consciousness_stream s where s.id = any (ids) order by s.id;
 end
 $$;
-comment on function runtime.page(text, text, bigint, bigint, integer) is 'One page of a wildcard read.';
+comment on function runtime.page(text, bigint, bigint, integer) is 'One page of a wildcard read.';

@@ -123,7 +123,7 @@ begin
                || coalesce(jsonb_object_agg(t.subscription, t.message_id) filter (where t.priority = 0), '{}'),
            (select array_agg(w.subscription) from wanted w where w.ordered),
            (select min(w.amount) from wanted w),
-           '{}', false, false
+           '{}'::integer[], false, false
     into result
     from taken t
     left join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m on true;
@@ -254,7 +254,7 @@ declare
     ids bigint[];
     looks integer;
     fresh bigint[];
-    overdue bigint[] := '{}';
+    overdue bigint[] := '{}'::bigint[];
     seen bigint[];
     -- Of each key that was seen the one that the others wait for, whoever has it: one that is leased, else the first.
     -- Heads are those of them that can be taken.

@@ -421,25 +421,24 @@ declare
     alone boolean := coalesce((options ->> 'alone')::boolean, false);
     new_lease uuid := case when want <> '{}' then gen_random_uuid() end;
     looked_at timestamptz;
-    refused jsonb := '[]';
+    refused jsonb := '[]'::jsonb;
     lost jsonb;
     nap record;
     taking runtime.taking;
     allowed jsonb := want;
     bound jsonb;
-    answer jsonb := '{}';
+    answer jsonb := '{}'::jsonb;
     warnings jsonb;
     limited_seconds double precision;
-    described json := '[]';
-    -- Assigned, a call is an expression; performed, it would be a query.
-    set_to text;
+    described json := '[]'::json;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
     end if;
-    if done is null and failed is null then
-        -- Losing a lease in a crash of the database costs a lease time; losing a finish would repeat work.
-        set_to := set_config('synchronous_commit', 'off', true);
+    -- Losing a lease in a crash of the database costs a lease time; losing a finish would repeat work. A condition, since
+    -- that is an expression: performed, the call would be a query.
+    if done is null and failed is null and set_config('synchronous_commit', 'off', true) is null then
+        null;
     end if;
     if caller is not null then
         perform runtime.check_caller(caller, done, failed, renew, want);

@@ -11,7 +11,7 @@ declare
     prefix text collate "C" := runtime.prefix_of(pattern);
     regex text := runtime.regex_of(pattern);
     reached text collate "C" := prefix;
-    matching text[] := '{}';
+    matching text[] := '{}'::text[];
 begin
     if prefix is null then
         return array[pattern];
@@ -229,7 +229,6 @@ declare
     letters bigint[] := runtime.choose_letters(ids, subscription, pattern, older_than_seconds, error, max);
     counts jsonb := runtime.count_letters(letters);
     gone record;
-    woken integer[];
 begin
     if not dry_run then
         with discarded as (

@@ -12,7 +12,7 @@ declare
             - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
         order by w.started_at, w.id limit 1
     );
-    pruned json := '{}';
+    pruned json := '{}'::json;
 begin
     perform runtime.refuse_agent('do the upkeep');
     -- The lock bridges the moment in which two workers take themselves for the oldest.

@@ -4,7 +4,7 @@ create function public.stream_examine() returns json
 language plpgsql stable security definer set search_path = '' as $$
 declare
     messages regclass := to_regclass('realtime.messages');
-    applied json := '[]';
+    applied json := '[]'::json;
 begin
     perform runtime.refuse_agent('examine the set-up');
     if to_regclass('supabase_migrations.schema_migrations') is not null

@@ -44,7 +44,7 @@ create function runtime.mend_clock() returns void
 language plpgsql set search_path = '' as $$
 declare
     -- A minute's worth mends itself in a minute.
-    slack constant interval := '1 minute';
+    slack constant interval := interval '1 minute';
     jump interval;
 begin
     if not exists (select from runtime.workers w where w.seen_at > clock_timestamp() + slack)
@@ -145,7 +145,7 @@ comment on function runtime.rivals(uuid) is
 create function runtime.disorders(announce text[]) returns text[]
 language plpgsql stable set search_path = '' as $$
 declare
-    found text[] := '{}';
+    found text[] := '{}'::text[];
 begin
     if not coalesce((
         select t.tgenabled in ('O', 'A') from pg_catalog.pg_trigger t

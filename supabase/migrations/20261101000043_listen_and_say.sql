@@ -5,7 +5,7 @@ language plpgsql security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('say what is not stored');
     perform pg_notify('runtime_said', said);
-    return 'true';
+    return 'true'::json;
 end
 $$;
 comment on function public.stream_say(text) is

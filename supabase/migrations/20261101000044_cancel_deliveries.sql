@@ -41,7 +41,7 @@ create function runtime.end_as_asked(inout ids bigint[], inout subscriptions int
 language plpgsql set search_path = '' as $$
 declare
     asked record;
-    called_off jsonb := '[]';
+    called_off jsonb := '[]'::jsonb;
 begin
     -- Called with the rows locked, in a statement after that one: a wish that came in between is seen.
     for asked in
@@ -117,8 +117,8 @@ declare
     caller text := runtime.caller_agent();
     of_one integer;
     one record;
-    ended integer[] := '{}';
-    became jsonb := '[]';
+    ended integer[] := '{}'::integer[];
+    became jsonb := '[]'::jsonb;
 begin
     if stream_cancel.outcome is null or stream_cancel.outcome not in ('dead', 'done') then
         raise exception using errcode = '22023',
