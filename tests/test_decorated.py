@@ -301,7 +301,7 @@ class Service:
         7,
         None,
     ],
-    ids=repr,
+    ids=lambda thing: type(thing).__name__,
 )
 def test_v4_what_is_no_function_is_refused_with_the_place_of_its_declaration(thing: Any) -> None:
     with pytest.raises(
