@@ -35,7 +35,7 @@ ENDLESS = {
     "runtime top": "",
     "node ": "listens",
 }
-_SECONDS = 45
+_SECONDS = 180
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- not run: (?P<why>[^\n]+?) -->\n\s*)?"
     r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",

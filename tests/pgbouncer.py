@@ -59,7 +59,7 @@ def pooler(target: int, mode: str) -> Iterator[Pooler]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([PROGRAM, *user, folder / "pgbouncer.ini"], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while port_is_free(port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()

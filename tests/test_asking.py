@@ -112,7 +112,7 @@ async def test_a_redrive_brings_the_answer_to_whoever_asks_again(stream: Stream,
 
 
 async def test_a_request_nobody_listens_to_fails_at_once_and_says_so(stream: Stream) -> None:
-    with anyio.fail_after(5), pytest.raises(NobodyAnswers, match="no handler listens to that key") as nobody:
+    with anyio.fail_after(60), pytest.raises(NobodyAnswers, match="no handler listens to that key") as nobody:
         await stream.ask("prise.wanted", "pen")
     assert nobody.value.request is not None
     assert await stream.ask_all("prise.wanted", "pen") == []
@@ -208,9 +208,15 @@ async def test_many_ask_at_once_and_each_gets_its_own(stream: Stream) -> None:
 
 
 async def test_whoever_gives_up_leaves_nothing_behind(stream: Stream) -> None:
-    with anyio.move_on_after(0.05):
-        await stream.ask("price.wanted", "pen", timeout=None, expires_in=60, headers={"a": 1})
-    assert stream._inquiry is not None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(
+            lambda: stream.ask("price.wanted", "pen", timeout=None, expires_in=60, headers={"a": 1})
+        )
+        # Given up when it waits, however long a busy machine takes until then.
+        with anyio.fail_after(60):
+            while stream._inquiry is None or not stream._inquiry._asker._waiting:
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
     assert stream._inquiry._asker._waiting == []
     for wrong in (0, -1, float("nan"), "soon"):
         with pytest.raises(InvalidValue, match="timeout="):
@@ -311,7 +317,7 @@ async def test_a_handler_that_would_wait_for_itself_is_refused(
         return await context.ask("lane.1", message.value + 1)
 
     async with harness.running(desk), connect(harness.settings) as stream:
-        with anyio.fail_after(5), pytest.raises(AskFailed, match="wait for this very attempt to end"):
+        with anyio.fail_after(60), pytest.raises(AskFailed, match="wait for this very attempt to end"):
             await stream.ask("lane.1", 1)
 
 
@@ -337,7 +343,7 @@ async def test_a_worker_that_stops_ends_the_questions_of_its_handlers(harness: H
     async def never(item: str) -> None:
         await anyio.sleep_forever()
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with harness.running(quiet, drain_seconds=0.1), harness.running(desk, drain_seconds=0.1):
             await harness.send("order.placed", "pen")
             await began.wait()

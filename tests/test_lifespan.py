@@ -159,11 +159,11 @@ async def test_one_that_breaks_while_it_runs_is_entered_again_and_handlers_that_
     async with harness.running(shop, other):
         await harness.send("shop.in", 1)
         await harness.send("shop.in", 2)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not events:
                 await anyio.sleep(0.005)
         breaking.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while number < 2:
                 await anyio.sleep(0.005)
         going_on.set()
@@ -187,7 +187,7 @@ async def test_g9_leaving_is_cut_off_at_the_deadline_and_loses_nothing(
         raise OSError("the disk is full")
 
     agents = declared("hang", hanging, events, emits="out"), declared("fail", failing, events)
-    with anyio.fail_after(8), caplog.at_level(logging.ERROR):
+    with anyio.fail_after(60), caplog.at_level(logging.ERROR):
         async with harness.running(*agents, drain_seconds=0.1):
             await harness.send("hang.in", 1)
             await harness.send("fail.in", 2)
@@ -209,7 +209,7 @@ async def test_one_that_has_not_started_is_called_off_at_the_end(harness: Harnes
         finally:
             cleaned.append("up")
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with harness.running(declared("shop", slow, [])):
             await starting.wait()
     assert cleaned == ["up"]
@@ -229,7 +229,7 @@ async def test_g1_k16_a_worker_that_slept_misses_nothing_for_an_agent_that_opens
     async def ignore() -> None: ...
 
     async def until(holds: Callable[[], bool]) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not holds():
                 await anyio.sleep(0.005)
 

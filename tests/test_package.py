@@ -16,7 +16,7 @@ import pytest
 from tests.cli.shell import Ended, error_line
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 120
+SECONDS = 400
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def shop() -> Agent:
 
 async def ask(port: int, path: str) -> httpx.Response:
     async with httpx.AsyncClient() as client:
-        return await client.get(f"http://127.0.0.1:{port}{path}", timeout=10)
+        return await client.get(f"http://127.0.0.1:{port}{path}", timeout=60)
 
 
 async def scrape(port: int) -> dict[tuple[str, ...], float]:
@@ -123,10 +123,10 @@ async def test_a_handler_that_blocks_its_loop_does_not_make_the_process_look_dea
     @agent.on("block")
     async def block(value: int) -> None:
         # From within the blocked loop: only another thread can answer.
-        command = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).status)"
+        command = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=60).status)"
         run = subprocess.run(  # noqa: ASYNC221 - blocking is the point
             [sys.executable, "-c", command, f"http://127.0.0.1:{port}/healthz"],
-            capture_output=True, text=True, timeout=30, check=False,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         answers.append(run.stdout.strip())
 

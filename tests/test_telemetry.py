@@ -126,7 +126,7 @@ async def test_one_trace_leads_through_agents_of_two_processes(
             async with running([first, last], settings), connect(settings) as stream:
                 await ready(database, "first.write", "other.approve", "last.publish")
                 await stream.send("note.found", "private text")
-                with anyio.fail_after(30):
+                with anyio.fail_after(60):
                     await ended.wait()
                 await until(lambda: len(told) == 2)
         finally:

@@ -19,7 +19,7 @@ PREFIX = "agent-runtime-chaos-"
 DISK = "disk"
 _FAKED = "faked"
 _MEMORY = Path("/dev/shm")
-_GONE_SECONDS = 20
+_GONE_SECONDS = 60
 _LOOK_SECONDS = 0.05
 
 

@@ -18,7 +18,7 @@ _LEFT_OUT = (
     "ANTHROPIC_",
 )
 _LEFT_OUT += ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM")
-SECONDS = 90
+SECONDS = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,18 @@ class Shell:
     Attributes:
         folder: the working directory; a `.env` in it is read.
         environment: on top of the tests' own, which names no stream.
+        command: what starts `runtime`.
     """
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = (sys.executable, "-m", "runtime")
     _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, *arguments: str, given: str = "", **environment: str) -> Ended:
         """Run `runtime` with these arguments until it ends."""
         ended = subprocess.run(
-            [sys.executable, "-m", "runtime", *arguments],
+            [*self.command, *arguments],
             cwd=self.folder, env=self._environment(environment), input=given,
             capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
@@ -57,7 +59,7 @@ class Shell:
     ) -> subprocess.Popen[str]:
         """Start `runtime` with these arguments and leave it running; its streams are pipes."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "runtime", *arguments],
+            [*self.command, *arguments],
             cwd=self.folder, env=self._environment(environment), stdin=subprocess.DEVNULL,
             stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip

@@ -43,7 +43,7 @@ async def test_a_count_is_printed_though_nothing_comes_any_more(capsys: pytest.C
     for number in range(90):
         lines(attempt(number))
     printed = ""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while "… and writer.draft" not in printed:
             printed += capsys.readouterr().out
             await anyio.sleep(0.01)

@@ -19,7 +19,7 @@ import pytest
 from runtime.local.account import Account
 from tests.cli.shell import Shell, error_line
 
-SECONDS = 90
+SECONDS = 240
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 CHECKOUT = Path(__file__).parents[2]
 as_root = pytest.mark.skipif(

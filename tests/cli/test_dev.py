@@ -24,7 +24,7 @@ from runtime.settings import Settings
 from tests.cli.shell import Shell
 from tests.integration.conftest import settings_of
 
-SECONDS = 45
+SECONDS = 180
 
 AGENT = """
 import time

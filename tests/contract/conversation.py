@@ -17,7 +17,7 @@ import anyio
 import asyncpg
 
 FOLDER = Path(__file__).parent
-_SETTLE_SECONDS = 20
+_SETTLE_SECONDS = 120
 _DRAWN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+[+Z]|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 # A subscription's number; messages of a fresh database have small ones.
 _SMALLEST_DRAWN = 10_000

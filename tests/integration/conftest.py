@@ -14,7 +14,7 @@ from runtime.settings import Settings
 from runtime.worker import Attempt, Worker
 from tests.integration.external import ExternalStack
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 
 
 def settings_of(stack: Any, **overrides: object) -> Settings:

@@ -92,7 +92,7 @@ async def test_g9_a_new_version_deployed_under_load_loses_nothing_and_doubles_no
             await until(has_subscribed)
             if old is not None:
                 old.process.terminate()
-                with anyio.fail_after(30):
+                with anyio.fail_after(60):
                     assert await old.process.wait() == 0, old.log.read_text()[-3000:]
             # Only now: beside the old one, which is awake and quicker to look, there may be nothing for it.
             await until(has_begun)

@@ -25,7 +25,7 @@ async def collect(stream: Stream, pattern: str, into: list[Message[Any]]) -> Non
 
 async def begun(stream: Stream, heard: list[Message[Any]]) -> None:
     """Return when the listener has heard a message."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not heard:
             await stream.send("site.begin", None)
             await anyio.sleep(0.05)

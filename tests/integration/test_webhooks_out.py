@@ -198,7 +198,7 @@ async def _posts_with(stream: Any, target: Any, *secrets: str) -> bool:
     """Whether what is written now arrives with exactly these signatures."""
     seen = len(target.received)
     await stream.send("person.met", "Grace")
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while len(target.received) == seen:
             await anyio.sleep(0.01)
     request = target.received[-1]
@@ -230,7 +230,7 @@ async def node(folder: Path, secret: str, port: int) -> AsyncIterator[None]:
     environment = {**os.environ, "COUNTER_SECRET": secret}
     async with await anyio.open_process(["node", "counter.mjs"], cwd=folder, env=environment) as process:
         assert process.stdout is not None
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert b"listens" in await process.stdout.receive()
         try:
             yield

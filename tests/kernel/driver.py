@@ -107,7 +107,7 @@ class Worker:
 
     async def settle(self) -> None:
         """Exchange until everything is settled, including its history."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while (await self.exchange(settle=True)).more["unsettled"]:
                 pass
 
@@ -154,7 +154,7 @@ class Worker:
     async def fall_asleep(self, want: Mapping[str | int, int] | int = 1) -> None:
         """Go to sleep step by step, until nobody can write unseen; fail if there is work, or at the deadline."""
         fence, is_quiet = None, False
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not is_quiet:
                 nap = await self.exchange(want=want, due=True, sleep=True, fence=fence)
                 assert nap.taken == []

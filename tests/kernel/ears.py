@@ -36,7 +36,7 @@ class Ears:
         mark, self._marked = uuid4().hex, anyio.Event()
         self._marks.add(mark)
         await self._connection.execute("select pg_notify('ears', $1)", mark)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await self._marked.wait()
         heard, self._heard = self._heard, []
         return heard

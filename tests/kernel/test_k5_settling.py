@@ -220,7 +220,7 @@ async def test_k5_a_subscription_locked_by_another_worker_counts_as_not_settled(
         await worker.exchange(settle=True)
         async with transaction(worker.connection):
             assert (await worker.exchange(settle=True)).more["unsettled"] == []
-            with anyio.fail_after(2):
+            with anyio.fail_after(60):
                 looked = await other.exchange(settle=True, want=10, due=True)
             assert looked.more["unsettled"] == list(numbers.values())
             assert looked.taken == []

@@ -253,9 +253,15 @@ async def test_k6_an_ordered_key_is_looked_up_in_an_index(
 async def test_k6_what_comes_due_while_an_exchange_is_taking_is_due_now(db: Any, worker: Worker) -> None:
     await worker.subscribe("a.one=task.>")
     await send(db, ("task.a", 1))
-    await worker.fail(*await worker.take(), delay=0.05)
-    # As on a busy machine: it takes a moment from the taking to the question what is due next.
-    await switch_off(db, "runtime.next_due_seconds", "begin\n", "begin\n    perform pg_sleep(0.1);\n")
+    await worker.fail(*await worker.take(), delay=5)
+    # As on a busy machine: it takes a while from the taking to the question what is due next.
+    until_due = "(select extract(epoch from max(visible_at) - clock_timestamp()) from runtime.deliveries)"
+    await switch_off(
+        db,
+        "runtime.next_due_seconds",
+        "begin\n",
+        f"begin\n    perform pg_sleep(greatest(0, {until_due}) + 0.1);\n",
+    )
     looked = await worker.exchange(want=1, due=True)
     assert looked.ids == []
     assert looked.more["next_due"] == 0

@@ -133,6 +133,7 @@ async def test_two_that_look_at_once_do_not_both_take_what_is_left(
     await write(db, 9)
     first, second, seconds = await in_turn(worker, other)
     assert (first, second) == (3, 0)
+    # A moment, and not the seconds until a window of time is over.
     assert 0 < seconds < 0.1
 
 

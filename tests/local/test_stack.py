@@ -88,7 +88,7 @@ def test_comes_back_after_a_kill(running: LocalStack, victims: set[str]) -> None
     for name, pid in running.pids().items():
         if name in victims:
             os.kill(pid, signal.SIGKILL)
-            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
     assert set(running.status().stopped) == victims
     assert running.start() is True
     assert running.status().is_running

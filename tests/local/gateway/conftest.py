@@ -154,7 +154,7 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
             tasks.start_soon(realtime.run)
             tasks.start_soon(server.serve, [listener])
             try:
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     await realtime.wait_live()
                     await server.has_started.wait()
                 # As a signal would stop it: uvicorn closes what is open, and then ends.

@@ -70,7 +70,7 @@ class Replay:
 
     async def wait_for(self, count: int) -> None:
         """Return when so many frames have come."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(self.received) < count:
                 self._arrived = anyio.Event()
                 await self._arrived.wait()
@@ -87,7 +87,7 @@ class Replay:
                 await getattr(self, f"_{line['dir']}")(line, socket)
         await self.wait_for(due)
         if lines[-1]["dir"] == "closed":
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while self.close_code is None:
                     self._arrived = anyio.Event()
                     await self._arrived.wait()
@@ -110,7 +110,7 @@ class Replay:
         getattr(self.faults, line["frame"])()
 
     async def _swallowed(self, line: Line, _: websockets.ClientConnection) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while self.faults.struck["swallow"] < int(line["frame"]):
                 await anyio.sleep(0.005)
 

@@ -68,7 +68,7 @@ async def served(pages: dict[str, str]) -> AsyncIterator[str]:
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await server.has_started.wait()
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         server.should_exit = server.force_exit = True

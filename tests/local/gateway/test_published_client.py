@@ -38,7 +38,7 @@ class Heard:
 
     async def next(self) -> Any:
         """The next one."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             return await self._receive.receive()
 
 

@@ -84,7 +84,7 @@ async def test_lost_replication_connections_are_made_again_and_nobody_is_told(se
         await server.sql("select pg_terminate_backend(pid) from pg_stat_replication")
         # Rows and messages of the gap are lost, so write until each path delivers again.
         heard: set[str] = set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while heard != {"row", "news"}:
                 await server.sql(
                     "insert into public.consciousness_stream (key) values ('a');"
@@ -130,7 +130,7 @@ async def test_a_client_that_does_not_read_is_dropped(server: Any) -> None:
                 answer = await http.post("/realtime/v1/api/broadcast", json=body, headers=headers)
                 assert answer.status_code == 202
         slow.socket.transport.resume_reading()
-        with anyio.fail_after(20), pytest.raises(websockets.ConnectionClosed):
+        with anyio.fail_after(60), pytest.raises(websockets.ConnectionClosed):
             await read_to_the_end(slow)
         await quick.send("phoenix", "heartbeat")
         assert (await quick.receive())[4]["status"] == "ok"
