@@ -1,6 +1,7 @@
 """How is a handler called, and what comes of it? A report, whatever the handler does."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
@@ -13,16 +14,22 @@ from typing import Any, Protocol
 
 import anyio
 
+from runtime import fork
 from runtime.batches import Batch
 from runtime.context import Asks, Context
 from runtime.failure import failure
 from runtime.handler import Handler
 from runtime.logs import attempt as attempt_of_logs
+from runtime.loops import is_pressed
 from runtime.message import Draft
 from runtime.middleware import surrounded
 from runtime.requests import answer_draft
 from runtime.said import Speak
 from runtime.store import Delivery, Report
+from runtime.threads import ThreadCall
+from runtime.tracebacks import text_of
+
+_log = logging.getLogger("runtime.handlers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,8 @@ class Attempts:
         spans: what makes a trace of the attempts, where one is wanted.
         asks: what sends the requests of handlers.
         speak: what carries away what handlers say; called from any thread.
+        left: told of a handler whose plain function was given up on and runs on in its thread.
+        ended: told when such a thread has ended.
     """
 
     def __init__(
@@ -83,7 +92,13 @@ class Attempts:
         spans: Spans | None = None,
         asks: Asks | None = None,
         speak: Speak | None = None,
+        left: Callable[[Handler], None] = lambda _: None,
+        ended: Callable[[Handler], None] = lambda _: None,
     ) -> None:
+        self._left = left
+        self._ended = ended
+        self._generation = fork.Generation.number
+        self._context = copy_context()
         self._worker = worker
         self._states = states
         self._spans = spans
@@ -105,11 +120,18 @@ class Attempts:
         """
         if self._spans is None:
             return await self._one(handler, delivery, clock)
-        with self._spans.handling(handler.name, self._worker, delivery) as span:
-            began = time.time()
-            report = await self._one(handler, delivery, clock)
-            self._spans.reported(span, Attempt(handler, delivery, began, report))
-            return report
+        report: Report | None = None
+        try:
+            with self._spans.handling(handler.name, self._worker, delivery) as span:
+                began = time.time()
+                report = await self._one(handler, delivery, clock)
+                self._spans.reported(span, Attempt(handler, delivery, began, report))
+        except BaseException as error:
+            if comes_from_outside(error):
+                raise
+            _say_untraced(error)
+        # Where no span could even begin, the handler runs without one.
+        return await self._one(handler, delivery, clock) if report is None else report
 
     def gathered(self, handler: Handler, deliveries: Sequence[Delivery]) -> Batch:
         """One call to be made with several deliveries."""
@@ -125,7 +147,16 @@ class Attempts:
         if self._spans is None:
             await self._many(batch, clock, lambda _, drafts: drafts)
             return
-        spans = self._spans
+        try:
+            await self._many_traced(batch, clock, self._spans)
+        except BaseException as error:
+            if comes_from_outside(error):
+                raise
+            _say_untraced(error)
+            if not (batch.has_begun or batch.reports):
+                await self._many(batch, clock, lambda _, drafts: drafts)
+
+    async def _many_traced(self, batch: Batch, clock: float, spans: Spans) -> None:
         handler, deliveries = batch.handler, batch.deliveries
         with spans.handling_batch(handler.name, self._worker, deliveries) as begun:
             began = time.time()
@@ -133,7 +164,9 @@ class Attempts:
             await self._many(
                 batch,
                 clock,
-                lambda delivery, drafts: spans.emitting(drafts, by_message[delivery.place[0]]),
+                lambda delivery, drafts: _signed(
+                    lambda each: spans.emitting(each, by_message[delivery.place[0]]), drafts
+                ),
             )
             for number, report in batch.reports.items():
                 spans.reported(by_message[number], Attempt(handler, report.delivery, began, report))
@@ -154,13 +187,17 @@ class Attempts:
             # A request says so in its headers, and most messages have none.
             if delivery.message.headers and (answer := answer_draft(delivery, handler, result)):
                 context.emitted.append(answer)
-            emitted = context.emitted
+            emitted: Sequence[Draft] = context.emitted
             if self._spans is not None and emitted:
-                emitted = self._spans.emitting(emitted)
+                emitted = _signed(self._spans.emitting, emitted)
         except BaseException as error:
-            if _comes_from_outside(error):
+            if self._generation != fork.Generation.number:
+                fork.leave(error)
+            if comes_from_outside(error):
                 raise
             return failure(handler, delivery, time.monotonic() - clock, error, self._random)
+        if self._generation != fork.Generation.number:
+            fork.leave()
         return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
 
     async def _many(
@@ -173,9 +210,13 @@ class Attempts:
                 result = await self._result(batch.handler, batch.context, arguments)
                 batch.succeed(result, time.monotonic() - clock, sign)
         except BaseException as error:
-            if _comes_from_outside(error):
+            if self._generation != fork.Generation.number:
+                fork.leave(error)
+            if comes_from_outside(error):
                 raise
             batch.fail(error, time.monotonic() - clock)
+        if self._generation != fork.Generation.number:
+            fork.leave()
 
     async def _result(
         self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
@@ -218,19 +259,46 @@ class Attempts:
         return await _InOwnContext(_awaited(result))
 
     async def _in_thread(self, handler: Handler, call: Callable[[], object]) -> object:
-        return await anyio.to_thread.run_sync(
-            call, abandon_on_cancel=True, limiter=self._threads[handler.name]
-        )
+        threaded = ThreadCall(call, partial(self._ended, handler), self._context)
+        try:
+            return await threaded.result(self._threads[handler.name])
+        finally:
+            if threaded.is_left:
+                self._left(handler)
 
 
-def _comes_from_outside(error: BaseException) -> bool:
+def comes_from_outside(error: BaseException) -> bool:
     """Whether somebody ends the attempt, so that the handler has not failed.
 
-    A cancellation that is not ours is a failure like any other: the handler cancelled itself, or awaited what was.
+    What else a handler raises is its own, a KeyboardInterrupt and a cancellation among it: it cancelled itself, or
+    awaited what was cancelled.
     """
-    if isinstance(error, asyncio.CancelledError):
+    if type(error) is GeneratorExit:
+        # A task is closed when its loop has ended, or after that; on a loop that runs the handler has raised it.
+        return not _loop_runs()
+    if issubclass(type(error), asyncio.CancelledError):
         return anyio.current_effective_deadline() == -math.inf
-    return isinstance(error, (KeyboardInterrupt, GeneratorExit))
+    return type(error) is KeyboardInterrupt and is_pressed(error)
+
+
+def _loop_runs() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
+
+
+def _signed(sign: Callable[[Sequence[Draft]], Sequence[Draft]], drafts: Sequence[Draft]) -> Sequence[Draft]:
+    """The drafts with what a trace needs; as they are where that fails."""
+    try:
+        return sign(drafts)
+    except BaseException as error:  # noqa: BLE001 - what makes spans may be the user's
+        _say_untraced(error)
+        return drafts
+
+
+def _say_untraced(error: BaseException) -> None:
+    _log.error("an attempt could not be traced; the work goes on: %s", text_of(error))
 
 
 async def _awaited(result: Awaitable[object]) -> object:

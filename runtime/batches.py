@@ -83,6 +83,7 @@ class Batch:
     Attributes:
         handler, deliveries: as they were given.
         context: what the call gets beside them.
+        has_begun: whether its arguments were asked for.
         valid: those whose values are what the handler wants.
         reports: what becomes of each, by message, as far as it is known.
     """
@@ -99,6 +100,7 @@ class Batch:
     ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
+        self.has_begun = False
         self.handler = handler
         self.deliveries = deliveries
         self._random = random
@@ -115,12 +117,13 @@ class Batch:
 
     def bind(self) -> dict[str, Any]:
         """The arguments for those that are valid; the others have failed alone."""
+        self.has_begun = True
         handler, context = self.handler, self.context
         bound: list[dict[str, Any]] = []
         for delivery in self.deliveries:
             try:
                 bound.append(handler.bind(delivery.message, context))
-            except Exception as error:  # noqa: BLE001 - it becomes the report
+            except BaseException as error:  # noqa: BLE001 - it becomes the report
                 report = failure(handler, delivery, 0.0, error, self._random)
                 self.reports[delivery.place[0]] = report
             else:

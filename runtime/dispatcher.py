@@ -135,7 +135,7 @@ class Dispatcher:
             return 0
         batch = self._handlers[name].batch
         # What a call holds is a batch.
-        return self._limits[name] * (batch.size if batch else 1)
+        return self._runner.room(name) * (batch.size if batch else 1)
 
     def hint(self, why: str, message: int | None) -> None:
         """Look again, for a reason that reached another loop. From any thread."""

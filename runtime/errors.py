@@ -3,7 +3,8 @@
 RuntimeFault                    the root: catch this to catch everything the package raises
 ├── SettingsError               a setting is missing or makes no sense
 ├── DeclarationError            an agent or a handler is declared wrongly
-│   └── DiscoveryError          a module or folder of agents cannot be loaded
+│   ├── DiscoveryError          a module or folder of agents cannot be loaded
+│   └── NotAwaited              a handler forgot an `await`, or wrote one too many
 ├── LifespanFailed              no agent of a worker could start, or go on
 ├── InvalidKey                  a key or a pattern is not one
 ├── InvalidValue                a value cannot be stored as JSON
@@ -42,6 +43,13 @@ class DeclarationError(RuntimeFault):
 
 class DiscoveryError(DeclarationError):
     """A module or folder named on the command line holds no agents, or cannot be imported."""
+
+
+class NotAwaited(DeclarationError):
+    """A handler returned what had to be awaited, or awaited what is not; it is raised when the handler runs.
+
+    Another attempt cannot end otherwise, so the delivery becomes a dead letter at once.
+    """
 
 
 class LifespanFailed(RuntimeFault):

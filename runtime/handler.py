@@ -9,7 +9,7 @@ from typing import Any
 from runtime.batch import BatchContext, Batching
 from runtime.context import Context
 from runtime.declaration import Deliver, Middleware, Start
-from runtime.errors import DeclarationError
+from runtime.errors import DeclarationError, InvalidValue, NotAwaited
 from runtime.limits import Rate
 from runtime.message import Message
 from runtime.providing import Provision
@@ -98,14 +98,12 @@ class Handler:
 
         Raises:
             InvalidValue: what it returned cannot be stored.
-            DeclarationError: it returned something to be awaited: it should have been `async def`.
+            NotAwaited: it returned something to be awaited.
+            DeclarationError: a handler of batches did not return one result for each message.
         """
         if result is None:
             return
-        if isinstance(result, Awaitable):
-            if inspect.iscoroutine(result):
-                result.close()
-            raise DeclarationError(f"{self.name} returned an awaitable: declare it with `async def`.")
+        self._check_awaited(result)
         if self.emits is not None and isinstance(context, BatchContext):
             self._emit_each(self.emits, result, context)
         elif self.emits is not None:
@@ -118,6 +116,16 @@ class Handler:
                 self.name,
             )
 
+    def _check_awaited(self, result: object) -> None:
+        if not isinstance(result, Awaitable):
+            return
+        if inspect.iscoroutine(result):
+            result.close()
+        how = "" if self.is_async else "declare it with `async def`, and "
+        raise NotAwaited(
+            f"{self.name} returned an awaitable, which nobody awaits: {how}write `return await …`."
+        )
+
     def _emit_each(self, key: str, results: object, context: BatchContext) -> None:
         """Emit what a handler of batches returned, each because of the message at the same place."""
         count = len(context.messages)
@@ -127,5 +135,11 @@ class Handler:
                 "in their order, and None where there is nothing."
             )
         for message, result in zip(context.messages, results, strict=True):
-            if result is not None:
+            if result is None:
+                continue
+            try:
+                self._check_awaited(result)
                 context.emit(key, result, cause=message)
+            except (InvalidValue, NotAwaited) as error:
+                # What came of its neighbours is none the worse for it.
+                context.fail(message, error)

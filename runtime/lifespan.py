@@ -15,9 +15,12 @@ from typing import Any
 
 import anyio
 
+from runtime.attempt import comes_from_outside
 from runtime.declaration import Lifespan
 from runtime.errors import LifespanFailed
+from runtime.loggers import steady
 from runtime.supervisor import Restarts
+from runtime.tracebacks import exc_info_of, text_of
 
 _log = logging.getLogger("runtime.lifespan")
 _SLOW_SECONDS = 10.0
@@ -42,6 +45,7 @@ class Lifespans:
         moved: Callable[[str], None],
         give_up: Callable[[], None],
     ) -> None:
+        steady()
         self.states: dict[str, Any] = {name: None for name, each in lifespans.items() if each is None}
         self._lifespans = {name: each for name, each in lifespans.items() if each is not None}
         self._moved = moved
@@ -89,16 +93,14 @@ class Lifespans:
                 began = time.monotonic()
                 try:
                     await self._live(name, lifespan)
-                except (KeyboardInterrupt, GeneratorExit):
-                    raise
                 except BaseException as error:
-                    is_cut = anyio.current_effective_deadline() == -math.inf
-                    if is_cut and isinstance(error, asyncio.CancelledError):
+                    if comes_from_outside(error):
                         raise
                     if self._leaving.is_set():
-                        _log.exception(
-                            "the lifespan of %s failed in the end; its handlers had finished", name
-                        )
+                        _log.error(
+                            "the lifespan of %s failed in the end; its handlers had finished: %s",
+                            name, text_of(error), exc_info=exc_info_of(error),
+                        )  # fmt: skip
                         break
                     wait = restarts.died(time.monotonic() - began)
                     assert wait is not None, "who is patient never gives up"
@@ -137,16 +139,14 @@ class Lifespans:
             if is_last
             else f"its messages wait, the other agents go on; entering it again in {wait:.1f} s"
         )
-        _log.error("the lifespan of %s failed: %s; %s", name, _text(error), then, exc_info=error)
+        _log.error(
+            "the lifespan of %s failed: %s; %s", name, text_of(error), then, exc_info=exc_info_of(error)
+        )
         if is_last and self._failure is None:
-            told = "; ".join(f"{each}: {_text(why)}" for each, why in self._errors.items())
+            told = "; ".join(f"{each}: {text_of(why)}" for each, why in self._errors.items())
             self._failure = LifespanFailed(
                 f"No agent can work here, since every lifespan failed ({told}). What was not finished waits in the "
                 "stream; mend the cause and start again."
             )
             self._failure.__cause__ = error
             self._give_up()
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -3,8 +3,12 @@
 import math
 from dataclasses import dataclass
 from random import Random
+from typing import Any, Final
 
-from runtime.errors import DeclarationError, InvalidPayload
+from runtime.errors import DeclarationError, InvalidPayload, InvalidValue, NotAwaited
+from runtime.tracebacks import members_of
+
+_ALL_RETRIES_ARE_VAIN: Final = (InvalidPayload, InvalidValue, NotAwaited)
 
 
 class Reject(Exception):
@@ -23,7 +27,7 @@ class RetryLater(Exception):
     """
 
     def __init__(self, seconds: float, why: str = "asked to be tried again later") -> None:
-        if not _is_delay(seconds):
+        if not is_delay(seconds):
             raise ValueError(f"RetryLater needs seconds of 0 or more, not {seconds!r}.")
         super().__init__(f"{why} (in {seconds:g} s)")
         self.seconds = float(seconds)
@@ -55,7 +59,7 @@ class Retry:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise DeclarationError(f"Retry(attempts=…) must be a whole number from 1, not {self.attempts!r}.")
         for name in ("first_seconds", "cap_seconds"):
-            if not _is_delay(getattr(self, name)):
+            if not is_delay(getattr(self, name)):
                 raise DeclarationError(f"Retry({name}=…) must be 0 or more, not {getattr(self, name)!r}.")
         for name in ("on", "never_on"):
             types = getattr(self, name)
@@ -65,18 +69,51 @@ class Retry:
     def decide(self, error: BaseException, attempt: int, random: Random) -> float | None:
         """Return the seconds to wait before the next attempt, or None for a dead letter.
 
+        Each error in a group counts as if it were raised alone: where one of them is final the delivery is dead,
+        else the longest wait that a `RetryLater` asks for holds, else the backoff.
+
         Args:
             error: what ended the attempt.
             attempt: which attempt it was, counted from 1.
             random: where the jitter comes from.
         """
-        if isinstance(error, RetryLater):
-            return error.seconds
-        if isinstance(error, (Reject, InvalidPayload, *self.never_on)) or not isinstance(error, self.on):
+        members = members_of(error)
+        if any(self._is_final(each, error) for each in members):
             return None
+        waits = [seconds for each in members if (seconds := later_seconds(each)) is not None]
+        if waits:
+            return max(waits)
         if attempt >= self.attempts:
             return None
         return backoff_seconds(attempt, first=self.first_seconds, cap=self.cap_seconds, random=random)
+
+    def _is_final(self, error: BaseException, group: BaseException) -> bool:
+        """Whether no attempt follows this error; a type that names the group it is in counts for it too."""
+        if later_seconds(error) is not None:
+            return False
+        if is_a(error, (Reject, *_ALL_RETRIES_ARE_VAIN)):
+            return True
+        is_named = is_a(error, self.never_on) or is_a(group, self.never_on)
+        return is_named or not (is_a(error, self.on) or is_a(group, self.on))
+
+
+def is_a(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
+    """Whether an exception is of one of these types, whatever its class or theirs say when they are asked."""
+    try:
+        return issubclass(type(error), types)
+    except BaseException:  # noqa: BLE001 - a metaclass of the user's may raise anything
+        return any(each in types for each in type.mro(type(error)))
+
+
+def later_seconds(error: BaseException) -> float | None:
+    """Return how long a RetryLater puts its delivery off; None for any other error, and where it does not say."""
+    if not is_a(error, (RetryLater,)):
+        return None
+    try:
+        seconds: Any = error.seconds  # type: ignore[attr-defined]
+        return float(seconds) if is_delay(seconds) else None
+    except BaseException:  # noqa: BLE001 - a class of the user's may stand between
+        return None
 
 
 def backoff_seconds(attempt: int, *, first: float, cap: float, random: Random) -> float:
@@ -86,7 +123,7 @@ def backoff_seconds(attempt: int, *, first: float, cap: float, random: Random) -
     return random.uniform(0, min(cap, first * 2.0**doublings))
 
 
-def _is_delay(seconds: object) -> bool:
+def is_delay(seconds: object) -> bool:
     """Whether this is a finite number of seconds, 0 or more."""
     return isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0
 

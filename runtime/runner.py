@@ -12,17 +12,22 @@ from functools import partial
 from typing import Any
 
 import anyio
+from anyio._backends._asyncio import _task_states
 from anyio.abc import TaskGroup
 
 from runtime.attempt import Attempt, Attempts, Observer, Spans
 from runtime.batches import Gathering, Share
 from runtime.context import Asks
 from runtime.handler import Handler
+from runtime.loggers import steady
 from runtime.logs import attempt as attempt_of_logs
 from runtime.said import Speak
 from runtime.store import Delivery, Report
+from runtime.tracebacks import places_of, text_of
 
 _log = logging.getLogger("runtime.handlers")
+# So long what was taken waits for a thread that was given up on.
+_PATIENCE_SECONDS = 5.0
 
 
 class Runner:
@@ -40,6 +45,7 @@ class Runner:
         spans: what makes a trace of the attempts, where one is wanted.
         asks: what sends the requests of handlers.
         speak: what carries away what handlers say; called from any thread.
+        moved: told on the loop of user code that a handler has more room now, or less.
     """
 
     def __init__(
@@ -55,7 +61,9 @@ class Runner:
         spans: Spans | None = None,
         asks: Asks | None = None,
         speak: Speak | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
+        steady()
         self._tasks = tasks
         self._by_name = {handler.name: handler for handler in handlers}
         self._limits = limits
@@ -64,7 +72,20 @@ class Runner:
         self._states = (
             dict.fromkeys(handler.agent for handler in self._by_name.values()) if states is None else states
         )
-        self._attempting = Attempts(self._by_name.values(), limits, worker, self._states, spans, asks, speak)
+        self._attempting = Attempts(
+            self._by_name.values(),
+            limits,
+            worker,
+            self._states,
+            spans,
+            asks,
+            speak,
+            self._leave,
+            self._leave_no_more,
+        )
+        # The limits, less the threads of plain functions that were given up on and run on: each keeps its slot.
+        self._rooms = dict(limits)
+        self._moved = moved
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivery] = deque()
@@ -91,7 +112,17 @@ class Runner:
     @property
     def running(self) -> list[str]:
         """The names of the handlers that run now."""
-        return [self._handlers[number].name for number, count in self._running.items() if count]
+        names = [self._handlers[number].name for number, count in self._running.items() if count]
+        return names + [name for name in self.left if name not in names]
+
+    @property
+    def left(self) -> list[str]:
+        """The names of the plain handlers that were given up on, and run on in their threads."""
+        return [name for name, room in self._rooms.items() if room < self._limits[name]]
+
+    def room(self, name: str) -> int:
+        """How many of this handler may run at once, now. From any thread."""
+        return self._rooms[name]
 
     def load(self) -> dict[str, float]:
         """How many handlers run, and the longest their loop has kept others waiting, in seconds, since last asked.
@@ -100,7 +131,8 @@ class Runner:
         """
         now_waiting = time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
         lag, self._lag_seconds = max(self._lag_seconds, now_waiting), 0.0
-        return {"running": sum(self._running.values()), "loop_lag_seconds": round(lag, 3)}
+        left = sum(self._limits[name] - self._rooms[name] for name in self.left)
+        return {"running": sum(self._running.values()) + left, "loop_lag_seconds": round(lag, 3)}
 
     def is_open(self, name: str) -> bool:
         """Whether this handler may run: the lifespan of its agent, if it has one, has started. From any thread."""
@@ -144,7 +176,7 @@ class Runner:
     def revoke(self, deliveries: Sequence[Delivery]) -> None:
         """End or skip the attempts of deliveries whose leases are lost. Called from the runtime's thread.
 
-        A plain function cannot be stopped in its thread: it runs on, and its result is refused.
+        A plain function cannot be stopped in its thread: it runs on, its slot stays taken, and its result is refused.
         """
         self._soon(partial(self._revoke, deliveries))
 
@@ -152,8 +184,8 @@ class Runner:
         for delivery in deliveries:
             if self._remove_waiting(delivery):
                 self._report(Report(delivery, outcome="released"))
-            elif (scope := self._attempts.get(id(delivery))) is not None:
-                scope.cancel()
+            elif id(delivery) in self._attempts:
+                self._cancel_one(delivery)
 
     def call_off(self, deliveries: Sequence[Delivery]) -> None:
         """End attempts that an operator has cancelled. Called from the runtime's thread.
@@ -169,8 +201,55 @@ class Runner:
                 self._report(Report(delivery, outcome="cancelled"))
             elif name in self._attempts and name not in self._called_off:
                 self._called_off.add(name)
-                if (scope := self._attempts[name]) is not None:
-                    scope.cancel()
+                self._cancel_one(delivery)
+
+    def _cancel_one(self, delivery: Delivery) -> None:
+        if (scope := self._attempts[id(delivery)]) is not None:
+            scope.cancel()
+            return
+        _log.warning(
+            "%s on message %s runs on in its thread, where a plain function cannot be stopped: its slot stays taken "
+            "until it ends, and nothing comes of it",
+            self._handlers[delivery.subscription].name,
+            delivery.place[0],
+        )
+
+    def _leave(self, handler: Handler) -> None:
+        """A plain function was given up on: until it has ended in its thread, there is room for one less."""
+        self._rooms[handler.name] -= 1
+        room, limit = self._rooms[handler.name], self._limits[handler.name]
+        _log.warning(
+            "%s was given up on and runs on in its thread, where a plain function cannot be stopped: its slot stays "
+            "taken until it ends; %d of %d are free of such",
+            handler.name,
+            room,
+            limit,
+        )
+        self._moved()
+        if room == 0:
+            self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
+
+    def _wait_no_longer(self, handler: Handler) -> None:
+        """Where threads that do not end take every slot, give back what waits: other workers may have room."""
+        if self._rooms[handler.name] > 0:
+            return
+        for number, each in tuple(self._handlers.items()):
+            # Nobody but this process has what is handed to each.
+            if each is handler and number > 0:
+                waiting = self._gathering.get(number, self._waiting[number])
+                while waiting:
+                    self._give_back(waiting.take() if isinstance(waiting, Gathering) else [waiting.popleft()])
+        self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
+
+    def _leave_no_more(self, handler: Handler) -> None:
+        self._rooms[handler.name] += 1
+        _log.info("a thread of %s that was given up on has ended", handler.name)
+        self._moved()
+        for number, each in tuple(self._handlers.items()):
+            if each is handler:
+                self._start(number)
+                if number in self._gathering:
+                    self._start_batch(number)
 
     def _remove_waiting(self, delivery: Delivery) -> bool:
         """Let a delivery go that has not begun; returns whether it was there."""
@@ -216,7 +295,7 @@ class Runner:
         while waiting and (self._is_stopping or handler.agent not in self._states):
             self._give_back([waiting.popleft()])
         # One task is started at a time, and it starts the next: handlers that never wait need only one.
-        if waiting and number not in self._starting and self._running[number] < self._limits[handler.name]:
+        if waiting and number not in self._starting and self._running[number] < self._rooms[handler.name]:
             self._starting.add(number)
             self._running[number] += 1
             if (called := self._standing_by.pop(number, None)) is not None:
@@ -230,17 +309,25 @@ class Runner:
         waiting, handler = self._waiting[number], self._handlers[number]
         task = asyncio.current_task()
         assert task is not None
+        state, rooms, name = _task_states.get(task), self._rooms, handler.name
         try:
-            while waiting and not self._is_stopping:
+            while waiting and self._running[number] <= rooms[name] and not self._is_stopping:
                 # One scope serves many attempts: only one that was cancelled needs another after it.
                 with anyio.CancelScope() as scope:
                     self._scopes.add(scope)
                     try:
-                        while waiting and not self._is_stopping and not scope.cancel_called:
+                        while (
+                            waiting
+                            and self._running[number] <= rooms[name]
+                            and not self._is_stopping
+                            and not scope.cancel_called
+                        ):
                             delivery = waiting.popleft()
                             self._start(number)
                             await self._run(handler, delivery, scope)
                             del delivery
+                            if state is not None and state.cancel_scope is not scope:
+                                _leave_scopes(handler, state, scope)
                             if task.cancelling():
                                 await _shake_off_cancellation()
                             if self._may_stand_by(number) and not scope.cancel_called:
@@ -281,7 +368,7 @@ class Runner:
             timer.cancel()
         while len(gathering) and not self._may_begin(handler):
             self._give_back(gathering.take())
-        while self._running[number] < self._limits[handler.name]:
+        while self._running[number] < self._rooms[handler.name]:
             seconds = gathering.ready_in(time.monotonic())
             if seconds is None:
                 return
@@ -310,6 +397,9 @@ class Runner:
                 self._scopes.add(scope)
                 try:
                     await self._run_batch(handler, deliveries, scope)
+                    state = _task_states.get(asyncio.current_task())  # type: ignore[arg-type]
+                    if state is not None and state.cancel_scope is not scope:
+                        _leave_scopes(handler, state, scope)
                 finally:
                     self._scopes.discard(scope)
         finally:
@@ -359,12 +449,27 @@ class Runner:
         assert self._observer is not None
         try:
             self._observer(attempt)
-        except Exception:  # noqa: BLE001 - an onlooker must not end the work
-            _log.exception("the observer failed; the work goes on")
+        except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
+            _log.error(
+                "the observer failed; the work goes on: %s (at %s)",
+                text_of(error),
+                ", ".join(places_of(error)),
+            )
 
     def _cancel(self) -> None:
         for scope in self._scopes:
             scope.cancel()
+
+
+def _leave_scopes(handler: Handler, state: Any, scope: anyio.CancelScope) -> None:
+    """Leave the scopes that a handler entered and never left: one whose time is over would cancel the next attempt."""
+    _log.warning(
+        "%s left a cancel scope or a task group open; enter it by `with` or `async with`", handler.name
+    )
+    while state.cancel_scope not in (scope, None):
+        left = state.cancel_scope
+        left.cancel()
+        left.__exit__(None, None, None)
 
 
 async def _shake_off_cancellation() -> None:

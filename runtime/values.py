@@ -5,6 +5,7 @@ neighbours in the same exchange their results.
 """
 
 import dataclasses
+import inspect
 import math
 import re
 from collections import deque
@@ -16,6 +17,7 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.errors import InvalidPayload, InvalidValue
 from runtime.readback import Lost, certain, faithful, jsonable
+from runtime.tracebacks import shown
 from runtime.unreadable import LIVING, find_unreadable, may_overflow, read_json
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -206,7 +208,12 @@ def _reason(value: object, error: Exception) -> str:
         return "is bytes that are not UTF-8; send them as base64 text"
     if isinstance(value, int):
         return "is a number with too many digits; send it as a string"
-    return f"is a {type(value).__qualname__} that has no JSON form ({error})"
+    if inspect.iscoroutine(value):
+        value.close()
+        return "is a coroutine: await it, and send what comes of it"
+    if inspect.isasyncgen(value):
+        return "is an async generator: send what it yields, [each async for each in …]"
+    return f"is a {type(value).__qualname__} that has no JSON form ({shown(str(error))})"
 
 
 def _wrong_text(text: str) -> str:

@@ -26,6 +26,7 @@ from runtime.gauges import Gauges
 from runtime.handler import Handler
 from runtime.handler_asks import HandlerAsks
 from runtime.lifespan import Lifespans
+from runtime.loggers import steady
 from runtime.plan import Suspects
 from runtime.requests import reply_key
 from runtime.runner import Runner
@@ -202,6 +203,7 @@ class Worker:
                     spans=spans,
                     asks=asks,
                     speak=self._speak,
+                    moved=self._change_room,
                 )
                 ended = anyio.Event()
                 tasks.start_soon(self._run_thread, runner, asks, metrics, ended.set)
@@ -228,6 +230,11 @@ class Worker:
             self._dispatcher.open_and_close()
         if self._each is not None:
             self._each.open_and_close()
+
+    def _change_room(self) -> None:
+        """Take less for a handler whose threads do not end, or more again."""
+        if self._dispatcher is not None:
+            self._dispatcher.open_and_close()
 
     def _seconds_left(self) -> float:
         """How long taking down what agents have set up may take: the rest of the drain, or a moment at least."""
@@ -289,6 +296,8 @@ class Worker:
                 self._drainage,
             )
             asks.asker = dispatcher.asker
+            # What a store and wake-ups need has been loaded by now.
+            steady()
             with self._started:
                 self._dispatcher, self._each = dispatcher, each
                 self._sayer = open_sayer(self._settings, store)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from runtime.cli.moments import clock
 from runtime.errors import SettingsError
+from runtime.loggers import steady
 from runtime.logs import of_attempt
 from runtime.message import Message, Priority
 from runtime.said import Said
@@ -130,6 +131,7 @@ def start_logs(level: str, *, as_json: bool) -> None:
     # Libraries speak up only when something is wrong; their lower levels may hold URLs and headers.
     root.setLevel(logging.WARNING)
     logging.getLogger("runtime").setLevel(level.upper())
+    steady()
 
 
 def export_telemetry() -> None:
@@ -175,8 +177,10 @@ class _Lines(logging.Handler):
                 record.getMessage(),
             )
             err.print(line, soft_wrap=True)
-            if record.exc_info:
-                err.print(Text(logging.Formatter().formatException(record.exc_info)), soft_wrap=True)
+            if record.exc_info and not record.exc_text:
+                record.exc_text = logging.Formatter().formatException(record.exc_info)
+            if record.exc_text:
+                err.print(Text(record.exc_text), soft_wrap=True)
         except Exception:  # noqa: BLE001 - logging never ends a program; handleError tells of it
             self.handleError(record)
 

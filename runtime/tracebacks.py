@@ -1,0 +1,235 @@
+"""What an exception says and where it was raised, as text, whatever the exception does when it is looked at.
+
+The class of an exception is the user's: `__str__`, `__cause__`, `__class__` or `__name__` may raise, never end, or
+return anything. So the interpreter's own slots are read here, past whatever a class puts over them, what remains to be
+called is called under guard, and nothing is longer than its bound.
+"""
+
+import linecache
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import anyio
+
+# A chain of causes, the members of a group and the frames of a traceback that are shown at most.
+_LINKS: Final = 20
+_MEMBERS: Final = 15
+_DEPTH: Final = 5
+_FRAMES: Final = 60
+_PLACES: Final = 6
+_TEXT_CHARACTERS: Final = 20_000
+
+_NAME = type.__dict__["__name__"].__get__
+_QUALNAME = type.__dict__["__qualname__"].__get__
+_FIELDS = BaseException.__dict__["__dict__"].__get__
+_CAUSE = BaseException.__dict__["__cause__"].__get__
+_CONTEXT = BaseException.__dict__["__context__"].__get__
+_IS_CONTEXT_HIDDEN = BaseException.__dict__["__suppress_context__"].__get__
+_TRACEBACK = BaseException.__dict__["__traceback__"].__get__
+_GROUPED = BaseExceptionGroup.__dict__["exceptions"].__get__
+
+_OURS: Final = str(Path(__file__).parent) + os.sep
+_LIBRARIES: Final = tuple(
+    {
+        os.path.join(path, "")
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+        if (path := sysconfig.get_path(name))
+    }
+    | {str(Path(str(anyio.__file__)).parent.parent) + os.sep}
+)
+# Files that are found by their path get a package of this name; nobody has written it anywhere.
+_FOUND: Final = re.compile(r"\bruntime_found_[0-9a-f]{12}\.")
+
+_CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"
+_WHILE_HANDLED = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+
+def text_of(error: BaseException) -> str:
+    """Return the exception's class and its own words: `ValueError: no such order`."""
+    name, said = name_of(type(error)), _said(error)
+    return f"{name}: {said}" if said else name
+
+
+def name_of(kind: type) -> str:
+    """Return the name of a class, whatever its metaclass says."""
+    return str.__str__(_NAME(kind))
+
+
+def full_name_of(kind: type) -> str:
+    """Return the name of a class with its module, as its author knows that."""
+    try:
+        module = kind.__module__
+        module = str.__str__(module) if isinstance(module, str) else ""
+    except BaseException:  # noqa: BLE001 - the class is the user's
+        module = ""
+    name = str.__str__(_QUALNAME(kind))
+    return name if module in ("", "builtins", "__main__") else shown(f"{module}.{name}")
+
+
+def shown(text: str) -> str:
+    """The text without the names that the runtime has made up for modules."""
+    return _FOUND.sub("", text)
+
+
+def members_of(error: BaseException) -> list[BaseException]:
+    """Return the errors in a group, however deep, each once; of what is no group, itself."""
+    found: list[BaseException] = []
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if issubclass(type(each), BaseExceptionGroup):
+            left.extend(reversed(_GROUPED(each)))
+        else:
+            found.append(each)
+    return found
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback with its causes, as Python prints it."""
+    return shown("".join(_chain(error, 0)))
+
+
+def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return what a log takes as `exc_info`; given the exception alone, it looks at that."""
+    return type(error), error, _TRACEBACK(error)
+
+
+def places_of(error: BaseException) -> list[str]:
+    """Return where in the user's own code an exception was raised, innermost first: `/app/shop.py:12 in pack`.
+
+    Of a group, where its first members were. The frames of the runtime are left out, and those of libraries but for
+    the innermost. Nothing where no code but the runtime's took part.
+    """
+    places: list[str] = []
+    for each in members_of(error)[:_PLACES]:
+        for place in [*_places(each), *(_places(error) if each is not error else ())]:
+            if place not in places:
+                places.append(place)
+    return places[:_PLACES]
+
+
+def line_of(error: BaseException) -> str:
+    """Return the source line that raised an exception; empty where it cannot be read."""
+    frames = list(_frames(error))
+    if not frames:
+        return ""
+    frame, number = frames[-1]
+    return _guarded(lambda: linecache.getline(frame.f_code.co_filename, number, frame.f_globals).strip(), "")
+
+
+def _places(error: BaseException) -> list[str]:
+    frames = [(frame.f_code.co_filename, number, frame.f_code.co_name) for frame, number in _frames(error)]
+    frames.reverse()
+    is_own = [not (file.startswith(_OURS) or _is_library(file)) for file, _, _ in frames]
+    if not any(is_own):
+        return []
+    return [
+        f"{file}:{number} in {name}"
+        for place, (file, number, name) in enumerate(frames)
+        if is_own[place] or (place == 0 and not file.startswith(_OURS))
+    ][:_PLACES]
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith((*_LIBRARIES, "<frozen ")) or file.endswith(".pyx")
+
+
+def _frames(error: BaseException) -> Iterator[tuple[Any, int]]:
+    """The frames of a traceback, outermost first, the last so many of them."""
+    trace: TracebackType | None = _TRACEBACK(error)
+    count, each = 0, trace
+    while each is not None:
+        count, each = count + 1, each.tb_next
+    for place, (frame, number) in enumerate(traceback.walk_tb(trace)):
+        if place >= count - _FRAMES:
+            yield frame, number
+
+
+def _chain(error: BaseException, depth: int) -> Iterator[str]:
+    """An exception and what it came of, the first cause first."""
+    links: list[tuple[BaseException, str]] = []
+    seen: set[int] = set()
+    each: BaseException | None = error
+    word = ""
+    while each is not None and id(each) not in seen and len(links) < _LINKS:
+        seen.add(id(each))
+        links.append((each, word))
+        cause, context = _CAUSE(each), _CONTEXT(each)
+        is_hidden = cause is not None or _IS_CONTEXT_HIDDEN(each)
+        word = _CAUSED if cause is not None else _WHILE_HANDLED
+        each = cause if is_hidden else context
+    for link, joint in reversed(links):
+        yield from _one(link, depth, is_alone=len(links) == 1)
+        yield joint
+
+
+def _one(error: BaseException, depth: int, *, is_alone: bool) -> Iterator[str]:
+    """One exception: its frames, its words, its notes, and the members of a group."""
+    if _TRACEBACK(error) is not None:
+        yield "Traceback (most recent call last):\n"
+        yield _guarded(
+            lambda: "".join(traceback.StackSummary.extract(_frames(error)).format()),
+            "  (its frames cannot be shown)\n",
+        )
+    yield _last_lines(error, is_alone=is_alone)
+    notes = _FIELDS(error).get("__notes__")
+    if type(notes) is list:
+        yield from (_plain(note)[:_TEXT_CHARACTERS] + "\n" for note in notes[:_MEMBERS])
+    if not issubclass(type(error), BaseExceptionGroup):
+        return
+    members = _GROUPED(error)
+    for number, member in enumerate(members[:_MEMBERS] if depth < _DEPTH else (), start=1):
+        yield f"  +---------------- {number} ----------------\n"
+        for part in _chain(member, depth + 1):
+            yield "".join(f"  | {line}\n" for line in part.splitlines())
+    if len(members) > _MEMBERS or depth >= _DEPTH:
+        yield f"  and {len(members)} members in all\n"
+
+
+def _last_lines(error: BaseException, *, is_alone: bool) -> str:
+    """The line that names an exception and quotes it; of Python's own ones with its hints: did you mean …?"""
+    if is_alone and type(error) in (AttributeError, ImportError, ModuleNotFoundError, NameError, SyntaxError):
+        bare = type(error).__module__ == "builtins" and not _FIELDS(error)
+        if bare:
+            return _guarded(lambda: "".join(traceback.format_exception_only(error)), text_of(error) + "\n")
+    said = _said(error)
+    name = full_name_of(type(error))
+    return f"{name}: {said}\n" if said else f"{name}\n"
+
+
+def _said(error: BaseException) -> str:
+    """What an exception says of itself; where that fails, that it does."""
+    try:
+        text = str(error)
+    except BaseException as failure:  # noqa: BLE001 - anything may come of another's `__str__`
+        return f"(its text cannot be had: __str__ raised {name_of(type(failure))})"
+    # An instance of a subclass of str may do anything when it is used.
+    plain = str.__str__(text)
+    if len(plain) > _TEXT_CHARACTERS:
+        plain = f"{plain[: _TEXT_CHARACTERS // 2]} … {plain[-_TEXT_CHARACTERS // 2 :]}"
+    # A lone surrogate would fail whoever writes the text anywhere.
+    return shown(plain.encode("utf-8", "backslashreplace").decode())
+
+
+def _plain(note: object) -> str:
+    return (
+        str.__str__(note) if isinstance(note, str) else _guarded(lambda: str.__str__(repr(note)), "(a note)")
+    )
+
+
+def _guarded(function: Callable[[], str], instead: str) -> str:
+    """What a function returns that may call code of users; something else where it raises."""
+    try:
+        return function()
+    except BaseException:  # noqa: BLE001 - anything may come of it
+        return instead
