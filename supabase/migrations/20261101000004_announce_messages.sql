@@ -77,20 +77,21 @@ create function runtime.wake_sleepers(matched integer[], keys text[], but uuid d
 language plpgsql set search_path = '' as $$
 declare
     target record;
-    called record;
 begin
     if runtime.is_stricter() then
         perform runtime.wake_everybody(keys);
         return;
     end if;
-    -- Read once: a clock that is read for each row serves no index.
-    select t.now, t.now - make_interval(secs => p.call_seconds) as since,
-           t.now - make_interval(secs => p.sleeper_seconds) as fresh_since
-    into called
-    from (select clock_timestamp() as now) t left join runtime.policy p on true;
     for target in
         select distinct on (chosen.id) chosen.*
-        from unnest(matched) as m (subscription)
+        from (
+            select t.now, t.now - make_interval(secs => p.call_seconds) as since,
+                   t.now - make_interval(secs => p.sleeper_seconds) as fresh_since
+            from (select clock_timestamp() as now) t left join runtime.policy p on true
+            -- Read once, not for each row.
+            offset 0
+        ) called
+        cross join unnest(matched) as m (subscription)
         cross join lateral (
             select w.id, w.announce, w.pump, e.n, c.is_called
             from runtime.workers w
@@ -165,8 +166,7 @@ begin
         where w.asleep and w.free && announce_one.subscriptions and not exists (
             select from runtime.pumps e join runtime.calls c on c.pump = e.id and c.n = e.n
             where e.id = w.pump and c.called_at
-                between (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
-                    and (select clock_timestamp())
+                > (select clock_timestamp() - make_interval(secs => p.call_seconds) from runtime.policy p)
         )
     )) then
         perform runtime.announce(

@@ -325,7 +325,9 @@ begin
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
     -- An unanswered call is kept for as long as its worker may count as asleep.
     delete from runtime.calls c
-    where c.called_at < clock_timestamp() - make_interval(secs => greatest(60, rules.sleeper_seconds));
+    where c.called_at < clock_timestamp() - make_interval(secs => greatest(60, rules.sleeper_seconds))
+        -- From before the clock was set back.
+        or c.called_at > clock_timestamp();
     if nonce is not null then
         perform runtime.send_nonce(me.id, me.announce, nonce);
     end if;

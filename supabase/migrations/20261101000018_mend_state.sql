@@ -154,15 +154,19 @@ begin
             'The trigger fan_out of consciousness_stream is off or gone, so nobody gets what is written. '
             || 'Run ' || runtime.fan_out_cure() || ' What was written meanwhile is delivered by `runtime replay`.');
     end if;
-    if 'realtime' = any (announce) and (
-        select count(*) < 2 from pg_catalog.pg_publication_tables t
-        join pg_catalog.pg_publication p on p.pubname = t.pubname and p.pubinsert
-        where t.pubname = 'supabase_realtime'
-          and (t.schemaname, t.tablename) in (('public', 'consciousness_stream'), ('runtime', 'beats'))
+    if 'realtime' = any (announce) and not exists (
+        select from pg_catalog.pg_publication p
+        where p.pubname = 'supabase_realtime' and p.pubinsert and (
+            p.puballtables
+            or exists (select from pg_catalog.pg_publication_namespace n where n.pnpubid = p.oid)
+            or (select count(*) = 2 from pg_catalog.pg_publication_rel r
+                where r.prpubid = p.oid
+                  and r.prrelid in ('public.consciousness_stream'::regclass, 'runtime.beats'::regclass)))
     ) then
         found := found || (
-            'The publication supabase_realtime is missing or does not tell of inserts into public.consciousness_stream '
-            'and runtime.beats, so postgres_changes wakes nobody. `runtime doctor` tells the cure.')::text;
+            'The publication supabase_realtime is missing or does not tell of inserts into consciousness_stream and '
+            'runtime.beats, so postgres_changes wakes nobody. Run `create publication supabase_realtime;` where it is '
+            'missing, then `select public.stream_install_realtime();`')::text;
     end if;
     return found;
 end

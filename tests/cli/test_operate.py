@@ -256,3 +256,24 @@ def test_timers_are_listed_with_their_next_times(shell: Shell, stack: Any) -> No
     listed = shell.run("schedules").stdout
     for part in ("clock.strike", "every 1h", "morning", "0 7 * * * UTC", "paused", "none"):
         assert part in listed
+
+
+def test_d4_status_tells_of_two_that_declare_one_subscription_otherwise(shell: Shell, stack: Any) -> None:
+    async def declare() -> None:
+        async with connected(stack.admin_url) as connection:
+            for pattern in ("order.placed", "invoice.paid"):
+                await Worker(connection).subscribe(f"shop.handle={pattern}")
+
+    anyio.run(declare)
+    (warning,) = json.loads(shell.run("status", "--json").stdout)["warnings"]
+    assert all(each in warning for each in ("shop.handle", "order.placed", "invoice.paid"))
+    assert "! shop.handle listens to invoice.paid" in shell.run("status").stdout
+
+
+def test_t2_status_tells_of_a_trigger_that_is_off(shell: Shell, stack: Any) -> None:
+    async def switch_off() -> None:
+        async with connected(stack.admin_url) as connection:
+            await connection.execute("alter table public.consciousness_stream disable trigger fan_out")
+
+    anyio.run(switch_off)
+    assert "The trigger fan_out of consciousness_stream is off or gone" in shell.run("status").stdout

@@ -1,11 +1,16 @@
 """What is mended by itself: rows, sequences, ids of another cluster, and what a clock that was set back has spoilt."""
 
+import subprocess
 from typing import Any
 
+import anyio
 import pytest
 
+from runtime.local import keys
+from runtime.testing.cluster import Cluster
+from tests.conftest import DEBIAN_15
 from tests.kernel.conftest import Connect
-from tests.kernel.driver import Worker, insert, send
+from tests.kernel.driver import Worker, connected, insert, send
 from tests.kernel.switch import switch_off
 
 pytestmark = pytest.mark.anyio
@@ -151,13 +156,44 @@ async def test_l7_rows_copied_without_their_sequences_are_stepped_over(db: Any, 
     assert await db.fetchval("select count(*) from runtime.dead_letters") == 5
 
 
+async def test_l7_a_copy_of_the_schema_alone_works(cluster_15: Cluster) -> None:
+    programs = DEBIAN_15 / "pg_dump", DEBIAN_15 / "psql"
+    if not all(program.exists() for program in programs):
+        pytest.skip("pg_dump and psql are not installed: apt-get install postgresql-client-15")
+    origin = await anyio.to_thread.run_sync(cluster_15.make_database)
+    copy = await anyio.to_thread.run_sync(cluster_15.make_empty_database)
+    try:
+        async with connected(cluster_15.url(origin)) as db:
+            await Worker(db).subscribe("a.one=task.>")
+            await insert(db, "task.a", 1)
+        urls = [cluster_15.url(name, user=keys.SUPERUSER) for name in (origin, copy)]
+        schema = await anyio.run_process(
+            [programs[0], "--schema-only", "-n", "public", "-n", "runtime", urls[0]]
+        )
+        await anyio.run_process([programs[1], "-q", urls[1]], input=schema.stdout, stderr=subprocess.DEVNULL)
+        async with connected(cluster_15.url(copy)) as db:
+            assert await rows(db) == [0, 0]
+            # Before anybody has started there, a writer is served as ever.
+            await send(db, {"key": "task.a", "value": 1, "dedup_key": "once"})
+            worker = Worker(db)
+            await worker.subscribe("a.one=task.>", announce=["realtime"])
+            await db.execute("select public.stream_install_realtime()")
+            assert (await worker.exchange(beat=True)).more.get("warnings") is None
+            message = await insert(db, "task.a", 2)
+            assert [each.id for each in await worker.take()] == [message]
+            assert (await db.fetchval("select stream_version()"))["incarnation"]
+    finally:
+        for name in (origin, copy):
+            await anyio.to_thread.run_sync(cluster_15.drop_database, name)
+
+
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
         ("alter table public.consciousness_stream disable trigger fan_out", ("fan_out", "runtime replay")),
         ("alter table public.consciousness_stream enable replica trigger fan_out", ("fan_out",)),
         ("drop trigger fan_out on public.consciousness_stream", ("fan_out", "create or replace trigger")),
-        ("drop publication supabase_realtime", ("publication", "runtime doctor")),
+        ("drop publication supabase_realtime", ("create publication", "stream_install_realtime")),
         ("alter publication supabase_realtime drop table public.consciousness_stream", ("publication",)),
         ("alter publication supabase_realtime set (publish = 'update')", ("publication",)),
     ],

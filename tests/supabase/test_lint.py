@@ -46,7 +46,9 @@ def findings(supabase: Cli, database: str) -> set[str]:
 
 def test_n9_db_lint_finds_nothing(supabase: Cli, linted: str) -> None:
     # What the checker itself brings is not ours.
-    ours = {name for name in findings(supabase, linted) if "plpgsql_check" not in name and "profiler" not in name}
+    ours = {
+        name for name in findings(supabase, linted) if "plpgsql_check" not in name and "profiler" not in name
+    }
     assert ours == set()
 
 
