@@ -66,10 +66,24 @@ def start(
         str | None,
         typer.Option("--database-url", help="Use this running PostgreSQL, as a superuser, and start none."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            help="Let web pages of this origin use the API; those of this machine may. Repeat it for several.",
+            show_default="those of last time",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start the stack, and bring its database up to the migrations; does nothing when it runs already."""
-    stack = LocalStack(data_dir, api_port=port, db_port=db_port, database_url=database_url)
+    stack = LocalStack(
+        data_dir,
+        api_port=port,
+        db_port=db_port,
+        database_url=database_url,
+        allowed_origins=allow_origin or None,
+    )
     has_started = stack.start()
     status = stack.status()
     if as_json:

@@ -19,6 +19,11 @@ else:
 _LOCK: Final = 7_230_114_501
 """Advisory lock of who prepares a cluster; two at once would fail on the same role."""
 
+_SESSION: Final = {"application_name": "agent-runtime local"}
+
+# A superuser must not run what others have put before PostgreSQL's own functions and operators.
+_OWN_NAMES_ONLY: Final = "set local search_path to pg_catalog, pg_temp"
+
 _LOGIN_ROLES: Final = (
     "postgres",
     "authenticator",
@@ -39,9 +44,7 @@ async def connected(url: str) -> AsyncIterator[Connection]:
     """
     try:
         connection = await asyncpg.connect(
-            DatabaseAddress.parse(url).url,
-            timeout=20,
-            server_settings={"application_name": "agent-runtime local"},
+            DatabaseAddress.parse(url).url, timeout=20, server_settings=_SESSION
         )
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise LocalStackError(f"The database cannot be reached: {error or type(error).__name__}") from error
@@ -64,6 +67,7 @@ async def prepare_cluster(url: str, *, passwords: bool = False) -> None:
         LocalStackError: not reached, or no superuser.
     """
     async with connected(url) as connection, connection.transaction():
+        await connection.execute(_OWN_NAMES_ONLY)
         if not await connection.fetchval("select rolsuper from pg_roles where rolname = current_user"):
             raise LocalStackError(
                 "The stack must be set up by a superuser; the URL names a role that is none."
@@ -86,6 +90,7 @@ async def prepare_database(url: str) -> None:
         LocalStackError: not reached, or the database holds something that is in the way.
     """
     async with connected(url) as connection, connection.transaction():
+        await connection.execute(_OWN_NAMES_ONLY)
         await connection.execute("set local client_min_messages to warning")
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
         try:
@@ -99,6 +104,20 @@ async def prepare_database(url: str) -> None:
                 await connection.execute("select realtime.make_message_partitions()")
         except asyncpg.PostgresError as error:
             raise LocalStackError(f"The database could not be made one of Supabase: {error}") from error
+
+
+async def change_password(url: str, password: str) -> None:
+    """Give the role of this URL another password, made of letters, digits, `-` and `_`.
+
+    Raises:
+        LocalStackError: not reached.
+    """
+    async with connected(url) as connection, connection.transaction():
+        # The statement must not be kept with the password in it, neither in the log nor in anybody's statistics.
+        await connection.execute(
+            "set local log_statement to 'none'; set local log_min_error_statement to 'panic'"
+        )
+        await connection.execute(f"alter role current_user password '{password}'")
 
 
 async def check_decoding(url: str) -> None:

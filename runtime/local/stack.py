@@ -1,8 +1,9 @@
 """How does one command give a developer what `supabase start` gives, without Docker?"""
 
+import secrets
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from pydantic import SecretStr
 
 from runtime.errors import LocalStackError
 from runtime.local import keys
-from runtime.local.bootstrap import check_decoding, prepare_cluster, prepare_database
+from runtime.local.bootstrap import change_password, check_decoding, prepare_cluster, prepare_database
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.guard import guarded
+from runtime.local.keys import Keys
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
@@ -36,6 +38,7 @@ class StackStatus:
         is_database_ours: false when a PostgreSQL is used that somebody else runs.
         is_database_running: whether our PostgreSQL runs; taken for granted when it is not ours.
         is_gateway_running: whether the gateway runs.
+        keys: what its API lets callers in by.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class StackStatus:
     is_database_ours: bool
     is_database_running: bool
     is_gateway_running: bool
+    keys: Keys
 
     @property
     def is_running(self) -> bool:
@@ -60,14 +64,14 @@ class StackStatus:
     def values(self) -> Mapping[str, str]:
         """What `supabase status -o env` prints, under the very names, as far as the stack has it."""
         return {
-            "ANON_KEY": keys.ANON_KEY,
+            "ANON_KEY": self.keys.anon_key,
             "API_URL": self.api_url,
             "DB_URL": self.db_url,
-            "JWT_SECRET": keys.JWT_SECRET,
-            "PUBLISHABLE_KEY": keys.PUBLISHABLE_KEY,
+            "JWT_SECRET": self.keys.jwt_secret,
+            "PUBLISHABLE_KEY": self.keys.publishable_key,
             "REST_URL": f"{self.api_url}/rest/v1",
-            "SECRET_KEY": keys.SECRET_KEY,
-            "SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
+            "SECRET_KEY": self.keys.secret_key,
+            "SERVICE_ROLE_KEY": self.keys.service_role_key,
         }
 
 
@@ -80,15 +84,11 @@ class LocalStack:
         folder: the data folder; `default_folder()` when None.
         api_port: of the gateway; 0 for any free one; the one used last, or 54321, when None.
         db_port: of PostgreSQL; 0 for any free one; the one used last, or 54322, when None.
-        database_url: use this running PostgreSQL, as a superuser, instead of starting one.
+        database_url: use this running PostgreSQL, as a superuser, instead of starting one. Its API has keys of its own.
         settings: server settings of an own PostgreSQL, by name.
+        allowed_origins: the origins of web pages, besides those of this machine, that may use the API, such as
+            "https://app.example"; those used last when None.
     """
-
-    anon_key = keys.ANON_KEY
-    service_role_key = keys.SERVICE_ROLE_KEY
-    publishable_key = keys.PUBLISHABLE_KEY
-    secret_key = keys.SECRET_KEY
-    jwt_secret = keys.JWT_SECRET
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class LocalStack:
         db_port: int | None = None,
         database_url: str | None = None,
         settings: Mapping[str, str] | None = None,
+        allowed_origins: Sequence[str] | None = None,
     ) -> None:
         self.folder = (folder or default_folder()).expanduser().resolve()
         self._api_port = free_port() if api_port == 0 else api_port
@@ -107,6 +108,7 @@ class LocalStack:
         }
         self._database_url = database_url
         self._settings = settings
+        self._allowed_origins = None if allowed_origins is None else tuple(allowed_origins)
         self._gateway: GatewayProcess | None = None
 
     @classmethod
@@ -149,6 +151,31 @@ class LocalStack:
         """The database as a superuser."""
         return self._admin_url(self._state())
 
+    @property
+    def anon_key(self) -> str:
+        """The older key of browsers."""
+        return self._keys_of(self._state()).anon_key
+
+    @property
+    def service_role_key(self) -> str:
+        """The older key of servers."""
+        return self._keys_of(self._state()).service_role_key
+
+    @property
+    def publishable_key(self) -> str:
+        """The key of browsers."""
+        return self._keys_of(self._state()).publishable_key
+
+    @property
+    def secret_key(self) -> str:
+        """The key of servers."""
+        return self._keys_of(self._state()).secret_key
+
+    @property
+    def jwt_secret(self) -> str:
+        """What tokens of the kind HS256 are signed with."""
+        return self._keys_of(self._state()).jwt_secret
+
     def start(self, gateway: bool = True) -> bool:
         """Start what does not run, and bring the database up to the migrations of this package.
 
@@ -168,7 +195,7 @@ class LocalStack:
             server = self._server(state)
             has_started_server = server.start() if server is not None else False
             try:
-                self._prepare(state, is_ours=server is not None)
+                self._prepare(state, server)
                 has_started_gateway = self._gateway_of(state).start() if gateway else False
             except BaseException:
                 if has_started_server and server is not None:
@@ -204,6 +231,7 @@ class LocalStack:
             is_database_ours=external is None,
             is_database_running=server is None or server.is_running,
             is_gateway_running=self._gateway_of(state).is_running,
+            keys=self._keys_of(state),
         )
 
     def pids(self) -> dict[str, int]:
@@ -252,11 +280,18 @@ class LocalStack:
         has_stopped_server = server.stop() if server is not None else False
         return has_stopped_gateway or has_stopped_server
 
-    def _prepare(self, state: StackState, *, is_ours: bool) -> None:
-        url = self._admin_url(state)
-        if not is_ours:
+    def _prepare(self, state: StackState, server: PostgresServer | None) -> None:
+        if server is None:
+            url = self._admin_url(state)
             _wait_for(check_decoding, url)
-        _wait_for(_prepare, url, is_ours)
+            _wait_for(_prepare, url, url, False)
+            return
+        if server.has_published_password:
+            password = secrets.token_urlsafe(32)
+            _wait_for(change_password, server.url(), password)
+            server.keep_password(password)
+        # Migrations run what others may have put into the database, so no superuser runs them.
+        _wait_for(_prepare, server.url(), server.url(user=keys.DB_USER), True)
 
     def _state(self) -> StackState:
         """What is remembered, or would be once it starts."""
@@ -273,7 +308,13 @@ class LocalStack:
             db_port=self._db_port or remembered.db_port,
             cluster=remembered.cluster or place_cluster(self.folder),
             database_url=None if self._database_url is None else SecretStr(self._database_url),
+            allowed_origins=remembered.allowed_origins
+            if self._allowed_origins is None
+            else self._allowed_origins,
         )
+        if wanted.database_url is not None:
+            is_known = wanted.database_url == remembered.database_url
+            wanted.keys = (remembered.keys if is_known else None) or Keys.draw()
         server = self._server(remembered)
         if (server is not None and server.is_running) or self._gateway_of(remembered).is_running:
             self._refuse_changes(remembered, wanted)
@@ -288,6 +329,7 @@ class LocalStack:
                 "--db-port": "--db-port" in self._port_options and wanted.db_port != running.db_port,
                 "--database-url": self._database_url is not None
                 and wanted.database_url != running.database_url,
+                "--allow-origin": wanted.allowed_origins != running.allowed_origins,
             }.items()
             if is_other
         ]
@@ -306,15 +348,26 @@ class LocalStack:
     def _gateway_of(self, state: StackState) -> GatewayProcess:
         # Kept, since it reaps its child.
         if self._gateway is None or self._gateway.port != state.api_port:
-            self._gateway = GatewayProcess(
-                self.folder, port=state.api_port, database_url=self._admin_url(state)
-            )
+            self._gateway = GatewayProcess(self.folder, port=state.api_port)
+        server = self._server(state)
+        own = self._admin_url(state)
+        self._gateway.serve(
+            own if server is None else server.url(user=keys.API_USER),
+            realtime_url=own if server is None else server.url(user=keys.REALTIME_USER),
+            keys_=self._keys_of(state),
+            allowed_origins=state.allowed_origins,
+        )
         return self._gateway
 
+    def _keys_of(self, state: StackState) -> Keys:
+        return state.keys or Keys()
+
     def _admin_url(self, state: StackState) -> str:
-        if state.database_url is not None:
-            return state.database_url.get_secret_value()
-        return f"postgresql://{keys.SUPERUSER}:{keys.DB_PASSWORD}@127.0.0.1:{state.db_port}/{keys.DATABASE}"
+        server = self._server(state)
+        if server is not None:
+            return server.url()
+        assert state.database_url is not None
+        return state.database_url.get_secret_value()
 
     def _make_folder(self) -> None:
         try:
@@ -323,10 +376,10 @@ class LocalStack:
             raise LocalStackError(f"{self.folder} could not be made: {error}") from error
 
 
-async def _prepare(url: str, is_ours: bool) -> None:
+async def _prepare(url: str, migrating_url: str, is_ours: bool) -> None:
     await prepare_cluster(url, passwords=is_ours)
     await prepare_database(url)
-    await apply_migrations(url, read_migrations(migrations_folder()))
+    await apply_migrations(migrating_url, read_migrations(migrations_folder()))
 
 
 def _wait_for(function: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:

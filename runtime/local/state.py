@@ -1,4 +1,4 @@
-"""What does a stack remember between two commands? Its ports, where its cluster is, and that somebody is at work."""
+"""What a stack remembers between two commands: ports, keys, where its cluster is, and that somebody is at work."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ from typing import Final
 from pydantic import BaseModel, SecretStr, ValidationError, field_serializer
 
 from runtime.errors import LocalStackError
-from runtime.local import keys
 from runtime.local.account import Account
+from runtime.local.keys import API_PORT, DB_PORT, Keys
 
 _LOCK_SECONDS: Final = 120
 _SHARED_PLACES: Final = (Path("/var/lib/agent-runtime"), Path("/var/tmp/agent-runtime"))
@@ -27,12 +27,16 @@ class StackState(BaseModel):
         db_port: TCP port of PostgreSQL.
         cluster: the folder of PostgreSQL, which need not lie in the data folder; None before the first start.
         database_url: the PostgreSQL that is used instead of an own one, if any.
+        keys: drawn for that PostgreSQL; the published ones, which open a database of our own alone, when None.
+        allowed_origins: the origins of web pages, besides those of this machine, that may use the API.
     """
 
-    api_port: int = keys.API_PORT
-    db_port: int = keys.DB_PORT
+    api_port: int = API_PORT
+    db_port: int = DB_PORT
     cluster: Path | None = None
     database_url: SecretStr | None = None
+    keys: Keys | None = None
+    allowed_origins: tuple[str, ...] = ()
 
     @field_serializer("database_url", when_used="json-unless-none")
     def _reveal(self, url: SecretStr) -> str:

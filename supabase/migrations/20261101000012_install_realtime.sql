@@ -6,6 +6,7 @@ language plpgsql security definer set search_path = ''
 declare
     published boolean := exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime');
     messages regclass := to_regclass('realtime.messages');
+    refused text;
     wanted record;
 begin
     perform runtime.refuse_agent('change the set-up');
@@ -21,30 +22,49 @@ begin
                 execute format('alter publication supabase_realtime add table %I.%I', wanted.schema_name, wanted.table_name);
             end if;
         end loop;
+        -- Newer servers of Realtime look the tables up as this role, and runtime.beats lies in a private schema.
+        if exists (select from pg_catalog.pg_roles r where r.rolname = 'supabase_realtime_admin') then
+            grant usage on schema runtime to supabase_realtime_admin;
+        end if;
     end if;
-    if messages is not null
-        and exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role')
-        and pg_has_role(current_user, (select c.relowner from pg_catalog.pg_class c where c.oid = messages), 'USAGE') then
-        grant select, insert on realtime.messages to service_role;
-        if not exists (
-            select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers hear their wake-ups'
-        ) then
-            create policy "runtime workers hear their wake-ups" on realtime.messages for select to service_role
-                using (realtime.topic() like 'runtime:%' and extension = 'broadcast');
-        end if;
-        -- What is said and not stored is sent to these topics, and to no other.
-        if not exists (
-            select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers say'
-        ) then
-            create policy "runtime workers say" on realtime.messages for insert to service_role
-                with check (realtime.topic() like 'runtime:said%' and extension = 'broadcast');
-        end if;
+    if messages is not null and exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role') then
+        -- Who may write policies on a table of Realtime's, no catalog tells: supautils lets postgres do it in a project,
+        -- where postgres neither owns the table nor is a member of its owner. So it is tried, and a refusal is told.
+        begin
+            if not (has_table_privilege('service_role', messages, 'select')
+                    and has_table_privilege('service_role', messages, 'insert')) then
+                grant select, insert on realtime.messages to service_role;
+            end if;
+        exception
+            when insufficient_privilege then
+                refused := sqlerrm;
+        end;
+        begin
+            if not exists (
+                select from pg_catalog.pg_policy p
+                where p.polrelid = messages and p.polname = 'runtime workers hear their wake-ups'
+            ) then
+                create policy "runtime workers hear their wake-ups" on realtime.messages for select to service_role
+                    using (realtime.topic() like 'runtime:%' and extension = 'broadcast');
+            end if;
+            -- Broadcasts of workers are sent to these topics, and to no other.
+            if not exists (
+                select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers say'
+            ) then
+                create policy "runtime workers say" on realtime.messages for insert to service_role
+                    with check (realtime.topic() like 'runtime:said%' and extension = 'broadcast');
+            end if;
+        exception
+            when insufficient_privilege then
+                refused := sqlerrm;
+        end;
     end if;
     return json_build_object(
-        'postgres_changes', published, 'broadcast', messages is not null and runtime.realtime_is_there());
+        'postgres_changes', published, 'broadcast', messages is not null and runtime.realtime_is_there(),
+        'refused', refused);
 end
 $$;
 comment on function public.stream_install_realtime() is
-    'Publishes the stream and lets workers hear their private topics; may be called again at any time.';
+    'Publishes the stream and lets workers hear their private topics, and says what the database refused; may be called again at any time.';
 
 select public.stream_install_realtime();

@@ -184,7 +184,8 @@ async def test_a_policy_that_is_missing_matters_to_who_is_bound_by_policies(stac
     await execute(stack.admin_url, 'drop policy "runtime workers hear their wake-ups" on realtime.messages')
     found = await findings(stack)
     assert faults(found) == set()
-    assert found["policies"].verdict is Verdict.WARNING
+    assert found["policies"].verdict is Verdict.OK
+    assert "bypasses" in found["policies"].said
     await execute(stack.admin_url, "alter role service_role nobypassrls")
     try:
         bound = await findings(stack)
@@ -211,6 +212,42 @@ async def test_t7_the_servers_refusal_of_realtimes_output_plugin_is_told_where_n
 @pytest.mark.parametrize("listed", [None, "pgoutput, wal2json", '"wal2json"'])
 def test_t7_a_server_that_lets_realtime_read_rows_needs_no_cure(listed: str | None) -> None:
     assert plugin_cure({"output_plugins": listed}) is None
+
+
+# As where postgres neither is a member of the table's owner nor has supautils to let it write policies all the same.
+NO_POLICIES = """
+drop event trigger lend_messages; drop event trigger take_messages_back;
+drop policy "runtime workers hear their wake-ups" on realtime.messages;
+drop policy "runtime workers say" on realtime.messages;
+"""
+
+
+async def test_n6_doctor_is_content_where_postgres_may_write_no_policies_and_none_is_needed(
+    stack: Any,
+) -> None:
+    await execute(stack.admin_url, NO_POLICIES)
+    async with connected(stack.db_url) as connection:
+        told = json.loads(await connection.fetchval("select public.stream_install_realtime()"))
+        assert "must be owner of" in told["refused"]
+        assert told["broadcast"]
+        assert told["postgres_changes"]
+    found = await findings(stack)
+    assert found["policies"].verdict is Verdict.OK
+    assert not [each for each in found.values() if each.verdict is Verdict.FAULT]
+
+
+async def test_n6_policies_are_made_where_postgres_is_a_member_of_the_owner(stack: Any) -> None:
+    await execute(stack.admin_url, NO_POLICIES)
+    await execute(stack.admin_url, "grant supabase_realtime_admin to postgres")
+    try:
+        async with connected(stack.db_url) as connection:
+            told = json.loads(await connection.fetchval("select public.stream_install_realtime()"))
+        assert told["refused"] is None
+        found = await findings(stack)
+    finally:
+        await execute(stack.admin_url, "revoke supabase_realtime_admin from postgres")
+    assert found["policies"].verdict is Verdict.OK
+    assert "bypasses" not in found["policies"].said
 
 
 async def test_broadcast_that_is_deaf_is_told_and_the_row_comes_round_all_the_same(stack: Any) -> None:

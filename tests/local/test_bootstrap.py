@@ -2,11 +2,15 @@
 
 import json
 
+import asyncpg
 import pytest
 
+from runtime.local import keys
 from runtime.local.bootstrap import check_decoding, connected, prepare_cluster, prepare_database
 
 pytestmark = pytest.mark.anyio
+
+IS_MEMBER = "select pg_has_role('postgres', 'supabase_realtime_admin', 'member')"
 
 
 async def test_roles_have_the_attributes_of_supabase(kernel_database: str) -> None:
@@ -29,7 +33,9 @@ async def test_roles_have_the_attributes_of_supabase(kernel_database: str) -> No
             assert await connection.fetchval("select pg_has_role('authenticator', $1, 'member')", role)
 
 
-async def test_what_postgres_makes_in_public_is_open_to_the_api_roles(kernel_database: str) -> None:
+async def test_n7_what_postgres_makes_in_public_is_closed_to_the_api_roles_until_it_is_granted(
+    kernel_database: str,
+) -> None:
     async with connected(kernel_database) as connection:
         await connection.execute(
             "create table notes (id bigint generated always as identity primary key);"
@@ -38,13 +44,15 @@ async def test_what_postgres_makes_in_public_is_open_to_the_api_roles(kernel_dat
         for role in ("anon", "authenticated", "service_role"):
             for privilege in ("select", "insert", "update", "delete", "truncate"):
                 has = "select has_table_privilege($1, 'notes', $2)"
-                assert await connection.fetchval(has, role, privilege)
+                assert not await connection.fetchval(has, role, privilege)
+            # PostgreSQL's own default is that everybody may call a function.
             assert await connection.fetchval("select has_function_privilege($1, 'note()', 'execute')", role)
-            assert await connection.fetchval(
+            assert not await connection.fetchval(
                 "select has_sequence_privilege($1, 'notes_id_seq', 'usage')", role
             )
         await connection.execute(
-            "alter table notes enable row level security; insert into notes default values"
+            "alter table notes enable row level security; insert into notes default values; "
+            "grant select on notes to anon, service_role"
         )
         for role, seen in {"anon": 0, "service_role": 1}.items():
             async with connection.transaction():
@@ -84,9 +92,11 @@ async def test_realtime_send_stores_a_message_with_an_id(kernel_database: str) -
 
 async def test_a_broadcast_that_cannot_be_stored_warns_and_fails_nobody(kernel_database: str) -> None:
     warnings: list[str] = []
-    async with connected(kernel_database) as connection:
+    admin = kernel_database.replace("postgres:", f"{keys.SUPERUSER}:", 1)
+    async with connected(admin) as connection:
         connection.add_log_listener(lambda _, said: warnings.append(said.args[0]))
         async with connection.transaction():
+            await connection.execute("set local role supabase_realtime_admin")
             for (name,) in await connection.fetch(
                 "select inhrelid::regclass::text from pg_inherits where inhparent = 'realtime.messages'::regclass"
             ):
@@ -106,12 +116,29 @@ async def test_clients_see_broadcasts_only_by_policy(kernel_database: str) -> No
         await connection.execute("set local role authenticated")
         assert await connection.fetchval("select count(*) from realtime.messages") == 0
         await connection.execute("reset role")
-        # postgres is no superuser and not the owner, and may do this all the same.
+        # postgres is no superuser, neither the owner nor a member of it, and may do this all the same.
+        assert not await connection.fetchval(IS_MEMBER)
         await connection.execute(
             "create policy hear on realtime.messages for select to authenticated using (realtime.topic() = 'mine')"
         )
         await connection.execute("set local role authenticated; set local realtime.topic to 'mine'")
         assert await connection.fetchval("select count(*) from realtime.messages") == 1
+
+
+async def test_n6_postgres_writes_policies_on_messages_and_owns_nothing_of_realtime(
+    kernel_database: str,
+) -> None:
+    async with connected(kernel_database) as connection:
+        await connection.execute("create policy a on realtime.messages for select to anon using (true)")
+        await connection.execute("alter policy a on realtime.messages using (false)")
+        assert not await connection.fetchval(IS_MEMBER)
+        for statement in ("drop policy b on realtime.messages", "drop table realtime.messages",
+                          "alter table realtime.messages disable row level security"):  # fmt: skip
+            with pytest.raises(asyncpg.PostgresError):
+                await connection.execute(statement)
+            assert not await connection.fetchval(IS_MEMBER)
+        await connection.execute("drop policy a on realtime.messages")
+        assert not await connection.fetchval(IS_MEMBER)
 
 
 async def test_changes_of_a_row_are_broadcast_by_a_trigger(kernel_database: str) -> None:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from runtime.local.gateway.origins import LOOPBACK, Origins
 from runtime.local.gateway.problems import not_served
 from runtime.local.gateway.realtime import Realtime
 from runtime.local.gateway.rest import Rest
@@ -64,9 +65,11 @@ def make_app(settings: GatewaySettings) -> Starlette:
         ],
         lifespan=lifespan,
         middleware=[
+            Middleware(Origins, allowed=settings.allowed_origins),
             Middleware(
                 CORSMiddleware,
-                allow_origins=["*"],
+                allow_origins=["null", *settings.allowed_origins],
+                allow_origin_regex=LOOPBACK,
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=["Content-Range", "Preference-Applied"],

@@ -10,6 +10,7 @@ from typing import Any, Final
 import asyncpg
 
 from runtime.local.gateway.database import Database
+from runtime.local.gateway.session import MAY_BECOME
 from runtime.local.gateway.subscriptions import Identity
 
 _INSERT: Final = "insert into realtime.messages (topic, extension) values ($1, 'broadcast')"
@@ -54,6 +55,8 @@ class TopicPolicies:
             transaction = connection.transaction()
             await transaction.start()
             try:
+                if not await connection.fetchval(MAY_BECOME, identity.role):
+                    return False
                 ids = [row["id"] for row in await connection.fetch(_PROBE, topic)] if listens else []
                 subject = str(json.loads(identity.claims).get("sub") or "")
                 await connection.execute(_SETTINGS, identity.role, topic, identity.claims, subject)

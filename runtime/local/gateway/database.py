@@ -2,10 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 import asyncpg
+
+from runtime.local.gateway.session import lower
+from runtime.local.keys import REALTIME_USER
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
@@ -23,11 +26,15 @@ _SESSION: Final = {
 }
 
 
+async def _become_ours(connection: Any) -> None:
+    await lower(connection, REALTIME_USER)
+
+
 class Database:
     """A pool of at most four connections.
 
     Args:
-        url: as a superuser: it probes policies by becoming other roles.
+        url: as the owner of `realtime.messages`, who may become the roles of tokens; a superuser becomes that owner.
     """
 
     def __init__(self, url: str) -> None:
@@ -49,6 +56,7 @@ class Database:
                 max_size=4,
                 statement_cache_size=0,
                 timeout=_CONNECT_SECONDS,
+                init=_become_ours,
                 server_settings=_SESSION,
             )
         # Connects to nothing yet, and does not wait, so two who ask at once do not meet here.

@@ -50,7 +50,7 @@ def database_problem(error: asyncpg.PostgresError, role: str) -> JSONResponse:
         "hint": getattr(error, "hint", None),
         "message": error.args[0] if error.args else str(error),
     }
-    return JSONResponse(body, _status(code, role))
+    return JSONResponse(body, _status(code, role, str(body["message"])))
 
 
 def database_away() -> JSONResponse:
@@ -70,7 +70,9 @@ def not_served(what: str) -> JSONResponse:
     return JSONResponse(Unserved(what).body, 404)
 
 
-def _status(code: str, role: str) -> int:
+def _status(code: str, role: str, message: str) -> int:
+    if code == "22023" and message.startswith("role ") and message.endswith("does not exist"):
+        return 401  # the token names a role that is none
     if code == "42501":
         return 401 if role == "anon" else 403
     if code.startswith("PT") and code[2:].isdigit():

@@ -33,14 +33,14 @@ class Realtime:
     """The Realtime side of the gateway: put `routes()` into the application and keep `run()` going beside it.
 
     Args:
-        settings: where the database is, as a role that is a superuser, and how slow to be.
+        settings: where the database is, and how slow to be.
         tokens: who may come in.
     """
 
     def __init__(self, settings: GatewaySettings, tokens: Tokens) -> None:
         self._settings = settings
         self._tokens = tokens
-        url = settings.database_url.get_secret_value()
+        url = (settings.realtime_database_url or settings.database_url).get_secret_value()
         address = Address.parse(url)
         self._database = Database(url)
         self._hub = Hub()

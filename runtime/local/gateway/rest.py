@@ -14,9 +14,11 @@ from runtime.local.gateway.catalog import Catalog, literal
 from runtime.local.gateway.preferences import Preferences
 from runtime.local.gateway.problems import Problem, Unserved, database_away, database_problem
 from runtime.local.gateway.query import parse_query
+from runtime.local.gateway.session import lower
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.tables import MAX_ROWS, Statement
 from runtime.local.gateway.tokens import Claims, TokenError, TokenExpired, Tokens
+from runtime.local.keys import API_USER
 
 _JSON = "application/json; charset=utf-8"
 _ONE_ROW = "application/vnd.pgrst.object+json; charset=utf-8"
@@ -112,6 +114,9 @@ class Rest:
         try:
             claims = self._claims(request)
             role = str(claims["role"])
+            if role == "none":
+                # PostgreSQL's word for giving a role up, and no role.
+                raise Problem(401, "22023", 'role "none" does not exist')
             _check_profile(request)
             body = (await request.body()).decode()
             answer: Response = await serve(request, claims, body)
@@ -249,7 +254,8 @@ class Rest:
 
 
 async def _make_ready(connection: Any) -> None:
-    """Give a connection what it answers functions with."""
+    """Take from a connection what no request may have, and give it what it answers functions with."""
+    await lower(connection, API_USER)
     await connection.execute(_MAKE_ANSWER)
 
 

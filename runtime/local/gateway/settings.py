@@ -1,4 +1,4 @@
-"""Where does the gateway listen, and where is its database?"""
+"""Where the gateway listens, where its database is, and whom it lets in."""
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,13 +13,15 @@ class GatewaySettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = keys.API_PORT
-    # As a superuser: every request becomes the role of its token, and replication needs one.
+    # As the role `authenticator`, whose members are the roles a token may name; a superuser becomes that role.
     database_url: SecretStr
+    # As `supabase_realtime_admin`, who may replicate and owns realtime.messages; `database_url` when it is None.
+    realtime_database_url: SecretStr | None = None
     jwt_secret: SecretStr = SecretStr(keys.JWT_SECRET)
-    anon_key: SecretStr = SecretStr(keys.ANON_KEY)
-    service_role_key: SecretStr = SecretStr(keys.SERVICE_ROLE_KEY)
     publishable_key: SecretStr = SecretStr(keys.PUBLISHABLE_KEY)
     secret_key: SecretStr = SecretStr(keys.SECRET_KEY)
+    # Of web pages, besides those of this machine: "https://app.example".
+    allowed_origins: tuple[str, ...] = ()
     # The real server asks its replication slot every 100 to 500 ms.
     changes_poll_seconds: float = 0.1
     realtime_idle_seconds: float = 60.0

@@ -10,6 +10,7 @@ import asyncpg
 from runtime.local.gateway.bindings import Binding, Condition, Event
 from runtime.local.gateway.database import Connection
 from runtime.local.gateway.encoding import parse_array
+from runtime.local.gateway.session import MAY_BECOME
 
 PUBLICATION: Final = "supabase_realtime"
 _UNABLE: Final = "Unable to subscribe to changes with given parameters."
@@ -18,9 +19,11 @@ _COMPARISONS: Final = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 _NUMERIC: Final = frozenset({"numeric", "real", "double precision"})
 
 _TABLES: Final = """
-select format('%I.%I', schemaname, tablename)::regclass::oid as oid
-from pg_publication_tables
-where pubname = $1 and schemaname like $2 escape '' and tablename like $3 escape ''
+select c.oid
+from pg_publication_tables t
+join pg_namespace n on n.nspname = t.schemaname
+join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+where t.pubname = $1 and t.schemaname like $2 escape '' and t.tablename like $3 escape ''
 """
 
 _COLUMNS: Final = """
@@ -113,6 +116,8 @@ async def resolve(
     found: list[Subscription] = []
     for binding in bindings:
         try:
+            if not await connection.fetchval(MAY_BECOME, identity.role):
+                raise asyncpg.InvalidParameterValueError(f'role "{identity.role}" does not exist')
             subscriptions = await _resolve_one(connection, binding, identity)
         except (asyncpg.DataError, asyncpg.RaiseError, asyncpg.SyntaxOrAccessError) as error:
             raise SubscriptionRefused(

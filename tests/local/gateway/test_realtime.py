@@ -36,6 +36,7 @@ async def test_partitions_are_made_ahead_and_dropped_after_their_time(server: An
     await server.sql(
         "create table realtime.messages_2020_01_01 partition of realtime.messages "
         "for values from ('2020-01-01') to ('2020-01-02');"
+        "alter table realtime.messages_2020_01_01 owner to supabase_realtime_admin;"
         "create table realtime.messages_by_hand partition of realtime.messages "
         "for values from ('2020-02-01') to ('2020-02-02')"
     )

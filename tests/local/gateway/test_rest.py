@@ -305,7 +305,7 @@ async def test_keys_and_tokens(api: Api) -> None:
     answer = await api.http.get("/rest/v1/notes", headers={"apikey": "sb_secret_other"})
     assert (answer.status_code, answer.json()["message"]) == (401, "Invalid API key")
     answer = await api("GET", "notes", token=api.server.tokens(role="nobody"))
-    assert (answer.status_code, answer.json()["message"]) == (400, 'role "nobody" does not exist')
+    assert (answer.status_code, answer.json()["message"]) == (401, 'role "nobody" does not exist')
 
 
 REFUSALS = [

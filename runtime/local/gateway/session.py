@@ -1,0 +1,27 @@
+"""Who a connection of the gateway is: a role without privileges of its own, however it has logged in."""
+
+from typing import Any, Final
+
+_BECOME: Final = """
+select case when r.rolsuper and exists (select from pg_catalog.pg_roles o where o.rolname = $1)
+            then pg_catalog.set_config('session_authorization', $1, false) end
+from pg_catalog.pg_roles r where r.rolname = session_user
+"""
+
+MAY_BECOME: Final = """
+select exists (
+    select from pg_catalog.pg_roles r
+    where r.rolname = $1 and pg_catalog.pg_has_role('authenticator', r.oid, 'MEMBER') and not r.rolsuper
+)
+"""
+"""Whether a token may name this role: one that `authenticator` is a member of, as with PostgREST."""
+
+
+async def lower(connection: Any, role: str) -> None:
+    """Take a superuser's rights from a connection for good: from now on it is `role`, as if that had logged in.
+
+    A role set for one transaction would not do: `set role none` gives a superuser everything back.
+    """
+    await connection.execute("set search_path to pg_catalog, pg_temp")
+    await connection.fetchval(_BECOME, role)
+    await connection.execute("reset search_path")
