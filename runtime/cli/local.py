@@ -43,6 +43,13 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class Algorithm(StrEnum):
+    """How tokens are signed."""
+
+    ES256 = "ES256"
+    RS256 = "RS256"
+
+
 @app.command()
 def start(
     port: Annotated[
@@ -138,6 +145,20 @@ def reset(data_dir: DataDir = None, as_json: Json = False) -> None:
     typer.echo("Reset the local stack" + (", which runs." if found.is_running else "."), err=True)
 
 
+@app.command()
+def rotate(
+    algorithm: Annotated[Algorithm, typer.Option("--algorithm", help="Of the new key.")] = Algorithm.ES256,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Sign tokens with a new key; those of the key before stay valid until the next rotation."""
+    kid = LocalStack(data_dir).rotate(algorithm.value)
+    if as_json:
+        typer.echo(json.dumps({"kid": kid}))
+        return
+    typer.echo(f"Tokens are signed with {kid} from now on.", err=True)
+
+
 def _print_json(status: StackStatus, **more: bool) -> None:
     parts = {"database": status.is_database_running, "gateway": status.is_gateway_running}
     typer.echo(json.dumps({**more, "running": parts, **status.values}, indent=2))
@@ -156,6 +177,7 @@ def _print_pretty(status: StackStatus) -> None:
         "Database URL": values["DB_URL"],
         "Publishable key": values["PUBLISHABLE_KEY"],
         "Secret key": values["SECRET_KEY"],
+        "JWKS URL": values["JWKS_URL"],
         "Data folder": str(status.folder),
     }
     for label, value in lines.items():

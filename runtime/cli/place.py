@@ -29,5 +29,5 @@ def find_settings(**overrides: object) -> Settings:
     return settings.placed(
         "the local stack",
         supabase_url=stack.api_url,
-        supabase_key=SecretStr(stack.values["SERVICE_ROLE_KEY"]),
+        supabase_key=SecretStr(stack.values["SECRET_KEY"]),
     )

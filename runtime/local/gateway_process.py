@@ -39,6 +39,7 @@ class GatewayProcess:
         self.folder = folder.resolve()
         self.port = port
         self.log = self.folder / "gateway.log"
+        self.signing_keys = self.folder / "signing_keys.json"
         self._pid_file = self.folder / "gateway.pid"
         self.serve(database_url)
         self._child: subprocess.Popen[bytes] | None = None
@@ -168,6 +169,7 @@ class GatewayProcess:
             "PYTHONUNBUFFERED": "1",
             "GATEWAY_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(self.port),
+            "GATEWAY_SIGNING_KEYS": str(self.signing_keys),
             **self._told,
         }
 

@@ -237,6 +237,8 @@ class PostgresServer:
             raise LocalStackError(f"No database cluster could be made in {self.folder}: {error}") from error
         finally:
             password.unlink(missing_ok=True)
+            if not self.exists:
+                self._password_file.unlink(missing_ok=True)
 
     def _cluster_options(self, programs: Programs, password: Path) -> list[str]:
         options = [

@@ -3,6 +3,7 @@
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from runtime.local.keys import Keys
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
+from runtime.local.signing import read_keys, rotate, sign
 from runtime.local.state import StackState, default_folder, locked, place_cluster
 
 Result = TypeVar("Result")
@@ -67,6 +69,7 @@ class StackStatus:
             "ANON_KEY": self.keys.anon_key,
             "API_URL": self.api_url,
             "DB_URL": self.db_url,
+            "JWKS_URL": f"{self.api_url}/auth/v1/.well-known/jwks.json",
             "JWT_SECRET": self.keys.jwt_secret,
             "PUBLISHABLE_KEY": self.keys.publishable_key,
             "REST_URL": f"{self.api_url}/rest/v1",
@@ -176,6 +179,38 @@ class LocalStack:
         """What tokens of the kind HS256 are signed with."""
         return self._keys_of(self._state()).jwt_secret
 
+    def sign(self, **claims: object) -> str:
+        """A token with these claims, signed by the key that signs now; `exp` is an hour away if it is left out.
+
+        Raises:
+            LocalStackError: the stack was never started, so it has no key.
+        """
+        signing_keys = read_keys(self._signing_keys)
+        if not signing_keys:
+            raise LocalStackError(f"The stack in {self.folder} has no key to sign with; start it first.")
+        return sign(signing_keys, {"exp": int(time.time()) + 3600, **claims})
+
+    def rotate(self, algorithm: str = "ES256") -> str:
+        """Sign with a new key from now on; tokens of the one before stay valid until the next rotation.
+
+        Args:
+            algorithm: "ES256" or "RS256".
+
+        Returns:
+            The id (`kid`) of the new key.
+
+        Raises:
+            LocalStackError: the stack was never started, or the keys cannot be written.
+        """
+        if not self.folder.exists():
+            raise LocalStackError(f"There is no stack in {self.folder}; start it first.")
+        with locked(self.folder):
+            return str(rotate(self._signing_keys, algorithm)["kid"])
+
+    @property
+    def _signing_keys(self) -> Path:
+        return self.folder / "signing_keys.json"
+
     def start(self, gateway: bool = True) -> bool:
         """Start what does not run, and bring the database up to the migrations of this package.
 
@@ -195,6 +230,8 @@ class LocalStack:
             server = self._server(state)
             has_started_server = server.start() if server is not None else False
             try:
+                if not self._signing_keys.exists():
+                    rotate(self._signing_keys)
                 self._prepare(state, server)
                 has_started_gateway = self._gateway_of(state).start() if gateway else False
             except BaseException:

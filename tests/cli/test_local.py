@@ -48,6 +48,7 @@ def test_a_day_with_the_stack(stack: LocalStack) -> None:
     assert lines["API_URL"] == f'"{values["API_URL"]}"'
     assert set(lines) == {
         "API_URL", "REST_URL", "DB_URL", "JWT_SECRET", "ANON_KEY", "SERVICE_ROLE_KEY", "PUBLISHABLE_KEY", "SECRET_KEY",
+        "JWKS_URL",
     }  # fmt: skip
     assert json.loads(run("status", "--json").stdout)["DB_URL"] == values["DB_URL"]
     assert json.loads(run("status", "-o", "json").stdout)["DB_URL"] == values["DB_URL"]

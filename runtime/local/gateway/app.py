@@ -35,6 +35,7 @@ def make_app(settings: GatewaySettings) -> Starlette:
             settings.publishable_key.get_secret_value(): "anon",
             settings.secret_key.get_secret_value(): "service_role",
         },
+        settings.signing_keys,
     )
     rest = Rest(settings, tokens)
     realtime = Realtime(settings, tokens)
@@ -42,6 +43,9 @@ def make_app(settings: GatewaySettings) -> Starlette:
     async def health(_: Request) -> Response:
         is_up = await rest.is_up()
         return JSONResponse({"status": "ok" if is_up else "database away"}, 200 if is_up else 503)
+
+    async def published_keys(_: Request) -> Response:
+        return JSONResponse({"keys": tokens.published()}, headers={"cache-control": "public, max-age=10"})
 
     async def elsewhere(request: Request) -> Response:
         return not_served(_ELSEWHERE.get(request.path_params["service"], "This path"))
@@ -59,6 +63,7 @@ def make_app(settings: GatewaySettings) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", health),
+            Route("/auth/v1/.well-known/jwks.json", published_keys),
             *rest.routes(),
             *realtime.routes(),
             Route("/{service}/{path:path}", elsewhere, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),

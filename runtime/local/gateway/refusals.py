@@ -2,7 +2,13 @@
 
 from typing import Final
 
-from runtime.local.gateway.tokens import BadSignature, ClaimsMissing, TokenError, TokenExpired
+from runtime.local.gateway.tokens import (
+    BadSignature,
+    ClaimsMissing,
+    SignerUnknown,
+    TokenError,
+    TokenExpired,
+)
 
 _CLAIMS: Final = "Fields `role` and `exp` are required in JWT"
 _MALFORMED: Final = "The token provided is not a valid JWT"
@@ -34,6 +40,8 @@ def handshake_refusal(error: TokenError) -> str:
             return _CLAIMS
         case BadSignature():
             return _SIGNATURE
+        case SignerUnknown():
+            return _signer(error)
     return _MALFORMED
 
 
@@ -46,6 +54,8 @@ def join_refusal(error: TokenError) -> str:
             return f"InvalidJWTToken: {_CLAIMS}"
         case BadSignature():
             return f"JwtSignatureError: {_SIGNATURE}"
+        case SignerUnknown():
+            return f"JwtSignerError: {_signer(error)}"
     return f"MalformedJWT: {_MALFORMED}"
 
 
@@ -59,7 +69,14 @@ def refresh_refusal(error: TokenError) -> str:
         case BadSignature():
             # Recorded: here the server prints its own symbol instead of a sentence.
             return ":signature_error"
+        case SignerUnknown():
+            return _signer(error)
     return _MALFORMED
+
+
+def _signer(error: SignerUnknown) -> str:
+    which = "" if error.kid is None else f' for key ID (kid) "{error.kid}"'
+    return f"Failed to generate JWT signer{which}, check your JWT secret or JWKS configuration"
 
 
 def _expired(error: TokenExpired) -> str:

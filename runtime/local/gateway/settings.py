@@ -1,5 +1,7 @@
 """Where the gateway listens, where its database is, and whom it lets in."""
 
+from pathlib import Path
+
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -20,6 +22,8 @@ class GatewaySettings(BaseSettings):
     jwt_secret: SecretStr = SecretStr(keys.JWT_SECRET)
     publishable_key: SecretStr = SecretStr(keys.PUBLISHABLE_KEY)
     secret_key: SecretStr = SecretStr(keys.SECRET_KEY)
+    # Asymmetric keys, as `supabase gen signing-key` writes them; read again when the file has changed.
+    signing_keys: Path | None = None
     # Of web pages, besides those of this machine: "https://app.example".
     allowed_origins: tuple[str, ...] = ()
     # The real server asks its replication slot every 100 to 500 ms.

@@ -117,7 +117,7 @@ async def resolve(
     for binding in bindings:
         try:
             if not await connection.fetchval(MAY_BECOME, identity.role):
-                raise asyncpg.InvalidParameterValueError(f'role "{identity.role}" does not exist')
+                raise asyncpg.UndefinedObjectError(f'role "{identity.role}" does not exist')
             subscriptions = await _resolve_one(connection, binding, identity)
         except (asyncpg.DataError, asyncpg.RaiseError, asyncpg.SyntaxOrAccessError) as error:
             raise SubscriptionRefused(
