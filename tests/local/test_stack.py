@@ -62,6 +62,7 @@ def test_serves_a_migrated_database_and_starts_only_once(running: LocalStack) ->
         "API_URL": running.api_url,
         "REST_URL": f"{running.api_url}/rest/v1",
         "DB_URL": running.db_url,
+        "JWKS_URL": f"{found.api_url}/auth/v1/.well-known/jwks.json",
         "JWT_SECRET": keys.JWT_SECRET,
         "ANON_KEY": keys.ANON_KEY,
         "SERVICE_ROLE_KEY": keys.SERVICE_ROLE_KEY,
