@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.context import Context
+from runtime.context import MAX_EMITS, MAX_EMITTED_BYTES, Context
 from runtime.errors import InvalidValue
-from runtime.message import Message
+from runtime.message import Draft, Message
 from runtime.values import decode, encode
+
+# A call of many messages may emit as much as so many calls of one.
+_CALLS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,14 @@ class BatchContext(Context):
             InvalidValue: the message is not one of this batch, or the value cannot be stored.
         """
         self.answers[self._cause(message).id] = decode(encode(value))
+
+    def _check_room(self, draft: Draft, size: int) -> None:
+        # Each message's are written with it; all of the call's must not take too long either.
+        own = sum(len(each.json) for each in self.emitted if each.parent_id == draft.parent_id) + len(
+            draft.json
+        )
+        if own > MAX_EMITTED_BYTES or size > _CALLS * MAX_EMITTED_BYTES or len(self.emitted) >= MAX_EMITS:
+            super(BatchContext, self)._check_room(draft, own if own > MAX_EMITTED_BYTES else size)
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:
         if message is None:

@@ -10,6 +10,12 @@ from pydantic_core.core_schema import CoreSchema, is_instance_schema
 from runtime.errors import InvalidValue, RuntimeFault
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 from runtime.said import Speak, Voice
+from runtime.values import MAX_BYTES
+
+# What one attempt emits is written in the one transaction that finishes it, while the worker does nothing else. A value
+# of the largest size fits, with what stands around it.
+MAX_EMITTED_BYTES = MAX_BYTES + 2**20
+MAX_EMITS = 50_000
 
 
 class AskOptions(TypedDict, total=False):
@@ -71,6 +77,7 @@ class Context:
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     speak: Speak | None = field(default=None, repr=False)
     _voice: Voice | None = field(default=None, init=False, repr=False)
+    _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
@@ -133,22 +140,39 @@ class Context:
 
         Raises:
             InvalidKey: `key` is not a key.
-            InvalidValue: the value or an option cannot be stored, or `cause` is not what this handler was given.
+            InvalidValue: the value or an option cannot be stored, it is too much beside what this attempt has emitted
+                before, or `cause` is not what this handler was given.
         """
         message = self._cause(cause)
-        self.emitted.append(
-            Draft(
-                key,
-                value,
-                agent=self.agent,
-                delay=delay,
-                expires_in=expires_in,
-                priority=priority,
-                dedup_key=check_dedup_key(dedup_key),
-                correlation_id=correlation_id or message.correlation_id or str(message.id),
-                parent_id=message.id,
-                headers=headers,
+        draft = Draft(
+            key,
+            value,
+            agent=self.agent,
+            delay=delay,
+            expires_in=expires_in,
+            priority=priority,
+            dedup_key=check_dedup_key(dedup_key),
+            correlation_id=correlation_id or message.correlation,
+            parent_id=message.id,
+            headers=headers,
+        )
+        size = self._emitted_bytes + len(draft.json)
+        if size > MAX_EMITTED_BYTES or len(self.emitted) >= MAX_EMITS:
+            self._check_room(draft, size)
+        self._emitted_bytes = size
+        self.emitted.append(draft)
+
+    def _check_room(self, draft: Draft, size: int) -> None:
+        """Refuse an emit that is too much beside those before it, all of which this many bytes take."""
+        if len(self.emitted) >= MAX_EMITS:
+            raise InvalidValue(
+                f"{self.handler} has emitted {MAX_EMITS:,} messages in one attempt, and no more are written at once. "
+                "Emit a message for each part of the work, and have a handler of it emit the rest."
             )
+        raise InvalidValue(
+            f"{self.handler} emits {size / 2**20:.1f} MB in one attempt; at most {MAX_BYTES // 2**20} MB are written "
+            "at once, since everybody else waits meanwhile. Put large things into a file or a bucket and emit where "
+            "they are, or emit a message for each part of the work."
         )
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:
@@ -233,7 +257,7 @@ class Context:
                 self.speak or _unheard,
                 agent=self.agent,
                 message_id=self.message.id,
-                correlation_id=self.message.correlation_id or str(self.message.id),
+                correlation_id=self.message.correlation,
             )
         self._voice.say(key, value)
 

@@ -100,7 +100,7 @@ class HandlerAsks:
             expires_in=options.get("expires_in"),
             priority=options.get("priority", 0),  # type: ignore[arg-type]
             dedup_key=check_dedup_key(options.get("dedup_key")) or question,
-            correlation_id=options.get("correlation_id") or message.correlation_id or str(message.id),
+            correlation_id=options.get("correlation_id") or message.correlation,
             parent_id=message.id,
             headers=asking_headers(asker.id, asker.reachable_by, options.get("headers")),
         )

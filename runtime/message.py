@@ -17,6 +17,9 @@ from runtime.values import encode as encode
 T = TypeVar("T")
 
 MAX_DEDUP_CHARACTERS = 255
+# The same limits as the table's, whose constraints have these names.
+MAX_CHARACTERS = 255
+MAX_HEADERS_BYTES = 64 * 1024
 ANSWERS = "answer."
 """What every key that answers are written under begins with."""
 _RESERVED = re.compile(r"(tick|answer|failed|ask|webhook) ")
@@ -93,6 +96,12 @@ class Message(Generic[T]):
         # Whoever may ask must not have an agent write under any key in the agent's name.
         return given if isinstance(given, str) and given.startswith(ANSWERS) and is_key(given) else None
 
+    @property
+    def correlation(self) -> str:
+        """What the messages share that this one causes: its correlation_id, or its id where it is a first one."""
+        # A row from before the table had its limits may have a longer one.
+        return self.correlation_id[:MAX_CHARACTERS] if self.correlation_id else str(self.id)
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, attempt: int = 1) -> Self:
         """Return the message a row of the stream holds, given as decoded JSON with times as ISO 8601 text.
@@ -140,7 +149,7 @@ class Draft:
         dedup_key: within the dedup retention one message with this text is stored; 1 to 255 characters.
         correlation_id: what it belongs to.
         parent_id: the message it answers.
-        headers: whatever should travel beside the value.
+        headers: whatever should travel beside the value, up to 64 kB of it.
 
     Attributes:
         json: the draft as the JSON object `stream_send` takes.
@@ -166,7 +175,10 @@ class Draft:
         # No character of a key has to be escaped.
         head = f'{{"key":"{check_key(self.key)}"'
         if options := self._options():
-            head = f"{head},{encode(options)[1:-1]}"
+            text = encode(options)
+            if len(text) > MAX_HEADERS_BYTES // 4:
+                _check_headers(self.headers)
+            head = f"{head},{text[1:-1]}"
         object.__setattr__(self, "json", f'{head},"value":{encode(self.value)}}}')
 
     def _options(self) -> dict[str, Any] | None:
@@ -179,6 +191,9 @@ class Draft:
         if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
             size = len(self.dedup_key)
             raise InvalidValue(f"A dedup_key has 1 to {MAX_DEDUP_CHARACTERS} characters, not {size}.")
+        for name, text in (("agent", self.agent), ("correlation_id", self.correlation_id)):
+            if text is not None and len(text) > MAX_CHARACTERS:
+                raise InvalidValue(f"{name} has at most {MAX_CHARACTERS} characters, not {len(text)}.")
         options = {
             "agent": self.agent,
             "delay": _seconds("delay", self.delay),
@@ -258,6 +273,16 @@ def moment(text: str) -> datetime:
     except ValueError:
         is_past = text.startswith("-") or text.endswith("BC")
         return (datetime.min if is_past else datetime.max).replace(tzinfo=UTC)
+
+
+def _check_headers(headers: Mapping[str, Any] | None) -> None:
+    """Refuse headers that are too large: they are read with every message, whoever needs them."""
+    size = len(encode(dict(headers or {})).encode())
+    if size > MAX_HEADERS_BYTES:
+        raise InvalidValue(
+            f"The headers take {size:,} bytes in JSON; at most {MAX_HEADERS_BYTES:,} are stored. Put large things into "
+            "the value."
+        )
 
 
 def _seconds(name: str, seconds: float | None) -> float | None:

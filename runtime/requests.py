@@ -162,7 +162,7 @@ def answer_draft(delivery: Delivery, handler: Handler, result: object) -> Draft 
         result,
         agent=handler.agent,
         dedup_key=f"answer {message.id} {delivery.subscription}",
-        correlation_id=message.correlation_id or str(message.id),
+        correlation_id=message.correlation,
         parent_id=message.id,
         headers={"answers": message.id, _HANDLER: handler.name},
     )

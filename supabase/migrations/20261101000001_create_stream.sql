@@ -9,17 +9,28 @@ create table public.consciousness_stream (
     id bigint generated always as identity (cache 1) primary key,
     -- "C" makes a prefix such as 'task.>' a range of the index.
     key text collate "C" not null,
-    value jsonb,
-    agent text,
+    -- A writer that may insert may be anybody's page: what it could stop workers with is refused here, and the names of
+    -- the constraints say what is allowed. As PostgreSQL prints JSON, with its spaces, it is up to half as long again as
+    -- 16 MB of it are on the wire. What takes less than that in binary is not printed for it: that would double its cost.
+    value jsonb constraint value_takes_at_most_16_mb
+        check (pg_column_size(value) <= 16777216 or octet_length(value::text) <= 25165824),
+    agent text constraint agent_has_at_most_255_characters check (length(agent) <= 255),
     processed boolean not null default false,
-    created_at timestamptz not null default clock_timestamp(),
-    deliver_at timestamptz,
+    -- Clocks differ a little. What retention would never reach is no time of writing.
+    created_at timestamptz not null default clock_timestamp() constraint created_at_is_finite_and_not_to_come
+        check (isfinite(created_at) and created_at < clock_timestamp() + interval '1 hour'),
+    deliver_at timestamptz constraint deliver_at_is_within_a_hundred_years check (
+        deliver_at is null
+        or (isfinite(deliver_at) and deliver_at < clock_timestamp() + interval '36601 days')),
     expires_at timestamptz,
     priority smallint not null default 0 constraint priority_is_a_class check (priority between -1 and 1),
     dedup_key text constraint dedup_key_is_short check (length(dedup_key) <= 255),
-    correlation_id text,
+    correlation_id text constraint correlation_id_has_at_most_255_characters check (length(correlation_id) <= 255),
     parent_id bigint,
-    headers jsonb
+    headers jsonb constraint headers_are_an_object_of_at_most_64_kb check (
+        headers is null
+        or (jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= 1048576
+            and octet_length(headers::text) <= 98304))
 ) with (
     -- Room on each page for every row once more: where the new row stays on it, setting processed writes to no index.
     fillfactor = 50,
@@ -32,7 +43,8 @@ comment on table public.consciousness_stream is
 comment on column public.consciousness_stream.key is 'Dotted name, such as task.output: at most 8 segments and 255 characters.';
 comment on column public.consciousness_stream.processed is
     'True once every agent that handles exactly this key has ended its delivery; a reader of its own may set it too.';
-comment on column public.consciousness_stream.deliver_at is 'Not before this time.';
+comment on column public.consciousness_stream.deliver_at is
+    'Not before this time, at most a hundred years ahead. Under an ordered key it holds up all that follows: grant it to no one who may not do that.';
 comment on column public.consciousness_stream.expires_at is 'Not after this time: counted, not delivered.';
 comment on column public.consciousness_stream.priority is 'A class: 1 first, 0 normal, -1 last. Ordered subscriptions ignore it.';
 comment on column public.consciousness_stream.dedup_key is 'A message with the same dedup_key is stored once within the dedup retention.';

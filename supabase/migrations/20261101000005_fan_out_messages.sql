@@ -164,7 +164,8 @@ begin
 
     -- Most inserts are of one row under a key that is known: all that is to be known of it in one statement.
     select n.id, n.key, n.deliver_at, n.priority, n.dedup_key, n.parent_id,
-           coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false) as heavy,
+           coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false)
+               or coalesce(pg_column_size(n.headers) > 500 or pg_column_compression(n.headers) is not null, false) as heavy,
            exists (select from new_messages offset 1) as has_more,
            r.subscriptions, r.ordered, r.marks, r.sole,
            exists (select from runtime.workers w where w.asleep) as somebody_sleeps
@@ -231,7 +232,8 @@ begin
                case when n.deliver_at > clock_timestamp() then n.deliver_at end,
                case when r.ordered then 0 else n.priority end,
                r.marks, r.sole,
-               coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false),
+               coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false)
+               or coalesce(pg_column_size(n.headers) > 500 or pg_column_compression(n.headers) is not null, false),
                case when r.ordered then n.key end
         from new_messages n
         join route r on r.key = n.key

@@ -138,7 +138,8 @@ declare
     page_rows integer;
 begin
     with page as materialized (
-        select m.id, m.key, m.priority, m.deliver_at, coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false) as heavy
+        select m.id, m.key, m.priority, m.deliver_at, coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false)
+               or coalesce(pg_column_size(m.headers) > 500 or pg_column_compression(m.headers) is not null, false) as heavy
         from public.consciousness_stream m
         where m.id > target.backfilled_to
         order by m.id

@@ -46,33 +46,60 @@ comment on function runtime.describe(runtime.taken[], uuid, timestamptz) is
     'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; and whether every one '
     'has a message that had not expired at that time.';
 
-create function runtime.fits(ids bigint[], max_bytes bigint) returns integer
+create function runtime.weigh(value jsonb, headers jsonb, agent text, correlation_id text, exactly boolean) returns bigint
 language plpgsql stable set search_path = '' as $$
+begin
+    return coalesce(octet_length(agent), 0) + coalesce(octet_length(correlation_id), 0)
+        + case when exactly or pg_column_size(headers) > 500 or pg_column_compression(headers) is not null
+               then coalesce(octet_length(headers::text), 0)
+               else coalesce(pg_column_size(headers), 0) end
+        + case when exactly or pg_column_size(value) > 2000 or pg_column_compression(value) is not null
+               then coalesce(octet_length(value::text), 0)
+               else coalesce(pg_column_size(value), 0) end;
+exception when program_limit_exceeded or out_of_memory or internal_error then
+    -- A number of a hundred thousand digits takes eight bytes, and thousands of them no text can hold.
+    return null;
+end
+$$;
+comment on function runtime.weigh(jsonb, jsonb, text, text, boolean) is
+    'About how many bytes a message takes in an answer; null where no answer can hold it. A small value is not printed '
+    'for that, unless it is wanted exactly.';
+
+create function runtime.weights(ids bigint[], exactly boolean) returns bigint[]
+language plpgsql stable set search_path = '' as $$
+begin
+    return array(
+        -- One whose message is gone weighs nothing, but has to come along to be dropped.
+        select case when m.id is null then 0
+                    else runtime.weigh(m.value, m.headers, m.agent, m.correlation_id, exactly) end
+        from unnest(ids) with ordinality as t (id, place)
+        left join lateral (select * from public.consciousness_stream l where l.id = t.id offset 0) m on true
+        order by t.place
+    );
+end
+$$;
+comment on function runtime.weights(bigint[], boolean) is 'About how many bytes each of these messages takes in an answer.';
+
+create function runtime.fits(weights bigint[], max_bytes bigint) returns integer
+language plpgsql immutable set search_path = '' as $$
 declare
-    weighed record;
     total bigint := 0;
     counted integer := 0;
+    weight bigint;
 begin
-    for weighed in
-        select t.place, case when pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null
-                             then octet_length(m.value::text)
-                             else coalesce(pg_column_size(m.value), 0) end as bytes
-        from unnest(ids) with ordinality as t (id, place)
-        -- One whose message is gone weighs nothing, but has to come along to be dropped.
-        left join lateral (select l.value from public.consciousness_stream l where l.id = t.id offset 0) m on true
-        order by t.place
-    loop
-        total := total + weighed.bytes;
+    foreach weight in array weights loop
+        total := total + weight;
         exit when total > max_bytes and counted > 0;
         counted := counted + 1;
     end loop;
     return counted;
 end
 $$;
-comment on function runtime.fits(bigint[], bigint) is 'How many of these messages, from the first, fit in one answer; at least one.';
+comment on function runtime.fits(bigint[], bigint) is
+    'How many messages of these weights, from the first, fit in one answer; at least one.';
 
 create function runtime.take_fresh(
-    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz, exactly boolean
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
@@ -115,7 +142,7 @@ begin
            json_agg(json_build_array(
                t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
                m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, new_lease
-           ) order by t.priority desc, m.id) filter (where not t.heavy),
+           ) order by t.priority desc, m.id) filter (where not t.heavy and not exactly),
            bool_and(m.id is not null and (m.expires_at <= at) is not true),
            bool_or(t.heavy),
            -- Of each the last to be taken: the highest, as they were picked. A lower one would cost a look at some again.
@@ -130,7 +157,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer, timestamptz) is
+comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer, timestamptz, boolean) is
     'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it has '
     'come in each, and which of the others are ordered.';
 
@@ -413,7 +440,7 @@ comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timest
     'Adds what can be taken of the ordered subscriptions.';
 
 create function runtime.take_due_too(
-    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz, exactly boolean
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
@@ -422,7 +449,7 @@ declare
     left_over jsonb;
 begin
     if overdue.taken is null then
-        return runtime.take_fresh(want, cursors, until, new_lease, pump, at);
+        return runtime.take_fresh(want, cursors, until, new_lease, pump, at, exactly);
     end if;
     left_over := (
         select jsonb_object_agg(w.key, w.value::integer - coalesce(t.amount, 0))
@@ -430,7 +457,7 @@ begin
         left join (select t.subscription, count(*) as amount from unnest(overdue.taken) as t group by 1) t
             on t.subscription = w.key::integer
     );
-    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump, at);
+    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump, at, exactly);
     result.taken := overdue.taken || result.taken;
     result.rows := null;
     result.heavy := overdue.heavy or coalesce(result.heavy, false);
@@ -441,7 +468,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, timestamptz) is
+comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, timestamptz, boolean) is
     'Leases what is due of the wanted unordered subscriptions, and fresh deliveries where that is fewer than wanted.';
 
 create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer)
@@ -489,13 +516,56 @@ $$;
 comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer) is
     'Leases one delivery that has crashed its worker twice, and nothing else.';
 
-create function runtime.fit(so_far runtime.taking, max_bytes bigint) returns runtime.taking
+create function runtime.bury_unanswerable(taken runtime.taken[], weights bigint[], me uuid) returns boolean[]
+language plpgsql set search_path = '' as $$
+declare
+    -- No writer within the limits of the table comes near it.
+    most constant bigint := 33554432;
+    buried record;
+begin
+    with monstrous as (
+        select t.*, case when t.weight is null then 'its message takes more bytes as JSON text than any answer can hold'
+                         else format('its message takes %s MB as JSON text', t.weight / 1048576) end
+                    || '; at most 16 MB are delivered. Have its writer put large things into a file or a bucket' as error
+        from unnest(taken, weights) as t (message_id, subscription, attempts, crashes, priority, weight)
+        where t.weight is null or t.weight > most
+    ), logged as (
+        insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
+        select x.message_id, x.subscription, clock_timestamp(), me, x.attempts + x.crashes + 1, 'dead', x.error
+        from monstrous x
+    )
+    select array_agg(x.message_id) as ids, array_agg(x.subscription) as subscriptions, array_agg(x.error) as errors
+    into buried from monstrous x;
+    if buried.ids is not null then
+        perform runtime.bury(buried.ids, buried.subscriptions, array_fill('invalid'::text, array[cardinality(buried.ids)]),
+                             buried.errors, array_fill(null::text, array[cardinality(buried.ids)]));
+    end if;
+    return array(select w is not null and w <= most from unnest(weights) with ordinality as u (w, place) order by place);
+end
+$$;
+comment on function runtime.bury_unanswerable(runtime.taken[], bigint[], uuid) is
+    'Makes dead letters of deliveries whose messages are too large to be handed to anybody; says of each whether it is left.';
+
+create function runtime.fit(so_far runtime.taking, max_bytes bigint, exactly boolean, me uuid) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking := so_far;
-    fitting integer := runtime.fits(array(select t.message_id from unnest(so_far.taken) as t), max_bytes);
+    weights bigint[] := runtime.weights(array(select t.message_id from unnest(so_far.taken) as t), exactly);
+    is_left boolean[];
+    fitting integer;
 begin
     result.rows := null;
+    if 33554432 < any (weights) or array_position(weights, null) is not null then
+        is_left := runtime.bury_unanswerable(so_far.taken, weights, me);
+        so_far.taken := array(
+            select t.one from unnest(is_left) with ordinality as l (is_left, place)
+            cross join lateral (select so_far.taken[l.place::integer]) as t (one) where l.is_left order by l.place);
+        weights := array(select w from unnest(weights, is_left) with ordinality as u (w, is_left, place)
+                         where u.is_left order by place);
+        result.taken := so_far.taken;
+        result.look_again := true;
+    end if;
+    fitting := runtime.fits(weights, max_bytes);
     if fitting < cardinality(so_far.taken) then
         -- Given back untouched: what does not fit in one answer comes with the next.
         update runtime.deliveries d
@@ -515,7 +585,8 @@ begin
     return result;
 end
 $$;
-comment on function runtime.fit(runtime.taking, bigint) is 'Gives back what does not fit in the bytes of one answer.';
+comment on function runtime.fit(runtime.taking, bigint, boolean, uuid) is
+    'Gives back what does not fit in the bytes of one answer, and buries what fits in none.';
 
 create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]
 language plpgsql stable set search_path = '' as $$

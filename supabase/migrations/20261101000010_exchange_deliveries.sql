@@ -421,6 +421,9 @@ declare
         + make_interval(secs => coalesce((options ->> 'lease_seconds')::double precision, 30));
     due boolean := coalesce((options ->> 'due')::boolean, false);
     alone boolean := coalesce((options ->> 'alone')::boolean, false);
+    -- A worker says how much it can take after an answer could not be built, or did not arrive: then what seems small
+    -- is weighed too, and no message is told of before.
+    exactly boolean := options ?| '{max_bytes,bare}';
     new_lease uuid := case when want <> '{}' then gen_random_uuid() end;
     looked_at timestamptz;
     refused jsonb := '[]'::jsonb;
@@ -537,15 +540,17 @@ begin
         if alone then
             taking := runtime.take_alone(allowed, until, new_lease, mine.number);
         elsif due then
-            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at);
+            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at, exactly);
         else
-            taking := runtime.take_fresh(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at);
+            taking := runtime.take_fresh(
+                allowed, options -> 'cursors', until, new_lease, mine.number, looked_at, exactly);
         end if;
         if taking.ordered is not null then
             taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number);
         end if;
-        if taking.heavy and not options ? 'bare' then
-            taking := runtime.fit(taking, coalesce((options ->> 'max_bytes')::bigint, 8000000));
+        if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
+            taking := runtime.fit(
+                taking, coalesce((options ->> 'max_bytes')::bigint, 8000000), exactly, stream_exchange.worker);
         end if;
         if cardinality(taking.taken) >= taking.least then
             taking.filled := runtime.filled(taking, allowed);

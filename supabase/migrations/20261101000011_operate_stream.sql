@@ -82,7 +82,8 @@ begin
         where stream_replay.ids is null
     ), history as materialized (
         select distinct m.id, m.key, m.priority,
-               coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false) as heavy
+               coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false)
+               or coalesce(pg_column_size(m.headers) > 500 or pg_column_compression(m.headers) is not null, false) as heavy
         from found m
         where (since is null or m.created_at >= since)
           and (stream_replay.until is null or m.created_at < stream_replay.until)
@@ -108,6 +109,35 @@ $$;
 comment on function public.stream_replay(text, timestamptz, timestamptz, text, bigint[], boolean) is
     'Delivers history to a subscription again; a delivery still pending is left as it is. With dry_run, only counts.';
 
+create function runtime.has_older(past bigint, horizon timestamptz) returns boolean
+language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+declare
+    first bigint := (select min(m.id) from public.consciousness_stream m where m.id > past);
+    low bigint := first;
+    -- What says that it was written later than now says nothing of its neighbours.
+    latest timestamptz := clock_timestamp() + interval '1 hour';
+    high bigint := (select max(m.id) + 1 from public.consciousness_stream m);
+    middle bigint;
+    found_id bigint;
+    found_at timestamptz;
+begin
+    -- Ids rise with the time of writing, nearly: halving finds in some twenty looks where what is younger begins.
+    while low < high loop
+        middle := low + (high - low) / 2;
+        select m.id, m.created_at into found_id, found_at
+        from public.consciousness_stream m where m.id >= middle and m.created_at <= latest order by m.id limit 1;
+        if found_id is null or found_at >= horizon then
+            high := middle;
+        else
+            low := found_id + 1;
+        end if;
+    end loop;
+    return low > first;
+end
+$$;
+comment on function runtime.has_older(bigint, timestamptz) is
+    'Whether there is something older than this behind an id, as far as halving finds it.';
+
 create function public.stream_prune(
     older_than_seconds double precision, max integer default 10000, after bigint default 0
 ) returns json
@@ -115,6 +145,7 @@ language plpgsql security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     horizon timestamptz := clock_timestamp() - make_interval(secs => older_than_seconds);
+    looked bigint[];
     batch bigint[];
     expired record;
     pruned bigint;
@@ -127,13 +158,12 @@ begin
         raise exception using errcode = '22023', message = 'max must be 1 or more';
     end if;
     -- The lowest ids are the oldest, so the first page is looked at, not the whole table.
-    batch := array(
-        select page.id from (
-            select m.id, m.created_at from public.consciousness_stream m
-            where m.id > stream_prune.after order by m.id limit max
-        ) page
-        where page.created_at < horizon
-    );
+    select array_agg(page.id), coalesce(array_agg(page.id) filter (where page.created_at < horizon), '{}')
+    into looked, batch
+    from (
+        select m.id, m.created_at from public.consciousness_stream m
+        where m.id > stream_prune.after order by m.id limit max
+    ) page;
     -- A delivery nobody took within the retention ends here, so that an orphan cannot fill the disk. One that is
     -- leased or put off is somebody's work in hand, until that too has come due and lain about for as long.
     with ended as (
@@ -159,7 +189,10 @@ begin
     end if;
     delete from runtime.runs r where r.message_id = any (batch)
         and not exists (select from public.consciousness_stream m where m.id = r.message_id);
-    return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', batch[cardinality(batch)]);
+    -- A page of what was brought back lately, or has a time yet to come, is passed over where there is more behind it.
+    return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', case
+        when cardinality(looked) < max then batch[cardinality(batch)]
+        when cardinality(batch) > 0 or runtime.has_older(looked[max], horizon) then looked[max] end);
 end
 $$;
 comment on function public.stream_prune(double precision, integer, bigint) is

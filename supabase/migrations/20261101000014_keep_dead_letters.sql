@@ -149,9 +149,9 @@ begin
         insert into public.consciousness_stream
             (id, key, value, agent, processed, priority, correlation_id, parent_id, headers)
         overriding system value
-        select c.id, c.key, nullif(c.m -> 'value', 'null'), c.m ->> 'agent', (c.m ->> 'processed')::boolean,
-               (c.m ->> 'priority')::smallint, c.m ->> 'correlation_id', (c.m ->> 'parent_id')::bigint,
-               nullif(c.m -> 'headers', 'null')
+        select c.id, c.key, nullif(c.m -> 'value', 'null'), left(c.m ->> 'agent', 255), (c.m ->> 'processed')::boolean,
+               (c.m ->> 'priority')::smallint, left(c.m ->> 'correlation_id', 255), (c.m ->> 'parent_id')::bigint,
+               case when jsonb_typeof(c.m -> 'headers') = 'object' then c.m -> 'headers' end
         from copies c
         on conflict (id) do nothing
         returning id

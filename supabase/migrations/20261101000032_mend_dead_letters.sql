@@ -83,10 +83,10 @@ begin
     -- A new message, since others have handled the old one as it was; its headers say whose place it takes.
     insert into public.consciousness_stream (key, value, agent, priority, correlation_id, parent_id, headers)
     values (
-        dead.key, stream_amend.value, dead.message ->> 'agent', (dead.message ->> 'priority')::smallint,
-        coalesce(dead.message ->> 'correlation_id', dead.message_id::text),
+        dead.key, stream_amend.value, left(dead.message ->> 'agent', 255), (dead.message ->> 'priority')::smallint,
+        coalesce(left(dead.message ->> 'correlation_id', 255), dead.message_id::text),
         dead.message_id,
-        coalesce(nullif(dead.message -> 'headers', 'null'), '{}') || jsonb_build_object('amends', dead.message_id)
+        case when jsonb_typeof(dead.message -> 'headers') = 'object' then dead.message -> 'headers' else '{}' end || jsonb_build_object('amends', dead.message_id)
     ) returning id into written;
     -- Nobody else is due: whoever else has this key has had the old one.
     delete from runtime.deliveries d where d.message_id = written and d.subscription <> target.id;

@@ -50,7 +50,7 @@ declare
 begin
     select jsonb_agg(jsonb_build_object(
         'key', m.headers ->> 'reply_to', 'agent', s.agent, 'parent_id', m.id,
-        'correlation_id', coalesce(m.correlation_id, m.id::text),
+        'correlation_id', coalesce(left(m.correlation_id, 255), m.id::text),
         -- A redrive may yet bring the answer itself, which has a dedup_key of its own.
         'dedup_key', format('failed %s %s', m.id, s.id),
         'headers', jsonb_build_object('answers', m.id, 'handler', s.name, 'failed', v.reason),

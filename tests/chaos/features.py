@@ -1,9 +1,10 @@
 """Which features take part? All that are named here."""
 
 from tests.chaos.batches import BATCHES
+from tests.chaos.hostile import HOSTILE
 from tests.chaos.incoming import INCOMING
 from tests.chaos.outgoing import OUTGOING
 from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
 
-FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING)
+FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, HOSTILE)
