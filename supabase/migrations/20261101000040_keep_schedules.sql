@@ -29,6 +29,10 @@ begin
     delete from runtime.schedules s
     using jsonb_to_recordset(schedules) as d (name text, spec text)
     where s.name = d.name and d.spec is null and s.declared_at < started;
+    -- Ticked before the clock was set back: it goes on from now. A slot that has ticked does not tick again, by its dedup_key.
+    update runtime.schedules s set last_slot = clock_timestamp()
+    from jsonb_to_recordset(schedules) as d (name text)
+    where s.name = d.name and s.last_slot > clock_timestamp() + interval '1 minute';
     insert into runtime.schedules as s (name, key, spec, missed, last_slot, declared_at)
     select d.name, d.key, d.spec, d.missed, clock_timestamp(), started
     from jsonb_to_recordset(schedules) as d (name text, key text, spec text, missed text)

@@ -288,6 +288,17 @@ async def test_l6_a_subscription_half_settled_in_another_cluster_settles(
     assert [each.id for each in await worker.take()] == [message]
 
 
+async def test_l6_without_knowing_whose_ids_they_are_it_never_settles(db: Any, worker: Worker) -> None:
+    await switch_off(db, "runtime.is_foreign", "return true;", "return false;")
+    await worker.subscribe("a.one=task.>", settle=False)
+    await db.execute(
+        f"update runtime.subscriptions set settled = false, settling_fenced = true, settling_xid = '{FAR}'::xid8"
+    )
+    for _ in range(5):
+        left = (await worker.exchange(settle=True)).more["unsettled"]
+    assert left == list(worker.numbers.values())
+
+
 async def test_l6_a_change_of_routes_in_another_cluster_hides_none_of_this_one(
     db: Any, worker: Worker
 ) -> None:

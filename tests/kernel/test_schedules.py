@@ -155,3 +155,20 @@ async def test_an_agent_under_its_own_identity_keeps_its_own_timers_only(
     asked = schedule(worker) if call == "schedule" else tick(db, begun, begun + timedelta(minutes=1))
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="thief"):
         await asked
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=365)])
+async def test_l9_a_timer_goes_on_when_the_clock_is_set_back(
+    db: Any, worker: Worker, begun: datetime, ahead: timedelta
+) -> None:
+    ticked = begun + timedelta(minutes=5)
+    await tick(db, begun, ticked, ticked)
+    await db.execute("update runtime.schedules set last_slot = $1", begun + ahead)
+    now = await db.fetchval("select clock_timestamp()")
+    went_on = last(await schedule(worker))
+    assert now <= went_on <= await db.fetchval("select clock_timestamp()")
+    # A slot that has ticked by the old clock does not tick again, the others do.
+    reached = went_on + timedelta(microseconds=1)
+    answer = await tick(db, went_on, reached, ticked, ticked + timedelta(minutes=1))
+    assert last(answer) == reached
+    assert await ticks(db) == [ticked.isoformat(), (ticked + timedelta(minutes=1)).isoformat()]
