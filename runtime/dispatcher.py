@@ -98,6 +98,8 @@ class Dispatcher:
         self.asker = Asker(store, settings, card.id, card.announce, self.plan.reach)
         self._incarnation = ""
         self._warned: frozenset[str] = frozenset()
+        # How often in a row an exchange was refused for wanting anything.
+        self._wants_refused = 0
 
     @property
     def is_whole(self) -> bool:
@@ -297,6 +299,13 @@ class Dispatcher:
         except Unapplied as fault:
             await self._carry_less(look, fault)
             return
+        except StoreError as error:
+            # There is no more time. Where nothing is left to report, nothing is lost either.
+            if isinstance(error, StoreUnavailable) or look.done or look.failed:
+                raise
+            return
+        if look.want:
+            self._wants_refused = 0
         self._absorb(look, answer, sent_at)
         if doubt is not None:
             if look.nonce is not None:
@@ -369,10 +378,12 @@ class Dispatcher:
         elif reports or (look.want and fault.leased):
             self.plan.put_back(look, time.monotonic(), by=remedy.shrinks_by)
         elif look.want:
-            # Not refused for how much it wants, then, but for wanting anything.
-            self._exchanger.say(fault.error)
+            # Not refused for how much it wants, then, but for wanting anything: or it was mended meanwhile.
+            self._wants_refused += 1
             self.plan.put_back(look, time.monotonic(), by=1)
-            self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
+            if self._wants_refused > 1:
+                self._exchanger.say(fault.error)
+                self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
         else:
             await self._renew_each(look)
 
@@ -416,12 +427,15 @@ class Dispatcher:
             await self._give_back(leased)
             self.plan.narrowing.shrink_taking(len(leased), remedy.shrinks_by)
             return
-        sent_at = self._exchanger.asked_at
         single = Look(want=look.want, due=look.due, alone=look.alone)
-        answer, again = await self._exchanger.exchange(single, again=True)
-        if again is None or not answer.leased:
-            self._absorb(single, answer, sent_at)
-            return
+        again: StoreError | None = doubt
+        for _ in range(int(remedy.blames) - 1):
+            # Its lease was renewed by the exchange that told of it.
+            sent_at = self._exchanger.asked_at
+            answer, again = await self._exchanger.exchange(single, again=True)
+            if again is None or not answer.leased:
+                self._absorb(single, answer, sent_at)
+                return
         message, subscription = leased[0].place
         text = f"{type(again).__name__}: the message does not arrive, while everything else does: {again}"
         _log.error("message %s for %s is a dead letter: %s", message, self._name(subscription), text)

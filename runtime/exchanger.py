@@ -64,8 +64,8 @@ class Exchanger:
         self._gauges = gauges
         self._pump, self._n = uuid4(), 0
         self._random = Random()
-        # What the store was last said to suffer from; empty while it answers.
-        self._trouble = ""
+        # The kinds of what the store was said to suffer from; empty while it answers.
+        self._troubles: set[str] = set()
 
     async def exchange(self, look: Look, *, again: bool = False) -> tuple[Answer, StoreError | None]:
         """Make one exchange, repeated under its number until it is answered.
@@ -132,19 +132,22 @@ class Exchanger:
             raise error
 
     def say(self, error: StoreError) -> None:
-        """Say once what the store suffers from."""
-        if str(error) == self._trouble:
+        """Say what the store suffers from: once an outage, and once for each other kind of cause that shows in it."""
+        kind, is_first = f"{error.nature} {error.code}", not self._troubles
+        if kind in self._troubles:
             return
-        self._trouble = str(error)
-        if isinstance(error, StoreUnavailable):
+        self._troubles.add(kind)
+        if not isinstance(error, StoreUnavailable):
+            _log.error("the store cannot be used: %s Asking again until it can.", error)
+        elif is_first:
             _log.warning("the store is away: %s Asking again until it answers.", error)
         else:
-            _log.error("the store cannot be used: %s Asking again until it can.", error)
+            _log.warning("the store still does not serve: %s", error)
 
     def note_answer(self) -> None:
         """The store answers: say so, where it did not before."""
-        if self._trouble:
-            self._trouble = ""
+        if self._troubles:
+            self._troubles.clear()
             _log.info("the store answers again")
 
 

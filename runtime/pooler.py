@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
+from runtime.admission import open_connection
 
 _ROUNDS = 5
 
@@ -38,7 +38,7 @@ async def is_transaction_pooled(url: str, *, connect_seconds: float) -> bool:
 
 @asynccontextmanager
 async def _connected(url: str, seconds: float) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(url, timeout=seconds, command_timeout=seconds, statement_cache_size=0)
+    connection = await open_connection(url, seconds=seconds, command_timeout=seconds, statement_cache_size=0)
     try:
         yield connection
     finally:

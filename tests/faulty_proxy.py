@@ -32,6 +32,7 @@ class FaultyProxy:
     bytes_per_second: float = 0.0
     connections: int = 0
     _open: set[SocketStream] = field(default_factory=set)
+    _forgotten: set[SocketStream] = field(default_factory=set)
 
     @property
     def open_connections(self) -> int:
@@ -42,6 +43,10 @@ class FaultyProxy:
         """End every connection, as a network does."""
         for client in list(self._open):
             await anyio.aclose_forcefully(client)
+
+    def forget(self) -> None:
+        """Carry nothing more on the connections of this moment, and tell neither end, as a NAT does."""
+        self._forgotten |= self._open
 
     async def serve(self, client: SocketStream) -> None:
         """Carry one connection."""
@@ -70,6 +75,8 @@ class FaultyProxy:
             anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError
         ):
             while data := await source.receive():
+                if source in self._forgotten or sink in self._forgotten:
+                    continue
                 if is_request and self.cut_requests:
                     self.cut_requests -= 1
                     break

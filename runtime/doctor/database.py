@@ -48,6 +48,20 @@ def check_migrations(facts: Facts, ours: Sequence[str]) -> Finding:
     return ok("migrations", f"All {len(ours)} migrations of this release are applied.")
 
 
+def check_isolation(facts: Facts) -> Finding:
+    """Are transactions such that work can be taken in them?"""
+    if facts["isolation"] != "read committed":
+        return fault(
+            "isolation",
+            f"Requests run at isolation level {facts['isolation']}, in which no work can be taken: a default of the "
+            "role or the database asks for it.",
+            "alter role authenticator set default_transaction_isolation = 'read committed'; alter role service_role "
+            "set default_transaction_isolation = 'read committed'; notify pgrst, 'reload config';",
+            isolation=facts["isolation"],
+        )
+    return ok("isolation", "Requests run at isolation level read committed.")
+
+
 def check_publication(facts: Facts) -> Finding:
     """Does Realtime hear of inserts?"""
     if facts["publication"] is None:
@@ -176,5 +190,6 @@ def plugin_cure(facts: Facts) -> str | None:
 
 
 CHECKS: Sequence[Callable[[Facts], Finding]] = (
-    check_publication, check_grants, check_row_security, check_trigger, check_policies, check_partition,
-)  # fmt: skip  # fmt: skip
+    check_isolation, check_publication, check_grants, check_row_security, check_trigger, check_policies,
+    check_partition,
+)  # fmt: skip

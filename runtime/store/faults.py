@@ -1,7 +1,8 @@
-"""What every fault of a store means, in one table, whatever said it: an SQLSTATE, an HTTP status, a pooler's text.
+"""What every fault of a store means, in one table: SQLSTATEs, HTTP statuses, answers of another form.
 
 A fault tells three things: whether the same request may be made again, whether what the request carries can be at
-fault, and, where one report fails alone while an empty exchange passes, whether that report fails or waits.
+fault, and, where one report fails alone while an empty exchange passes, whether that report fails or waits. What is
+said on the way in, before any request is read, stands in `runtime.admission`.
 """
 
 from collections.abc import Mapping
@@ -53,11 +54,11 @@ REMEDIES: Mapping[Nature, Remedy] = MappingProxyType({
     # No answer in time: a slow road, or too much on it. Each try costs the time of a request.
     "slow": Remedy(tries=1, blames=2, shrinks_by=8),
     # No answer of ours: cut off, an error page, another service. Now and then everybody sees one.
-    "garbled": Remedy(tries=2, blames=2),
+    "garbled": Remedy(tries=2, blames=4),
     # More than the database can build in one piece.
     "large": Remedy(tries=1, blames=2, shrinks_by=8),
     # Something in front of the API refuses the body, by its size or its text.
-    "blocked": Remedy(tries=1, blames=1, longest_pause=60.0),
+    "blocked": Remedy(tries=1, blames=2, longest_pause=60.0),
     "refused": Remedy(tries=1, blames=1, longest_pause=60.0),
     "forbidden": Remedy(tries=1, blames=1, longest_pause=60.0),
     "missing": Remedy(tries=1, blames=1, longest_pause=60.0),
@@ -104,44 +105,6 @@ _TOO_LARGE = (
     "enlarge string buffer",
 )
 
-# What servers and poolers say on the way in, in lower case. A pooler sends most of it as XX000 or 08P01.
-ENTRY_TEXTS: Mapping[str, Nature] = MappingProxyType({
-    "password authentication failed": "credentials",
-    "sasl authentication failed": "credentials",
-    "authentication error": "credentials",
-    "no such database": "credentials",
-    "no such user": "credentials",
-    "does not exist": "credentials",
-    "user not found": "credentials",
-    "not found in auth_query": "credentials",
-    "wrong password": "credentials",
-    "(enotfound)": "credentials",
-    "(enoidentifier)": "credentials",
-    "no tenant identifier": "credentials",
-    "invalid format for user": "credentials",
-    "(ecircuitbreaker)": "credentials",
-    "circuit breaker open": "credentials",
-    "too many authentication failures": "credentials",
-    "(eaddrnotallowed)": "credentials",
-    "not in tenant allow_list": "credentials",
-    "no pg_hba.conf entry": "credentials",
-    "pg_hba.conf rejects": "credentials",
-    "(esslrequired)": "credentials",
-    "ssl connection is required": "credentials",
-    "ssl required": "credentials",
-    "server does not support ssl": "credentials",
-    "rejected ssl upgrade": "credentials",
-    "not permitted to log in": "credentials",
-    "is not permitted to connect": "credentials",
-    # Full or just starting: these come before the words above, where both fit.
-    "max clients": "away",
-    "max client connections": "away",
-    "(emaxconnsession)": "away",
-    "(emaxclients": "away",
-    "too many connections": "away",
-    "remaining connection slots": "away",
-})  # fmt: skip
-
 MIGRATION_CURE = (
     "Bring the migrations up to this release with `runtime init`, and apply them: `supabase db push` for a hosted "
     "project, `supabase migration up` for `supabase start`, `runtime local start` for the local stack."
@@ -165,17 +128,6 @@ def nature_of(code: str, text: str = "") -> Nature:
     return "refused"
 
 
-def nature_of_entry(code: str | None, text: str) -> Nature:
-    """What a refusal on the way in means: whatever the code, a pooler's text says more."""
-    text = text.lower()
-    found = [nature for words, nature in ENTRY_TEXTS.items() if words in text]
-    if found:
-        return "away" if "away" in found else "credentials"
-    if code is not None and (code == "42501" or nature_of(code) == "credentials"):
-        return "credentials"
-    return "away"
-
-
 def remedy_of(error: StoreError) -> Remedy:
     """What a pump does about an error of a store."""
     return REMEDIES[error.nature]
@@ -196,9 +148,11 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
         return missing(text, place=place, code=code)
     if nature in ("forbidden", "credentials"):
         return Unauthorized(f"{place} does not allow this: {text}. {cure}", code=code, nature=nature)
-    if nature == "refused":
+    if nature == "refused" or code.startswith("54"):
         kind = Duplicate if code == "23505" and "dedup_key" in text else Refused
-        return kind(f"{text}.", code=code)
+        refusal = kind(f"{text}.", code=code)
+        refusal.nature = nature
+        return refusal
     if code == _READ_ONLY:
         text = f"{text}; it is a replica, or its disk is full"
     if nature == "setup":

@@ -10,10 +10,11 @@ import anyio
 from asyncpg import exceptions as pg
 
 from runtime.addresses import DatabaseAddress
+from runtime.admission import entry_of
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.pooler import is_transaction_pooled
 from runtime.store import FUNCTIONS, Store
-from runtime.store.faults import UNFIT, fault_of, nature_of_entry
+from runtime.store.faults import UNFIT, fault_of
 from runtime.store.pool import Connection, Pool
 from runtime.values import decode
 
@@ -23,6 +24,8 @@ _LOST_STATEMENTS = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNa
 _AWAY = (OSError, TimeoutError, pg.InterfaceError, pg.InternalClientError)
 _ROLE_CURE = "Use the role postgres or service_role in DATABASE_URL."
 _RELEASE_SECONDS = 1.0
+# As a statement: poolers refuse it, or pass over it, among the parameters of a connection's start.
+_ISOLATION = "set default_transaction_isolation to 'read committed'"
 
 
 class PostgresStore(Store):
@@ -102,7 +105,8 @@ class PostgresStore(Store):
                 return await connection.fetchval(statement, *arguments, timeout=self._request_seconds)  # type: ignore[no-any-return]
             # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
             with anyio.fail_after(self._request_seconds):
-                await connection.execute("begin")
+                # Whatever the role or the database has for a default.
+                await connection.execute("begin isolation level read committed")
                 answer = await connection.fetchval(statement, *arguments)
                 await connection.execute("commit")
                 return answer
@@ -138,6 +142,7 @@ class PostgresStore(Store):
                 self._pool = Pool(
                     self._address.url,
                     limit=self._connections,
+                    first=_ISOLATION if self._prepares else None,
                     statement_cache_size=100 if self._prepares else 0,
                     server_settings={"application_name": "agent-runtime"},
                 )
@@ -165,7 +170,7 @@ class PostgresStore(Store):
                 raise SettingsError(
                     f"The driver cannot use DATABASE_URL, or a variable PG… beside it: {said}."
                 ) from None
-            if nature_of_entry(code, said) == "credentials":
+            if entry_of(code, said) == "credentials":
                 raise Unauthorized(
                     f"The database at {self.place} did not let us in: {said}. Check the user (postgres.<ref> through "
                     "Supabase's pooler), the password and the database name in DATABASE_URL, and whether the server "

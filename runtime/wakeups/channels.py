@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
 import anyio
-import asyncpg
 
 from runtime.addresses import DatabaseAddress
+from runtime.admission import FAULTS, Connection, open_connection
 from runtime.pooler import is_transaction_pooled
 
-FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What a connection can fail with."""
+__all__ = ["CONNECT_SECONDS", "FAULTS", "is_unheard", "listening"]
+
 CONNECT_SECONDS = 10.0
 
 Take: TypeAlias = Callable[[Any, int, str, object], None]
@@ -25,7 +25,7 @@ async def is_unheard(address: DatabaseAddress) -> bool:
 @asynccontextmanager
 async def listening(
     address: DatabaseAddress, channels: Iterable[str], take: Take, ended: Callable[[], object], *, who: str
-) -> AsyncIterator["asyncpg.Connection[Any]"]:
+) -> AsyncIterator[Connection]:
     """A connection that listens to these channels.
 
     Args:
@@ -33,9 +33,9 @@ async def listening(
         ended: called when the connection has ended by itself.
         who: its name among the server's connections.
     """
-    connection = await asyncpg.connect(
+    connection = await open_connection(
         address.url,
-        timeout=CONNECT_SECONDS,
+        seconds=CONNECT_SECONDS,
         statement_cache_size=0,
         server_settings={"application_name": f"agent-runtime {who}"},
     )

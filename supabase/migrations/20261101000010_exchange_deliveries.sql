@@ -468,14 +468,10 @@ begin
         if n < mine.n then
             return json_build_object('n', mine.n, 'stale', true);
         end if;
-        if options ? 'bare' then
-            return json_build_object(
-                'n', n, 'repeated', true, 'refused', mine.refused, 'taken', '[]'::json,
-                'leased', runtime.keep_leases(mine.lease, want, until));
-        end if;
         return json_build_object(
             'n', n, 'repeated', true, 'refused', mine.refused,
-            'taken', coalesce((
+            'leased', case when options ? 'bare' then runtime.keep_leases(mine.lease, want, until) end,
+            'taken', case when options ? 'bare' then '[]' else coalesce((
                 select (runtime.describe(
                     array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority)::runtime.taken),
                     mine.lease, '-infinity'
@@ -483,7 +479,7 @@ begin
                 from runtime.deliveries d
                 join jsonb_each_text(coalesce(want, '{}')) as w on w.key::integer = d.subscription
                 where d.lease = mine.lease and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
-            ), '[]'));
+            ), '[]') end);
     end if;
 
     if done is not null then

@@ -16,6 +16,8 @@ begin
         'now', extract(epoch from clock_timestamp()),
         'server_version', current_setting('server_version_num')::integer,
         'migrations', applied,
+        -- Over the API, that of its role: no exchange can be made in a stricter one.
+        'isolation', current_setting('transaction_isolation'),
         'publication', (select p.pubinsert from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime'),
         'published', (
             select coalesce(json_agg(t.schemaname || '.' || t.tablename), '[]')

@@ -169,6 +169,17 @@ def _broadcast_chaos(stage: Stage) -> None:
     stage.faults.drop("broadcasts", times=10)
 
 
+def _blocked_text(stage: Stage) -> None:
+    # Every tenth result of the chain, as a firewall that takes it for something else.
+    stage.faults.block(403, holding='7,"half"')
+
+
+def _foreign(stage: Stage) -> None:
+    for body in ("", "null", "[]", '{"ok":true}', "<html>Sign in</html>"):
+        stage.faults.answer(body, times=3, matching=EXCHANGE)
+    stage.faults.answer("", 204, times=3, matching=EXCHANGE)
+
+
 def _hints(stage: Stage) -> None:
     # What proves the paths still passes, so that nothing looks wrong.
     stage.faults.drop("rows", matching="consciousness_stream")
@@ -274,6 +285,13 @@ FAULTS = [
     _proxy("REST 5xx", lambda it: it.faults.refuse("requests", 502, times=10), "rest"),
     _proxy("REST slow", lambda it: it.faults.delay("requests", 0.5, times=10), "rest"),
     _proxy("REST frozen", lambda it: it.faults.freeze("requests"), "rest"),
+    _proxy("front refuses larger bodies", lambda it: it.faults.block(413, over_bytes=2_000, matching=EXCHANGE), "rest"),
+    _proxy("front refuses a text", _blocked_text, "rest"),
+    _proxy("front refuses everything", lambda it: it.faults.block(403, matching=EXCHANGE), "rest"),
+    _proxy("front answers in its place", _foreign, "rest"),
+    _proxy("front cuts answers", lambda it: it.faults.truncate("requests", times=10), "rest"),
+    _proxy("front limits answers", lambda it: it.faults.limit_answers(4_000, matching=EXCHANGE), "rest"),
+    _proxy("slow road", lambda it: it.faults.throttle(50_000), "rest"),
     Fault("gateway killed", _gateway),
     Fault("PostgreSQL stopped", partial(_postgres, how="stop")),
     Fault("PostgreSQL SIGKILL", partial(_postgres, how="kill")),

@@ -73,16 +73,26 @@ MECHANISMS = (
     Mechanism(
         "atomic emits",
         [("runtime/store/__init__.py",
-          '        return Answer.from_wire(\n            await self._persist("stream_exchange"',
+          "        given = {name: value for name, value in exchange.arguments().items()",
           """        from dataclasses import replace
         for report in exchange.done:
             for emit in report.emits:
                 await self._persist("stream_send", {"messages": f"[{emit}]"}, repeatable=False)
         exchange = replace(exchange, done=[replace(report, emits=()) for report in exchange.done])
-        return Answer.from_wire(
-            await self._persist("stream_exchange\"""")],
+        given = {name: value for name, value in exchange.arguments().items()""")],
         ["--setting", "both/rest", "--fault", "worker SIGKILL",
          "--fault", "REST answer lost after its effect", *_SHORT],
+    ),
+    Mechanism(
+        "one culprit, never a crowd",
+        [("runtime/exchanger.py", "if doubt is None and _is_loaded(look) and attempt >=", "if False and attempt >=")],
+        ["--setting", "both/rest", "--fault", "front refuses larger bodies", "--hold", *_QUIET],
+    ),
+    Mechanism(
+        "the shape of answers",
+        [("runtime/store/supabase.py", "if strange := strangeness(function, arguments, answer):", "if False:"),
+         ("runtime/store/supabase.py", "raise foreign(strange,", "raise foreign('',")],
+        ["--setting", "both/rest", "--fault", "front answers in its place", *_QUIET],
     ),
     Mechanism(
         "dedup",

@@ -60,7 +60,8 @@ async def test_a_healthy_stack_has_nothing_wrong_and_nothing_is_left_behind(stac
     assert faults(found) == set()
     assert {name for name, each in found.items() if each.verdict is Verdict.WARNING} == set()
     assert {name for name, each in found.items() if each.verdict is Verdict.OK} == {
-        "url", "key", "token", "store", "clock", "migrations", "publication", "grants", "row security", "trigger",
+        "url", "key", "token", "store", "clock", "migrations", "isolation", "publication", "grants", "row security",
+        "trigger",
         "policies", "partition", "socket", "broadcast", "postgres_changes", "round trip",
     }  # fmt: skip
     assert set(found["round trip"].details["legs"]) == {"insert", "insert to handler", "handler to answer"}
@@ -82,6 +83,18 @@ def test_the_exit_code_tells_and_json_is_for_machines(shell: Shell, stack: Any) 
     assert "Traceback" not in ill.stderr
     for secret in (stack.service_role_key, "postgres:postgres"):
         assert secret not in well.stdout + well.stderr + ill.stdout + ill.stderr
+
+
+async def test_l4_a_default_isolation_in_which_nothing_can_be_taken_is_found(stack: Any) -> None:
+    await execute(
+        stack.admin_url,
+        f"alter database {stack.admin_url.rpartition('/')[2]} set default_transaction_isolation = 'serializable'",
+        "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and "
+        "datname = current_database()",
+    )
+    found = await findings(stack)
+    assert "isolation" in faults(found)
+    assert "alter role authenticator set default_transaction_isolation" in str(found["isolation"].cure)
 
 
 BROKEN = [

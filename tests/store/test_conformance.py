@@ -103,7 +103,8 @@ async def test_g10_a_dedup_key_is_stored_once(store: Store, key: str) -> None:
 
 async def test_duplicate_is_an_error_where_plain_sql_meets_one(store: Store, way: Way, key: str) -> None:
     body = (
-        "insert into consciousness_stream (key, dedup_key) values (subscription, subscription); return '1';"
+        "insert into consciousness_stream (key, dedup_key) values (subscription, subscription); "
+        "return json_build_object('subscription', subscription, 'paused', true);"
     )
     async with way.server.replaced("stream_pause", body):
         await store.operate("stream_pause", subscription=key)
@@ -280,12 +281,13 @@ async def test_a_database_that_is_not_there_is_unauthorized(way: Way) -> None:
 @pytest.mark.parametrize("code", ["40001", "40P01"])
 async def test_a_lost_race_is_run_again(store: Store, way: Way, key: str, code: str) -> None:
     # A sequence counts the tries, since no transaction takes back its numbers.
-    body = f"if nextval('public.tries') < {{}} then raise exception using errcode = '{code}'; end if; return '\"won\"';"
+    body = f"if nextval('public.tries') < {{}} then raise exception using errcode = '{code}'; end if; return "
+    body += "json_build_object('subscription', 'won', 'paused', false);"
     async with way.server.admin() as admin:
         await admin.execute("create sequence public.tries; grant usage on public.tries to service_role")
         try:
             async with way.server.replaced("stream_resume", body.format(4)):
-                assert await store.operate("stream_resume", subscription=key) == "won"
+                assert (await store.operate("stream_resume", subscription=key))["subscription"] == "won"
                 assert await admin.fetchval("select last_value from public.tries") == 4
             async with way.server.replaced("stream_resume", body.format(100)):
                 with pytest.raises(StoreUnavailable) as lost:

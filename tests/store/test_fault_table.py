@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
+from runtime.admission import entry_of
 from runtime.errors import (
     Blocked,
     Duplicate,
@@ -20,7 +21,6 @@ from runtime.store.faults import (
     REMEDIES,
     fault_of,
     fault_of_status,
-    nature_of_entry,
     nature_of_status,
     remedy_of,
 )
@@ -52,7 +52,7 @@ SQLSTATES: list[tuple[str, str, type[StoreError], Nature]] = [
     ("53200", "out of memory", StoreUnavailable, "large"),
     ("53300", "too many connections", StoreUnavailable, "away"),
     ("53400", "configuration limit exceeded", StoreUnavailable, "away"),
-    ("54000", "string buffer exceeds maximum allowed length", StoreUnavailable, "large"),
+    ("54000", "string buffer exceeds maximum allowed length", Refused, "large"),
     ("55000", "not in the state for it", StoreUnavailable, "locked"),
     ("55006", "object in use", StoreUnavailable, "locked"),
     ("55P03", "canceling statement due to lock timeout", StoreUnavailable, "locked"),
@@ -156,7 +156,7 @@ def test_l2_every_status_that_is_not_the_apis_own_has_its_class(
 def test_n3_what_servers_and_poolers_say_on_the_way_in_has_its_class(
     code: str | None, text: str, nature: Nature
 ) -> None:
-    assert nature_of_entry(code, text) == nature
+    assert entry_of(code, text) == nature
 
 
 STRANGE: list[Any] = [None, [], {}, 7, "x", True, 1.5, [1], [None], [{}], {"ok": True}, {"message": "hello"}]
