@@ -1,6 +1,7 @@
 """How is a step carried out and held to the model? Calls, what they should have answered, a look at everything."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import asyncpg
@@ -169,10 +170,14 @@ class Stage(Watch):
             }
             now = self.model.now
 
+            declared = {number: s.declaration for number, s in self.model.subscriptions.items()}
+
             def apply(state: State) -> None:
-                self._report(accepted, lease)
-                for place in abandoned:
-                    self.model.crash(self.model.deliveries[place])
+                # Under the limits as they were when it reported: others may have declared new ones since.
+                with self._declared_as(declared):
+                    self._report(accepted, lease)
+                    for place in abandoned:
+                        self.model.crash(self.model.deliveries[place])
                 for taken in answer.taken:
                     delivery = self.model.deliveries[taken.id, taken.subscription]
                     assert delivery.lease is None, f"G2: {delivery} was taken twice"
@@ -199,6 +204,16 @@ class Stage(Watch):
         if before is not None and want and alone_in_time and "cursors" not in options:
             self._check_taking(before, abandoned, want, answer, dropped, alone=bool(options.get("alone")))
         return answer
+
+    @contextmanager
+    def _declared_as(self, declared: Mapping[int, Mapping[str, Any]]) -> Iterator[None]:
+        known = [self.model.subscriptions[n] for n in declared if n in self.model.subscriptions]
+        today = [subscription.declaration for subscription in known]
+        for subscription in known:
+            subscription.declaration = declared[subscription.number]
+        yield
+        for subscription, declaration in zip(known, today, strict=True):
+            subscription.declaration = declaration
 
     def _judge_reports(self, reports: Sequence[Report], answer: Answer) -> list[Report]:
         accepted = [report for report in reports if self.model.holds(report.taken)]

@@ -90,6 +90,16 @@ async def _crowd(url: str) -> None:
             "select n * 10000, s.id, false, false from generate_series(1, 7) n, "
             "runtime.subscriptions s where s.name = 'few.wait'"
         )
+        # One key with a crowd, and more keys than a sweep looks at, of each of which one waits and one is parked.
+        await Worker(db).subscribe({"name": "many.lanes", "patterns": ["many.*"], "ordered": True})
+        await db.execute(
+            "insert into runtime.deliveries (message_id, subscription, visible_at, marks, sole, ordered_key) "
+            "select 10 * d.n + (d.key <> 'many.0')::integer, s.id, case when d.n > 1 then 'infinity'::timestamptz end, "
+            "false, false, d.key from runtime.subscriptions s, ("
+            "    select n, 'many.0' as key from generate_series(1, 100000) n "
+            "    union all select 1 + n % 2, 'many.' || n / 2 from generate_series(2, 4000) n) d "
+            "where s.name = 'many.lanes' on conflict do nothing"
+        )
         await db.execute("set session_replication_role = origin")
         await db.execute(
             "insert into consciousness_stream (key) select 'task.a' from generate_series(1, 20000)"
@@ -203,6 +213,13 @@ async def exchange_takes_alone(db: Any, worker: Worker) -> None:
 async def exchange_beats_and_sleeps(db: Any, worker: Worker) -> None:
     await worker.exchange(want={"a.idle": 5}, due=True, sleep=True, beat=True, nonce="n", settle=True)
     await db.fetchval("select stream_beat($1, 'n')", worker.id)
+
+
+@call
+async def exchange_heals_order(_: Any, worker: Worker) -> None:
+    await worker.subscribe({"name": "many.lanes", "patterns": ["many.*"], "ordered": True})
+    for _sweep in range(3):
+        await worker.exchange(beat=True)
 
 
 @call
@@ -427,6 +444,15 @@ async def test_g1_dead_letters_are_found_by_their_indexes(crowded: Any, name: st
     for plan in (await plans_of(crowded, name)).all:
         assert "Seq Scan" not in plan.scans_of("dead_letters"), plan.statement
         assert plan.rows_read("dead_letters") <= FEW, (plan.scans_of("dead_letters"), plan.statement)
+
+
+async def test_o1_k9_healing_looks_once_at_each_of_a_thousand_keys(crowded: Any) -> None:
+    healing = (await plans_of(crowded, "exchange_heals_order")).of("from page p")
+    assert len(healing) == 3
+    for plan in healing:
+        assert plan.scans_of("deliveries") == {"deliveries_ordered"}
+        # Of each key its first entry, and of one that has some parked the first that waits.
+        assert 0 < plan.rows_read("deliveries") <= 2_100, plan.statement
 
 
 async def test_k6_reading_a_key_walks_the_index_of_keys(crowded: Any) -> None:
