@@ -7,7 +7,7 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Taken, Worker, advance, insert, send
-from tests.kernel.schedule import transaction
+from tests.kernel.schedule import started, transaction, until_waiting
 from tests.kernel.switch import switch_off
 
 pytestmark = pytest.mark.anyio
@@ -216,7 +216,39 @@ async def test_o3_k9_without_the_lock_of_the_key_two_of_it_run_at_once(
             assert [each.id for each in await other.take()] == [lower]
 
 
-async def test_o3_k9_without_looking_again_under_the_lock_two_run_at_once(
+@pytest.mark.parametrize("looks_again", [True, False])
+async def test_o3_k9_what_was_leased_between_the_judgement_and_the_lock_of_the_key_is_seen(
+    db: Any, ordered: Worker, other: Worker, looks_again: bool
+) -> None:
+    lower, higher = await send(db, ("task.a", "lower"), ("task.a", "higher"))
+    judged = "free := array("
+    await switch_off(db, "runtime.take_ordered", judged, f"perform pg_advisory_xact_lock(42); {judged}")
+    if not looks_again:
+        await switch_off(db, "runtime.take_ordered", "r.ordered_key = d.ordered_key", "false")
+    exchange = await db.fetchval("select 'public.stream_exchange'::regproc::oid::regprocedure::text")
+    await db.execute(f"alter function {exchange} set lock_timeout = '60s'")
+    async with transaction(db) as holding:
+        await db.execute("select pg_advisory_xact_lock(42)")
+        # As another exchange does for which the lower one was not there yet.
+        async with transaction(ordered.connection) as leasing:
+            await ordered.connection.execute(
+                "select from runtime.deliveries where message_id = $1 for update", higher
+            )
+            async with started(lambda: other.exchange(want=10, due=True)) as taking:
+                await until_waiting(ordered.connection, other.connection)
+                await ordered.connection.execute(
+                    "update runtime.deliveries set lease = gen_random_uuid(), "
+                    "visible_at = clock_timestamp() + interval '1 hour' where message_id = $1",
+                    higher,
+                )
+                await leasing.commit()
+                await holding.rollback()
+                looked = await taking.outcome()
+    assert looked.ids == ([] if looks_again else [lower])
+    assert bool(looked.more["look_again"]) == looks_again
+
+
+async def test_o3_k9_without_looking_for_a_lease_two_run_at_once(
     db: Any, ordered: Worker, other: Worker
 ) -> None:
     # Both rules that look for a lease, in the judgement and under the lock.

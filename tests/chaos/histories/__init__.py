@@ -1,0 +1,1 @@
+"""Random histories of many clients at once, each judged when everything has ended."""
