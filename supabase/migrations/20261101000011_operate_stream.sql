@@ -147,6 +147,7 @@ declare
     horizon timestamptz := clock_timestamp() - make_interval(secs => older_than_seconds);
     looked bigint[];
     batch bigint[];
+    free bigint[];
     expired record;
     pruned bigint;
 begin
@@ -179,8 +180,12 @@ begin
            array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
            array_agg(distinct e.subscription) filter (where e.ordered_key is not null) as woken
     into expired from ended e;
+    -- Locked first, judged after: what a redrive brings back meanwhile is seen, or its message is left alone.
+    free := array(
+        select m.id from public.consciousness_stream m where m.id = any (batch) order by m.id for update skip locked
+    );
     delete from public.consciousness_stream m
-    where m.id = any (batch) and not exists (select from runtime.deliveries d where d.message_id = m.id);
+    where m.id = any (free) and not exists (select from runtime.deliveries d where d.message_id = m.id);
     get diagnostics pruned = row_count;
     if expired.amount > 0 then
         perform runtime.after_end(

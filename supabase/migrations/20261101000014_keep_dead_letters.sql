@@ -149,7 +149,11 @@ begin
         insert into public.consciousness_stream
             (id, key, value, agent, processed, priority, correlation_id, parent_id, headers)
         overriding system value
-        select c.id, c.key, nullif(c.m -> 'value', 'null'), left(c.m ->> 'agent', 255), (c.m ->> 'processed')::boolean,
+        select c.id, c.key, nullif(c.m -> 'value', 'null'), left(c.m ->> 'agent', 255),
+               -- The copy is of before its end. It was pruned, so every delivery that marks has ended.
+               (c.m ->> 'processed')::boolean or exists (
+                   select from runtime.patterns p join runtime.subscriptions s on s.id = p.subscription
+                   where p.pattern = c.key and s.marks_processed),
                (c.m ->> 'priority')::smallint, left(c.m ->> 'correlation_id', 255), (c.m ->> 'parent_id')::bigint,
                case when jsonb_typeof(c.m -> 'headers') = 'object' then c.m -> 'headers' end
         from copies c
@@ -181,6 +185,10 @@ begin
         where l.id = any (letters)
     );
     if not dry_run then
+        -- Pruning leaves alone what is locked, and waited for it has taken away what it took: then the copy comes back.
+        perform from public.consciousness_stream m
+        where m.id = any (array(select l.message_id from runtime.dead_letters l where l.id = any (letters)))
+        order by m.id for key share;
         perform runtime.restore_messages(letters);
         with made as (
             insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)

@@ -1,11 +1,14 @@
 """What can be done about dead letters, and does a dead letter hold up its key where it should?"""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
 import pytest
 
-from tests.kernel.driver import Taken, Worker, insert, send
+from tests.kernel.conftest import Connect
+from tests.kernel.driver import Taken, Worker, advance, insert, send
+from tests.kernel.schedule import started, transaction, until_waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -212,3 +215,42 @@ async def test_an_agent_works_with_its_own_dead_letters_alone(db: Any, worker: W
         assert (await call(db, "stream_redrive", subscription="other.two"))["redriven"] == 0
         assert (await call(db, "stream_discard"))["discarded"] == 1
     assert [each["subscription"] for each in await call(db, "stream_dead")] == ["other.two"]
+
+
+@pytest.mark.parametrize("first", ["redrive", "prune"])
+async def test_k12_a_redrive_beside_a_prune_loses_nothing(
+    db: Any, worker: Worker, connect: Connect, first: str
+) -> None:
+    await worker.subscribe("a.one=task.output")
+    (sent,) = await send(db, ("task.output", 1))
+    await worker.fail(*await worker.take(), outcome="dead")
+    await advance(db, 61)
+    async with connect() as other:
+        calls = {"redrive": "select stream_redrive()", "prune": "select stream_prune(60)"}
+        (second,) = calls.keys() - {first}
+        async with (
+            transaction(db) as open_one,
+            AsyncExitStack() as stack,
+        ):
+            await db.fetchval(calls[first])
+            going = await stack.enter_async_context(started(lambda: other.fetchval(calls[second])))
+            if first == "prune":
+                await until_waiting(worker.connection, other)
+            else:
+                # It waits for nobody: what is being brought back is left for the next time.
+                assert (await going.outcome())["pruned"] == 0
+            await open_one.commit()
+            await going.outcome()
+    (again,) = await worker.take()
+    assert (again.id, again.value) == (sent, 1)
+
+
+async def test_k10_what_was_processed_and_pruned_comes_back_as_processed(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.output", "b.all=site.>")
+    await send(db, ("task.output", 1), ("site.output", 2))
+    await worker.fail(*await worker.take(), outcome="dead")
+    await advance(db, 61)
+    assert (await db.fetchval("select stream_prune(60)"))["pruned"] == 2
+    await db.fetchval("select stream_redrive()")
+    rows = await db.fetch("select key, processed from consciousness_stream order by key")
+    assert [tuple(row) for row in rows] == [("site.output", False), ("task.output", True)]

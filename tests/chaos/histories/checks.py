@@ -137,4 +137,5 @@ def _processed(history: History, left: dict[str, Any]) -> Iterator[str]:
         if id_ in history.messages and processed != (history.messages[id_].key in marking)
     ]
     if wrong:
-        yield f"K10: processed is wrong of {len(wrong)} messages, the first of them {min(wrong)}"
+        stories = [f"{place}: {notes}" for place, notes in history.notes.items() if place[0] == min(wrong)]
+        yield f"K10: processed is wrong of {len(wrong)} messages, the first of them {min(wrong)}: {stories}"
