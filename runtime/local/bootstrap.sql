@@ -94,6 +94,8 @@ create table if not exists realtime.messages (
     updated_at timestamp without time zone not null default timezone('utc', now()),
     inserted_at timestamp without time zone not null default timezone('utc', now()),
     id uuid not null default gen_random_uuid(),
+    binary_payload bytea,
+    constraint messages_payload_exclusive check (payload is null or binary_payload is null),
     constraint messages_pkey primary key (id, inserted_at)
 ) partition by range (inserted_at);
 create index if not exists messages_inserted_at_topic_index on only realtime.messages (inserted_at desc, topic)
@@ -176,6 +178,20 @@ begin
 end
 $$;
 
+create or replace function realtime.send_binary(payload bytea, event text, topic text, private boolean default true)
+returns void language plpgsql as $$
+begin
+    begin
+        execute format('set local realtime.topic to %L', topic);
+        insert into realtime.messages (id, binary_payload, event, topic, private, extension)
+        values (gen_random_uuid(), payload, event, topic, private, 'broadcast');
+    exception
+        when others then
+            raise warning 'WarnSendingBroadcastMessage: %', sqlerrm;
+    end;
+end
+$$;
+
 create or replace function realtime.broadcast_changes(
     topic_name text, event_name text, operation text, table_name text, table_schema text,
     new record, old record, level text default 'ROW'
@@ -198,6 +214,7 @@ $$;
 
 alter function realtime.topic() owner to supabase_realtime_admin;
 alter function realtime.send(jsonb, text, text, boolean) owner to supabase_realtime_admin;
+alter function realtime.send_binary(bytea, text, text, boolean) owner to supabase_realtime_admin;
 alter function realtime.broadcast_changes(text, text, text, text, text, record, record, text)
     owner to supabase_realtime_admin;
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from runtime.local.gateway.frames import compact
-from runtime.local.gateway.refusals import unserved
 
 Event = Literal["INSERT", "UPDATE", "DELETE", "*"]
 
-_SERVED: Final = frozenset({"eq", "neq", "lt", "lte", "gt", "gte", "in"})
-_KNOWN: Final = _SERVED | {"like", "ilike", "is", "match", "imatch", "isdistinct"}
+_KNOWN: Final = frozenset({
+    "eq", "neq", "lt", "lte", "gt", "gte", "in", "like", "ilike", "is", "match", "imatch", "isdistinct",
+})  # fmt: skip
 
 
 class BindingRefused(ValueError):
@@ -56,7 +56,7 @@ def read_binding(entry: Mapping[str, Any]) -> Binding:
     """Read one entry.
 
     Raises:
-        BindingRefused: with the server's own text, but for the operators that are not served here.
+        BindingRefused: with the server's own text.
     """
     schema, table = entry.get("schema"), entry.get("table")
     if schema is None and table is None:
@@ -128,8 +128,6 @@ def _read_condition(segment: str) -> Condition:
     operator, dot, value = rest.removeprefix("not.").partition(".")
     if not dot or operator not in _KNOWN:
         raise _unparsable(inspect_list([operator, value] if dot else [operator]))
-    if operator not in _SERVED:
-        raise _unparsable(unserved(f"the operator `{operator}`"))
     if operator != "in":
         return Condition(column, operator, _unquoted(value), negated)
     if not (value.startswith("(") and value.endswith(")")):

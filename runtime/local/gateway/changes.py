@@ -139,6 +139,10 @@ class _Batch:
         if change is not self._change:
             self._change, self._seen, self._written = change, {}, {}
             self._row = values(change, change.new if change.new is not None else change.old)
+            if change.new is None and not change.relation.full_identity:
+                # What a DELETE did not log stands there as NULL, and no condition may take it for that.
+                logged = {column.name for column in change.relation.columns if column.in_identity}
+                self._row = {name: text for name, text in self._row.items() if name in logged}
         found: dict[str, list[int]] = {}
         for subscription in subscriptions:
             if subscription.wants(change.kind):

@@ -24,6 +24,7 @@ from runtime.local.gateway.frames import (
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.messages import MessageFeed
 from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, join_refusal, refresh_refusal
+from runtime.local.gateway.replaying import read_replay, write_replayed
 from runtime.local.gateway.subscriptions import SubscriptionRefused, resolve
 from runtime.local.gateway.tokens import TokenError, Tokens
 
@@ -66,7 +67,7 @@ class JoinConfig:
     acknowledges: bool
     echoes: bool
     announces_replication: bool
-    has_replay: bool
+    replay: Mapping[str, Any] | None
     has_presence: bool
     bindings: tuple[Mapping[str, Any], ...]
 
@@ -92,7 +93,7 @@ class JoinConfig:
             acknowledges=_is_true(broadcast.get("ack")),
             echoes=_is_true(broadcast.get("self")),
             announces_replication=_is_true(broadcast.get("replication_ready")),
-            has_replay=isinstance(broadcast.get("replay"), dict),
+            replay=replay if isinstance(replay := broadcast.get("replay"), dict) else None,
             has_presence=isinstance(presence, dict) and _is_true(presence.get("enabled")),
             bindings=tuple(bindings),
         )
@@ -111,6 +112,7 @@ class Channel:
         self._token = token
         self._claims: dict[str, Any] = {}
         self._may_send: bool | None = None
+        self._replayed: list[Broadcast] = []
         self._renewed = anyio.Event()
         self._scope = anyio.CancelScope()
 
@@ -136,12 +138,15 @@ class Channel:
             channel._claims = services.tokens.verify(token)
         except TokenError as error:
             raise JoinRefused(join_refusal(error)) from error
-        if channel.config.has_replay and not channel.config.private:
+        replay = channel.config.replay
+        if replay is not None and not channel.config.private:
             raise JoinRefused("UnableToReplayMessages: Replay is not allowed for public channels")
-        if channel.config.has_replay or channel.config.has_presence:
-            raise JoinUnserved("replay" if channel.config.has_replay else "presence")
+        if channel.config.has_presence:
+            raise JoinUnserved("presence")
         if channel.config.private:
             await channel._authorize()
+            if replay is not None:
+                channel._replayed = await read_replay(services.database, channel.name, replay)
         services.hub.add(channel.topic, channel.config.private, channel)
         return channel
 
@@ -189,6 +194,17 @@ class Channel:
     def push(self, frame: str | bytes) -> None:
         """Send a frame as it is."""
         self._wire.push(frame)
+
+    def push_replayed(self) -> None:
+        """Send the messages that the join asked to be told again."""
+        for broadcast in self._replayed:
+            frame = write_replayed(self.version, self.join_ref, self.topic, broadcast)
+            if frame is not None:
+                self.push(frame)
+
+    def has_replayed(self, message: str) -> bool:
+        """Whether it was told this message of the database already, when it joined."""
+        return any(broadcast.meta["id"] == message for broadcast in self._replayed)
 
     def push_change(self, payload: str) -> None:
         """Send one `postgres_changes` payload, which is JSON text."""

@@ -11,7 +11,7 @@ from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import Any
 
-_NUMBERS = frozenset({"int2", "int4", "int8", "oid", "numeric"})
+_NUMBERS = frozenset({"int2", "int4", "int8", "numeric"})
 _FLOATS = frozenset({"float4", "float8"})
 _NO_NUMBERS = frozenset({"NaN", "Infinity", "-Infinity"})
 
@@ -89,6 +89,9 @@ _BY_TYPE: dict[str, Callable[[str], str]] = {
     "timestamp": _timestamp,
     "timestamptz": _timestamptz,
     "bytea": lambda text: quoted(text.removeprefix("\\x")),
+    # The server casts to the bare type, which is one character or bit long.
+    "bpchar": lambda text: quoted(text[:1]),
+    "bit": lambda text: quoted(text[:1]),
 }
 
 

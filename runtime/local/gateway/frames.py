@@ -13,6 +13,7 @@ _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sor
 MAX_BROADCAST_BYTES: Final = 3_000_500
 """Larger payloads of broadcasts are refused."""
 
+_MAX_DEPTH: Final = 400
 _PUSH: Final = 3
 _BROADCAST: Final = 4
 _JSON_ENCODING: Final = 1
@@ -44,10 +45,46 @@ def compact(value: Any) -> str:
     return _encode(value)
 
 
+def read_json(text: str | bytes) -> Any:
+    """A value out of JSON that can be written again for others, and so ends nobody else's socket.
+
+    Raises:
+        ValueError: it is no JSON, nests too deeply, or holds half a character (a lone surrogate).
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    if _depth_exceeds(value, _MAX_DEPTH):
+        raise ValueError("it nests too deeply")
+    if "\\ud" in (text if isinstance(text, str) else text.decode("latin-1")).lower():
+        compact(value).encode()
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _depth_exceeds(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [
+            member
+            for each in level
+            if isinstance(each, (dict, list))
+            for member in (each.values() if isinstance(each, dict) else each)
+            if isinstance(member, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
 def read_text(text: str, version: Version) -> Frame | None:
     """The frame in this text, or None when it is none: the server drops garbage without a word."""
     try:
-        data = json.loads(text)
+        data = read_json(text)
     except ValueError:
         return None
     if version == "2.0.0":
@@ -82,7 +119,9 @@ def read_binary(data: bytes) -> tuple[Frame, Broadcast] | None:
         return None
     try:
         join_ref, ref, topic, event, meta = (part.decode() for part in parts)
-        about = json.loads(meta) if meta else {}
+        about = read_json(meta) if meta else {}
+        if data[6] == _JSON_ENCODING:
+            read_json(data[offset:])
     except ValueError:
         return None
     frame = Frame(join_ref or None, ref or None, topic, "broadcast", {})

@@ -1,6 +1,5 @@
 """What does POST /realtime/v1/api/broadcast do? Hands each message to the listeners of its topic."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -15,6 +14,7 @@ from runtime.local.gateway.frames import (
     Broadcast,
     Version,
     compact,
+    read_json,
     write,
     write_broadcast,
 )
@@ -39,7 +39,7 @@ class HttpBroadcast:
         if identity is None:
             return JSONResponse({"message": "Unauthorized"}, status_code=401)
         try:
-            body = await request.json()
+            body = read_json(await request.body())
         except ValueError:
             body = None
         messages = body.get("messages") if isinstance(body, dict) else None
@@ -69,7 +69,7 @@ class HttpBroadcast:
             return JSONResponse({"errors": {"payload": [_TOO_LARGE]}}, status_code=422)
         try:
             if is_json:
-                body = compact(json.loads(body)).encode()
+                body = compact(read_json(body)).encode()
             if is_private and not await self.policies.may_send(name, identity):
                 return JSONResponse({"message": "Unauthorized"}, status_code=403)
         except ValueError:
@@ -110,6 +110,11 @@ def _faults(message: Any) -> dict[str, list[str]]:
     if not isinstance(message, dict):
         return {"topic": ["can't be blank"], "event": ["can't be blank"], "payload": ["can't be blank"]}
     faults = {name: ["can't be blank"] for name in ("topic", "event") if not message.get(name)}
+    faults |= {
+        name: ["is invalid"]
+        for name in ("topic", "event")
+        if message.get(name) and not isinstance(message[name], str)
+    }
     if not isinstance(message.get("payload"), dict):
         faults["payload"] = ["can't be blank"]
     elif len(compact(message["payload"])) > MAX_BROADCAST_BYTES:

@@ -17,6 +17,9 @@ class Listener(Protocol):
     def push(self, frame: str | bytes) -> None:
         """Send a frame as it is."""
 
+    def has_replayed(self, message: str) -> bool:
+        """Whether it was told this message of the database already, when it joined."""
+
 
 class Hub:
     """The listeners of all topics."""
@@ -42,6 +45,7 @@ class Hub:
         private: bool,
         write: Callable[[Version], str | bytes | None],
         except_for: Listener | None = None,
+        message: str | None = None,
     ) -> None:
         """Send each listener the frame in the version it speaks.
 
@@ -50,10 +54,11 @@ class Hub:
             private: which of the two topics of that name.
             write: makes the frame, once for each version needed; None means that version cannot say it.
             except_for: who is left out.
+            message: the id of the row that it is, if it came out of the database.
         """
         frames: dict[Version, str | bytes | None] = {}
         for listener in list(self._listeners.get((topic, private), ())):
-            if listener is except_for:
+            if listener is except_for or (message is not None and listener.has_replayed(message)):
                 continue
             version = listener.version
             if version not in frames:

@@ -118,8 +118,12 @@ def read_message(change: Change) -> Sent | None:
         return None
     row = {column.name: cell for column, cell in zip(change.relation.columns, change.new, strict=False)}
     topic, event, payload, identity = (row.get(name) for name in ("topic", "event", "payload", "id"))
+    binary = row.get("binary_payload")
     if row.get("extension") != "broadcast" or not isinstance(topic, str) or not isinstance(event, str):
         return None
     meta = {"id": identity} if isinstance(identity, str) else {}
+    if isinstance(binary, str):
+        body = bytes.fromhex(binary.removeprefix("\\x"))
+        return Sent(topic, row.get("private") == "t", Broadcast(event, body, meta, is_json=False))
     body = payload.encode() if isinstance(payload, str) else b"{}"
     return Sent(topic, row.get("private") == "t", Broadcast(event, body, meta))

@@ -120,7 +120,7 @@ def _order(part: str, table: Table) -> str:
 
 
 def _count(name: str, value: str) -> int:
-    if not value.isdigit():
+    if re.fullmatch("[0-9]{1,18}", value) is None:
         raise Problem(400, "PGRST100", f'"failed to parse {name} ({value})" (line 1, column 1)')
     return int(value)
 

@@ -82,7 +82,10 @@ class Realtime:
     def _deliver(self, sent: Sent) -> None:
         topic = f"realtime:{sent.topic}"
         self._hub.publish(
-            topic, sent.private, lambda version: write_broadcast(version, topic, sent.broadcast)
+            topic,
+            sent.private,
+            lambda version: write_broadcast(version, topic, sent.broadcast),
+            message=sent.broadcast.meta.get("id"),
         )
 
     async def _accept(self, websocket: WebSocket) -> None:

@@ -118,17 +118,18 @@ class Rest:
                 # PostgreSQL's word for giving a role up, and no role.
                 raise Problem(401, "22023", 'role "none" does not exist')
             _check_profile(request)
-            body = (await request.body()).decode()
+            body = _decoded(await request.body())
             answer: Response = await serve(request, claims, body)
             return answer
         except Problem as problem:
             return problem.response()
+        except ValueError as error:
+            # What cannot be a value of PostgreSQL's: asyncpg says so before it sends anything.
+            return Problem(400, "22023", f"invalid value: {error}").response()
         except _AWAY:
             return database_away()
         except asyncpg.PostgresError as error:
             return database_problem(error, role)
-        except UnicodeDecodeError:
-            return Problem(400, "PGRST102", "Empty or invalid json").response()
 
     def _claims(self, request: Request) -> Claims:
         """Whose request this is: the bearer's, or else the key's."""
@@ -300,6 +301,13 @@ def _check_profile(request: Request) -> None:
         )
     if schema != "public":
         raise Unserved(f"the schema {schema}")
+
+
+def _decoded(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "PGRST102", "Empty or invalid json") from None
 
 
 def _argument_names(body: str) -> frozenset[str]:

@@ -144,7 +144,7 @@ class Socket:
             await self._answer(frame, None, "ok", "{}")
         elif frame.event == "phx_join" and frame.topic.startswith("realtime:"):
             await self._join(frame)
-        elif channel is None and frame.event == "phx_leave":
+        elif frame.event == "phx_leave" and (channel is None or _is_of_another_join(frame, channel)):
             await self._answer(frame, frame.join_ref, "ok", "{}")
         elif channel is None:
             await self._answer(frame, None, "error", '{"reason":"unmatched topic"}')
@@ -183,8 +183,14 @@ class Socket:
         else:
             self._channels[frame.topic] = channel
             await self._answer(frame, frame.ref, "ok", channel.joined())
+            channel.push_replayed()
             if self._tasks is not None:
                 self._tasks.start_soon(channel.run)
         if former is not None:
             # The new reply first, then the old channel's end: a client that looks at topics only is fooled.
             former.push_close()
+
+
+def _is_of_another_join(frame: Frame, channel: Channel) -> bool:
+    """A leave that crossed a newer join of the same topic is about the channel before it."""
+    return frame.join_ref is not None and frame.join_ref != channel.join_ref

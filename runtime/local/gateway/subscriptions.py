@@ -16,6 +16,9 @@ PUBLICATION: Final = "supabase_realtime"
 _UNABLE: Final = "Unable to subscribe to changes with given parameters."
 _MAX_IN_VALUES: Final = 100
 _COMPARISONS: Final = {"lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
+_PATTERNS: Final = {"like": "like", "ilike": "ilike", "match": "~", "imatch": "~*"}
+_OPERATOR_NAMES: Final = {"like": "~~", "ilike": "~~", "match": "~", "imatch": "~*"}
+_KEYWORDS: Final = ("null", "true", "false", "unknown")
 _NUMERIC: Final = frozenset({"numeric", "real", "double precision"})
 
 _TABLES: Final = """
@@ -24,6 +27,13 @@ from pg_publication_tables t
 join pg_namespace n on n.nspname = t.schemaname
 join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
 where t.pubname = $1 and t.schemaname like $2 escape '' and t.tablename like $3 escape ''
+"""
+
+_HAS_OPERATOR: Final = """
+select exists (
+    select from pg_operator where oprname = $1 and oprleft = $2::text::regtype
+      and (oprname = '~~' or (oprright = oprleft and oprresult = 'boolean'::regtype))
+)
 """
 
 _COLUMNS: Final = """
@@ -58,16 +68,21 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One condition on order. What is less is the type's business, so the database is asked for each row."""
+    """A condition that is the type's business, such as order or a pattern: the database is asked for each row."""
 
     column: str
     sql: str
-    value: str
+    values: tuple[str, ...]
+    sees_null: bool = False
 
     async def passes(self, connection: Connection, row: Mapping[str, str | None]) -> bool:
-        """Whether a row passes; as with `Test`, NULL and an unlogged column do not."""
-        text = row.get(self.column)
-        return text is not None and bool(await connection.fetchval(self.sql, text, self.value))
+        """Whether a row passes; an unlogged column never does, and NULL where the condition is about it."""
+        if self.column not in row:
+            return False
+        text = row[self.column]
+        if text is None and not self.sees_null:
+            return False
+        return bool(await connection.fetchval(self.sql, text, *self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +171,10 @@ async def _read(connection: Connection, condition: Condition, types: Mapping[str
     kind = types.get(condition.column)
     if kind is None:
         raise _raised(f"invalid column for filter {condition.column}")
+    if condition.operator == "is":
+        return _read_is(condition, kind)
+    if condition.operator in _PATTERNS:
+        return await _read_pattern(connection, condition, kind)
     # The type's own input and output decide what equals what: ' 7' is 7, and 't' is true.
     if condition.operator == "in":
         listed = f"select format('%s', $1::text::{kind}[])"
@@ -168,13 +187,43 @@ async def _read(connection: Connection, condition: Condition, types: Mapping[str
             raise _raised(f"too many values for `in` filter. Maximum {_MAX_IN_VALUES}")
     else:
         texts = [await connection.fetchval(f"select format('%s', $1::text::{kind})", condition.value)]
+    if condition.operator == "isdistinct":
+        words = "is not distinct from" if condition.negated else "is distinct from"
+        sql = f"select $1::text::{kind} {words} $2::text::{kind}"
+        return Comparison(condition.column, sql, (condition.value,), sees_null=True)
     if symbol := _COMPARISONS.get(condition.operator):
-        negation = "not " if condition.negated else ""
-        sql = f"select {negation}$1::text::{kind} {symbol} $2::text::{kind}"
-        return Comparison(condition.column, sql, condition.value)
+        return _compared(condition, kind, symbol)
     is_numeric = kind in _NUMERIC
     values: frozenset[str | Decimal] = frozenset(map(_number, texts) if is_numeric else texts)
     return Test(condition.column, values, is_numeric, (condition.operator != "neq") is not condition.negated)
+
+
+def _compared(condition: Condition, kind: str, symbol: str) -> Comparison:
+    negation = "not " if condition.negated else ""
+    sql = f"select {negation}$1::text::{kind} {symbol} $2::text::{kind}"
+    return Comparison(condition.column, sql, (condition.value,))
+
+
+def _read_is(condition: Condition, kind: str) -> Comparison:
+    keyword = condition.value
+    if keyword not in _KEYWORDS:
+        raise _raised("invalid value for is filter: must be null, true, false, or unknown")
+    if keyword != "null" and kind != "boolean":
+        raise _raised(f"is {keyword} filter requires a boolean column, got {kind}")
+    negation = "not " if condition.negated else ""
+    return Comparison(condition.column, f"select $1::text::{kind} is {negation}{keyword}", (), sees_null=True)
+
+
+async def _read_pattern(connection: Connection, condition: Condition, kind: str) -> Comparison:
+    operator = condition.operator
+    if not await connection.fetchval(_HAS_OPERATOR, _OPERATOR_NAMES[operator], kind):
+        raise _raised(f"operator {operator} requires a text-compatible column type, got {kind}")
+    if operator in ("match", "imatch"):
+        try:
+            await connection.fetchval("select '' ~ $1::text", condition.value)
+        except asyncpg.PostgresError as error:
+            raise _raised(f"invalid regular expression for {operator} filter: {error}") from error
+    return _compared(condition, kind, _PATTERNS[operator])
 
 
 def _number(text: str) -> str | Decimal:

@@ -1,0 +1,56 @@
+"""How long the gateway waits for a request that does not come whole: connections that say nothing cost a descriptor."""
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+REQUEST_SECONDS: Final = 20.0
+"""For the head of a request as a whole, and between two pieces of its body."""
+
+
+class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol, which waits for ever for whoever has connected and sends half a request or none."""
+
+    request_seconds = REQUEST_SECONDS
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a request, or no longer."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        cycle = self.cycle
+        is_in_body = cycle is not None and cycle.more_body and not cycle.response_complete
+        if not self._is_served_elsewhere() and (is_in_body or cycle is None or cycle.response_complete):
+            # The head has one deadline, however slowly it comes; a body may be large, so each piece begins anew.
+            if self._deadline is None or is_in_body:
+                self._forget()
+                self._deadline = self.loop.call_later(self.request_seconds, self._give_up)
+        else:
+            self._forget()
+
+    def _is_served_elsewhere(self) -> bool:
+        """Whether the connection became a WebSocket, or is closing."""
+        return self.transport.is_closing() or self.transport.get_protocol() is not self
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        if not self._is_served_elsewhere():
+            self.transport.close()
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,73 @@
+"""The newest messages of a private topic, told again to who joins it: `config.broadcast.replay` of a join."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeGuard
+
+import asyncpg
+
+from runtime.local.gateway.database import DATABASE_FAULTS, Database
+from runtime.local.gateway.frames import Broadcast, Version, compact, write, write_broadcast
+from runtime.local.gateway.refusals import JoinRefused
+
+_MOST: Final = 25
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# As the server does: partitions of the days to come are not looked at.
+_MESSAGES: Final = """
+select m.id::text, m.event, m.payload::text, to_jsonb(m) ->> 'binary_payload' as binary
+from realtime.messages m
+where m.topic = $1 and m.private and m.extension = 'broadcast'
+  and m.inserted_at >= $2 and m.inserted_at < timezone('utc', now()) + interval '1 minute'
+order by m.inserted_at desc
+limit $3
+"""
+
+
+async def read_replay(database: Database, topic: str, wanted: Mapping[str, Any]) -> list[Broadcast]:
+    """The newest messages of a topic since a moment, in the order they were sent.
+
+    Args:
+        database: connections of the owner of `realtime.messages`.
+        topic: without its prefix.
+        wanted: `since` in milliseconds of the Unix clock, and `limit`, at most and else 25.
+
+    Raises:
+        JoinRefused: what is wanted makes no sense, or the database could not be asked.
+    """
+    since, limit = wanted.get("since"), wanted.get("limit") or _MOST
+    if not _is_integer(since) or not _is_integer(limit):
+        raise JoinRefused("UnableToReplayMessages: Replay params are not valid")
+    try:
+        moment = (_EPOCH + timedelta(milliseconds=since)).replace(tzinfo=None)
+    except OverflowError:
+        raise JoinRefused("UnableToReplayMessages: Replay params are not valid") from None
+    try:
+        async with database.connection() as connection:
+            rows = await connection.fetch(_MESSAGES, topic, moment, max(1, min(limit, _MOST)))
+    except DATABASE_FAULTS as error:
+        raise JoinRefused("UnableToReplayMessages: Realtime was unable to replay messages") from error
+    return [_broadcast(row) for row in reversed(rows)]
+
+
+def write_replayed(
+    version: Version, join_ref: str | None, topic: str, broadcast: Broadcast
+) -> str | bytes | None:
+    """The frame of a message that is told again: text, unless it is bytes, which version 1.0.0 cannot say."""
+    if not broadcast.is_json:
+        return write_broadcast(version, topic, broadcast)
+    payload = (
+        f'{{"event":{compact(broadcast.event)},"meta":{compact(broadcast.meta)},'
+        f'"payload":{broadcast.body.decode()},"type":"broadcast"}}'
+    )
+    return write(version, join_ref, None, topic, "broadcast", payload)
+
+
+def _broadcast(row: asyncpg.Record) -> Broadcast:
+    meta = {"id": row["id"], "replayed": True}
+    if row["binary"] is not None:
+        return Broadcast(row["event"], bytes.fromhex(row["binary"].removeprefix("\\x")), meta, is_json=False)
+    return Broadcast(row["event"], (row["payload"] or "null").encode(), meta)
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
