@@ -1,5 +1,6 @@
 """The newest messages of a private topic, told again to who joins it: `config.broadcast.replay` of a join."""
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeGuard
@@ -66,7 +67,7 @@ def _broadcast(row: asyncpg.Record) -> Broadcast:
     meta = {"id": row["id"], "replayed": True}
     if row["binary"] is not None:
         return Broadcast(row["event"], bytes.fromhex(row["binary"].removeprefix("\\x")), meta, is_json=False)
-    return Broadcast(row["event"], (row["payload"] or "null").encode(), meta)
+    return Broadcast(row["event"], compact(json.loads(row["payload"] or "null")).encode(), meta)
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:

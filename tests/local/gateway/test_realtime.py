@@ -285,7 +285,6 @@ async def test_any_table_of_the_publication(server: Any) -> None:
     ("what", "config"),
     [
         ("presence", {"presence": {"key": "me", "enabled": True}}),
-        ("replay", {"private": True, "broadcast": {"replay": {"since": 0}}}),
     ],
 )
 async def test_what_is_not_served_is_refused_at_once(

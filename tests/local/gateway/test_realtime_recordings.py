@@ -101,7 +101,7 @@ def test_the_table_names_every_line_that_differs_and_no_other() -> None:
     assert marked == listed
 
 
-@pytest.mark.parametrize("what", ["presence", "replay"])
+@pytest.mark.parametrize("what", ["presence"])
 async def test_what_differs_is_refused_and_not_half_served(server: Any, what: str) -> None:
     for version in ("v1", "v2"):
         lines = read_recording(f"broadcast.{version}.jsonl")
