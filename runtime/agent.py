@@ -78,6 +78,7 @@ class Agent:
     Attributes:
         handlers: what was declared, in order.
         around: what surrounds them.
+        place: the file and line that made it.
 
     Raises:
         DeclarationError: `name` is not one segment of a key.
@@ -87,6 +88,7 @@ class Agent:
         self.name = check_segment(name, "An agent's name")
         self.handlers: list[Handler] = []
         self.around = Around()
+        self.place = declared_at()
 
     def __repr__(self) -> str:
         handlers = ", ".join(handler.name for handler in self.handlers)

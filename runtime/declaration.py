@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
@@ -11,10 +10,11 @@ from runtime.batch import Batching
 from runtime.callables import declared_at, is_async, place_of
 from runtime.errors import DeclarationError, InvalidKey
 from runtime.keys import check_key, check_pattern
-from runtime.retry import Retry
+from runtime.retry import LONGEST_SECONDS, Retry, is_number, shown
 from runtime.schedule import MISSED, Missed
 
 MAX_BATCH = 1000
+MAX_CONCURRENCY = 100_000
 MAX_WITHIN_SECONDS = 60
 Start = Literal["latest", "earliest"]
 Deliver = Literal["once", "each"]
@@ -90,9 +90,14 @@ def check_retry(retry: object) -> Retry:
 
 def check_concurrency(limit: object) -> int | None:
     """How many may run at once, or None."""
-    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1):
+    if limit is None:
+        return None
+    if isinstance(limit, int) and not isinstance(limit, bool) and 1 <= limit <= MAX_CONCURRENCY:
         return limit
-    raise DeclarationError(f"@agent.on(concurrency=…) must be a whole number of 1 or more, not {limit!r}.")
+    raise DeclarationError(
+        f"@agent.on(concurrency=…) must be a whole number of 1 or more, at most {MAX_CONCURRENCY:,}, "
+        f"not {shown(limit)}."
+    )
 
 
 def check_dead_blocks(dead_blocks: bool, ordered: bool) -> bool:
@@ -130,9 +135,13 @@ def check_deliver(deliver: object, given: Mapping[str, bool]) -> Deliver:
 
 def check_timeout(seconds: object) -> float | None:
     """Seconds an attempt may take, or None."""
-    if seconds is None or (isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0):
+    if seconds is None:
+        return None
+    if is_number(seconds) and 0 < seconds <= LONGEST_SECONDS:
         return seconds
-    raise DeclarationError(f"@agent.on(timeout=…) must be more than 0 seconds, not {seconds!r}.")
+    raise DeclarationError(
+        f"@agent.on(timeout=…) must be more than 0 seconds, a year at most, not {shown(seconds)}."
+    )
 
 
 def check_batch(size: object, within: object) -> Batching | None:
@@ -143,14 +152,14 @@ def check_batch(size: object, within: object) -> Batching | None:
         raise DeclarationError("@agent.on(within=…) needs batch=…: it says how long a batch may gather.")
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_BATCH:
         raise DeclarationError(
-            f"@agent.on(batch=…) must be a whole number from 1 to {MAX_BATCH}, not {size!r}."
+            f"@agent.on(batch=…) must be a whole number from 1 to {MAX_BATCH}, not {shown(size)}."
         )
     if within is None:
         return Batching(size, 0.0)
     is_number = isinstance(within, (int, float)) and not isinstance(within, bool)
     if not is_number or not 0 <= within <= MAX_WITHIN_SECONDS:  # type: ignore[operator]
         raise DeclarationError(
-            f"@agent.on(within=…) must be 0 to {MAX_WITHIN_SECONDS} seconds, not {within!r}: "
+            f"@agent.on(within=…) must be 0 to {MAX_WITHIN_SECONDS} seconds, not {shown(within)}: "
             "those that wait are leased. For rarer batches use a timer, @agent.every(…), that reads the stream."
         )
     return Batching(size, float(within))  # type: ignore[arg-type]

@@ -3,7 +3,12 @@
 import hashlib
 import importlib
 import importlib.util
+import logging
+import os
+import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -11,8 +16,18 @@ from types import ModuleType
 
 from runtime.agent import Agent
 from runtime.errors import DiscoveryError
+from runtime.modules import leads_to, loaded_from, make_importable, real_name
 from runtime.webhooks.sources import Source
 
+_log = logging.getLogger("runtime.discovery")
+_OURS = str(Path(__file__).parent) + os.sep
+# Others' packages, and Python's own.
+_OTHERS = tuple(
+    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+_NO_AGENTS = re.compile(r"_.*|setup|conftest|noxfile|toxfile|fabfile|test_.*|.*_test")
+_NO_FOLDER_OF_AGENTS = re.compile(r"[._].*|tests?|node_modules|site-packages|build|dist")
+_hinted: set[Path] = set()
 _CURE = 'Declare one at the top level of a file: agent = Agent("name").'
 
 
@@ -20,8 +35,9 @@ def discover(paths: Iterable[str | Path]) -> list[Agent]:
     """Return the agents that the paths hold, in order, each once.
 
     Args:
-        paths: each a Python file, a folder (its `.py` files by name, but for those that begin with `_`), a
-            dotted module such as `shop.agents`, or one agent in a file or module: `shop.agents:writer`.
+        paths: each a Python file, a folder (its `.py` files by name, but for those that begin with `_`, tests,
+            and what builds a project), a dotted module such as `shop.agents`, or one agent in a file or
+            module: `shop.agents:writer`.
 
     Raises:
         DiscoveryError: a path means nothing, cannot be imported or holds no agent, or agents share a name.
@@ -30,7 +46,8 @@ def discover(paths: Iterable[str | Path]) -> list[Agent]:
     for path in paths:
         for agent, place in _agents_of(str(path)):
             known, known_place = found.setdefault(agent.name, (agent, place))
-            if known is not agent:
+            # A file that was imported under two names has declared one agent.
+            if known is not agent and known.place != agent.place:
                 raise DiscoveryError(
                     f"Two agents are called {agent.name!r}: one in {known_place}, one in {place}. "
                     "Rename one of them: work that waits in the store is found by this name."
@@ -91,14 +108,44 @@ def _agents_of_folder(folder: Path) -> list[tuple[Agent, str]]:
     """The agents in a folder's files, which may also hold none."""
     files = _files_of(folder)
     agents = [found for file in files for found in _agents_in(_load_file(file))]
+    left_out = ", ".join(str(each.relative_to(folder)) for each in _left_out(folder))
+    hint = f"Folders within it are looked at only when they are named, too: {left_out}."
     if not agents:
-        raise DiscoveryError(f"{folder} holds no agent; Python files looked at: {len(files)}. {_CURE}")
+        cure = hint if left_out else _CURE
+        raise DiscoveryError(f"{folder} holds no agent; Python files looked at: {len(files)}. {cure}")
+    if left_out and folder not in _hinted:
+        _hinted.add(folder)
+        _log.warning("%s: %s", folder, hint)
     return agents
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The Python files that may declare something."""
-    return sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
+    """The Python files that may declare something; tests and what builds a project do not."""
+    return sorted(file for file in folder.glob("*.py") if not _NO_AGENTS.fullmatch(file.stem))
+
+
+def _left_out(folder: Path) -> list[Path]:
+    """The folders within a folder whose files seem to declare agents."""
+    found: list[Path] = []
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(each for each in inner if not _NO_FOLDER_OF_AGENTS.fullmatch(each))
+        inner[:] = [each for each in inner if not (Path(place) / each / "pyvenv.cfg").exists()]
+        if Path(place) == folder:
+            continue
+        files = [Path(place) / name for name in names if name.endswith(".py")]
+        if any(_seems_to_declare(file) for file in files if not _NO_AGENTS.fullmatch(file.stem)):
+            found.append(Path(place))
+    return found
+
+
+def _seems_to_declare(file: Path) -> bool:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return (
+        "runtime" in text and re.search(r"^\w+\s*(:.*)?=\s*(\w+\.)?Agent\(", text, re.MULTILINE) is not None
+    )
 
 
 def _agents_in(module: ModuleType) -> list[tuple[Agent, str]]:
@@ -118,22 +165,28 @@ def _module(path: str) -> ModuleType:
     # An installed command does not look into the working directory by itself, as `python -m` does.
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))
+    make_importable(Path.cwd() / "agents.py")
     return _import(path, path)
 
 
 def _load_file(file: Path) -> ModuleType:
-    """The module of one file, under a name that no other module has."""
+    """The module of one file, which is one module however it is reached."""
     if "." in file.stem:
         raise DiscoveryError(f"{file} cannot be imported: its name may have no dot but that of .py.")
-    package = _package_of(file.parent)
-    return _import(f"{package.__name__}.{file.stem}", str(file))
+    if (known := loaded_from(file)) is not None:
+        return known
+    make_importable(file)
+    name = real_name(file)
+    # A folder without an __init__.py may have the name of an installed package, which then is found instead of it.
+    if not leads_to(name, file):
+        name = f"{_package_of(file.parent).__name__}.{file.stem}"
+    return _import(name, str(file))
 
 
 def _package_of(folder: Path) -> ModuleType:
-    """The package that stands for a folder, so that its files can import each other: `from .shared import …`.
+    """A package of its own that stands for a folder, so that its files can import each other: `from .x import …`.
 
-    Its name is drawn from the folder's whole path. A folder called `agents` then collides neither with the
-    package of that name on PyPI, nor with another folder of the same name.
+    Its name is drawn from the folder's whole path, so that it collides with no other.
     """
     name = f"runtime_found_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name in sys.modules:
@@ -150,9 +203,9 @@ def _package_of(folder: Path) -> ModuleType:
     if spec.loader is not None:
         try:
             spec.loader.exec_module(package)
-        except Exception as error:
+        except BaseException as error:
             del sys.modules[name]
-            raise DiscoveryError(f"{init} cannot be imported: {_cause(error)}") from error
+            raise DiscoveryError(f"{init} cannot be imported: {_where(error)}{_cause(error)}") from error
     return package
 
 
@@ -162,16 +215,34 @@ def _import(name: str, path: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
-    except Exception as error:
-        raise DiscoveryError(f"{path} cannot be imported: {_cause(error)}{_hint(error, path)}") from error
+    except BaseException as error:
+        raise DiscoveryError(
+            f"{path} cannot be imported: {_where(error)}{_cause(error)}{_hint(error, path)}"
+        ) from error
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """The error's kind and its own words."""
-    return f"{type(error).__name__}: {error}"
+    try:
+        words = str(error)
+    except Exception as why:  # noqa: BLE001 - an exception may be of any class
+        words = f"its text cannot be had, {type(why).__name__}"
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _hint(error: Exception, path: str) -> str:
+def _where(error: BaseException) -> str:
+    """The line of the user's own code that an import failed at."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    lines = [(each.filename, each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    named = [(file, line) for file, line in lines if not file.startswith((_OURS, "<"))]
+    own = [(file, line) for file, line in named if not file.startswith(_OTHERS)]
+    for file, line in reversed(own or named):
+        return f"{file}:{line}: "
+    return ""
+
+
+def _hint(error: BaseException, path: str) -> str:
     """How a file imports its neighbour, where that was the trouble."""
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if name and (Path(path).parent / f"{name}.py").is_file():

@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 
 from runtime.errors import DeclarationError
+from runtime.retry import shown
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MOST = 1_000_000_000
 _RATE = re.compile(r"(\d{1,7})/([smhd])")
 
 
@@ -32,7 +34,7 @@ def check_rate(rate: object) -> Rate | None:
     found = _RATE.fullmatch(rate) if isinstance(rate, str) else None
     if found is None or int(found[1]) == 0:
         raise DeclarationError(
-            f'@agent.on(rate=…) must be a text such as "10/s", "600/m", "1000/h" or "5000/d", not {rate!r}.'
+            f'@agent.on(rate=…) must be a text such as "10/s", "600/m", "1000/h" or "5000/d", not {shown(rate)}.'
         )
     return Rate(int(found[1]), _UNITS[found[2]])
 
@@ -45,9 +47,10 @@ def check_concurrency_total(limit: object, batch: int) -> int | None:
     """
     if limit is None:
         return None
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST:
         raise DeclarationError(
-            f"@agent.on(concurrency_total=…) must be a whole number of 1 or more, not {limit!r}."
+            f"@agent.on(concurrency_total=…) must be a whole number of 1 or more, at most {_MOST:,}, "
+            f"not {shown(limit)}."
         )
     if limit < batch:
         raise DeclarationError(

@@ -1,6 +1,8 @@
 """The pytest plugin: `harness`, a stream of each test's own over a real PostgreSQL, in a few milliseconds."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +11,14 @@ import pytest
 if TYPE_CHECKING:
     from runtime.testing.cluster import Cluster
     from runtime.testing.harness import Harness
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let agents import each other as in `runtime run`, where their folder is in the path: `-o pythonpath=agents`."""
+    if folders := config.getini("pythonpath"):
+        from runtime.modules import Neighbours
+
+        sys.meta_path.insert(0, Neighbours([Path(folder).resolve() for folder in folders]))
 
 
 @pytest.fixture(scope="session")

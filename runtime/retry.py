@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from runtime.errors import DeclarationError, InvalidPayload, InvalidValue, NotAwaited
 from runtime.tracebacks import members_of
 
 _ALL_RETRIES_ARE_VAIN: Final = (InvalidPayload, InvalidValue, NotAwaited)
+
+LONGEST_SECONDS: Final = 366 * 86_400
+MAX_ATTEMPTS: Final = 1_000_000_000
 
 
 class Reject(Exception):
@@ -20,17 +23,17 @@ class Reject(Exception):
 
 
 class RetryLater(Exception):
-    """Raised by a handler: not now, but in `seconds`. It counts as no attempt.
+    """Raised by a handler: not now, but in `seconds`, at most a year. It counts as no attempt.
 
     Raises:
-        ValueError: `seconds` is negative, not finite or not a number.
+        ValueError: `seconds` is negative or not a number; its text says why the handler wanted to wait.
     """
 
     def __init__(self, seconds: float, why: str = "asked to be tried again later") -> None:
         if not is_delay(seconds):
-            raise ValueError(f"RetryLater needs seconds of 0 or more, not {seconds!r}.")
-        super().__init__(f"{why} (in {seconds:g} s)")
-        self.seconds = float(seconds)
+            raise ValueError(f"RetryLater needs seconds of 0 or more, not {seconds!r} ({why}).")
+        self.seconds = float(min(seconds, LONGEST_SECONDS))
+        super().__init__(f"{why} (in {self.seconds:g} s)")
         self.why = why
 
 
@@ -56,11 +59,17 @@ class Retry:
     never_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise DeclarationError(f"Retry(attempts=…) must be a whole number from 1, not {self.attempts!r}.")
+        whole = isinstance(self.attempts, int) and not isinstance(self.attempts, bool)
+        if not whole or not 1 <= self.attempts <= MAX_ATTEMPTS:
+            raise DeclarationError(
+                f"Retry(attempts=…) must be a whole number from 1 to {MAX_ATTEMPTS:,}, not {shown(self.attempts)}."
+            )
         for name in ("first_seconds", "cap_seconds"):
-            if not is_delay(getattr(self, name)):
-                raise DeclarationError(f"Retry({name}=…) must be 0 or more, not {getattr(self, name)!r}.")
+            seconds = getattr(self, name)
+            if not is_number(seconds) or not 0 <= seconds <= LONGEST_SECONDS:
+                raise DeclarationError(
+                    f"Retry({name}=…) must be 0 or more seconds, a year at most, not {shown(seconds)}."
+                )
         for name in ("on", "never_on"):
             types = getattr(self, name)
             if not isinstance(types, tuple) or not all(_is_exception_type(each) for each in types):
@@ -111,7 +120,7 @@ def later_seconds(error: BaseException) -> float | None:
         return None
     try:
         seconds: Any = error.seconds  # type: ignore[attr-defined]
-        return float(seconds) if is_delay(seconds) else None
+        return float(min(seconds, LONGEST_SECONDS)) if is_delay(seconds) else None
     except BaseException:  # noqa: BLE001 - a class of the user's may stand between
         return None
 
@@ -125,7 +134,17 @@ def backoff_seconds(attempt: int, *, first: float, cap: float, random: Random) -
 
 def is_delay(seconds: object) -> bool:
     """Whether this is a finite number of seconds, 0 or more."""
-    return isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds >= 0
+    return is_number(seconds) and 0 <= seconds < math.inf
+
+
+def is_number(given: object) -> TypeGuard[int | float]:
+    """Whether this is a number; True and False are none."""
+    return isinstance(given, (int, float)) and not isinstance(given, bool)
+
+
+def shown(given: object) -> str:
+    """What was given, for a complaint: Python writes no number of more than 4,300 digits."""
+    return f"{given!r}" if not isinstance(given, int) or given.bit_length() < 1000 else "a far larger one"
 
 
 def _is_exception_type(candidate: object) -> bool:

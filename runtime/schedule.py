@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from runtime.errors import DeclarationError
+from runtime.retry import shown as written
 from runtime.spans import seconds_of
 
 Missed = Literal["one", "all", "none"]
@@ -150,7 +151,7 @@ def every(interval: str | float | timedelta) -> Every:
         DeclarationError: it is none of these, or shorter than a second.
     """
     wrong = DeclarationError(
-        f'@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not {interval!r}.'
+        f'@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not {written(interval)}.'
     )
     if isinstance(interval, bool) or not isinstance(interval, (str, int, float, timedelta)):
         raise wrong

@@ -1,13 +1,26 @@
 """Discovery: files, folders and modules become agents, and what cannot be found says why."""
 
+import logging
+import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
+
+
+@pytest.fixture(autouse=True)
+def own_modules() -> Iterator[None]:
+    """Take away what a test imports, and its folders."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
 
 
 def write(file: Path, source: str) -> Path:
@@ -43,7 +56,6 @@ def test_files_of_the_same_name_in_two_folders_called_agents_both_load(tmp_path:
     first = write_agent(tmp_path / "a" / "agents" / "main.py", "first")
     second = write_agent(tmp_path / "b" / "agents" / "main.py", "second")
     assert names(first, second) == ["first", "second"]
-    assert "agents" not in sys.modules
 
 
 def test_a_file_named_alone_and_with_its_folder_is_loaded_once(tmp_path: Path) -> None:
@@ -154,3 +166,239 @@ def test_a_file_that_is_no_python_file_is_refused(tmp_path: Path) -> None:
         discover([write(tmp_path / "notes.txt", "")])
     with pytest.raises(DiscoveryError, match="may have no dot"):
         discover([write(tmp_path / "a.b.py", "")])
+
+
+SHOP = {
+    "shop/__init__.py": "",
+    "shop/models.py": "NAME = 'seller'",
+    "shop/agents/__init__.py": "",
+    "shop/agents/_shared.py": "KIND = 'kind'",
+}
+DECLARES = """
+from runtime import Agent
+{imports}
+agent = Agent(NAME)
+def work(value):
+    return value
+"""
+
+
+def run(folder: Path, source: str, *arguments: str) -> str:
+    """What a Python prints that, as an installed command, has no folder of ours in its path."""
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(source), *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+FIND = "import sys; from runtime.discovery import discover; print(*[each.name for each in discover(sys.argv[1:])])"
+
+
+def project(root: Path, files: dict[str, str]) -> Path:
+    for name, source in files.items():
+        write(root / name, source)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "imports", "place", "paths"),
+    [
+        (SHOP, "from shop.models import NAME", "shop/agents/seller.py", ["shop/agents"]),
+        (SHOP, "from shop.models import NAME", "shop/agents/seller.py", ["shop/agents/seller.py"]),
+        (SHOP, "from ..models import NAME", "shop/agents/seller.py", ["shop/agents"]),
+        (SHOP, "from shop.models import NAME", "agents/seller.py", ["agents"]),
+        (SHOP, "from shop.models import NAME", "agents/seller.py", ["agents/seller.py:agent"]),
+        (SHOP, "from shop.models import NAME", "seller.py", ["."]),
+        (SHOP, "from shop.models import NAME", "seller.py", ["seller.py"]),
+        (SHOP, "from shop.models import NAME", "seller.py", ["seller"]),
+        (SHOP, "from ..models import NAME\nfrom ._shared import KIND", "shop/agents/seller.py", ["shop.agents.seller"]),
+        (
+            {f"src/{name}": source for name, source in SHOP.items()} | {"pyproject.toml": ""},
+            "from shop.models import NAME", "agents/seller.py", ["agents"],
+        ),
+        (
+            {f"src/{name}": source for name, source in SHOP.items()} | {"pyproject.toml": ""},
+            "from ..models import NAME", "src/shop/agents/seller.py", ["src/shop/agents"],
+        ),
+        (
+            {f"src/{name}": source for name, source in SHOP.items()} | {"pyproject.toml": ""},
+            "from ..models import NAME", "src/shop/agents/seller.py", ["shop.agents.seller"],
+        ),
+        (
+            {"shop/__init__.py": "", "shop/models.py": "NAME = 'seller'"},
+            "from ..models import NAME", "shop/agents/seller.py", ["shop/agents"],
+        ),
+        ({"models.py": "NAME = 'seller'"}, "from ..models import NAME", "agents/seller.py", ["agents"]),
+        ({"models.py": "NAME = 'seller'"}, "from models import NAME", "agents/seller.py", ["agents"]),
+        ({"agents/_own.py": "NAME = 'seller'"}, "from ._own import NAME", "agents/seller.py", ["agents"]),
+        ({"_own.py": "NAME = 'seller'"}, "from ._own import NAME", "seller.py", ["."]),
+        ({"my-agents/_own.py": "NAME = 'seller'"}, "from ._own import NAME", "my-agents/seller.py", ["my-agents"]),
+        ({}, "NAME = 'seller'", "queue.py", ["queue.py"]),
+        ({}, "NAME = 'seller'", "json/seller.py", ["json"]),
+    ],
+)  # fmt: skip
+def test_d1_the_commonest_layouts_work(
+    tmp_path: Path, files: dict[str, str], imports: str, place: str, paths: list[str]
+) -> None:
+    project(tmp_path, files)
+    write(tmp_path / place, DECLARES.format(imports=imports))
+    assert run(tmp_path, FIND, *paths) == "seller"
+
+
+def test_d1_a_run_from_elsewhere_finds_the_project_too(tmp_path: Path) -> None:
+    project(tmp_path / "a", SHOP | {"pyproject.toml": ""})
+    write(tmp_path / "a/agents/seller.py", DECLARES.format(imports="from shop.models import NAME"))
+    (tmp_path / "b").mkdir()
+    assert run(tmp_path / "b", FIND, "../a/agents") == "seller"
+
+
+SPAWN = """
+import multiprocessing, pickle, sys
+from concurrent.futures import ProcessPoolExecutor
+from runtime.discovery import discover
+if __name__ == "__main__":
+    [agent] = discover(sys.argv[1:])
+    module = next(m for m in list(sys.modules.values()) if "work" in vars(m) and vars(m).get("agent") is agent)
+    assert pickle.loads(pickle.dumps(module.work)) is module.work
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        print(module.__name__, pool.submit(module.work, 7).result())
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("shop/agents/seller.py", "shop.agents.seller"),
+        ("robots/seller.py", "robots.seller"),
+        ("seller.py", "seller"),
+    ],
+)
+def test_d1_spawned_processes_and_pickles_find_a_module_by_its_real_name(
+    tmp_path: Path, place: str, name: str
+) -> None:
+    project(tmp_path, SHOP)
+    write(tmp_path / place, DECLARES.format(imports="from shop.models import NAME"))
+    assert run(tmp_path, SPAWN, place) == f"{name} 7"
+
+
+@pytest.mark.parametrize("path", ["robots", "."])
+def test_d1_agents_that_import_each_other_work_in_the_tutorials_pytest_too(
+    pytester: pytest.Pytester, path: str
+) -> None:
+    project(
+        pytester.path,
+        {
+            "robots/shared.py": "NAMES = []",
+            "robots/writer.py": """
+                from runtime import Agent
+                from .shared import NAMES
+                NAMES.append(__name__)
+                agent = Agent("writer")
+            """,
+            "robots/reader.py": """
+                from runtime import Agent
+                from .writer import agent as other
+                agent = Agent("reader")
+            """,
+            "tests/test_agents.py": (
+                """
+                import reader
+                import shared
+                import writer
+                """
+                if path == "robots"
+                else "from robots import reader, shared, writer\n"
+            )
+            + """
+                from runtime.discovery import discover
+
+                def test_a_file_is_one_module():
+                    import robots.shared
+                    import robots.writer
+
+                    assert reader.other is writer.agent
+                    assert robots.writer is writer
+                    assert robots.shared is shared
+                    assert shared.NAMES == ["robots.writer"]
+                    assert writer.__spec__.name == "robots.writer"
+                    assert [each.name for each in discover(["robots"])] == ["writer", "reader"]
+            """.replace(" " * 16, " " * (16 if path == "robots" else 0)),
+        },
+    )
+    for file in pytester.path.rglob("*.py"):
+        file.write_text(textwrap.dedent(file.read_text()))
+    ended = pytester.runpytest_subprocess("-o", f"pythonpath={path}", "-p", "no:cacheprovider", "tests")
+    ended.assert_outcomes(passed=1)
+
+
+def test_d2_a_module_that_is_reached_by_two_names_is_one_agent(tmp_path: Path) -> None:
+    project(tmp_path, SHOP)
+    write(tmp_path / "shop/agents/seller.py", DECLARES.format(imports="from shop.models import NAME"))
+    write(tmp_path / "shop/agents/zebra.py", "from shop.agents.seller import agent")
+    paths = ["shop/agents", "shop.agents.seller", "shop/agents/seller.py", "shop.agents.zebra:agent"]
+    assert run(tmp_path, FIND, *paths) == "seller"
+    assert run(tmp_path, FIND, *reversed(paths)) == "seller"
+
+
+def test_d2_a_file_that_was_imported_under_another_name_before_is_one_agent(tmp_path: Path) -> None:
+    project(tmp_path, {"robots/writer.py": "from runtime import Agent\nagent = Agent('writer')"})
+    write(tmp_path / "robots/zebra.py", "import sys\nsys.path.insert(0, 'robots')\nfrom writer import agent")
+    assert run(tmp_path, FIND, "robots", "robots.writer") == "writer"
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("import sys; sys.exit()", "SystemExit"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("raise BaseException('odd')", "BaseException: odd"),
+        ("from tests.test_discovery import Odd; raise Odd", "Odd: its text cannot be had, ValueError"),
+        ("import json; json.loads('{')", "JSONDecodeError"),
+        ("from runtime import Agent; Agent('a b')", "DeclarationError"),
+        ("from runtime import Agent; Agent('a').on('task.x', retry=3)", "DeclarationError"),
+        ("this is no Python", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+@pytest.mark.parametrize("is_package", [False, True])
+def test_d3_whatever_an_import_raises_is_an_error_with_its_line(
+    tmp_path: Path, line: str, words: str, is_package: bool
+) -> None:
+    broken = write(
+        tmp_path / "agents" / ("__init__.py" if is_package else "broken.py"), f"NAME = 1\n{line}\n"
+    )
+    write(tmp_path / "agents" / "writer.py", "")
+    with pytest.raises(DiscoveryError, match=rf"cannot be imported: .*{broken.name}:2: {words}"):
+        discover([tmp_path / "agents"])
+
+
+def test_d3_a_folder_is_looked_through_without_what_is_no_agent(tmp_path: Path) -> None:
+    for name in ("setup", "conftest", "noxfile", "test_writer", "writer_test", "_own"):
+        write(tmp_path / f"{name}.py", "raise SystemExit('it was run')")
+    write_agent(tmp_path / "writer.py", "writer")
+    assert names(tmp_path) == ["writer"]
+
+
+def test_d3_agents_in_folders_within_are_hinted_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for place in ("agents", "more/deep", "tests", ".venv/x", "node_modules/y"):
+        write_agent(tmp_path / place / "writer.py", "writer")
+    write(tmp_path / "words" / "words.py", "STOP = {'the'}")
+    with pytest.raises(
+        DiscoveryError, match=r"holds no agent.*only when they are named, too: agents, more/deep\.$"
+    ):
+        discover([tmp_path])
+    write_agent(tmp_path / "main.py", "main")
+    with caplog.at_level(logging.WARNING):
+        assert names(tmp_path) == names(tmp_path) == ["main"]
+    assert [each.getMessage().partition(": ")[2] for each in caplog.records] == [
+        "Folders within it are looked at only when they are named, too: agents, more/deep."
+    ]

@@ -2,12 +2,13 @@
 
 import math
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import Reject, Retry, RetryLater
+from runtime import Agent, Reject, Retry, RetryLater
 from runtime.errors import DeclarationError, InvalidPayload
 from runtime.retry import backoff_seconds
 
@@ -98,3 +99,43 @@ def test_reject_and_retry_later_say_why() -> None:
 def test_a_rule_that_makes_no_sense_is_refused_where_it_is_written(fields: dict[str, object]) -> None:
     with pytest.raises(DeclarationError, match=rf"Retry\({next(iter(fields))}="):
         Retry(**fields)  # type: ignore[arg-type]
+
+
+EXTREMES = [float("inf"), float("nan"), -1, 1e300, 10**400, True, "five", None, -float("inf")]
+
+
+@pytest.mark.parametrize("given", EXTREMES, ids=lambda given: repr(given)[:12])
+def test_v5_extreme_figures_of_a_retry_are_refused_at_once(given: Any) -> None:
+    for name in ("attempts", "first_seconds", "cap_seconds"):
+        with pytest.raises(DeclarationError, match=rf"Retry\({name}=…\) must be"):
+            Retry(**{name: given})
+
+
+@pytest.mark.parametrize("given", EXTREMES, ids=lambda given: repr(given)[:12])
+def test_v5_extreme_figures_of_a_declaration_are_refused_at_once(given: Any) -> None:
+    for name in ("timeout", "concurrency", "concurrency_total", "rate", "batch"):
+        if given is not None:
+            with pytest.raises(DeclarationError, match=rf"@agent\.on\({name}=…\) must be"):
+                Agent("a").on("a.b", **{name: given})
+    if given is not None:
+        with pytest.raises(DeclarationError, match=r"@agent\.on\(within=…\) must be"):
+            Agent("a").on("a.b", batch=5, within=given)
+    with pytest.raises(DeclarationError, match=r"@agent\.every\(…\) takes whole seconds"):
+        Agent("a").every(given)
+    with pytest.raises(DeclarationError, match=r"@agent\.cron"):
+        Agent("a").cron(given)
+    with pytest.raises(DeclarationError, match=r"timezone"):
+        Agent("a").cron("0 7 * * *", timezone=given)
+
+
+@pytest.mark.parametrize("seconds", [1e300, 10**400])
+def test_v5_a_later_that_is_too_far_away_is_a_year_and_keeps_its_words(seconds: float) -> None:
+    later = RetryLater(seconds, "the shop is closed")
+    assert later.seconds == 366 * 86_400
+    assert "the shop is closed" in str(later)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, True, "5", None])
+def test_v5_a_later_that_is_none_is_refused_with_its_words(seconds: Any) -> None:
+    with pytest.raises(ValueError, match=r"seconds of 0 or more.*\(the shop is closed\)"):
+        RetryLater(seconds, "the shop is closed")
