@@ -8,7 +8,7 @@ from random import Random
 
 from runtime.errors import InvalidPayload, NotAwaited
 from runtime.handler import Handler
-from runtime.retry import Reject, Retry, RetryLater, is_a, is_delay, later_seconds
+from runtime.retry import LONGEST_SECONDS, Reject, Retry, RetryLater, is_a, is_delay, later_seconds
 from runtime.store import Delivery, Outcome, Report
 from runtime.tracebacks import line_of, members_of, places_of, text_of, trace_of
 
@@ -96,7 +96,7 @@ def _delay(handler: Handler, told: _Told, attempt: int, random: Random) -> float
     try:
         delay = retry.decide(_as_exceptions(members, told), attempt, random)
         if delay is None or is_delay(delay):
-            return delay
+            return None if delay is None else min(delay, LONGEST_SECONDS)
         raise ValueError("it is no number of seconds")
     except BaseException as error:  # noqa: BLE001 - a Retry of the user's own
         _log.error("the retry of %s cannot decide, so the usual one does: %s", handler.name, text_of(error))
