@@ -348,7 +348,7 @@ class Plan:
             return Rest(self._rest(now, bool(want)))
 
         full = sweeping or polling or rescan or self._is_alone or (looking and self.phase is Phase.DROWSY)
-        waits = self.narrowing.is_narrow and (renewing or self._is_trimmed)
+        waits = self.narrowing.is_narrow and (renewing or bool(want))
         reports = [] if waits else list(self._next_reports())
         look = Look(
             done=[report for report in reports if report.outcome is None],
@@ -443,8 +443,10 @@ class Plan:
         if not want or (self._reports and not self._reported_last):
             self._reported_last = bool(self._reports)
             return {}
-        self._reported_last, self._is_trimmed = False, True
-        return want if self._is_alone else self.narrowing.share(want)
+        self._reported_last = False
+        shared = want if self._is_alone else self.narrowing.share(want)
+        self._is_trimmed = shared != want
+        return shared
 
     def _note_narrowness(self, look: Look, seconds: float, now: float) -> None:
         if look.want or look.done or look.failed:

@@ -43,7 +43,9 @@ class Remedy:
     tries: float
     blames: float
     shrinks_by: int = 2
-    longest_pause: float = 5.0
+    longest_pause: float = (
+        5.0  # Well below a lease: what is done and not reported yet must not be done again.
+    )
 
 
 REMEDIES: Mapping[Nature, Remedy] = MappingProxyType({
@@ -58,14 +60,14 @@ REMEDIES: Mapping[Nature, Remedy] = MappingProxyType({
     # More than the database can build in one piece.
     "large": Remedy(tries=1, blames=2, shrinks_by=8),
     # Something in front of the API refuses the body, by its size or its text.
-    "blocked": Remedy(tries=1, blames=2, longest_pause=60.0),
-    "refused": Remedy(tries=1, blames=1, longest_pause=60.0),
-    "forbidden": Remedy(tries=1, blames=1, longest_pause=60.0),
-    "missing": Remedy(tries=1, blames=1, longest_pause=60.0),
+    "blocked": Remedy(tries=1, blames=2),
+    "refused": Remedy(tries=1, blames=1),
+    "forbidden": Remedy(tries=1, blames=1),
+    "missing": Remedy(tries=1, blames=1),
     # What is wrong before any request is read; an operator has to mend it.
     "setup": Remedy(tries=inf, blames=inf, longest_pause=60.0),
     # Or what a front says of a text that it does not like.
-    "credentials": Remedy(tries=2, blames=2, longest_pause=60.0),
+    "credentials": Remedy(tries=2, blames=2, longest_pause=15.0),
 })  # fmt: skip
 
 # By the longest beginning that fits. What is not here is said of the request: a value, a constraint, a trigger of the

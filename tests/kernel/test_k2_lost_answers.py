@@ -129,3 +129,35 @@ async def test_k2_each_pump_counts_by_itself(db: Any, worker: Worker, connect: C
     assert (await worker.exchange(want=1, n=7)).ids == [first]
     assert (await other.exchange(want=1, n=1)).ids == [second]
     assert (await worker.exchange(want=1, n=7)).ids == [first]
+
+
+async def test_k2_l11_what_an_answer_does_not_bring_is_told_bare_and_given_back_uncounted(
+    db: Any, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=task.output")
+    first, second = await send(db, ("task.output", 1), ("task.output", 2))
+    await worker.exchange(want=5)
+    # The answer never came, and the leases have run out meanwhile.
+    await advance(db, 31)
+    bare = await worker.exchange(want=5, n=worker.n, bare=True)
+    assert bare.raw["taken"] == []
+    assert [row[0] for row in bare.raw["leased"]] == [first, second]
+    # They are renewed, so that they can be had under the same number.
+    assert (await worker.exchange(want=5, n=worker.n)).ids == [first, second]
+    given_back = [
+        {"message": message, "subscription": subscription, "lease": lease, "outcome": "released"}
+        for message, subscription, lease in bare.raw["leased"]
+    ]
+    assert (await worker.exchange(failed=given_back)).refused == set()
+    assert await db.fetchval("select max(crashes + attempts) from runtime.deliveries") == 0
+    assert (await worker.exchange(want=5)).ids == [first, second]
+
+
+async def test_k2_l11_an_exchange_that_was_never_applied_can_be_made_bare(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.output")
+    message = await insert(db, "task.output", 1)
+    bare = await worker.exchange(want=5, bare=True)
+    assert "repeated" not in bare.raw
+    assert bare.raw["taken"] == []
+    assert [row[0] for row in bare.more["leased"]] == [message]
+    assert (await worker.exchange(want=5, n=worker.n)).ids == [message]
