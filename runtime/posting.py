@@ -26,7 +26,7 @@ from runtime.secrets import environment, given
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.target import Target
-from runtime.values import decode, encode
+from runtime.values import decode, encode, printable
 from runtime.webhooks.signatures import read_secret, sign
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
@@ -189,10 +189,12 @@ class Posts:
         except (TimeoutError, httpcore.TimeoutException):
             raise PostFailed(f"{target.shown} did not answer within {target.seconds:g} s.") from None
         except httpcore.ConnectError as error:
-            raise PostFailed(f"{target.shown} cannot be reached: {error or 'no connection'}.") from None
+            raise PostFailed(
+                f"{target.shown} cannot be reached: {_said(error) or 'no connection'}."
+            ) from None
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise PostFailed(
-                f"{target.shown} broke the connection off before it had answered: {str(error).rstrip('.')}."
+                f"{target.shown} broke the connection off before it had answered: {_said(error)}."
             ) from None
         except PostFailed as error:
             raise PostFailed(f"{target.shown}: {error}", kind=error.kind, status=error.status) from None
@@ -276,7 +278,7 @@ def judged(answer: Answer, shown: str, emits: str | None) -> Any:
 def _result(answer: Answer, shown: str, emits: str) -> Any:
     if not answer.body:
         return None
-    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = printable(answer.headers.get("content-type", "").partition(";")[0].strip().lower(), 80)
     if not (kind == "application/json" or kind.endswith("+json")):
         raise PostFailed(
             f"{shown} answered {answer.status} with {kind or 'no content-type'}, and its answer is written under "
@@ -290,6 +292,11 @@ def _result(answer: Answer, shown: str, emits: str) -> Any:
         raise PostFailed(
             f"{shown} answered {answer.status} with a body that is no JSON.", kind="message", status=answer.status
         ) from None  # fmt: skip
+
+
+def _said(error: Exception) -> str:
+    """What went wrong; the library repeats what the target sent, as in a status line that is none."""
+    return printable(str(error), 200).rstrip(".")
 
 
 def _asked(text: str | None) -> float | None:

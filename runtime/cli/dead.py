@@ -12,7 +12,7 @@ from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, span
-from runtime.cli.output import err, out, plain, print_json, print_line
+from runtime.cli.output import err, out, plain, print_json, print_line, printable_lines
 from runtime.cli.place import find_settings
 from runtime.errors import Refused
 from runtime.operations import Letters, Operations
@@ -93,7 +93,7 @@ def show(
     out.print(
         Text.assemble(
             (f"dead letter {letter['id']}", "bold"),
-            f"  {letter['subscription']}  {letter['reason']}  {ago(letter['died_at'])}",
+            f"  {plain(letter['subscription'])}  {plain(letter['reason'])}  {ago(letter['died_at'])}",
         )
     )
     out.print(Text.assemble((f"#{letter['message_id']} ", "cyan"), (letter["key"], "bold"), _by(message)))
@@ -103,7 +103,8 @@ def show(
         seconds = f" after {attempt['seconds']:.3f} s" if attempt["seconds"] is not None else ""
         out.print(
             Text(
-                f"\nattempt {attempt['attempt']}: {attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}",
+                f"\nattempt {attempt['attempt']}: "
+                + plain(f"{attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}"),
                 "dim",
             ),
             soft_wrap=True,
@@ -219,5 +220,5 @@ def _by(message: dict[str, Any]) -> str:
 
 
 def _lines(text: str) -> str:
-    """The text without anything a terminal would obey, its lines kept."""
-    return "\n".join(plain(line) for line in text.rstrip().split("\n"))
+    """The text without anything a terminal would obey, its lines kept, and seen to be parts of it."""
+    return printable_lines(text.rstrip(), "  ")

@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from runtime.errors import RuntimeFault
+from runtime.values import printable
 
 
 class Commands(TyperGroup):
@@ -20,7 +21,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except RuntimeFault as error:
-            typer.echo(f"Error: {error}", err=True)
+            _tell(str(error))
             raise typer.Exit(1) from None
         except BaseExceptionGroup as group:
             for leaf in _leaves(group):
@@ -31,8 +32,13 @@ class Commands(TyperGroup):
             if faults is None or others is not None:
                 raise
             for text in dict.fromkeys(str(error) for error in _leaves(faults)):
-                typer.echo(f"Error: {text}", err=True)
+                _tell(text)
             raise typer.Exit(1) from None
+
+
+def _tell(text: str) -> None:
+    """Print an error, which may repeat what a server, a file or a row said."""
+    typer.echo("Error: " + "\n  ".join(printable(line) for line in text.split("\n")), err=True)
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -3,13 +3,14 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -19,16 +20,61 @@ from runtime.loggers import steady
 from runtime.logs import of_attempt
 from runtime.message import Message, Priority
 from runtime.said import Said
-from runtime.values import decode, encode, legible
+from runtime.values import decode, encode, legible, printable
 
-out = Console(highlight=False)
-err = Console(highlight=False, stderr=True)
 
+class Terminal(Console):
+    """A console on which no text is obeyed, whoever wrote it: neither as an escape nor as markup."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, stderr=stderr)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; a text's own lines after its first are set in, so that none passes itself off as another."""
+        super().print(*(_set_in(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render, with whatever a terminal would obey written out."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text == "\n" or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable_lines(segment.text), segment.style)
+
+
+class Rows(Table):
+    """A table, each row of which is one line as far as its texts go."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row."""
+        super().add_row(*(on_one_line(each) for each in cells), **options)
+
+
+def on_one_line(text: Any) -> Any:
+    """A text or styled text with its line ends written out."""
+    if isinstance(text, str):
+        return printable(text)
+    if isinstance(text, Text) and "\n" in text.plain:
+        return Text("\\x0a").join(text.split("\n"))
+    return text
+
+
+def _set_in(text: str) -> str:
+    body = text.strip("\n")
+    return text.replace(body, printable_lines(body, "  ")) if "\n" in body else text
+
+
+out = Terminal()
+err = Terminal(stderr=True)
+
+# Of the lines of a traceback, so that none of them can be taken for a line of the log.
+_INDENT = "    "
 _LEVEL_STYLES = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 
 
 def print_line(line: Text) -> None:
     """Print one line: cut at the edge of a terminal, whole into a file or pipe."""
+    line = on_one_line(line)
     if out.is_terminal:
         out.print(line, no_wrap=True, overflow="ellipsis")
     else:
@@ -37,7 +83,11 @@ def print_line(line: Text) -> None:
 
 def print_json(data: Any) -> None:
     """Print one JSON text on a line of its own, at once."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, default=_plain) + "\n")
+    text = json.dumps(data, ensure_ascii=False, default=_plain)
+    if not text.isprintable():
+        # All of it stands within texts, where JSON has its own way to write it out.
+        text = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -55,10 +105,13 @@ def print_found(
 
 
 def plain(text: str | None) -> str:
-    """The text without anything a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else f"\\x{ord(character):02x}" for character in text or ""
-    )
+    """The text on one line, without anything a terminal would obey."""
+    return printable(text or "")
+
+
+def printable_lines(text: str, indent: str = "") -> str:
+    """The text without anything a terminal would obey, its lines kept; those after the first begin with the indent."""
+    return f"\n{indent}".join(printable(line) for line in text.split("\n"))
 
 
 def message_line(message: Message[Any]) -> Text:
@@ -72,7 +125,7 @@ def message_line(message: Message[Any]) -> Text:
         "  ",
         (f"{plain(message.agent) or '-':<12}", "magenta"),
         "  ",
-        legible(message.value),
+        plain(legible(message.value)),
     )
 
 
@@ -105,7 +158,7 @@ def print_said(said: Said[Any], *, as_json: bool) -> None:
             "  ",
             (f"{plain(said.agent) or '-':<12}", "magenta"),
             "  ",
-            legible(said.value),
+            plain(legible(said.value)),
         )
     )
 
@@ -173,14 +226,15 @@ class _Lines(logging.Handler):
                 (f"{datetime.fromtimestamp(record.created):%H:%M:%S}", "dim"),
                 "  ",
                 (f"{record.levelname.lower():<8}", _LEVEL_STYLES.get(record.levelname, "")),
-                (_attempt_of(record), "dim"),
-                record.getMessage(),
+                (plain(_attempt_of(record)), "dim"),
+                # One line, whatever is in it: no text of a handler's error looks like a line of its own.
+                plain(record.getMessage()),
             )
             err.print(line, soft_wrap=True)
             if record.exc_info and not record.exc_text:
                 record.exc_text = logging.Formatter().formatException(record.exc_info)
             if record.exc_text:
-                err.print(Text(record.exc_text), soft_wrap=True)
+                err.print(Text(_INDENT + printable_lines(record.exc_text, _INDENT)), soft_wrap=True)
         except Exception:  # noqa: BLE001 - logging never ends a program; handleError tells of it
             self.handleError(record)
 

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import anyio
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from runtime.cli.moments import ago
-from runtime.cli.output import print_found
+from runtime.cli.output import Rows, print_found
 from runtime.cli.place import find_settings
 from runtime.schedule import shown, upcoming
 from runtime.stream import connect
@@ -40,8 +39,8 @@ async def _schedules() -> list[dict[str, Any]]:
         return await stream.operations.schedules()
 
 
-def _table(found: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _table(found: list[dict[str, Any]]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("timer", no_wrap=True)
     table.add_column("schedule", overflow="fold")
     table.add_column("last slot", no_wrap=True)

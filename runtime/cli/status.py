@@ -5,11 +5,10 @@ from typing import Annotated, Any
 import anyio
 import typer
 from rich.filesize import decimal
-from rich.table import Table
 from rich.text import Text
 
 from runtime.cli.moments import amount, duration
-from runtime.cli.output import out, plain, print_json
+from runtime.cli.output import Rows, out, plain, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
 
@@ -39,8 +38,8 @@ async def _stats() -> tuple[str, dict[str, Any]]:
         return stream.place, await stream.stats()
 
 
-def _subscriptions(stats: dict[str, Any]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _subscriptions(stats: dict[str, Any]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("subscription")
     table.add_column("patterns", overflow="fold")
     for name in ("workers", "due", "running", "later", "dead", "oldest"):
@@ -66,8 +65,8 @@ def _subscriptions(stats: dict[str, Any]) -> Table:
     return table
 
 
-def _workers(stats: dict[str, Any]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _workers(stats: dict[str, Any]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     for name in ("worker", "state", "woken by", "seen"):
         table.add_column(name)
     for name in ("running", "memory", "cpu", "lag"):

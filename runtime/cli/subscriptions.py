@@ -4,14 +4,13 @@ from typing import Annotated, Any
 
 import anyio
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from runtime.cli.completion import handlers
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, amount, duration
-from runtime.cli.output import out, plain, print_found, print_json
+from runtime.cli.output import Rows, out, plain, print_found, print_json
 from runtime.cli.place import find_settings
 from runtime.stream import connect
 
@@ -49,8 +48,8 @@ def remove(
         out.print(f"{subscription} and {meant['waiting']:,} deliveries {verb}")
 
 
-def _table(found: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _table(found: list[dict[str, Any]]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("subscription", no_wrap=True)
     table.add_column("patterns", overflow="fold")
     for name in ("workers", "waiting", "running", "dead", "lag", "per min"):

@@ -7,11 +7,10 @@ import anyio
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from runtime.cli.moments import amount, duration
-from runtime.cli.output import out, plain, print_json, start_logs
+from runtime.cli.output import Rows, out, plain, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.errors import StoreUnavailable
 from runtime.settings import Settings
@@ -78,8 +77,8 @@ def picture(place: str, stats: dict[str, Any], away: str = "") -> Group:
     return Group(*lines, Text(), _subscriptions(stats["subscriptions"]), Text(), _workers(stats["workers"]))
 
 
-def _subscriptions(subscriptions: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _subscriptions(subscriptions: list[dict[str, Any]]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("subscription")
     for name in ("done/s", "failed/min", "due", "running", "later", "dead", "oldest", "workers"):
         table.add_column(name, justify="right")
@@ -105,8 +104,8 @@ def _subscriptions(subscriptions: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _workers(workers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _workers(workers: list[dict[str, Any]]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("worker")
     for name in ("running", "cpu", "memory", "lag", "seen"):
         table.add_column(name, justify="right")

@@ -8,14 +8,13 @@ from urllib.parse import urlsplit
 
 import anyio
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, span
-from runtime.cli.output import err, out, plain, print_found, print_json
+from runtime.cli.output import Rows, err, out, plain, print_found, print_json
 from runtime.cli.place import find_settings
 from runtime.operations import Operations
 from runtime.stream import connect
@@ -193,8 +192,8 @@ def _show_secret(secret: str) -> None:
     out.print(secret, soft_wrap=True)
 
 
-def _table(found: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
+def _table(found: list[dict[str, Any]]) -> Rows:
+    table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("webhook", no_wrap=True)
     table.add_column("posts", overflow="fold")
     table.add_column("waiting", justify="right")
