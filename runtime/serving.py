@@ -1,5 +1,6 @@
 """How is HTTP served? By a worker on a small port of its own, or by a command as long as it runs."""
 
+import asyncio
 import errno
 import logging
 import socket
@@ -11,11 +12,14 @@ import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from runtime.errors import SettingsError
 
 _log = logging.getLogger("runtime.serving")
 _RETRY_SECONDS = 2.0
+HEAD_SECONDS = 10.0
+"""How long a connection may stay open without a whole request's head."""
 
 
 async def serve(what: str, host: str, port: int, app: Starlette, *, log: logging.Logger = _log) -> None:
@@ -45,6 +49,7 @@ async def _serve_at(listening: socket.socket, app: Starlette) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=_Hasty,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -83,6 +88,35 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class _Hasty(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection that is dropped when no request comes of it: uvicorn would wait for the rest of one for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._waits_since = self.loop.time()
+        self._look()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Wait no longer."""
+        self._timer.cancel()
+        super().connection_lost(error)
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        self._waits_since = self.loop.time()
+        super().on_response_complete()
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._waits_since = now
+        elif now - self._waits_since >= HEAD_SECONDS:
+            self.transport.abort()
+            return
+        self._timer = self.loop.call_later(HEAD_SECONDS / 2, self._look)
 
 
 class _Server(uvicorn.Server):
@@ -132,6 +166,7 @@ async def served(
     """
     config = uvicorn.Config(
         app,
+        http=_Hasty,
         lifespan="off",
         log_config=None,
         # Its lines would hold what is secret in a query.

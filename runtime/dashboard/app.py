@@ -1,6 +1,7 @@
 """Which address leads where?"""
 
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -12,6 +13,15 @@ from runtime.dashboard.events import events
 from runtime.dashboard.guard import Guard, Guarded
 from runtime.dashboard.pages import agents, dead, map, message, stream, write
 from runtime.errors import RuntimeFault, StoreUnavailable
+
+
+class _Number(IntegerConvertor):
+    """The number of a row, as far as one can be: what has more digits is no page."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("number", _Number())
 
 
 def make_app(desk: Desk, guard: Guard) -> ASGIApp:
@@ -28,16 +38,16 @@ def make_app(desk: Desk, guard: Guard) -> ASGIApp:
             Route("/agents/{name}/replay", agents.replay, methods=["POST"]),
             Route("/map", map.map_page),
             Route("/map/drawing", map.drawing),
-            Route("/message/{id:int}", message.message_page),
-            Route("/message/{id:int}/story", message.story),
-            Route("/message/{id:int}/deliver", message.deliver, methods=["POST"]),
-            Route("/message/{id:int}/cancel", message.cancel, methods=["POST"]),
+            Route("/message/{id:number}", message.message_page),
+            Route("/message/{id:number}/story", message.story),
+            Route("/message/{id:number}/deliver", message.deliver, methods=["POST"]),
+            Route("/message/{id:number}/cancel", message.cancel, methods=["POST"]),
             Route("/dead", dead.dead_page),
             Route("/dead/groups", dead.groups),
             Route("/dead/group/{what}", dead.change_group, methods=["POST"]),
-            Route("/dead/{id:int}", dead.letter_page),
-            Route("/dead/{id:int}/amend", dead.amend, methods=["POST"]),
-            Route("/dead/{id:int}/{what}", dead.change_letter, methods=["POST"]),
+            Route("/dead/{id:number}", dead.letter_page),
+            Route("/dead/{id:number}/amend", dead.amend, methods=["POST"]),
+            Route("/dead/{id:number}/{what}", dead.change_letter, methods=["POST"]),
             Route("/write", write.write_page),
             Route("/write/check", write.check, methods=["POST"]),
             Route("/write", write.send, methods=["POST"]),

@@ -64,7 +64,7 @@ class PostgresStore(Store):
         statement = _statement(function, tuple(arguments))
         pool = self._pool or await self._open()
         try:
-            return decode(await self._fetch(pool, statement, arguments))
+            return _decoded(await self._fetch(pool, statement, arguments))
         except StoreError as error:
             if not isinstance(error.__cause__, _LOST_STATEMENTS):
                 raise
@@ -73,7 +73,7 @@ class PostgresStore(Store):
         if self._pool is pool:
             # Others may still wait for its connections: closed now, it would take them away under their hands.
             self._pool, self._retired = None, pool
-        return decode(await self._fetch(await self._open(), statement, arguments))
+        return _decoded(await self._fetch(await self._open(), statement, arguments))
 
     async def close(self) -> None:
         """Close the pool, at once if it does not close by itself within a second."""
@@ -82,7 +82,7 @@ class PostgresStore(Store):
             for pool in filter(None, pools):
                 await pool.close(seconds=_RELEASE_SECONDS)
 
-    async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str:
+    async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str | None:
         connection = pool.acquire_resting()
         if connection is None:
             with self._entry_errors():
@@ -210,6 +210,11 @@ class PostgresStore(Store):
         if isinstance(error, OSError):
             return " Is it running, and is DATABASE_URL right?"
         return ""
+
+
+def _decoded(answer: str | None) -> Any:
+    """What a function returned; a null of SQL is one of Python, as it is over REST."""
+    return None if answer is None else decode(answer)
 
 
 @cache

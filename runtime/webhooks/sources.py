@@ -216,7 +216,8 @@ def _filled(template: str, known: Mapping[str, str], value: Any) -> str:
         text = known.get(hole[1]) or _field(value, hole[1])
         if hole[1] == "event" and number == len(segments):
             # As many as there is room for; what is too much stays together in the last one.
-            filled += [_segment(part) for part in text.split(".", MAX_SEGMENTS - number) if part]
+            parts = [part for part in text.split(".", MAX_SEGMENTS - number) if part]
+            filled += [_segment(part) for part in parts or [_ABSENT]]
         else:
             filled.append(_segment(text))
     return check_key(".".join(filled))

@@ -127,3 +127,23 @@ def test_s1_elsewhere_than_the_loopback_a_short_token_is_refused(stage: Stage) -
     assert answer.code == 1
     assert "RUNTIME_DASHBOARD_TOKEN" in answer.stderr
     assert "hunter2" not in answer.stderr
+
+
+@pytest.mark.parametrize("path", ["/message/{}", "/dead/{}", "/message/{}/story"])
+@pytest.mark.parametrize(
+    "number",
+    ["0", "-1", "9" * 18, "9" * 19, "9" * 30, "9" * 5000, "1e5", "0x1", "²", "١", "1.0", " 1", "%00", "1%00", "x"],
+)
+def test_s7_an_odd_number_is_no_fault_of_the_server(stage: Stage, path: str, number: str) -> None:
+    answer = httpx.get(stage.url + path.format(number))
+    assert answer.status_code in (200, 404), answer.text
+
+
+@pytest.mark.parametrize("ids", ["²", "9" * 30, "1,,x", "-1", ""])
+def test_s7_an_odd_list_of_numbers_neither(stage: Stage, ids: str) -> None:
+    page = httpx.get(stage.url)
+    token = page.text.partition('"X-CSRF-Token": "')[2].partition('"')[0]
+    own = {"origin": stage.url, CSRF_HEADER: token}
+    for what in ("redrive", "discard"):
+        answer = httpx.post(f"{stage.url}/dead/group/{what}", data={"ids": ids}, headers=own)
+        assert answer.status_code == 200, answer.text

@@ -372,3 +372,7 @@ async def test_a_place_is_for_people(store: Store, way: Way) -> None:
     assert f"127.0.0.1:{way.port}" in store.place
     assert "postgres:" not in store.place
     assert "@" not in store.place
+
+
+async def test_s7_a_function_that_returns_nothing_returns_none(store: Store) -> None:
+    assert await store.operate("stream_last_good", letter=987_654_321) is None

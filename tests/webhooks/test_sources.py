@@ -246,3 +246,14 @@ def test_s3_two_sources_never_share_a_dedup_key() -> None:
     long = hashlib.sha256(b"e" * 300).hexdigest()
     forged = taken(standard(Source("shop", "shop.{event}"), {}, message_id=f"sha256:{long}")).dedup_key
     assert forged not in keys
+
+
+@pytest.mark.parametrize(
+    "event", [".", "...", "....a", "-", ".-.", "\u202e", "a" * 90, "a." * 90, ".".join("é" * 9), " . "]
+)
+@pytest.mark.parametrize("template", ["shop.{event}", "shop.x.{event}", "shop.{event}.x", "shop.{name}"])
+def test_s7_an_event_of_dots_or_odd_text_stays_below_its_source_s_pattern(event: str, template: str) -> None:
+    source = Source("shop", template)
+    draft = taken(standard(source, {"type": event, "name": event}))
+    assert check_key(draft.key) == draft.key
+    assert matches(source.pattern, draft.key), draft.key

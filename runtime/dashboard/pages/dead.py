@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from runtime.dashboard.desk import Desk, desk_of
+from runtime.dashboard.desk import Desk, desk_of, number_of
 from runtime.dashboard.shown import pretty
 from runtime.errors import RuntimeFault
 from runtime.operations import Letters
@@ -28,7 +28,8 @@ async def groups(request: Request) -> HTMLResponse:
 async def change_group(request: Request) -> HTMLResponse:
     """Redrive or discard the letters whose numbers were shown."""
     desk, form = desk_of(request), await request.form()
-    ids = [int(each) for each in str(form.get("ids", "")).split(",") if each.isdigit()]
+    numbers = [number_of(each) for each in str(form.get("ids", "")).split(",")]
+    ids = [each for each in numbers if each is not None]
     done = 0
     try:
         done = await _change(desk, request.path_params["what"], ids)
