@@ -26,8 +26,15 @@ async def message_page(request: Request) -> HTMLResponse:
 async def story(request: Request) -> HTMLResponse:
     """The part that changes while the message is handled."""
     desk, number = desk_of(request), request.path_params["id"]
+    return await _part(desk, number, None)
+
+
+async def _part(desk: Desk, number: int, said: str | None) -> HTMLResponse:
+    """The part that changes; it may have been removed while somebody looked at it."""
     found = await _story(desk, number)
-    return desk.part("_story.html", said=None, **(found or {}))
+    if found is None:
+        return HTMLResponse(desk.text("_said.html", said=f"#{number} is no longer there.", is_bad=True), 404)
+    return desk.part("_story.html", **found | {"said": said})
 
 
 async def deliver(request: Request) -> HTMLResponse:
@@ -45,7 +52,7 @@ async def deliver(request: Request) -> HTMLResponse:
             else f"Nothing to do: #{number} still waits for {name}, or {name} does not listen to its key."
         )
     desk.pulse.changed()
-    return desk.part("_story.html", **(await _story(desk, number) or {}) | {"said": said})
+    return await _part(desk, number, said)
 
 
 async def cancel(request: Request) -> HTMLResponse:
@@ -65,7 +72,7 @@ async def cancel(request: Request) -> HTMLResponse:
             f"Nothing waits or runs for #{number} of {name} any more.",
         )
     desk.pulse.changed()
-    return desk.part("_story.html", **(await _story(desk, number) or {}) | {"said": said})
+    return await _part(desk, number, said)
 
 
 async def _story(desk: Desk, number: int) -> dict[str, Any] | None:
