@@ -149,8 +149,13 @@ def test_s7_an_odd_list_of_numbers_neither(stage: Stage, ids: str) -> None:
         assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize("path", ["/message/987654321/deliver", "/message/987654321/cancel", "/dead/987654321/redrive",
-                                  "/dead/987654321/amend", "/agents/no%00one/pause", "/agents/%F0%9F/replay"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/message/987654321/deliver", "/message/987654321/cancel", "/dead/987654321/redrive",
+        "/dead/987654321/amend", "/agents/no%00one/pause", "/agents/%F0%9F/replay",
+    ],
+)  # fmt: skip
 def test_s7_a_change_of_what_is_not_there_neither(stage: Stage, path: str) -> None:
     page = httpx.get(stage.url)
     token = page.text.partition('"X-CSRF-Token": "')[2].partition('"')[0]

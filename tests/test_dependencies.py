@@ -1,0 +1,71 @@
+"""What the package depends on: declared, without releases that have known holes, and pinned where it runs for us."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# The first releases without a hole that is known in December 2026.
+SOUND = {
+    "starlette": (
+        1,
+        3,
+        0,
+    ),  # CVE-2026-54282; before it CVE-2026-48710, CVE-2025-62727, CVE-2025-54121, CVE-2024-47874
+    "h11": (0, 16, 0),  # CVE-2025-43859
+    "jinja2": (3, 1, 6),  # CVE-2025-27516, CVE-2024-56326, CVE-2024-56201
+    "python-multipart": (0, 0, 31),  # CVE-2026-53540, CVE-2026-42561, CVE-2026-40347, CVE-2024-53981
+    "httpcore": (1, 0, 9),  # the first that takes h11 0.16
+    "certifi": (2024, 7, 4),  # CVE-2024-39689
+    "pyjwt": (2, 12, 0),
+    "python-dotenv": (1, 2, 2),
+}
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9_.-]", requirement)[0].lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_s6_no_release_with_a_known_hole_is_admitted(name: str) -> None:
+    (requirement,) = [each for each in PROJECT["dependencies"] if _name(each) == name]
+    found = re.search(r">=([0-9.]+)", requirement)
+    assert found is not None
+    assert tuple(map(int, found[1].split("."))) >= SOUND[name][: found[1].count(".") + 1]
+
+
+def test_s6_whatever_is_imported_is_declared() -> None:
+    declared = {_name(each) for each in PROJECT["dependencies"]}
+    for extra in ("otel", "llm", "dev"):
+        declared |= {_name(each) for each in PROJECT["optional-dependencies"][extra]}
+    distributions = packages_distributions()
+    undeclared: dict[str, str] = {}
+    for file in (ROOT / "runtime").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            for name in (
+                {each.partition(".")[0] for each in names} - set(sys.stdlib_module_names) - {"runtime", ""}
+            ):
+                packages = {each.lower().replace("_", "-") for each in distributions.get(name, [name])}
+                if name == "supabase":
+                    continue
+                if not packages & declared:
+                    undeclared[name] = str(file.relative_to(ROOT))
+    # What pydantic and typer bring is theirs.
+    assert set(undeclared) <= {"pydantic_core", "click", "pytest", "annotated_types"}, undeclared
+
+
+def test_s6_actions_are_pinned_by_their_commit() -> None:
+    workflows = list((ROOT / ".github/workflows").glob("*.y*ml"))
+    assert workflows
+    for workflow in workflows:
+        for line in workflow.read_text().splitlines():
+            if "uses:" in line and "uses: ./" not in line:
+                assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v[0-9]+\.[0-9]+\.[0-9]+$", line), line
