@@ -28,6 +28,7 @@ _PASSWORD_CURE = (
     "Write special characters in the password percent-encoded: "
     "python3 -c 'import urllib.parse as u; print(u.quote(input(), \"\"))'."
 )
+_REF = re.compile(r"[a-z]{20}")
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 # Files that the driver would look for only when it connects, and their variables.
 _FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
@@ -267,6 +268,13 @@ def project_url(url: str) -> str:
     for suffix in ("/rest/v1", "/realtime/v1", "/auth/v1"):
         url = url.removesuffix(suffix)
     return url
+
+
+def are_two_projects(one: str | None, other: str | None) -> bool:
+    """Whether two names are of two projects for certain: a project may have a name of its choice beside its ref."""
+    if one is None or other is None or one == other:
+        return False
+    return not (_REF.fullmatch(one) is None and _REF.fullmatch(other))
 
 
 def project_ref(url: str) -> str | None:

@@ -1,12 +1,14 @@
 """Which store and which wake-ups do the settings mean?"""
 
+import logging
 from collections.abc import Callable, Coroutine, Sequence
+from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from pydantic import SecretStr
 
-from runtime.errors import SettingsError
+from runtime.errors import RuntimeFault, SettingsError
 from runtime.keys import matches
 from runtime.said import Said, topic_of
 from runtime.saying import NOTHING_SAID, NotifyWay, RealtimeWay, Sayer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.telemetry import Telemetry
     from supabase import AsyncClient
 
+_log = logging.getLogger("runtime.connections")
 _NOWHERE = (
     "Nothing says where the stream is. Set SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY), or "
     "DATABASE_URL; or start a stack on this machine: `runtime local start`."
@@ -35,6 +38,8 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
     Raises:
         SettingsError: nothing says where the stream is.
     """
+    if client is not None:
+        _check_client(client)
     if client is None and settings.database_url is not None:
         from runtime.store.postgres import PostgresStore
 
@@ -52,6 +57,56 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
         settings.supabase_key.get_secret_value(),
         request_seconds=settings.request_seconds,
     )
+
+
+def _check_client(client: object) -> None:
+    """Raise a SettingsError for what is no async client, with the line that makes one."""
+    from supabase import AsyncClient, Client
+
+    if isinstance(client, AsyncClient):
+        return
+    if isawaitable(client):
+        if iscoroutine(client):
+            client.close()
+        raise SettingsError("client=… is not awaited: client=await supabase.create_async_client(url, key).")
+    what = (
+        "a client without async"
+        if isinstance(client, Client)
+        else f"{type(client).__name__}, no client of supabase"
+    )
+    raise SettingsError(f"client=… is {what}: make one by `await supabase.create_async_client(url, key)`.")
+
+
+async def compare_places(settings: Settings, store: Store) -> None:
+    """Log an error where SUPABASE_URL and DATABASE_URL lead to two databases; what cannot be asked is not compared.
+
+    Args:
+        settings: where the stream is.
+        store: the direct one.
+    """
+    url, key = settings.supabase_url, settings.supabase_key
+    if settings.database_url is None or url is None or key is None:
+        return
+    from runtime.store.supabase import SupabaseStore
+
+    try:
+        other = await SupabaseStore.connect(
+            url, key.get_secret_value(), request_seconds=settings.request_seconds
+        )
+        try:
+            found = [await each.call("stream_version", {}) for each in (store, other)]
+        finally:
+            await other.close()
+    except RuntimeFault as error:
+        _log.debug("SUPABASE_URL and DATABASE_URL were not compared: %s", error)
+        return
+    ours, theirs = (each.get("incarnation") if isinstance(each, dict) else None for each in found)
+    if ours is not None and theirs is not None and ours != theirs:
+        _log.error(
+            "SUPABASE_URL (%s) and DATABASE_URL (%s) lead to two databases: messages are taken from the second, and "
+            "wake-ups come from the first. Take both from the same project.",
+            other.place, store.place,
+        )  # fmt: skip
 
 
 def settings_of(client: "AsyncClient", settings: Settings) -> Settings:

@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from runtime.addresses import DatabaseAddress, check_key, project_ref, project_url
+from runtime.addresses import DatabaseAddress, are_two_projects, check_key, project_ref, project_url
 from runtime.allowance import Allowed
 from runtime.errors import SettingsError
 from runtime.origins import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
@@ -287,7 +287,7 @@ class Settings(BaseSettings):
             project_ref(self.supabase_url),
             DatabaseAddress.parse(self.database_url.get_secret_value()).ref,
         )
-        if one is not None and other is not None and one != other:
+        if are_two_projects(one, other):
             raise ValueError(
                 f"SUPABASE_URL is of the project {one}, and DATABASE_URL of the project {other}: messages would be "
                 "stored in one and announced in the other. Take both from the same project"

@@ -39,6 +39,10 @@ async def connect(
     Raises:
         SettingsError: nothing says where the stream is.
     """
+    if not isinstance(settings, Settings | None):
+        raise SettingsError(
+            f"connect(settings) takes Settings, not {type(settings).__name__}: a client is given as connect(client=…)."
+        )
     settings = settings or Settings.load()
     store = await open_store(settings, client)
     if client is not None:

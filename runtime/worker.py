@@ -17,7 +17,14 @@ import anyio
 from runtime import loops
 from runtime.agent import Agent
 from runtime.attempt import Attempt, Observer
-from runtime.connections import open_sayer, open_store, open_telemetry, open_wakeups, reachable_by
+from runtime.connections import (
+    compare_places,
+    open_sayer,
+    open_store,
+    open_telemetry,
+    open_wakeups,
+    reachable_by,
+)
 from runtime.dispatcher import Dispatcher
 from runtime.drainage import Drainage
 from runtime.each import Each
@@ -308,6 +315,8 @@ class Worker:
             async with anyio.create_task_group() as tasks:
                 if metrics is not None:
                     tasks.start_soon(self._answer_probes, metrics, dispatcher, store)
+                if self._drainage is None:
+                    tasks.start_soon(compare_places, self._settings, store)
                 if each is not None:
                     tasks.start_soon(self._listen, each, dispatcher)
                 if self._posts is not None:

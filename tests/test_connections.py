@@ -3,16 +3,21 @@
 from pathlib import Path
 from uuid import uuid4
 
+import jwt
 import pytest
 
 from runtime.connections import open_store, open_wakeups, reachable_by, settings_of
+from runtime.doctor import Verdict
+from runtime.doctor.access import check_claims
 from runtime.errors import SettingsError
 from runtime.settings import Settings
+from runtime.store.faults import missing
 from runtime.store.postgres import PostgresStore
 from runtime.store.supabase import SupabaseStore
+from runtime.stream import connect
 from runtime.wakeups.notify import NotifyWakeups
 from runtime.wakeups.realtime import RealtimeWakeups
-from supabase import create_async_client
+from supabase import create_async_client, create_client
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +92,65 @@ def test_every_path_is_there_that_is_not_switched_off(
     assert [path for source in sources for path in source.paths] == paths
     assert reachable_by(sources) == ways
     assert all(isinstance(source, (RealtimeWakeups, NotifyWakeups)) for source in sources)
+
+
+async def test_n8_a_wrong_client_is_named_with_the_line_that_makes_a_right_one() -> None:
+    waiting = create_async_client("http://own.example", "sb_secret_own")
+    for wrong, words in (
+        (create_client("http://own.example", "sb_secret_own"), "without async"),
+        (waiting, "not awaited"),
+        ("http://own.example", "str"),
+        (object(), "object"),
+        (Settings, "no client of supabase"),
+    ):
+        with pytest.raises(SettingsError, match=rf"{words}.*create_async_client"):
+            await open_store(Settings.load(**REST), wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="connect\\(client=…\\)"):
+        async with connect("http://own.example"):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize(
+    ("url", "ref", "is_other"),
+    [
+        ("https://abcdefghijklmnopqrst.supabase.co", "abcdefghijklmnopqrst", False),
+        ("https://ABCDEFGHIJKLMNOPQRST.supabase.co", "abcdefghijklmnopqrst", False),
+        ("https://zyxwvutsrqponmlkjihg.supabase.co", "abcdefghijklmnopqrst", True),
+        ("https://my-brand.supabase.co", "abcdefghijklmnopqrst", False),
+        ("https://api.shop.example", "abcdefghijklmnopqrst", False),
+        ("http://kong:8000", "abcdefghijklmnopqrst", False),
+        ("http://kong.supabase.svc.cluster.local:8000", "abcdefghijklmnopqrst", False),
+        ("http://supabase_kong_shop:8000", "abcdefghijklmnopqrst", False),
+    ],
+)
+def test_n8_a_name_of_one_s_own_is_no_fault(url: str, ref: str, is_other: bool) -> None:
+    key = jwt.encode({"role": "service_role", "ref": ref, "exp": 9_999_999_999}, "x" * 32)
+    found = check_claims(Settings.load(supabase_url=url, supabase_key=key))
+    assert (found.verdict is Verdict.FAULT) == is_other, found
+    database = f"postgresql://postgres:word@db.{ref}.supabase.co/postgres"
+    if is_other:
+        with pytest.raises(SettingsError, match=ref):
+            Settings.load(supabase_url=url, supabase_key=key, database_url=database)
+    else:
+        Settings.load(supabase_url=url, supabase_key=key, database_url=database)
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_n8_quotes_around_are_nobody_s_intention(quote: str) -> None:
+    settings = Settings.load(
+        supabase_url=f"{quote}https://a.example/{quote}",
+        supabase_key=f" {quote}sb_secret_x{quote} ",
+        database_url=f"{quote}postgresql://u:p@h/d{quote}",
+    )
+    assert settings.supabase_url == "https://a.example"
+    assert settings.supabase_key is not None
+    assert settings.supabase_key.get_secret_value() == "sb_secret_x"
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == "postgresql://u:p@h/d"
+
+
+@pytest.mark.parametrize("code", ["PGRST202", "PGRST203", "PGRST205"])
+def test_n8_an_old_schema_cache_has_its_cure(code: str) -> None:
+    told = str(missing("Could not find the function", place="http://a.example", code=code))
+    assert "notify pgrst, 'reload schema'" in told
+    assert "notify pgrst" not in str(missing("no such function", place="db", code="42883"))

@@ -2,6 +2,7 @@
 
 import time
 
+from runtime.addresses import are_two_projects, project_ref
 from runtime.claims import claims_of
 from runtime.doctor import Finding, fault, ok, skipped, warning
 from runtime.settings import Settings
@@ -21,7 +22,8 @@ def check_url(settings: Settings) -> Finding:
         return fault(
             "url",
             "Nothing says where the stream is.",
-            "Set SUPABASE_URL and a key, or start a stack on this machine: `runtime local start`.",
+            settings.origin.hint
+            or "Set SUPABASE_URL and a key, or start a stack on this machine: `runtime local start`.",
         )
     return ok("url", f"The project is at {settings.supabase_url}.")
 
@@ -31,7 +33,7 @@ def check_key(settings: Settings) -> Finding:
     if settings.supabase_key is None:
         if settings.supabase_url is None:
             return skipped("key", "No project is used.")
-        return fault("key", "There is no key.", _KEY_CURE)
+        return fault("key", "There is no key.", settings.origin.hint or _KEY_CURE)
     key = settings.supabase_key.get_secret_value()
     if key.startswith("sb_secret_"):
         return ok("key", "The key is a secret key, which stands for service_role.", role="service_role")
@@ -56,9 +58,8 @@ def check_claims(settings: Settings) -> Finding:
     claims = claims_of(key)
     if claims is None:
         return skipped("token", "The key is no JWT, so it makes no claims.")
-    host = (settings.supabase_url or "").partition("://")[2].partition(".")[0]
-    ref = claims.get("ref")
-    if ref and ".supabase." in (settings.supabase_url or "") and ref != host:
+    host, ref = project_ref(settings.supabase_url or ""), claims.get("ref")
+    if isinstance(ref, str) and are_two_projects(host, ref.lower()):
         return fault(
             "token", f"The key is of project {ref}, and SUPABASE_URL is of {host}.", _KEY_CURE, ref=ref
         )

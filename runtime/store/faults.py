@@ -169,6 +169,10 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
 
 def missing(text: str, *, place: str, code: str | None) -> MigrationMissing:
     """The functions are not there, or not as this release calls them."""
+    if code is not None and code.startswith("PGRST2"):
+        text = (
+            f"{text}; if it was migrated just now, the API has not seen that: `notify pgrst, 'reload schema'`"
+        )
     return MigrationMissing(
         f"{place} lacks the runtime's schema, or has another version of it ({text}). {MIGRATION_CURE} {UPGRADE_CURE}",
         code=code,

@@ -11,11 +11,14 @@ import anyio
 import asyncpg
 import pytest
 
+from runtime.connections import compare_places
 from runtime.errors import MigrationMissing, SettingsError, StoreUnavailable, Unauthorized
+from runtime.local import keys
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
 from runtime.message import Draft
 from runtime.pooler import is_transaction_pooled
+from runtime.settings import Settings
 from runtime.store.postgres import PostgresStore
 from tests.pgbouncer import Pooler
 from tests.store.conftest import Server
@@ -189,3 +192,39 @@ async def test_a_host_that_cannot_be_reached_says_what_to_look_at(
     with pytest.raises(StoreUnavailable, match=words) as error:
         await store.call("stream_stats", {})
     assert "s3cret" not in str(error.value)
+
+
+@pytest.fixture
+def other_database(server: Server) -> Iterator[str]:
+    """A second migrated database."""
+    other = server.cluster.make_database()
+    yield other
+    server.cluster.drop_database(other)
+
+
+async def test_n5_two_databases_are_told(
+    server: Server, other_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.load(
+        supabase_url=f"http://127.0.0.1:{server.gateway().port}",
+        supabase_key=keys.SERVICE_ROLE_KEY,
+        database_url=server.cluster.url(other_database),
+    )
+    store, same = (
+        PostgresStore(server.cluster.url(other_database)),
+        PostgresStore(server.cluster.url(server.database)),
+    )
+    try:
+        await compare_places(settings, same)
+        assert not caplog.records
+        await compare_places(settings, store)
+        (record,) = [each for each in caplog.records if each.name == "runtime.connections"]
+        assert "lead to two databases" in record.getMessage()
+        caplog.clear()
+        # What cannot be asked is left alone.
+        away = settings.model_copy(update={"supabase_url": "http://127.0.0.1:9"})
+        await compare_places(away, store)
+        assert not [each for each in caplog.records if each.name == "runtime.connections"]
+    finally:
+        await store.close()
+        await same.close()
