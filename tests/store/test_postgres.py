@@ -210,6 +210,10 @@ async def test_n5_two_databases_are_told(
         supabase_key=keys.SERVICE_ROLE_KEY,
         database_url=server.cluster.url(other_database),
     )
+    # The databases of these tests are copies of one.
+    admin = await asyncpg.connect(server.cluster.url(other_database, user=keys.SUPERUSER))
+    await admin.execute("update runtime.policy set incarnation = gen_random_uuid()")
+    await admin.close()
     store, same = (
         PostgresStore(server.cluster.url(other_database)),
         PostgresStore(server.cluster.url(server.database)),
