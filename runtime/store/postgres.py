@@ -91,7 +91,8 @@ class PostgresStore(Store):
         try:
             answer = await self._ask(connection, statement, arguments.values())
             is_fit = True
-            return answer
+            # A function that returns SQL's null has answered, as PostgREST says too, with JSON's.
+            return "null" if answer is None else answer
         except BaseException as error:
             is_fit = await self._recover(connection, error)
             raise

@@ -363,6 +363,15 @@ $$;
 comment on function runtime.buried() is
     'How many dead letters each subscription has, gone ones included; counted and reckoned as the backlog is.';
 
+create function runtime.age_seconds(at timestamptz) returns double precision
+language plpgsql stable set search_path = '' as $$
+begin
+    -- Nothing can be reckoned with an infinite time, which a row from before the table had its limits may have.
+    return case when isfinite(at) then greatest(0, extract(epoch from clock_timestamp() - at)) end;
+end
+$$;
+comment on function runtime.age_seconds(timestamptz) is 'How long ago a time was, in seconds; null for one that is not finite.';
+
 create function public.stream_stats() returns json
 language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
@@ -390,7 +399,7 @@ begin
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
                     'oldest_seconds', (
-                        select extract(epoch from clock_timestamp() - m.created_at)
+                        select runtime.age_seconds(m.created_at)
                         from public.consciousness_stream m where m.id = b.oldest),
                     'done_last_minute', coalesce(r.done, 0), 'failed_last_minute', coalesce(r.failed, 0),
                     'last_error', (

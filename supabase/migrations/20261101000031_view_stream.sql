@@ -143,7 +143,7 @@ begin
         'messages', coalesce((
             select json_agg(json_build_object(
                 'id', m.id, 'key', m.key, 'agent', m.agent, 'processed', m.processed, 'created_at', m.created_at,
-                'age_seconds', extract(epoch from clock_timestamp() - m.created_at),
+                'age_seconds', runtime.age_seconds(m.created_at),
                 'deliver_at', m.deliver_at, 'expires_at', m.expires_at, 'priority', m.priority,
                 'correlation_id', m.correlation_id, 'parent_id', m.parent_id,
                 -- A page of large values would be megabytes: the message's own page has them whole.
@@ -230,7 +230,7 @@ begin
         )
         select json_build_object(
             'messages', (select count(*) from last),
-            'seconds', (select extract(epoch from clock_timestamp() - min(l.created_at)) from last l),
+            'seconds', (select runtime.age_seconds(min(l.created_at) filter (where isfinite(l.created_at))) from last l),
             'written', coalesce((
                 select json_agg(json_build_object('agent', w.agent, 'key', w.key, 'count', w.amount)
                                 order by w.amount desc, w.key, w.agent)

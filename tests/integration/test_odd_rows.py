@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from pydantic import BaseModel
 
@@ -190,7 +191,9 @@ async def test_r3_headers_of_any_shape_stop_neither_handlers_nor_who_asks(
 
     async with connected(stack.admin_url) as db, connect(settings) as stream, running([agent], settings):
         # As in a table from before it had its limits.
-        await db.execute("alter table consciousness_stream drop constraint headers_are_an_object_of_at_most_64_kb")
+        await db.execute(
+            "alter table consciousness_stream drop constraint headers_are_an_object_of_at_most_64_kb"
+        )
         await until(lambda: settled(db, "desk.answer", "desk.take"))
         assert await stream.ask("odd.wanted", 1) in (1, 42)
         assert len(await stream.ask_all("odd.wanted", 1, first=2)) >= 2
@@ -231,3 +234,22 @@ async def test_r1_an_answer_that_cannot_be_read_is_a_clear_error_for_who_asked(
         (answered,) = await stream.ask_all("odd.wanted", 1, first=1, timeout=60)
         assert isinstance(answered.error, AskFailed)
         assert "a number of 5,001 digits, which Python cannot read" in str(answered.error)
+
+
+async def test_r1_the_local_rest_api_takes_and_gives_numbers_of_any_length(stack: Any) -> None:
+    headers = {"apikey": stack.service_role_key, "authorization": f"Bearer {stack.service_role_key}"}
+    url, digits = f"{stack.api_url}/rest/v1", "7" * 10_000
+    async with httpx.AsyncClient(headers=headers, timeout=60) as client:
+        body = f'{{"key": "odd.row", "value": [{digits}]}}'
+        written = await client.post(
+            f"{url}/consciousness_stream", content=body, headers={"content-type": "application/json"}
+        )
+        assert written.status_code == 201, written.text
+        sent = await client.post(
+            f"{url}/rpc/stream_send",
+            content=f'{{"messages": [{body}]}}',
+            headers={"content-type": "application/json"},
+        )
+        assert sent.status_code == 200, sent.text
+        read = await client.get(f"{url}/consciousness_stream?select=value")
+        assert read.text.count(digits) == 2

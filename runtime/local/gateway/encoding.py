@@ -13,6 +13,7 @@ from typing import Any
 
 _NUMBERS = frozenset({"int2", "int4", "int8", "numeric"})
 _FLOATS = frozenset({"float4", "float8"})
+_MAX_NUMERIC_DIGITS = 131_072
 _NO_NUMBERS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
@@ -68,7 +69,18 @@ def jsonb_text(value: Any) -> str:
 
 
 def _json(text: str) -> str:
-    return jsonb_text(json.loads(text, parse_float=Decimal, parse_int=Decimal))
+    try:
+        return jsonb_text(json.loads(text, parse_float=_number, parse_int=_number))
+    except (ValueError, RecursionError):
+        # What jsonb itself would refuse, or what is nested deeper than Python goes: it is JSON as it stands.
+        return text
+
+
+def _number(digits: str) -> Decimal:
+    number = Decimal(digits)
+    if abs(number.adjusted()) > _MAX_NUMERIC_DIGITS:
+        raise ValueError("a number that no numeric can hold")
+    return number
 
 
 def _timestamp(text: str) -> str:

@@ -72,7 +72,7 @@ class HttpBroadcast:
                 body = compact(read_json(body)).encode()
             if is_private and not await self.policies.may_send(name, identity):
                 return JSONResponse({"message": "Unauthorized"}, status_code=403)
-        except ValueError:
+        except (ValueError, RecursionError):
             return JSONResponse({"errors": {"payload": ["can't be blank"]}}, status_code=422)
         except (MissingPartition, *DATABASE_FAULTS):
             return JSONResponse({"message": "Tenant database unavailable"}, status_code=422)

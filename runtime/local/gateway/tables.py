@@ -117,7 +117,8 @@ def _on_conflict(table: Table, names: Sequence[str], conflict: Sequence[str], re
 
 def _parsed(body: str) -> Any:
     try:
-        return json.loads(body)
+        # Only the names are looked at: PostgreSQL reads the numbers, whose digits Python may have no room for.
+        return json.loads(body, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
         raise Problem(400, "PGRST102", "Empty or invalid json") from None
 

@@ -82,3 +82,10 @@ def test_array_literals_are_read_back(items: Any) -> None:
 def test_what_is_no_array_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="array"):
         parse_array(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5_000 + "]" * 5_000, "1e999999999", '{"a": [1e-999999999]}', "1" * 200_000]
+)
+def test_r1_json_beyond_what_python_or_jsonb_holds_is_written_as_it_stands(text: str) -> None:
+    assert json_value(text, TypeName("json")) == text
