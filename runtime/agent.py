@@ -120,7 +120,8 @@ class Agent:
             retry: what happens after a failure; five attempts with growing waits by default.
             concurrency: how many may run at once in one worker.
             emits: the key under which what the function returns is written.
-            ordered: handle messages of one key one after another.
+            ordered: handle messages of one key one after another, in the order they were written; never two of a
+                key at once, whichever worker has them.
             dead_blocks: with `ordered`, a dead letter holds up its key until it is redriven or discarded;
                 otherwise the next message passes it.
             start: "earliest" makes a new subscription begin with all there is, "latest" with what comes.

@@ -94,8 +94,8 @@ async def _crowd(url: str) -> None:
         await Worker(db).subscribe({"name": "many.lanes", "patterns": ["many.*"], "ordered": True})
         await db.execute(
             "insert into runtime.deliveries (message_id, subscription, visible_at, marks, sole, ordered_key) "
-            "select 10 * d.n + (d.key <> 'many.0')::integer, s.id, case when d.n > 1 then 'infinity'::timestamptz end, "
-            "false, false, d.key from runtime.subscriptions s, ("
+            "select 50000000 + 10 * d.n + (d.key <> 'many.0')::integer, s.id, "
+            "case when d.n > 1 then 'infinity'::timestamptz end, false, false, d.key from runtime.subscriptions s, ("
             "    select n, 'many.0' as key from generate_series(1, 100000) n "
             "    union all select 1 + n % 2, 'many.' || n / 2 from generate_series(2, 4000) n) d "
             "where s.name = 'many.lanes' on conflict do nothing"

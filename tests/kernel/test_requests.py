@@ -117,7 +117,9 @@ async def test_headers_that_name_no_key_are_no_request_and_hurt_nobody(
 ) -> None:
     await worker.subscribe({"name": "a.b", "patterns": ["k"], "max_attempts": 1})
     # As a table from before it had its limits.
-    await db.execute("alter table consciousness_stream drop constraint headers_are_an_object_of_at_most_64_kb")
+    await db.execute(
+        "alter table consciousness_stream drop constraint headers_are_an_object_of_at_most_64_kb"
+    )
     await insert(db, "k", 1, headers=headers)
     await worker.fail(*await worker.take())
     assert await db.fetchval("select count(*) from runtime.dead_letters") == 1

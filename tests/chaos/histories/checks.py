@@ -95,7 +95,6 @@ def _in_order(history: History) -> Iterator[str]:
     for (name, key), runs in _lanes(history).items():
         first_start: dict[int, int] = {}
         last_end: dict[int, int] = {}
-        died: dict[int, int] = {}
         for run in runs:
             message, place = run.place[0], run.place
             came_back = min(history.revivals.get(place) or [history.now + 1])
@@ -103,10 +102,13 @@ def _in_order(history: History) -> Iterator[str]:
                 continue
             first_start.setdefault(message, run.began)
             last_end[message] = run.ended or history.now
-            if run.outcome == "dead" and _BY_NAME[name].get("dead_blocks"):
+            # Not one that an operator cancelled while it ran, nor one whose delivery may have been pruned.
+            holds_up = bool(_BY_NAME[name].get("dead_blocks")) and place not in history.fuzzy
+            holds_up = holds_up and message not in history.pruned
+            if run.outcome == "dead" and holds_up:
                 # It goes on to hold up its key until somebody lets it go.
                 let_go = [at for at in history.releases.get(place, []) if at > last_end[message]]
-                died[message] = last_end[message] = min(let_go, default=last_end[message])
+                last_end[message] = min(let_go, default=last_end[message])
         # The latest end of all that were committed before this one was begun.
         ended = sorted((history.messages[m].committed, end, m) for m, end in last_end.items())
         started = sorted((history.messages[m].began, start, m) for m, start in first_start.items())

@@ -168,6 +168,7 @@ class Worker(Client):
             if run.place in refused:
                 self.history.counts["refused"] += 1
                 self.history.note(run.place, f"refused {run.outcome}")
+                run.outcome = "refused"
             elif was_done:
                 self.history.end(run.place, f"done, after {run.outcome}")
                 self.history.counts["done"] += 1
@@ -330,7 +331,9 @@ class Operator(Client):
         """Remove a few messages that are a moment old."""
         after = self._any_message()
         if after is not None:
-            await self._ask("stream_prune(0.3, $1, $2)", self.random.choice((1, 3)), after - 1)
+            answer = await self._ask("stream_prune(0.3, $1, $2)", self.random.choice((1, 3)), after - 1)
+            if answer["last"] is not None:
+                self.history.pruned |= set(range(after, answer["last"] + 1))
 
 
 @dataclass
