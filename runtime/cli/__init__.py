@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
+from runtime.cli import streams
 from runtime.cli.faults import Commands
 
 # What the list of commands says of each: so that printing it loads none of them.
@@ -98,4 +99,5 @@ def options(
 
 def main() -> None:
     """Run the command line and end the process."""
+    streams.guard()
     app(prog_name="runtime")

@@ -7,6 +7,7 @@ import typer
 
 from runtime import loops
 from runtime.agent import Agent
+from runtime.cli import streams
 from runtime.cli.output import logs_are_json, print_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover
@@ -26,6 +27,7 @@ def drain(
     as_json: Annotated[bool, typer.Option("--json", help="Print what became of it as JSON.")] = False,
 ) -> None:
     """Run what is due for these agents, timers too, and end when nothing is, or when the time is up."""
+    streams.go_on()
     settings = find_settings()
     start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
     drained = loops.run(_drain, discover(paths), settings, budget)

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from runtime.cli import streams
 from runtime.errors import RuntimeFault
 from runtime.values import printable
 
@@ -23,11 +24,14 @@ class Commands(TyperGroup):
         except RuntimeFault as error:
             _tell(str(error))
             raise typer.Exit(1) from None
+        except BrokenPipeError:
+            streams.fall_silent()
+            raise typer.Exit(0) from None
         except BaseExceptionGroup as group:
-            for leaf in _leaves(group):
-                if isinstance(leaf, BrokenPipeError):
-                    # Who reads our output has left, as `head` does: no fault, and typer ends the process for it.
-                    raise leaf from None
+            if any(isinstance(leaf, BrokenPipeError) for leaf in _leaves(group)):
+                # Who reads our output has left, as `head` does: no fault.
+                streams.fall_silent()
+                raise typer.Exit(0) from None
             faults, others = group.split(RuntimeFault)
             if faults is None or others is not None:
                 raise

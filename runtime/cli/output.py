@@ -29,6 +29,10 @@ class Terminal(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, stderr=stderr)
 
+    def on_broken_pipe(self) -> None:
+        """Raise what was raised, for the command to decide; a console's own way is to end the process with code 1."""
+        raise
+
     def print(self, *objects: Any, **options: Any) -> None:
         """Print; a text's own lines after its first are set in, so that none passes itself off as another."""
         super().print(*(_set_in(each) if isinstance(each, str) else each for each in objects), **options)

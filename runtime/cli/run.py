@@ -1,5 +1,6 @@
 """`runtime run`: workers for the agents in files, folders and modules, in one process or in several."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
-from anyio import CancelScope
 
 from runtime import loops
 from runtime.agent import Agent
 from runtime.attempt import Observer
+from runtime.cli import streams
 from runtime.cli.attempts import AttemptLines
 from runtime.cli.output import err, export_telemetry, logs_are_json, print_json, start_logs
 from runtime.cli.place import find_settings
@@ -22,6 +23,7 @@ from runtime.discovery import discover
 from runtime.errors import DiscoveryError
 from runtime.plan import Suspects
 from runtime.settings import Settings
+from runtime.signals import heeded
 from runtime.supervisor import Child, Supervisor
 from runtime.worker import Attempt, Worker
 
@@ -84,6 +86,7 @@ def run(
     """
     if not paths and not webhooks:
         raise typer.BadParameter("Missing argument PATH: say which agents to run, or --webhooks")
+    streams.go_on()
     agents = _chosen(discover(paths or []), only)
     _tune_interpreter()
     settings = find_settings(concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
@@ -114,7 +117,7 @@ def run(
     if not is_json_log and not is_supervised:
         for handler in [handler for each in crew if isinstance(each, Worker) for handler in each.handlers]:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
-    signal_number = loops.run(_run, crew, is_supervised)
+    signal_number = loops.run(_run, crew, is_supervised, settings.drain_seconds)
     lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
@@ -203,19 +206,34 @@ async def _pass_on(signals: AsyncIterator[signal.Signals], supervisor: Superviso
             supervisor.stop()
 
 
-async def _run(crew: "Sequence[Worker | Postroom]", is_supervised: bool) -> int | None:
+async def _run(crew: "Sequence[Worker | Postroom]", is_supervised: bool, drain_seconds: float) -> int | None:
     """Run until a signal; returns the number of a second one, which does not wait for handlers."""
-    hurry: list[int] = []
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, crew, is_supervised, tasks.cancel_scope, hurry)
+    hurried: list[int] = []
+    soon = asyncio.get_running_loop().call_soon_threadsafe
+
+    def stop(number: signal.Signals) -> None:
+        for each in crew:
+            each.stop()
+        if not is_supervised:
+            err.print(
+                f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
+                soft_wrap=True,
+            )
+
+    async with anyio.create_task_group() as tasks:
+
+        def hurry(number: signal.Signals) -> None:
+            hurried.append(number)
+            soon(tasks.cancel_scope.cancel)
+
+        with heeded(stop, hurry, drain_seconds=drain_seconds):
             if is_supervised and os.name == "posix":
                 tasks.start_soon(_end_with_supervisor, crew)
             async with anyio.create_task_group() as working:
                 for each in crew:
                     working.start_soon(each.run)
             tasks.cancel_scope.cancel()
-    return hurry[0] if hurry else None
+    return hurried[0] if hurried else None
 
 
 async def _end_with_supervisor(crew: "Sequence[Worker | Postroom]") -> None:
@@ -223,27 +241,6 @@ async def _end_with_supervisor(crew: "Sequence[Worker | Postroom]") -> None:
     await anyio.wait_readable(sys.stdin)
     for each in crew:
         each.stop()
-
-
-async def _obey(
-    signals: AsyncIterator[signal.Signals],
-    crew: "Sequence[Worker | Postroom]",
-    is_supervised: bool,
-    scope: CancelScope,
-    hurry: list[int],
-) -> None:
-    async for number in signals:
-        if any(each.state == "stopping" for each in crew):
-            hurry.append(number)
-            scope.cancel()
-            return
-        if not is_supervised:
-            err.print(
-                f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
-                soft_wrap=True,
-            )
-        for each in crew:
-            each.stop()
 
 
 def _print_json(attempt: Attempt) -> None:

@@ -1,20 +1,21 @@
 """`runtime serve`: agents behind HTTP, and other programs' webhooks as messages."""
 
+import asyncio
 import signal
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio
 import typer
-from anyio import CancelScope
 
 from runtime import loops
 from runtime.asgi import WebhookApp, sources_in
+from runtime.cli import streams
 from runtime.cli.output import err, export_telemetry, logs_are_json, start_logs
 from runtime.cli.place import find_settings
 from runtime.discovery import discover_with_sources
 from runtime.secrets import check_exposed, given
 from runtime.serving import bound, is_loopback, served
+from runtime.signals import heeded
 
 PORT = 8322
 
@@ -36,6 +37,7 @@ def serve(
     run in this process; with --serverless they run only while POST /drain or /wake is answered. GET /healthz and
     /readyz are for orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
     """
+    streams.go_on()
     settings = find_settings(serverless=serverless or None)
     start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
@@ -57,10 +59,21 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) ->
     """Serve until a signal; returns the number of a second one, which does not wait for what runs."""
     listening = bound("runtime serve", host, port)
     shown = f"[{host}]" if ":" in host else host
-    stopping, hurry = anyio.Event(), list[int]()
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, stopping, tasks.cancel_scope, hurry)
+    stopping, hurried = anyio.Event(), list[int]()
+    soon = asyncio.get_running_loop().call_soon_threadsafe
+
+    def stop(number: signal.Signals) -> None:
+        soon(stopping.set)
+        app.stop()
+        err.print(f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once.")
+
+    async with anyio.create_task_group() as tasks:
+
+        def hurry(number: signal.Signals) -> None:
+            hurried.append(number)
+            soon(tasks.cancel_scope.cancel)
+
+        with heeded(stop, hurry, drain_seconds=drain_seconds):
             async with served(listening, app, graceful_seconds=drain_seconds):
                 typer.echo(f"Serving at http://{shown}:{listening.getsockname()[1]}/")
                 async with anyio.create_task_group() as working:
@@ -69,16 +82,4 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) ->
                     app.stop()
             await app.close()
             tasks.cancel_scope.cancel()
-    return hurry[0] if hurry else None
-
-
-async def _obey(
-    signals: AsyncIterator[signal.Signals], stopping: anyio.Event, scope: CancelScope, hurry: list[int]
-) -> None:
-    async for number in signals:
-        if stopping.is_set():
-            hurry.append(number)
-            scope.cancel()
-            return
-        err.print(f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once.")
-        stopping.set()
+    return hurried[0] if hurried else None
