@@ -7,6 +7,7 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Taken, Worker, advance, insert, send
+from tests.kernel.mutations import MUTATIONS
 from tests.kernel.schedule import started, transaction, until_waiting
 from tests.kernel.switch import switch_off
 
@@ -141,6 +142,32 @@ async def test_o3_k9_the_same_where_a_dead_letter_holds_up_its_key(
     await db.fetchval("select stream_redrive()")
     await advance(db, 30)
     assert await found(worker) == ([] if leaving == "done" else [running.id])
+
+
+WITHOUT = {
+    "K9 unparks nothing": ("done", "dead"),
+    "K9 a failed attempt unparks nothing below": ("failed", "put off", "given back"),
+    "K9 a crash unparks nothing below": ("crashed",),
+    "K9 a dead letter that blocks unparks nothing below": ("held up",),
+}
+
+
+@pytest.mark.parametrize(("rule", "leaving"), [(rule, each) for rule in WITHOUT for each in WITHOUT[rule]])
+async def test_o3_k9_without_unparking_what_waits_for_a_higher_one_stands_still(
+    db: Any, worker: Worker, connect: Connect, rule: str, leaving: str
+) -> None:
+    (mutation,) = [each for each in MUTATIONS if each.name == rule]
+    await mutation.carry_out(db)
+    await worker.subscribe({**ORDERED, "dead_blocks": leaving == "held up"})
+    async with connect() as connection:
+        other = Worker(connection, numbers=worker.numbers)
+        lower, running = await _late(db, worker, other)
+        assert await found(other) == []
+        assert await parked(db) == [lower]
+        await WAYS_TO_LEAVE["dead" if leaving == "held up" else leaving](db, worker, running)
+        for each in (other, worker):
+            assert await found(each) == []
+        assert lower in await parked(db)
 
 
 @pytest.mark.parametrize("comes_back", ["redriven", "replayed"])

@@ -90,6 +90,14 @@ def _one_at_a_time(history: History) -> Iterator[str]:
             yield f"limits: {most} of {name} ran at once, {limit} may"
 
 
+def _let_go(history: History, place: Place, *, died: int) -> int:
+    """When a dead letter that holds up its key may first have let it go, by an operator or by a prune."""
+    moments = [at for at in history.releases.get(place, []) if at > died]
+    # Retention ends what nobody has taken for long, dead letters' deliveries too. It may have begun before the death.
+    moments += [max(each.began, died) for each in history.prunes if place[0] in each.ids and each.committed > died]
+    return min(moments, default=history.now)
+
+
 def _in_order(history: History) -> Iterator[str]:
     """G8: if A was committed before B was inserted, A ends before B starts; only what never came back is judged."""
     for (name, key), runs in _lanes(history).items():
@@ -102,13 +110,9 @@ def _in_order(history: History) -> Iterator[str]:
                 continue
             first_start.setdefault(message, run.began)
             last_end[message] = run.ended or history.now
-            # Not one that an operator cancelled while it ran, nor one whose delivery may have been pruned.
-            holds_up = bool(_BY_NAME[name].get("dead_blocks")) and place not in history.fuzzy
-            holds_up = holds_up and message not in history.pruned
-            if run.outcome == "dead" and holds_up:
-                # It goes on to hold up its key until somebody lets it go.
-                let_go = [at for at in history.releases.get(place, []) if at > last_end[message]]
-                last_end[message] = min(let_go, default=last_end[message])
+            # Not one that an operator cancelled while it ran: it may have ended so.
+            if run.outcome == "dead" and _BY_NAME[name].get("dead_blocks") and place not in history.fuzzy:
+                last_end[message] = _let_go(history, place, died=last_end[message])
         # The latest end of all that were committed before this one was begun.
         ended = sorted((history.messages[m].committed, end, m) for m, end in last_end.items())
         started = sorted((history.messages[m].began, start, m) for m, start in first_start.items())

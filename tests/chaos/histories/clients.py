@@ -10,7 +10,7 @@ from uuid import uuid4
 import anyio
 import asyncpg
 
-from tests.chaos.histories.history import History, Run
+from tests.chaos.histories.history import History, Prune, Run
 from tests.chaos.histories.roads import AWAY, ISOLATIONS, Road, SqlRoad, until_answered
 
 KEYS = ("lane.k0", "lane.k0", "lane.k1", "lane.k2", "free.x")
@@ -331,9 +331,11 @@ class Operator(Client):
         """Remove a few messages that are a moment old."""
         after = self._any_message()
         if after is not None:
+            began = self.history.tick()
             answer = await self._ask("stream_prune(0.3, $1, $2)", self.random.choice((1, 3)), after - 1)
             if answer["last"] is not None:
-                self.history.pruned |= set(range(after, answer["last"] + 1))
+                ids = range(after, answer["last"] + 1)
+                self.history.prunes.append(Prune(ids, began, self.history.tick()))
 
 
 @dataclass

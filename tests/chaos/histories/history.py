@@ -34,6 +34,15 @@ class Run:
     outcome: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Ids that a prune has looked at, and between which two moments: their deliveries may have expired then."""
+
+    ids: range
+    began: int
+    committed: int
+
+
 @dataclass
 class History:
     """The record of one history.
@@ -45,14 +54,13 @@ class History:
         replays: how many new deliveries of it a replay has made.
         fuzzy: deliveries of which it is not known how often they had to end: more than one was made of them, or an
             operator cancelled one that ran.
-        pruned: ids that a prune has looked at: their deliveries may have expired, those of dead letters too.
         releases: by delivery, when its dead letter was asked to be redriven or discarded.
     """
 
     now: int = 0
     messages: dict[int, Sent] = field(default_factory=dict)
     uncertain: set[int] = field(default_factory=set)
-    pruned: set[int] = field(default_factory=set)
+    prunes: list[Prune] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     ends: Counter[Place] = field(default_factory=Counter)
     revivals: dict[Place, list[int]] = field(default_factory=lambda: defaultdict(list))
