@@ -122,8 +122,8 @@ class Agent:
             emits: the key under which what the function returns is written.
             ordered: handle messages of one key one after another, in the order they were written; never two of a
                 key at once, whichever worker has them.
-            dead_blocks: with `ordered`, a dead letter holds up its key until it is redriven or discarded;
-                otherwise the next message passes it.
+            dead_blocks: with `ordered`, a dead letter holds up its key until it is redriven, discarded or past the
+                retention; otherwise the next message passes it.
             start: "earliest" makes a new subscription begin with all there is, "latest" with what comes.
             timeout: seconds one attempt may take.
             deliver: "each" has every live process get each message, at most once, as Redis pub/sub does: nothing is

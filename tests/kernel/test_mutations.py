@@ -1,5 +1,6 @@
 """Is each rule that the mutations break still there to be broken? A kernel that says it otherwise needs them anew."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,3 +27,9 @@ async def test_every_mutation_finds_its_rule_once_and_leaves_a_function_that_can
 def test_no_two_mutations_have_one_name() -> None:
     names = [mutation.name for mutation in MUTATIONS]
     assert len(set(names)) == len(names)
+
+
+def test_what_a_schedule_has_to_notice_is_carried_out_there() -> None:
+    for mutation in MUTATIONS:
+        if mutation.held_by:
+            assert mutation.name in (Path(__file__).parent / mutation.held_by).read_text()

@@ -23,6 +23,9 @@ AWAY = (
 ISOLATIONS = ("read committed", "read committed", "repeatable read", "serializable")
 
 
+_LOST = 0.02
+
+
 class Road(Protocol):
     """One call of one function of the kernel; what was rolled back or lost raises `StoreUnavailable`."""
 
@@ -53,6 +56,8 @@ class SqlRoad:
             async with connection.transaction():
                 answer = await connection.fetchval(f"select public.{function}({given})", *values)
                 await anyio.sleep(self._random.random() * self._hold)
+            if self._random.random() < _LOST:
+                raise StoreUnavailable("committed, and the answer was lost")
         except AWAY as error:
             raise StoreUnavailable(f"the connection was lost: {error!r}") from error
         except asyncpg.PostgresError as error:

@@ -1,16 +1,16 @@
 """A few random histories on each version, and whether a kernel with a known fault would be found out."""
 
-import itertools
-import os
-import random
+from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
 from tests.chaos.histories.__main__ import one_history
 from tests.chaos.histories.checks import judge
-from tests.chaos.histories.history import History, Run, Sent
+from tests.chaos.histories.history import History, Prune, Run, Sent
 from tests.conftest import Cluster
 
+SEED = 1
 STEPS = 20
 EMPTY = {
     "stood still": [], "deliveries": 0, "leases": 0, "unmarked": 0, "dead_letters": 0, "expired": 0, "processed": {},
@@ -21,9 +21,9 @@ EMPTY = {
 @pytest.mark.parametrize("version", ["cluster_15", "cluster"])
 def test_g1_g8_k9_a_random_history_ends_as_it_should(request: pytest.FixtureRequest, version: str) -> None:
     cluster: Cluster = request.getfixturevalue(version)
-    seed = int(os.environ.get("HISTORY_SEED") or random.randrange(2**31))
-    outcome = one_history(cluster, seed, STEPS)
-    assert outcome.problems == [], f"HISTORY_SEED={seed}"
+    # The dice are the same each time; the database and the scheduler throw their own. New ones are for the command.
+    outcome = one_history(cluster, SEED, STEPS)
+    assert outcome.problems == []
     # It did happen.
     assert outcome.messages >= 3 * STEPS
     assert outcome.runs >= outcome.messages
@@ -32,13 +32,14 @@ def test_g1_g8_k9_a_random_history_ends_as_it_should(request: pytest.FixtureRequ
 
 @pytest.mark.timeout(0)
 def test_o1_a_kernel_that_unparks_the_first_of_a_key_only_is_found_out(cluster: Cluster) -> None:
-    for seed in itertools.count(2):
+    # About every second history meets it.
+    for seed in range(60):
         outcome = one_history(
             cluster, seed, STEPS, rest=False, broken=("K9 unparks the first if it is parked",)
         )
         if any("stood still" in problem for problem in outcome.problems):
             return
-        assert seed < 60, "none of so many histories met it"
+    pytest.fail("none of so many histories met it")
 
 
 def history_of(*runs: tuple[int, int, int]) -> History:
@@ -70,6 +71,31 @@ def test_two_that_run_at_once_are_told() -> None:
 def test_what_overtakes_is_told() -> None:
     (problem,) = judge(history_of((2, 10, 20), (1, 21, 30)), EMPTY)
     assert problem.startswith("G8:")
+
+
+@pytest.mark.parametrize(
+    ("prunes", "released_at", "is_wrong"),
+    [
+        ([], None, True),
+        ([], 25, False),
+        ([], 31, True),
+        ([Prune(range(1, 2), 15, 22)], None, False),
+        ([Prune(range(1, 2), 22, 35)], None, False),
+        ([Prune(range(1, 2), 5, 8)], None, True),
+        ([Prune(range(1, 2), 31, 35)], None, True),
+        ([Prune(range(2, 9), 22, 25)], None, True),
+    ],
+)
+def test_what_overtakes_a_dead_letter_that_blocks_is_told(
+    prunes: list[Prune], released_at: int | None, is_wrong: bool
+) -> None:
+    history = history_of((1, 10, 20), (2, 30, 40))
+    place = (1, "orderly.blocking")
+    history.runs = [replace(run, place=(run.place[0], "orderly.blocking")) for run in history.runs]
+    history.runs[0].outcome = "dead"
+    history.prunes = prunes
+    history.releases = defaultdict(list, {place: [released_at]} if released_at else {})
+    assert [problem[:3] for problem in judge(history, EMPTY)] == ["G8:"] * is_wrong
 
 
 def test_what_is_lost_or_done_twice_is_told() -> None:
