@@ -292,7 +292,7 @@ def check_key(key: str) -> str:
     key = unquoted(key)
     if not key or not key.isascii() or any(character.isspace() for character in key):
         raise SettingsError(
-            "The Supabase key is empty or holds characters no key has: copy SUPABASE_SERVICE_ROLE_KEY (or "
-            "SUPABASE_SECRET_KEY) again, whole and on one line."
+            "The Supabase key is empty or holds characters no key has: copy SUPABASE_SECRET_KEY (or "
+            "SUPABASE_SERVICE_ROLE_KEY) again, whole and on one line."
         )
     return key

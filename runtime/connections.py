@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("runtime.connections")
 _NOWHERE = (
-    "Nothing says where the stream is. Set SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY), or "
+    "Nothing says where the stream is. Set SUPABASE_URL and SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY), or "
     "DATABASE_URL; or start a stack on this machine: `runtime local start`."
 )
 

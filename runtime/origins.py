@@ -14,14 +14,14 @@ from runtime.errors import SettingsError
 from runtime.secrets import given
 
 URL_NAMES: Final = ("SUPABASE_URL", "API_URL")
-KEY_NAMES: Final = ("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_SECRET_KEY", "SERVICE_ROLE_KEY")
+KEY_NAMES: Final = ("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SERVICE_ROLE_KEY")
 DATABASE_NAME: Final = "DATABASE_URL"
 # Names that other programs give to keys of a project, of whatever role.
 _OTHER_KEY_NAMES = (
     "SUPABASE_KEY", "SUPABASE_SERVICE_KEY", "SUPABASE_API_KEY", "SUPABASE_SERVICE_ROLE", "SERVICE_KEY", "SECRET_KEY",
     "SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY", "NEXT_PUBLIC_SUPABASE_ANON_KEY", "ANON_KEY", "PUBLISHABLE_KEY",
 )  # fmt: skip
-_READ_NAMES = "SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY)"
+_READ_NAMES = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
 
 Sources = Mapping[str, Mapping[str, str]]
 """What each source holds, by the variable's name in capitals; the source that wins comes first."""

@@ -19,6 +19,7 @@ from runtime.egress import Egress, Resolve, resolve
 from runtime.errors import InvalidPayload, PostFailed, SettingsError
 from runtime.handler import Handler
 from runtime.message import Message
+from runtime.printable import printable
 from runtime.proxies import tls_context
 from runtime.resting import Rests
 from runtime.retry import Reject, RetryLater
@@ -26,7 +27,7 @@ from runtime.secrets import environment, given
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.target import Target
-from runtime.values import decode, encode, printable
+from runtime.values import decode, encode
 from runtime.webhooks.signatures import read_secret, sign
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024

@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     supabase_key: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices(*KEY_NAMES),
-        description="The service_role JWT or an sb_secret_… key.",
+        description="An sb_secret_… key or the service_role JWT.",
     )
     database_url: SecretStr | None = Field(
         default=None,

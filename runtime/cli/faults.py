@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 from runtime.cli import streams
 from runtime.errors import RuntimeFault
-from runtime.values import printable
+from runtime.printable import printable
 
 
 class Commands(TyperGroup):

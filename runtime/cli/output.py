@@ -19,8 +19,9 @@ from runtime.errors import SettingsError
 from runtime.loggers import steady
 from runtime.logs import of_attempt
 from runtime.message import Message, Priority
+from runtime.printable import printable
 from runtime.said import Said
-from runtime.values import decode, encode, legible, printable
+from runtime.values import decode, encode, legible
 
 
 class Terminal(Console):

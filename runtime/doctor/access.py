@@ -8,7 +8,7 @@ from runtime.doctor import Finding, fault, ok, skipped, warning
 from runtime.settings import Settings
 
 _KEY_CURE = (
-    "Set SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY) to the service_role key or an sb_secret_… key of this very "
+    "Set SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY) to an sb_secret_… key or the service_role key of this very "
     "project."
 )
 _SOON_SECONDS = 86_400

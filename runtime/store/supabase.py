@@ -26,7 +26,7 @@ _NOT_SENT = (
     httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError,
 )  # fmt: skip
 _KEY_CURE = (
-    "Set SUPABASE_SERVICE_ROLE_KEY (or SUPABASE_SECRET_KEY) to the service_role key or an sb_secret_… key of this "
+    "Set SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY) to an sb_secret_… key or the service_role key of this "
     "very project; the anon and publishable keys may not run workers."
 )
 _URL_CURE = "Is SUPABASE_URL the URL of a Supabase project?"
