@@ -40,6 +40,7 @@ from runtime.schedule import Missed, Schedule, cron, every
 from runtime.secrets import check_secret_name
 from runtime.signature import Provider, read_signature
 from runtime.target import CONCURRENCY, PATIENCE, SECONDS, Target, check_url
+from runtime.tracebacks import claim
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -89,6 +90,7 @@ class Agent:
         self.handlers: list[Handler] = []
         self.around = Around()
         self.place = declared_at()
+        claim(self.place.rpartition(":")[0])
 
     def __repr__(self) -> str:
         handlers = ", ".join(handler.name for handler in self.handlers)

@@ -7,8 +7,6 @@ import logging
 import os
 import re
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -17,14 +15,12 @@ from types import ModuleType
 from runtime.agent import Agent
 from runtime.errors import DiscoveryError
 from runtime.modules import leads_to, loaded_from, make_importable, real_name
+from runtime.tracebacks import claim, members_of, places_of, text_of
 from runtime.webhooks.sources import Source
 
 _log = logging.getLogger("runtime.discovery")
-_OURS = str(Path(__file__).parent) + os.sep
-# Others' packages, and Python's own.
-_OTHERS = tuple(
-    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
+# The members of a group that are told of.
+_MEMBERS = 5
 _NO_AGENTS = re.compile(r"_.*|setup|conftest|noxfile|toxfile|fabfile|test_.*|.*_test")
 _NO_FOLDER_OF_AGENTS = re.compile(r"[._].*|tests?|node_modules|site-packages|build|dist")
 _hinted: set[Path] = set()
@@ -205,7 +201,9 @@ def _package_of(folder: Path) -> ModuleType:
             spec.loader.exec_module(package)
         except BaseException as error:
             del sys.modules[name]
-            raise DiscoveryError(f"{init} cannot be imported: {_where(error)}{_cause(error)}") from error
+            raise DiscoveryError(
+                f"{init} cannot be imported: {_where(error, name)}{_cause(error)}"
+            ) from error
     return package
 
 
@@ -217,34 +215,37 @@ def _import(name: str, path: str) -> ModuleType:
         return importlib.import_module(name)
     except BaseException as error:
         raise DiscoveryError(
-            f"{path} cannot be imported: {_where(error)}{_cause(error)}{_hint(error, path)}"
+            f"{path} cannot be imported: {_where(error, name)}{_cause(error)}{_hint(error, path)}"
         ) from error
 
 
 def _cause(error: BaseException) -> str:
-    """The error's kind and its own words."""
+    """The error's kind and its own words; of a group, also those of its members."""
+    members = [text_of(each) for each in members_of(error)[:_MEMBERS] if each is not error]
+    return ": ".join([text_of(error), *(["; ".join(members)] if members else [])])
+
+
+def _where(error: BaseException, name: str) -> str:
+    """The line of the user's own code that an import failed at: of the file, or of what it imports."""
+    if type(error) in (SyntaxError, IndentationError, TabError):
+        file, line = error.filename, error.lineno  # type: ignore[attr-defined]
+        return f"{file}:{line}: " if file else ""
     try:
-        words = str(error)
-    except Exception as why:  # noqa: BLE001 - an exception may be of any class
-        words = f"its text cannot be had, {type(why).__name__}"
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def _where(error: BaseException) -> str:
-    """The line of the user's own code that an import failed at."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}: "
-    lines = [(each.filename, each.lineno) for each in traceback.extract_tb(error.__traceback__)]
-    named = [(file, line) for file, line in lines if not file.startswith((_OURS, "<"))]
-    own = [(file, line) for file, line in named if not file.startswith(_OTHERS)]
-    for file, line in reversed(own or named):
-        return f"{file}:{line}: "
-    return ""
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ValueError, ImportError):
+        spec = None
+    if spec is not None:
+        # What is named is the user's own, also where it is installed.
+        folders = spec.submodule_search_locations
+        for place in [os.path.join(each, "") for each in folders] if folders else [spec.origin or ""]:
+            claim(place)
+    places = places_of(error, are_own=True)
+    return f"{places[0].rpartition(' in ')[0]}: " if places else ""
 
 
 def _hint(error: BaseException, path: str) -> str:
     """How a file imports its neighbour, where that was the trouble."""
-    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    name = error.name if type(error) is ModuleNotFoundError else None
     if name and (Path(path).parent / f"{name}.py").is_file():
         return f". It is a file beside it: write `from .{name} import …`"
     return ""

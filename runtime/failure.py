@@ -122,9 +122,10 @@ def _awaited_nothing(error: BaseException) -> NotAwaited | None:
     found = _AWAITED_NOTHING.search(line_of(error))
     if found is None:
         return None
-    name, [place, *_] = found[1], places_of(error)
+    name, places = found[1], places_of(error)
     mistake = NotAwaited(
-        f"{name.rpartition('.')[2]} is not awaited: it returns at once. Write `{name}(…)` without `await`, at {place}."
+        f"{name.rpartition('.')[2]} is not awaited: it returns at once. Write `{name}(…)` without `await`"
+        f"{f', at {places[0]}' if places else ''}."
     )
     return mistake.with_traceback(error.__traceback__)
 

@@ -7,7 +7,9 @@ handler ends.
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from runtime.tracebacks import trace_of
@@ -50,11 +52,27 @@ def leave(error: BaseException | None = None) -> None:
         os._exit(code & 0xFF)
 
 
+_masks = threading.local()
+
+
+def _before() -> None:
+    # A signal that reaches the child before it has its own handlers would be written to the worker, and lost to the
+    # child: it waits until then.
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def _go_on_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
 def _begin_child() -> None:
-    Generation.number += 1
-    for function in _in_children:
-        function()
+    try:
+        Generation.number += 1
+        for function in _in_children:
+            function()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
+    os.register_at_fork(before=_before, after_in_parent=_go_on_in_parent, after_in_child=_begin_child)

@@ -7,16 +7,8 @@ are no cycles, and each opens once per attempt, after what it needs itself.
 import inspect
 import types
 from collections import abc
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from runtime.annotations import without_alias
@@ -124,19 +116,12 @@ class Provision:
             BaseException: whatever the function, or a provider before or after it, raises.
         """
         found: dict[Provider, Any] = {}
-        async with AsyncExitStack() as stack:
-            for provider in self._on_loop:
-                made = provider.call(**_arguments(provider, context, found))
-                if not provider.is_async:
-                    made = _enter(made, stack) if provider.has_end else made
-                elif provider.has_end:
-                    manager, made = made, await made.__aenter__()
-                    stack.push_async_exit(partial(_leave_async, manager))
-                else:
-                    made = await made
-                found[provider] = made
-            return await call(lambda: self._call(function, arguments, context, found))
-        raise AssertionError("nothing on the stack keeps an error to itself")
+        return await _within(
+            iter(self._on_loop),
+            found,
+            context,
+            lambda: call(lambda: self._call(function, arguments, context, found)),
+        )
 
     def _call(
         self,
@@ -146,15 +131,14 @@ class Provision:
         found: dict[Provider, Any],
     ) -> object:
         """Call the function with what plain providers open beside it."""
-        with ExitStack() as stack:
-            for provider in self._in_thread:
-                made = provider.call(**_arguments(provider, context, found))
-                found[provider] = _enter(made, stack) if provider.has_end else made
+
+        def finish() -> object:
             result = function(**arguments, **{name: found[each] for name, each in self._parameters})
             if self._closes and inspect.isawaitable(result):
                 _refuse_late(result, context)
             return result
-        raise AssertionError("nothing on the stack keeps an error to itself")
+
+        return _within_plain(iter(self._in_thread), found, context, finish)
 
 
 def _refuse_late(result: Awaitable[object], context: Context) -> None:
@@ -167,21 +151,67 @@ def _refuse_late(result: Awaitable[object], context: Context) -> None:
     )
 
 
-def _enter(manager: AbstractContextManager[Any], stack: ExitStack | AsyncExitStack) -> Any:
-    made = manager.__enter__()
-    stack.push(partial(_leave, manager))
-    return made
+class _Ended:
+    """What a provider that yields has opened, and closes when it is told how the attempt ended.
+
+    A provider takes down what it set up. It does not decide that nothing went wrong: the others are to know of it, too.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    def __enter__(self) -> Any:
+        return self._manager.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._manager.__exit__(*error)
+
+    async def __aenter__(self) -> Any:
+        return await self._manager.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._manager.__aexit__(*error)
 
 
-# A provider takes down what it set up. It does not decide that nothing went wrong: the others are to know of it, too.
+# One `with` of Python's own around the other, since an ExitStack looks for the end of an exception's contexts: those of
+# a handler's may go round in a circle, and it would block the loop for ever.
 
 
-def _leave(manager: AbstractContextManager[Any], *error: Any) -> None:
-    manager.__exit__(*error)
+async def _within(
+    providers: Iterator[Provider],
+    found: dict[Provider, Any],
+    context: Context,
+    then: Callable[[], Awaitable[object]],
+) -> object:
+    """Open what these provide, one within the other, and go on in the innermost."""
+    if (provider := next(providers, None)) is None:
+        return await then()
+    made = provider.call(**_arguments(provider, context, found))
+    if provider.has_end and provider.is_async:
+        async with _Ended(made) as found[provider]:
+            return await _within(providers, found, context, then)
+    if provider.has_end:
+        with _Ended(made) as found[provider]:
+            return await _within(providers, found, context, then)
+    found[provider] = await made if provider.is_async else made
+    return await _within(providers, found, context, then)
 
 
-async def _leave_async(manager: AbstractAsyncContextManager[Any], *error: Any) -> None:
-    await manager.__aexit__(*error)
+def _within_plain(
+    providers: Iterator[Provider],
+    found: dict[Provider, Any],
+    context: Context,
+    then: Callable[[], object],
+) -> object:
+    """The same of plain providers, in a thread."""
+    if (provider := next(providers, None)) is None:
+        return then()
+    made = provider.call(**_arguments(provider, context, found))
+    if provider.has_end:
+        with _Ended(made) as found[provider]:
+            return _within_plain(providers, found, context, then)
+    found[provider] = made
+    return _within_plain(providers, found, context, then)
 
 
 def _arguments(provider: Provider, context: Context, found: Mapping[Provider, Any]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ _LIBRARIES: Final = tuple(
     }
     | {str(Path(str(anyio.__file__)).parent.parent) + os.sep}
 )
+# The packages among those that declare agents.
+_own: Final[set[str]] = set()
 # Files that are found by their path get a package of this name; nobody has written it anywhere.
 _FOUND: Final = re.compile(r"\bruntime_found_[0-9a-f]{12}\.")
 
@@ -104,18 +106,33 @@ def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseExceptio
     return type(error), error, _TRACEBACK(error)
 
 
-def places_of(error: BaseException) -> list[str]:
+def places_of(error: BaseException, *, are_own: bool = False) -> list[str]:
     """Return where in the user's own code an exception was raised, innermost first: `/app/shop.py:12 in pack`.
 
     Of a group, where its first members were. The frames of the runtime are left out, and those of libraries but for
     the innermost. Nothing where no code but the runtime's took part.
+
+    Args:
+        error: what was raised.
+        are_own: whether to leave out also that one of a library.
     """
     places: list[str] = []
     for each in members_of(error)[:_PLACES]:
-        for place in [*_places(each), *(_places(error) if each is not error else ())]:
+        for place in [
+            *_places(each, are_own),
+            *(_places(error, are_own) if each is not error else ()),
+        ]:
             if place not in places:
                 places.append(place)
     return places[:_PLACES]
+
+
+def claim(file: str) -> None:
+    """Take the package that a file belongs to for the user's own, though it may be installed among libraries."""
+    library = max((each for each in _LIBRARIES if file.startswith(each)), key=len, default="")
+    top, inner, _ = file.removeprefix(library).partition(os.sep)
+    if library and top not in ("site-packages", "dist-packages"):
+        _own.add(library + top + inner)
 
 
 def line_of(error: BaseException) -> str:
@@ -127,7 +144,7 @@ def line_of(error: BaseException) -> str:
     return _guarded(lambda: linecache.getline(frame.f_code.co_filename, number, frame.f_globals).strip(), "")
 
 
-def _places(error: BaseException) -> list[str]:
+def _places(error: BaseException, are_own: bool) -> list[str]:
     frames = [(frame.f_code.co_filename, number, frame.f_code.co_name) for frame, number in _frames(error)]
     frames.reverse()
     is_own = [not (file.startswith(_OURS) or _is_library(file)) for file, _, _ in frames]
@@ -136,12 +153,13 @@ def _places(error: BaseException) -> list[str]:
     return [
         f"{file}:{number} in {name}"
         for place, (file, number, name) in enumerate(frames)
-        if is_own[place] or (place == 0 and not file.startswith(_OURS))
+        if is_own[place] or (place == 0 and not are_own and not file.startswith(_OURS))
     ][:_PLACES]
 
 
 def _is_library(file: str) -> bool:
-    return file.startswith((*_LIBRARIES, "<frozen ")) or file.endswith(".pyx")
+    is_found = file.startswith((*_LIBRARIES, "<frozen ")) or file.endswith(".pyx")
+    return is_found and not file.startswith(tuple(_own))
 
 
 def _frames(error: BaseException) -> Iterator[tuple[Any, int]]:

@@ -1,6 +1,8 @@
 """Discovery: files, folders and modules become agents, and what cannot be found says why."""
 
 import logging
+import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import tracebacks
 from runtime.discovery import discover
 from runtime.errors import DiscoveryError
 
@@ -361,7 +364,10 @@ class Odd(Exception):
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("raise GeneratorExit", "GeneratorExit"),
         ("raise BaseException('odd')", "BaseException: odd"),
-        ("from tests.test_discovery import Odd; raise Odd", "Odd: its text cannot be had, ValueError"),
+        (
+            "from tests.test_discovery import Odd; raise Odd",
+            "Odd: .*its text cannot be had: __str__ raised ValueError",
+        ),
         ("import json; json.loads('{')", "JSONDecodeError"),
         ("from runtime import Agent; Agent('a b')", "DeclarationError"),
         ("from runtime import Agent; Agent('a').on('task.x', retry=3)", "DeclarationError"),
@@ -402,3 +408,44 @@ def test_d3_agents_in_folders_within_are_hinted_at(tmp_path: Path, caplog: pytes
     assert [each.getMessage().partition(": ")[2] for each in caplog.records] == [
         "Folders within it are looked at only when they are named, too: agents, more/deep."
     ]
+
+
+@pytest.mark.parametrize(
+    ("helper", "place", "words"),
+    [
+        ("import os\n\nraise ValueError('no')\n", "helpers.py:3", "ValueError: no"),
+        ("import json\n\nTABLE = json.loads('{')\n", "helpers.py:3", "JSONDecodeError: "),
+        ("import os\nfrom .writer import late\n", "helpers.py:2", "ImportError: .*circular import"),
+        ("def f(:\n", "helpers.py:1", "SyntaxError: "),
+        ("raise ExceptionGroup('several', [KeyError('x'), ValueError('y')])\n", "helpers.py:1", ".*ValueError: y"),
+        (
+            "class Odd(BaseException):\n"
+            "    def __str__(self):\n"
+            "        raise SystemExit(3)\n"
+            "    __class__ = __traceback__ = property(__str__)\n"
+            "raise Odd\n",
+            "helpers.py:5",
+            "Odd: ",
+        ),
+    ],
+    ids=["raises", "library", "circle", "syntax", "group", "odd"],
+)  # fmt: skip
+@pytest.mark.parametrize("is_installed", [False, True], ids=["own", "installed"])
+def test_h8_an_import_error_of_what_a_file_imports_names_its_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    helper: str,
+    place: str,
+    words: str,
+    is_installed: bool,
+) -> None:
+    name = f"shop_{tmp_path.name.replace('-', '_')}"
+    write(tmp_path / name / "__init__.py", "")
+    (tmp_path / name / "helpers.py").write_text(helper)
+    writer = write(tmp_path / name / "writer.py", "from . import helpers\nlate = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    if is_installed:
+        monkeypatch.setattr(tracebacks, "_LIBRARIES", (*tracebacks._LIBRARIES, f"{tmp_path}{os.sep}"))
+    expected = rf"cannot be imported: .*{re.escape(place)}: {words}"
+    with pytest.raises(DiscoveryError, match=expected):
+        discover([f"{name}.writer" if is_installed else writer])

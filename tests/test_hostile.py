@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,7 +18,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from runtime import Agent, Context, Message, Reject, Retry, RetryLater
+from runtime import Agent, Context, Message, Reject, Retry, RetryLater, tracebacks
 from runtime.errors import InvalidPayload
 from runtime.lifespan import Lifespans
 from runtime.loggers import SteadyLogger, steady
@@ -706,6 +707,23 @@ async def test_h8_a_failure_names_the_files_and_lines_of_the_user(caplog: pytest
         assert f"{__file__}:{deeper.__code__.co_firstlineno + 1} in deeper" in line
         assert "runtime/attempt.py" not in line
         assert "json/decoder.py:" in line
+
+
+async def test_h8_agents_that_are_installed_are_the_user_s_own(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"{Path(__file__).parents[1]}{os.sep}"
+    monkeypatch.setattr(tracebacks, "_LIBRARIES", (*tracebacks._LIBRARIES, folder))
+    monkeypatch.setattr(tracebacks, "_own", set())
+
+    async def work(context: Context) -> None:
+        await context.emit("a.b", 1)  # type: ignore[func-returns-value]
+
+    async with stage(work).open() as it:
+        it.give("work", 1)
+        await it.reported()
+    [line] = [each.getMessage() for each in caplog.records if "failed on" in each.getMessage()]
+    assert f"raised at {__file__}:{work.__code__.co_firstlineno + 1} in work" in line
 
 
 async def test_h8_a_configuration_of_the_log_does_not_silence_failures(

@@ -8,22 +8,30 @@ import io
 import os
 import select
 import sys
+import threading
 from typing import Any, Final, TextIO
 
 # What a reader that is slow gets, before a line is left out for it.
 _PATIENCE_SECONDS: Final = 1.0
 
 
-class _Descriptor(io.RawIOBase):
-    """A descriptor that is written to.
+class _Descriptor(io.BufferedIOBase):
+    """A descriptor that is written to, all of what is given at once.
+
+    A BufferedWriter would be no use, since text is gathered before it gets here, and in a forked child its lock may be
+    held for ever by a thread that is not there.
 
     Args:
         number: the descriptor.
+
+    Attributes:
+        name: what Python calls it.
         goes_on: whether what cannot be written is left out.
     """
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self.name = self._number = number
+        self._lock = threading.RLock()
         self.goes_on = False
 
     def writable(self) -> bool:
@@ -36,21 +44,30 @@ class _Descriptor(io.RawIOBase):
         return os.isatty(self._number)
 
     def write(self, data: Any) -> int:
-        """Write some of it, and return how much.
+        """Write all of it, and return how much that was.
 
         Raises:
             OSError: nobody can read it, and the command is there to be read.
         """
-        try:
-            return os.write(self._number, data)
-        except BlockingIOError:
-            # Somebody else who has this pipe has made it one that does not wait.
-            select.select((), (self._number,), (), _PATIENCE_SECONDS)
-            return 0 if not self.goes_on else len(data)
-        except OSError:
-            if not self.goes_on:
-                raise
-            return len(data)
+        with self._lock, memoryview(data).cast("B") as left:
+            written = 0
+            while written < len(left):
+                try:
+                    written += os.write(self._number, left[written:])
+                except BlockingIOError:
+                    # Somebody else who has this pipe has made it one that does not wait.
+                    _, ready, _ = select.select((), (self._number,), (), _PATIENCE_SECONDS)
+                    if self.goes_on and not ready:
+                        break
+                except OSError:
+                    if not self.goes_on:
+                        raise
+                    break
+            return len(left)
+
+    def begin_child(self) -> None:
+        """In a forked child: whichever thread was writing is not there."""
+        self._lock = threading.RLock()
 
 
 def guard() -> None:
@@ -61,9 +78,9 @@ def guard() -> None:
 def go_on() -> None:
     """From now on leave out what cannot be written, for a command that works and is not there to be read."""
     for stream in (sys.stdout, sys.stderr):
-        raw = getattr(getattr(stream, "buffer", None), "raw", None)
-        if isinstance(raw, _Descriptor):
-            raw.goes_on = True
+        written = getattr(stream, "buffer", None)
+        if isinstance(written, _Descriptor):
+            written.goes_on = True
 
 
 def fall_silent() -> None:
@@ -75,13 +92,15 @@ def _guarded(stream: TextIO) -> TextIO:
     if stream is None or type(stream) is not io.TextIOWrapper:
         return stream
     try:
-        raw = _Descriptor(stream.fileno())
+        written = _Descriptor(stream.fileno())
         stream.flush()
     except (OSError, ValueError):
         return stream
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=written.begin_child)
     # Whoever flushes the old one at the exit finds nothing in it.
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        written,
         encoding=stream.encoding,
         errors="backslashreplace" if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,

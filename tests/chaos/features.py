@@ -6,5 +6,6 @@ from tests.chaos.incoming import INCOMING
 from tests.chaos.outgoing import OUTGOING
 from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
+from tests.chaos.unruly import UNRULY
 
-FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, HOSTILE)
+FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, HOSTILE, UNRULY)

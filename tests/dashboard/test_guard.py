@@ -132,7 +132,23 @@ def test_s1_elsewhere_than_the_loopback_a_short_token_is_refused(stage: Stage) -
 @pytest.mark.parametrize("path", ["/message/{}", "/dead/{}", "/message/{}/story"])
 @pytest.mark.parametrize(
     "number",
-    ["0", "-1", "9" * 18, "9" * 19, "9" * 30, "9" * 5000, "1e5", "0x1", "²", "١", "1.0", " 1", "%00", "1%00", "x"],
+    [
+        "0",
+        "-1",
+        "9" * 18,
+        "9" * 19,
+        "9" * 30,
+        "9" * 5000,
+        "1e5",
+        "0x1",
+        "²",
+        "١",
+        "1.0",
+        " 1",
+        "%00",
+        "1%00",
+        "x",
+    ],
 )
 def test_s7_an_odd_number_is_no_fault_of_the_server(stage: Stage, path: str, number: str) -> None:
     answer = httpx.get(stage.url + path.format(number))
@@ -160,5 +176,7 @@ def test_s7_a_change_of_what_is_not_there_neither(stage: Stage, path: str) -> No
     page = httpx.get(stage.url)
     token = page.text.partition('"X-CSRF-Token": "')[2].partition('"')[0]
     own = {"origin": stage.url, CSRF_HEADER: token, "hx-request": "true"}
-    answer = httpx.post(stage.url + path, data={"subscription": "a\x00b", "value": "{", "pattern": "\x00"}, headers=own)
+    answer = httpx.post(
+        stage.url + path, data={"subscription": "a\x00b", "value": "{", "pattern": "\x00"}, headers=own
+    )
     assert answer.status_code < 500, answer.text

@@ -21,7 +21,14 @@ from tests.integration.test_odd_rows import INSERT, READABLE, UNREADABLE
 # Each command is a process of its own.
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
-TIMES = ("'infinity'", "'-infinity'", "'20000-01-01'", "'9999-12-31 23:59:59'", "'0044-03-15 BC'", "'0001-01-01'")
+TIMES = (
+    "'infinity'",
+    "'-infinity'",
+    "'20000-01-01'",
+    "'9999-12-31 23:59:59'",
+    "'0044-03-15 BC'",
+    "'0001-01-01'",
+)
 UNLIMITED = (
     "alter table consciousness_stream drop constraint created_at_is_finite_and_not_to_come, "
     "drop constraint deliver_at_is_within_a_hundred_years"
@@ -32,7 +39,9 @@ async def written(stack: Any) -> list[int]:
     """Rows of every kind, one after the other."""
     async with connected(stack.admin_url) as db:
         await db.execute(UNLIMITED)
-        numbers = [await db.fetchval(INSERT.format(sql)) for sql in (*UNREADABLE.values(), *READABLE.values())]
+        numbers = [
+            await db.fetchval(INSERT.format(sql)) for sql in (*UNREADABLE.values(), *READABLE.values())
+        ]
         for at in TIMES:
             numbers.append(
                 await db.fetchval(
@@ -78,7 +87,10 @@ async def test_r1_the_dashboard_shows_every_row(store: str, stack: Any) -> None:
         ):  # fmt: skip
             answer = await client.get(path)
             assert answer.status_code == 200, (path, answer.text[:500])
-        assert "&lt;unreadable: a number of 131,072 digits&gt;" in (await client.get(f"/message/{numbers[0]}")).text
+        assert (
+            "&lt;unreadable: a number of 131,072 digits&gt;"
+            in (await client.get(f"/message/{numbers[0]}")).text
+        )
         watched = ",".join(map(str, numbers))
         with anyio.fail_after(60):
             async with client.stream("GET", f"/events?after=0&watch={watched}") as events:
@@ -92,7 +104,11 @@ async def test_r1_the_dashboard_shows_every_row(store: str, stack: Any) -> None:
 async def test_r1_every_command_shows_every_row(stack: Any, tmp_path: Path) -> None:
     numbers = await written(stack)
     letters = await died(stack)
-    named = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key, "TZ": "Asia/Tokyo"}
+    named = {
+        "SUPABASE_URL": stack.api_url,
+        "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key,
+        "TZ": "Asia/Tokyo",
+    }
     with closing(Shell(tmp_path, named)) as shell:
         commands = [
             ["read", "odd.>"], ["read", "odd.>", "--latest"], ["trace", str(numbers[0])], ["status"], ["dead", "list"],
