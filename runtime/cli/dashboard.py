@@ -1,5 +1,6 @@
 """`runtime dashboard`: every agent, message and failure in a browser, live."""
 
+import asyncio
 import signal
 import webbrowser
 from typing import Annotated
@@ -8,9 +9,11 @@ import anyio
 import typer
 
 from runtime import loops
+from runtime.cli import streams
 from runtime.cli.output import err, start_logs
 from runtime.cli.place import find_settings
 from runtime.settings import Settings
+from runtime.signals import heeded
 
 PORT = 8321
 
@@ -37,25 +40,41 @@ def dashboard(
     ] = True,
 ) -> None:
     """Show the stream in a browser until Ctrl-C: what is written, who handles it, what is stuck; and mend it."""
+    streams.go_on()
     settings = find_settings()
     start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=False)
-    loops.run(_serve, settings, paths or [], host, port, token, is_opened)
+    if (number := loops.run(_serve, settings, paths or [], host, port, token, is_opened)) is not None:
+        raise typer.Exit(128 + number)
 
 
 async def _serve(
     settings: Settings, paths: list[str], host: str, port: int, token: str | None, is_opened: bool
-) -> None:
+) -> int | None:
+    """Serve until a signal; returns the number of a second one, which does not wait for browsers."""
     from runtime.dashboard.server import serving
 
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with serving(settings, host=host, port=port, token=token, paths=paths) as url:
-            typer.echo(f"Dashboard: {url}")
-            if is_opened:
-                await open_browser(url)
-            async for number in signals:
-                if number == signal.SIGINT:
-                    err.print("The dashboard has ended; the agents go on.", style="dim")
-                return
+    stopping, hurried = anyio.Event(), list[int]()
+    soon = asyncio.get_running_loop().call_soon_threadsafe
+
+    def stop(number: signal.Signals) -> None:
+        soon(stopping.set)
+        if number == signal.SIGINT:
+            err.print("The dashboard has ended; the agents go on.", style="dim")
+
+    async with anyio.create_task_group() as tasks:
+
+        def hurry(number: signal.Signals) -> None:
+            hurried.append(number)
+            soon(tasks.cancel_scope.cancel)
+
+        with heeded(stop, hurry, drain_seconds=0):
+            async with serving(settings, host=host, port=port, token=token, paths=paths) as url:
+                typer.echo(f"Dashboard: {url}")
+                if is_opened:
+                    tasks.start_soon(open_browser, url)
+                await stopping.wait()
+            tasks.cancel_scope.cancel()
+    return hurried[0] if hurried else None
 
 
 async def open_browser(url: str) -> None:

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from rich.text import Text
 
 from runtime import loops
+from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.output import err, print_message, start_logs
 from runtime.cli.place import find_settings
@@ -47,6 +48,7 @@ def dev(
         raise DiscoveryError(
             f"There is no folder {_AGENTS}/ here. Name your agents, or make some: runtime init"
         )
+    streams.go_on()
     start_logs("warning", as_json=False)
     with _settings() as settings:
         loops.run(_dev, settings, paths, is_opened)

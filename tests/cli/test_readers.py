@@ -2,9 +2,12 @@
 
 import json
 import signal
+from contextlib import suppress
 
+import httpx
 import pytest
 
+from runtime.local.ports import free_port
 from tests.cli.shell import SECONDS, Shell
 from tests.cli.test_run import wait_for
 
@@ -40,6 +43,23 @@ def test_h5_a_worker_goes_on_when_nobody_reads_its_lines(shell: Shell, options: 
         read = shell.run("read", "odd.done", "--json").stdout
         found = {json.loads(line)["value"] for line in read.splitlines()}
     process.send_signal(signal.SIGTERM)
+    assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_h5_the_dashboard_goes_on_when_nobody_reads_its_lines(shell: Shell, number: signal.Signals) -> None:
+    port = free_port()
+    process = shell.start("dashboard", "--no-open", "--port", str(port))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    while True:
+        assert process.poll() is None
+        with suppress(httpx.TransportError):
+            assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
+            break
+    process.send_signal(number)
     assert process.wait(SECONDS) == 0
 
 

@@ -94,7 +94,9 @@ def _let_go(history: History, place: Place, *, died: int) -> int:
     """When a dead letter that holds up its key may first have let it go, by an operator or by a prune."""
     moments = [at for at in history.releases.get(place, []) if at > died]
     # Retention ends what nobody has taken for long, dead letters' deliveries too. It may have begun before the death.
-    moments += [max(each.began, died) for each in history.prunes if place[0] in each.ids and each.committed > died]
+    moments += [
+        max(each.began, died) for each in history.prunes if place[0] in each.ids and each.committed > died
+    ]
     return min(moments, default=history.now)
 
 
