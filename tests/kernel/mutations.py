@@ -71,7 +71,7 @@ MUTATIONS = (
     Mutation("K9 takes beside one that is just being taken", "runtime.take_ordered", "pg_try_advisory_xact_lock(hashtextextended(f.key, wanted))", "true", by_histories=True),
     Mutation("K9 a failed attempt unparks nothing below", "runtime.fail", "perform runtime.unpark_below(dead.unleased);", "null;", by_histories=True),
     Mutation("K9 a crash unparks nothing below", "runtime.settle_crashes", "perform runtime.unpark_below(unleased);", "null;", held_by="test_k9_one_at_a_time.py"),
-    Mutation("K9 a dead letter that blocks unparks nothing below", "runtime.bury", "perform runtime.unpark_below(gone.unleased);", "null;"),
+    Mutation("K9 a dead letter that blocks unparks nothing below", "runtime.bury", "perform runtime.unpark_below(gone.unleased);", "null;", held_by="test_k9_one_at_a_time.py"),
     Mutation("K9 a sweep heals nothing", "runtime.beat", "perform runtime.heal_order(me);"),
     Mutation("K9 takes past the head", "runtime.take_ordered", "n.ordered_key = m.ordered_key", "n.ordered_key = m.ordered_key and n.message_id = any (seen)"),
     Mutation("K9 stops behind a hot key", "runtime.take_ordered", "is_full := parked > 0 and 4 * amount in (cardinality(fresh), cardinality(overdue));", "is_full := false;"),
