@@ -120,6 +120,10 @@ async def test_n2_requests_and_the_socket_go_through_the_same_proxy(
 ) -> None:
     port = urlsplit(stack.api_url).port
     url, key = f"http://{HOST}:{port}", stack.service_role_key
+    # The stack answers to the name that the proxy is asked for.
+    stack.gateway.serve(stack.admin_url, allowed_origins=[url])
+    await anyio.to_thread.run_sync(stack.stop_gateway)
+    await anyio.to_thread.run_sync(stack.start_gateway)
     async with proxied() as proxy:
         monkeypatch.setenv(variable, proxy.url)
         store = await SupabaseStore.connect(url, key)

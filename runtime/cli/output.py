@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -62,6 +62,11 @@ def on_one_line(text: Any) -> Any:
     if isinstance(text, Text) and "\n" in text.plain:
         return Text("\\x0a").join(text.split("\n"))
     return text
+
+
+def stacked(*lines: Any) -> Group:
+    """The lines of one cell, each below the one before; a text of somebody else's stays within its own."""
+    return Group(*(on_one_line(each) for each in lines))
 
 
 def _set_in(text: str) -> str:

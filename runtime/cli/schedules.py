@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from runtime.cli.moments import ago
-from runtime.cli.output import Rows, print_found
+from runtime.cli.output import Rows, print_found, stacked
 from runtime.cli.place import find_settings
 from runtime.schedule import shown, upcoming
 from runtime.stream import connect
@@ -50,10 +50,10 @@ def _table(found: list[dict[str, Any]]) -> Rows:
     for each in found:
         has_own_key = each["key"] != f"timer.{each['name']}"
         table.add_row(
-            Text.assemble(each["name"], (f"\n{each['key']}" if has_own_key else "", "dim")),
+            stacked(each["name"], *([Text(each["key"], "dim")] if has_own_key else [])),
             shown(each["spec"]),
             ago(each["last_slot"]),
-            "\n".join(_when(datetime.fromisoformat(slot)) for slot in each["next"]),
+            stacked(*(_when(datetime.fromisoformat(slot)) for slot in each["next"])),
             Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
             Text("paused" if each["paused"] else "", style="yellow"),
         )

@@ -14,7 +14,7 @@ from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
 from runtime.cli.faults import Commands
 from runtime.cli.moments import ago, span
-from runtime.cli.output import Rows, err, out, plain, print_found, print_json
+from runtime.cli.output import Rows, err, out, plain, print_found, print_json, stacked
 from runtime.cli.place import find_settings
 from runtime.operations import Operations
 from runtime.stream import connect
@@ -202,16 +202,16 @@ def _table(found: list[dict[str, Any]]) -> Rows:
     table.add_column("state", overflow="fold")
     for each in found:
         error = each["last_error"] if each["state"] not in ("well", "paused") else None
-        emits = f"\nemits {each['emits']}" if each["emits"] else ""
+        below = [plain(each["url"]), *([f"emits {each['emits']}"] if each["emits"] else [])]
         table.add_row(
             each["name"],
-            Text.assemble(", ".join(each["patterns"]), (f"\n{plain(each['url'])}{emits}", "dim")),
+            stacked(", ".join(each["patterns"]), *(Text(line, "dim") for line in below)),
             str(each["waiting"]),
             ago(each["succeeded_at"]) if each["succeeded_at"] else "",
             Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
-            Text.assemble(
-                (_state(each), _STYLES.get(each["state"], "yellow")),
-                (f"\n{plain(error)}" if error else "", "dim"),
+            stacked(
+                Text(_state(each), _STYLES.get(each["state"], "yellow")),
+                *([Text(plain(error), "dim")] if error else []),
             ),
         )
     return table

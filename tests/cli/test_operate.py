@@ -31,7 +31,7 @@ def mess(stack: Any) -> list[int]:
                         outcome="dead",
                         reason="rejected",
                         error="ValueError: \x1b[31mno",
-                        traceback="T:\n  here",
+                        traceback="T:\n    here",
                     )
                 elif each.id == ids[1]:
                     await worker.finish(each)
@@ -112,7 +112,7 @@ def test_dead_letters_are_listed_shown_redriven_and_discarded(shell: Shell, mess
     assert "no such dead letters" in shell.run("dead", "list", "--older-than", "1h").stderr
 
     shown = shell.run("dead", "show", str(letter["id"])).stdout
-    for part in ("a.one", "rejected", "task.dead", '{"n":1}', "attempt 1: dead", "T:\n  here"):
+    for part in ("a.one", "rejected", "task.dead", '{"n":1}', "attempt 1: dead", "T:\n    here"):
         assert part in shown
     assert lines(shell.run("dead", "show", str(letter["id"]), "--json"))[0]["message"]["value"] == {"n": 1}
     assert "There is no dead letter 999" in error_line(shell.run("dead", "show", "999"))

@@ -19,7 +19,7 @@ from runtime.store.faults import fault_of
         ("42883", MigrationMissing, None),
         ("3F000", MigrationMissing, None),
         ("42501", Unauthorized, None),
-        ("55P03", Refused, None),
+        ("55P03", StoreUnavailable, False),
         ("22023", Refused, None),
         ("23505", Refused, None),
     ],
