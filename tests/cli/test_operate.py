@@ -31,7 +31,7 @@ def mess(stack: Any) -> list[int]:
                         outcome="dead",
                         reason="rejected",
                         error="ValueError: \x1b[31mno",
-                        traceback="T:\n    here",
+                        traceback="T:\n  here",
                     )
                 elif each.id == ids[1]:
                     await worker.finish(each)
