@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import anyio
-from anyio._backends._asyncio import _task_states
+from anyio._backends import _asyncio
 from anyio.abc import TaskGroup
 
 from runtime.attempt import Attempt, Attempts, Observer, Spans
@@ -26,6 +26,8 @@ from runtime.store import Delivery, Report
 from runtime.tracebacks import places_of, text_of
 
 _log = logging.getLogger("runtime.handlers")
+# anyio's own record of the scopes of each task. In a release that keeps it elsewhere, scopes left open stay open.
+_TASK_STATES: Any = getattr(_asyncio, "_task_states", {})
 # So long what was taken waits for a thread that was given up on.
 _PATIENCE_SECONDS = 5.0
 
@@ -309,7 +311,7 @@ class Runner:
         waiting, handler = self._waiting[number], self._handlers[number]
         task = asyncio.current_task()
         assert task is not None
-        state, rooms, name = _task_states.get(task), self._rooms, handler.name
+        state, rooms, name = _TASK_STATES.get(task), self._rooms, handler.name
         try:
             while waiting and self._running[number] <= rooms[name] and not self._is_stopping:
                 # One scope serves many attempts: only one that was cancelled needs another after it.
@@ -397,7 +399,7 @@ class Runner:
                 self._scopes.add(scope)
                 try:
                     await self._run_batch(handler, deliveries, scope)
-                    state = _task_states.get(asyncio.current_task())  # type: ignore[arg-type]
+                    state = _TASK_STATES.get(asyncio.current_task())
                     if state is not None and state.cancel_scope is not scope:
                         _leave_scopes(handler, state, scope)
                 finally:
