@@ -1,5 +1,6 @@
 """Servers of the tests' own: PostgreSQL 18 and 17 from wheels, 15 where Debian has it, databases by template."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from runtime.local import keys
@@ -21,6 +23,12 @@ from runtime.testing.cluster import Cluster, running_cluster
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's matter. Where a run decides whether a change lands, the examples are the
+# same ones each time; everywhere else they are new ones.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
