@@ -121,8 +121,8 @@ declare
     left_over integer := most;
     reached_lane integer;
     reached_key text;
-    stuck_lanes integer[] := '{}';
-    stuck_keys text[] := '{}';
+    stuck_lanes integer[] := array[]::integer[];
+    stuck_keys text[] := array[]::text[];
 begin
     foreach lane in array array(select l from unnest(me.subscriptions) as l where l >= coalesce(me.healed_lane, 0) order by l) loop
         -- From key to key by one look into the index each: the first entry of a key tells of all of it.
