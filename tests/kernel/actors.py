@@ -82,3 +82,4 @@ class Writer:
     messages: list[Message] = field(default_factory=list)
     dedup: dict[str, tuple[int, int]] = field(default_factory=dict)
     locks: bool = False
+    locked: set[int] = field(default_factory=set)

@@ -34,6 +34,9 @@ class Drawing(Stage):
         # What a transaction has locked could not be moved into the past.
         return not any(w.locks for w in self.writers) and not any(hand.pending for hand in self.hands)
 
+    def _locked(self) -> set[int]:
+        return {id_ for writer in self.writers for id_ in writer.locked}
+
     def _drafts(self, given: Sequence[dict[str, Any]]) -> list[Draft]:
         self.tokens += len(given)
         return [Draft(self.tokens - place, **each) for place, each in enumerate(given)]

@@ -428,8 +428,8 @@ class Model:
         assert (taken.attempts, taken.crashes) == (delivery.attempts, delivery.crashes)
         delivery.lease, delivery.due = taken.lease, until
 
-    def prune(self, older_than: int, before: State) -> tuple[int, int]:
-        """K12: returns how many messages go and how many deliveries nobody took."""
+    def prune(self, older_than: int, before: State, locked: set[int]) -> tuple[int, int]:
+        """K12: returns how many messages go and how many deliveries nobody took; what somebody locks stays a round."""
         old = [m for m in self.messages.values() if m.created <= self.now - older_than]
         expired = 0
         for delivery in [d for d in self.deliveries.values() if d.message in old]:
@@ -439,7 +439,7 @@ class Model:
                 self.end(delivery, "pruned")
                 expired += 1
         pending = {d.message.id for d in self.deliveries.values()}
-        gone = {m.id for m in old} - pending
+        gone = {m.id for m in old} - pending - locked
         self.pruned |= {id_: self.messages.pop(id_) for id_ in gone}
         self.runs = Counter({run: n for run, n in self.runs.items() if run[0] not in gone})
         return len(gone), expired

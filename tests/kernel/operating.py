@@ -77,7 +77,7 @@ class Operating(Working):
         before = self.database.look()
         with suppress(Busy):
             answer = self._operate("stream_prune", older_than)
-            assert (answer["pruned"], answer["expired"]) == self.model.prune(older_than, before)
+            assert (answer["pruned"], answer["expired"]) == self.model.prune(older_than, before, self._locked())
         self._look(announced=before.announced)
 
     @precondition(lambda self: any(hand.started is not None and not hand.pending for hand in self.hands))
@@ -94,7 +94,7 @@ class Operating(Working):
             assert answer["elected"] == (hand is elected), "K12: not the oldest worker keeps the tables small"
             if hand is elected:
                 self.model.forget()
-                gone = (0, 0) if retention is None else self.model.prune(retention, before)
+                gone = (0, 0) if retention is None else self.model.prune(retention, before, self._locked())
                 assert (answer["pruned"], answer["expired"]) == gone, "K12: pruned otherwise"
         self._look(announced=before.announced)
 

@@ -122,7 +122,8 @@ class Stage(Watch):
         except Serialization:
             assert writer.isolation == "serializable"
             stored, kept = [], {}
-        writer.isolation, writer.messages, writer.dedup, writer.locks = None, [], {}, False
+        writer.isolation, writer.messages, writer.dedup = None, [], {}
+        writer.locks, writer.locked = False, set()
         self.model.dedup |= kept
         self._look(stored)
 

@@ -51,6 +51,7 @@ class Writing(Drawing):
                 statement = "select id from public.consciousness_stream where id = any ($1) for update"
                 self._run(writer.connection.fetch(statement, list(ids)))
                 writer.locks = True
+                writer.locked |= ids
         except (Busy, Serialization, asyncpg.UniqueViolationError):
             self._close(writer, "rollback")
         self._look()
