@@ -1,6 +1,6 @@
 """A page of the documentation as a program: which blocks does it hold, and what happens when a reader obeys them?
 
-- `python` that begins with `# some/path.py` is that file; other `python` is a script, in which `await` is allowed.
+- `python` begins with `# some/path.py` and is that file, so that a reader can save and run it as it stands.
 - `js` that begins with `// some/path.mjs` is that file; other `js` is part of a page.
 - `sh` is typed line by line; a command that never ends by itself gets a terminal of its own.
 - `sql` goes to the stack's database, as its owner.
@@ -9,9 +9,7 @@
 A block below `<!-- not run: why -->` is not run. Blocks in other languages are settings and pages, not programs.
 """
 
-import ast
 import re
-import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -27,13 +25,15 @@ from tests.terminal import Printed, Terminal
 GENERATOR = Path(__file__).parents[1] / "docs" / "reference" / "generate.py"
 LANGUAGES = ("python", "sh", "sql", "text")
 # What is waited for before the next line is typed: a worker has to be there before something is sent to it.
-ENDLESS = {
+ENDLESS: dict[str, str | None] = {
     "runtime run": "live",
     "runtime serve": "Serving at",
     "runtime dev": "live",
     "runtime tail": "",
     "runtime top": "",
     "node ": "listens",
+    # None: until it prints anything or ends.
+    "python ": None,
 }
 _SECONDS = 180
 _BLOCK = re.compile(
@@ -95,12 +95,12 @@ class Reader:
             await self._query(block.text)
         elif block.language == "text":
             self._compare(block.text)
-        elif path := re.match(r"(?:#|//) ([\w./-]+\.(?:py|mjs))\n", block.text):
+        else:
+            path = re.match(r"(?:#|//) ([\w./-]+\.(?:py|mjs))\n", block.text)
+            assert path is not None, f"line {block.line}: a program begins with the path it is saved under"
             file = self.terminal.folder / path[1]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text)
-        else:
-            self._script(block.text)
 
     def check(self) -> None:
         """Fail if something that was started on this page has ended otherwise than well."""
@@ -112,23 +112,13 @@ class Reader:
         for beginning, sign in ENDLESS.items():
             if command.startswith(beginning):
                 printed = self.terminal.start(command)
-                printed.wait_for(sign) if sign else None
+                if sign is None:
+                    printed.wait_for_anything()
+                elif sign:
+                    printed.wait_for(sign)
                 self._printed.append(printed)
                 return
         self._printed.append(self.terminal.run(command))
-
-    def _script(self, text: str) -> None:
-        tree = ast.parse(text)
-        imports = "\n".join(
-            ast.unparse(each) for each in tree.body if isinstance(each, (ast.Import, ast.ImportFrom))
-        )
-        body = textwrap.indent(text, "    ")
-        (self.terminal.folder / "script.py").write_text(
-            f"import anyio\n{imports}\n\nasync def main():\n{body}\n\nanyio.run(main)\n"
-        )
-        printed = self.terminal.start(f"{sys.executable} script.py")
-        printed.wait_for_anything()
-        self._printed.append(printed)
 
     async def _query(self, text: str) -> None:
         environment = self.terminal.run("runtime local status -o env")

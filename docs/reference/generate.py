@@ -25,8 +25,9 @@ _COLUMN = re.compile(r"comment on column public\.consciousness_stream\.(\w+) is\
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the generated texts in the place of their marks."""
-    return _MARK.sub(lambda mark: _breakable("\n".join(GENERATORS[mark[1]]())), markdown)
+    """Put the generated texts in the place of their marks, and let narrow screens break names of variables."""
+    filled = _MARK.sub(lambda mark: "\n".join(GENERATORS[mark[1]]()), markdown)
+    return re.sub(r"^\| `[A-Z]+_.*$", lambda row: _breakable(row[0]), filled, flags=re.MULTILINE)
 
 
 def _breakable(text: str) -> str:
@@ -58,7 +59,7 @@ def _command(command: Any, path: str, text: str, depth: int) -> Iterator[str]:
 
 
 def settings() -> Iterator[str]:
-    """The table of settings, as the README has it."""
+    """The table of settings, as the page on settings holds it: people read that page on GitHub too."""
     yield "| variable | default | means |\n|---|---|---|"
     for name, setting in Settings.model_fields.items():
         variables = ", ".join(f"`{variable}`" for variable in variables_of(name, setting))

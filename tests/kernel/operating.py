@@ -77,7 +77,9 @@ class Operating(Working):
         before = self.database.look()
         with suppress(Busy):
             answer = self._operate("stream_prune", older_than)
-            assert (answer["pruned"], answer["expired"]) == self.model.prune(older_than, before, self._locked())
+            assert (answer["pruned"], answer["expired"]) == self.model.prune(
+                older_than, before, self._locked()
+            )
         self._look(announced=before.announced)
 
     @precondition(lambda self: any(hand.started is not None and not hand.pending for hand in self.hands))

@@ -12,7 +12,6 @@ from runtime.testing import Harness, NotDrained
 
 pytestmark = pytest.mark.anyio
 
-README = Path(__file__).parents[2] / "README.md"
 
 agent = Agent("shop")
 
@@ -142,17 +141,12 @@ def test_the_plugin_is_there_for_any_project(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=2)
 
 
-def test_the_tests_of_the_readme_pass_as_they_stand_there(pytester: pytest.Pytester) -> None:
-    readme = README.read_text()
-    agents, tests = (
-        re.findall(
-            r"```python\n(.*?)```", readme.partition(f"\n## {name}\n")[2].partition("\n## ")[0], re.DOTALL
-        )
-        for name in ("A first agent", "Testing agents")
-    )
-    pytester.makepyfile(publisher=agents[0], test_publisher="\n".join(tests))
+def test_the_tests_of_the_page_on_testing_pass_as_they_stand_there(pytester: pytest.Pytester) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "testing.md").read_text()
+    files = re.findall(r"```python\n# (?:tests/)?(\w+)\.py\n(.*?)```", page, re.DOTALL)
+    pytester.makepyfile(**dict(files))
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
-    result.assert_outcomes(passed=len(tests))
+    result.assert_outcomes(passed=sum(text.count("async def test_") for _, text in files))
 
 
 def test_a_run_of_tests_that_does_not_ask_for_it_loads_nothing_of_it(pytester: pytest.Pytester) -> None:
