@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtime.agent import Agent
-    from runtime.batch import BatchContext
-    from runtime.context import Context
+    from runtime.agent.agent import Agent
+    from runtime.agent.batch import BatchContext
+    from runtime.agent.context import Context
+    from runtime.agent.retry import Reject, Retry, RetryLater
+    from runtime.agent.schedule import Tick
+    from runtime.agent.source import Source
+    from runtime.broadcast import Said
+    from runtime.client.stream import connect
     from runtime.message import Answer, Message, Priority
-    from runtime.retry import Reject, Retry, RetryLater
-    from runtime.said import Said
-    from runtime.schedule import Tick
-    from runtime.serverless import drain
-    from runtime.stream import connect
-    from runtime.webhooks.sources import Source
+    from runtime.worker.serverless import drain
 
 __all__ = [
     "Agent", "Answer", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Said",
@@ -21,20 +21,20 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Agent": "runtime.agent",
+    "Agent": "runtime.agent.agent",
     "Answer": "runtime.message",
-    "BatchContext": "runtime.batch",
-    "Context": "runtime.context",
+    "BatchContext": "runtime.agent.batch",
+    "Context": "runtime.agent.context",
     "Message": "runtime.message",
     "Priority": "runtime.message",
-    "Reject": "runtime.retry",
-    "Retry": "runtime.retry",
-    "RetryLater": "runtime.retry",
-    "Said": "runtime.said",
-    "Source": "runtime.webhooks.sources",
-    "Tick": "runtime.schedule",
-    "connect": "runtime.stream",
-    "drain": "runtime.serverless",
+    "Reject": "runtime.agent.retry",
+    "Retry": "runtime.agent.retry",
+    "RetryLater": "runtime.agent.retry",
+    "Said": "runtime.broadcast",
+    "Source": "runtime.agent.source",
+    "Tick": "runtime.agent.schedule",
+    "connect": "runtime.client.stream",
+    "drain": "runtime.worker.serverless",
 }
 
 if not TYPE_CHECKING:  # A type checker must go on refusing names that do not exist.

@@ -24,19 +24,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.agent import Agent
-from runtime.connections import open_store
-from runtime.discovery import discover_with_sources
+from runtime.agent.agent import Agent
+from runtime.agent.discovery import discover_with_sources
+from runtime.agent.secrets import secrets_in
+from runtime.agent.source import Source
+from runtime.client.factories import open_store
+from runtime.connection.environment import environment, given
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
+from runtime.http_server import BodyRefused, read_body
 from runtime.message import Draft
-from runtime.secrets import environment, given, secrets_in
-from runtime.serverless import Drains
 from runtime.settings import Settings
 from runtime.store import Sent, Store
-from runtime.wakeups.webhook import UNKNOWN_SECRET, DatabaseWebhook
-from runtime.webhooks.bodies import BodyRefused, read_body
-from runtime.webhooks.sources import Refusal, Source, Verifier
-from runtime.worker import Worker
+from runtime.wakeups.database_webhook import UNKNOWN_SECRET, DatabaseWebhook
+from runtime.webhooks.receiver import Refusal, Verifier, verifier_of
+from runtime.worker.serverless import Drains
+from runtime.worker.worker import Worker
 
 _log = logging.getLogger("runtime.asgi")
 # Below what senders wait for: GitHub gives up after 10 s.
@@ -262,7 +264,7 @@ def _verifiers(sources: Iterable[Source], variables: Mapping[str, str]) -> dict[
     for source in sources:
         if source.name in found:
             raise DeclarationError(f"Two sources are called {source.name!r}. Rename one of them.")
-        found[source.name] = source.verifier(secrets_in(variables, source.secret))
+        found[source.name] = verifier_of(source, secrets_in(variables, source.secret))
     return found
 
 

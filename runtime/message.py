@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, Generic, Self, TypeVar
 
+from runtime.encoding.json import decode as decode
+from runtime.encoding.json import encode as encode
 from runtime.errors import AskFailed, InvalidValue
 from runtime.keys import check_key, is_key
-from runtime.values import decode as decode
-from runtime.values import encode as encode
 
 T = TypeVar("T")
 

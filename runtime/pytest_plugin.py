@@ -9,14 +9,14 @@ import pytest
 
 # Loaded by every pytest run on the machine: nothing heavy before it is asked for.
 if TYPE_CHECKING:
-    from runtime.testing.cluster import Cluster
-    from runtime.testing.harness import Harness
+    from runtime.local.test_cluster import Cluster
+    from runtime.testing import Harness
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let agents import each other as in `runtime run`, where their folder is in the path: `-o pythonpath=agents`."""
     if folders := config.getini("pythonpath"):
-        from runtime.modules import Neighbours
+        from runtime.agent.modules import Neighbours
 
         sys.meta_path.insert(0, Neighbours([Path(folder).resolve() for folder in folders]))
 
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def runtime_cluster() -> "Iterator[Cluster]":
     """A PostgreSQL from the wheel, for this run of the tests; each test gets a database of it."""
-    from runtime.testing.cluster import running_cluster
+    from runtime.local.test_cluster import running_cluster
 
     with running_cluster() as cluster:
         yield cluster
@@ -34,7 +34,7 @@ def runtime_cluster() -> "Iterator[Cluster]":
 def harness(runtime_cluster: "Cluster") -> "Iterator[Harness]":
     """A stream of this test's own, empty and with every migration."""
     from runtime.local import keys
-    from runtime.testing.harness import Harness
+    from runtime.testing import Harness
 
     name = runtime_cluster.make_database()
     yield Harness(runtime_cluster.url(name), runtime_cluster.url(name, user=keys.SUPERUSER))

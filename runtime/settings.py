@@ -17,11 +17,17 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from runtime.addresses import DatabaseAddress, are_two_projects, check_key, project_ref, project_url
-from runtime.allowance import Allowed
+from runtime.connection.addresses import (
+    DatabaseAddress,
+    are_two_projects,
+    check_key,
+    project_ref,
+    project_url,
+)
+from runtime.connection.allowance import Allowed
+from runtime.connection.environment import given
+from runtime.connection.origins import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
 from runtime.errors import SettingsError
-from runtime.origins import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
-from runtime.secrets import given
 
 _PREFIX = "RUNTIME_"
 # Not a name that a variable or an argument could have.

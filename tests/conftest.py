@@ -15,11 +15,11 @@ import pytest
 from runtime.local import keys
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.ports import free_port
+from runtime.local.test_cluster import Cluster, running_cluster
 
 # The plugin's, also where this checkout was installed before it had one.
 from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
-from runtime.testing.cluster import Cluster, running_cluster
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
-from runtime.drowsing import Phase
 from runtime.message import Message
-from runtime.plan import Lane, Look, Plan, Rest, Suspects
 from runtime.settings import Settings
 from runtime.store import Answer, Delivery, Report
 from runtime.wakeups import Path, Reach
+from runtime.worker.plan import Lane, Look, Plan, Rest, Suspects
+from runtime.worker.sleep import Phase
 
 EXCHANGE_SECONDS = 0.001
 CALL_SECONDS = 0.05

@@ -72,7 +72,7 @@ def test_declaring_agents_loads_no_client_of_any_store(statement: str, heavy: se
 
 
 def test_each_store_loads_only_its_own_client() -> None:
-    assert loaded_by("import runtime.worker") & CLIENTS == set()
+    assert loaded_by("import runtime.worker.worker") & CLIENTS == set()
     assert loaded_by("import runtime.store.postgres, runtime.wakeups.notify") & CLIENTS == {"asyncpg"}
     assert not loaded_by("import runtime.store.supabase, runtime.wakeups.realtime") & {"asyncpg", "starlette"}
 

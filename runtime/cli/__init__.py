@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from runtime.cli import streams
-from runtime.cli.faults import Commands
+from runtime.cli.errors import Commands
 
 # What the list of commands says of each: so that printing it loads none of them.
 COMMANDS: Final = {

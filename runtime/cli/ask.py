@@ -7,13 +7,13 @@ import typer
 from rich.text import Text
 
 from runtime.cli.completion import agents, keys
+from runtime.cli.find_stream import find_settings
+from runtime.cli.json_value import AsText, Value, value_of
 from runtime.cli.output import out, plain, print_json
-from runtime.cli.place import find_settings
-from runtime.cli.value import AsText, Value, value_of
+from runtime.client.stream import connect
+from runtime.encoding.json import legible
 from runtime.keys import check_key
 from runtime.message import Answer
-from runtime.stream import connect
-from runtime.values import legible
 
 
 def ask(

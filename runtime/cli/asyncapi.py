@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from runtime.asyncapi import asyncapi_of
+from runtime.agent.asyncapi import asyncapi_of
+from runtime.agent.discovery import discover_with_sources
 from runtime.cli.output import print_json
-from runtime.discovery import discover_with_sources
 
 
 def asyncapi(

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.text import Text
 
 from runtime.cli.output import print_line
-from runtime.worker import Attempt
+from runtime.worker.worker import Attempt
 
 _LINES_A_SECOND = 40
 _OUTCOME_STYLES = {"done": "green", "later": "yellow", "failed": "yellow", "dead": "bold red"}

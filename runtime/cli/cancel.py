@@ -7,10 +7,10 @@ import anyio
 import typer
 
 from runtime.cli.completion import handlers
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import out, print_json
-from runtime.cli.place import find_settings
+from runtime.client.stream import connect
 from runtime.errors import Refused
-from runtime.stream import connect
 
 
 class As(StrEnum):

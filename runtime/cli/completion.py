@@ -78,8 +78,8 @@ def _named(ask: Callable[[Any], Awaitable[Names]]) -> Names:
     import anyio
 
     async def asked() -> Names:
-        from runtime.cli.place import find_settings
-        from runtime.stream import connect
+        from runtime.cli.find_stream import find_settings
+        from runtime.client.stream import connect
 
         with anyio.move_on_after(_PATIENCE_SECONDS):
             settings = find_settings().model_copy(update={"request_seconds": _PATIENCE_SECONDS})

@@ -8,12 +8,12 @@ from typing import Annotated
 import anyio
 import typer
 
-from runtime import loops
 from runtime.cli import streams
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, start_logs
-from runtime.cli.place import find_settings
 from runtime.settings import Settings
-from runtime.signals import heeded
+from runtime.worker import event_loop
+from runtime.worker.signals import heeded
 
 PORT = 8321
 
@@ -43,7 +43,7 @@ def dashboard(
     streams.go_on()
     settings = find_settings()
     start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=False)
-    if (number := loops.run(_serve, settings, paths or [], host, port, token, is_opened)) is not None:
+    if (number := event_loop.run(_serve, settings, paths or [], host, port, token, is_opened)) is not None:
         raise typer.Exit(128 + number)
 
 

@@ -10,14 +10,14 @@ from rich.text import Text
 
 from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.faults import Commands
-from runtime.cli.moments import ago, span
+from runtime.cli.errors import Commands
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, out, plain, print_json, print_line, printable_lines
-from runtime.cli.place import find_settings
+from runtime.cli.times import ago, span
+from runtime.client.admin import Letters, Operations
+from runtime.client.stream import connect
+from runtime.encoding.json import legible
 from runtime.errors import Refused
-from runtime.operations import Letters, Operations
-from runtime.stream import connect
-from runtime.values import legible
 
 app = typer.Typer(
     cls=Commands,

@@ -19,16 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 import runtime
-from runtime.agent import Agent
+from runtime.agent.agent import Agent
+from runtime.agent.discovery import discover
 from runtime.cli.output import err, out, plain, print_json, print_line, start_logs
 from runtime.cli.run import attempt_json
-from runtime.discovery import discover
+from runtime.client.stream import Stream, connect
 from runtime.errors import DiscoveryError, LocalStackError
 from runtime.local.stack import LocalStack
 from runtime.message import Draft
 from runtime.settings import Settings
-from runtime.stream import Stream, connect
-from runtime.worker import Attempt, Worker
+from runtime.worker.worker import Attempt, Worker
 
 _PINGS = 30
 _PING_PAUSE_SECONDS = 0.15

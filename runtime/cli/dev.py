@@ -12,17 +12,17 @@ import typer
 from pydantic import SecretStr
 from rich.text import Text
 
-from runtime import loops
 from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, print_message, start_logs
-from runtime.cli.place import find_settings
+from runtime.cli.reload import Reloading
+from runtime.client.stream import connect
 from runtime.errors import DiscoveryError, StoreError
 from runtime.local.ports import port_is_free
 from runtime.local.stack import LocalStack
-from runtime.reload import Reloading
 from runtime.settings import Settings
-from runtime.stream import connect
+from runtime.worker import event_loop
 
 _AGENTS = "agents"
 _RETRY_SECONDS = 1.0
@@ -51,7 +51,7 @@ def dev(
     streams.go_on()
     start_logs("warning", as_json=False)
     with _settings() as settings:
-        loops.run(_dev, settings, paths, is_opened)
+        event_loop.run(_dev, settings, paths, is_opened)
 
 
 @contextmanager

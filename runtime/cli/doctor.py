@@ -9,10 +9,10 @@ import anyio
 import typer
 from rich.text import Text
 
+from runtime.cli.checks.examination import examine
+from runtime.cli.checks.finding import Finding, Verdict
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import out, print_json, start_logs
-from runtime.cli.place import find_settings
-from runtime.doctor import Finding, Verdict
-from runtime.doctor.examination import examine
 from runtime.settings import Settings
 
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAULT: "bold red", Verdict.SKIPPED: "dim"}

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from runtime import loops
-from runtime.agent import Agent
+from runtime.agent.agent import Agent
+from runtime.agent.discovery import discover
 from runtime.cli import streams
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import logs_are_json, print_json, start_logs
-from runtime.cli.place import find_settings
-from runtime.discovery import discover
-from runtime.serverless import Drained
-from runtime.serverless import drain as drain_agents
 from runtime.settings import Settings
+from runtime.worker import event_loop
+from runtime.worker.serverless import Drained
+from runtime.worker.serverless import drain as drain_agents
 
 
 def drain(
@@ -30,7 +30,7 @@ def drain(
     streams.go_on()
     settings = find_settings()
     start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
-    drained = loops.run(_drain, discover(paths), settings, budget)
+    drained = event_loop.run(_drain, discover(paths), settings, budget)
     if as_json:
         print_json(asdict(drained))
         return

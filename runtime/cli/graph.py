@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from runtime.agent.discovery import discover_with_sources
+from runtime.agent.graph import graph_of, mermaid
+from runtime.cli.graph_svg import svg
 from runtime.cli.output import print_json
-from runtime.discovery import discover_with_sources
-from runtime.drawing import svg
-from runtime.graph import graph_of, mermaid
 
 
 class Form(StrEnum):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from runtime.cli.output import err, out, print_json
-from runtime.project import AGENT, CONFIG, Fate, ProjectPlan, plan_project
+from runtime.cli.scaffold.project import AGENT, CONFIG, Fate, ProjectPlan, plan_project
 
 _LABELS = {Fate.WRITTEN: "written", Fate.UNCHANGED: "unchanged", Fate.EDITED: "left as it is"}
 _STYLES = {Fate.WRITTEN: "green", Fate.UNCHANGED: "dim", Fate.EDITED: "yellow"}

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli.faults import Commands
+from runtime.cli.errors import Commands
 from runtime.local.stack import LocalStack, StackStatus
 
 app = typer.Typer(

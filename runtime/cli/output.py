@@ -14,14 +14,14 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from runtime.cli.moments import clock
+from runtime.broadcast import Said
+from runtime.cli.times import clock
+from runtime.encoding.json import decode, encode, legible
+from runtime.encoding.printable import printable
 from runtime.errors import SettingsError
-from runtime.loggers import steady
-from runtime.logs import of_attempt
 from runtime.message import Message, Priority
-from runtime.printable import printable
-from runtime.said import Said
-from runtime.values import decode, encode, legible
+from runtime.worker.execution.log_context import of_attempt
+from runtime.worker.execution.loggers import steady
 
 
 class Terminal(Console):
@@ -204,7 +204,7 @@ def export_telemetry() -> None:
         SettingsError: OpenTelemetry is not installed.
     """
     try:
-        from runtime.telemetry import current_ids, start_exporting
+        from runtime.client.telemetry import current_ids, start_exporting
 
         start_exporting()
     except ImportError as error:

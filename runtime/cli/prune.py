@@ -7,10 +7,10 @@ import typer
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from runtime.cli.confirm import Yes, confirm
-from runtime.cli.moments import duration, span
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, out, print_json
-from runtime.cli.place import find_settings
-from runtime.stream import connect
+from runtime.cli.times import duration, span
+from runtime.client.stream import connect
 
 
 def prune(

@@ -6,11 +6,11 @@ import anyio
 import typer
 
 from runtime.cli.completion import patterns
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, print_message
-from runtime.cli.place import find_settings
+from runtime.client.stream import connect
 from runtime.keys import check_pattern
 from runtime.message import Message
-from runtime.stream import connect
 
 
 def read(

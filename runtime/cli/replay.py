@@ -8,10 +8,10 @@ import typer
 
 from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.moments import moment
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, out, print_json
-from runtime.cli.place import find_settings
-from runtime.stream import connect
+from runtime.cli.times import moment
+from runtime.client.stream import connect
 
 Moment = Annotated[
     datetime | None, typer.Option(parser=moment, metavar="TIME", help="2h for two hours ago, or a date.")

@@ -6,9 +6,9 @@ import anyio
 import typer
 
 from runtime.cli.completion import handlers
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import out
-from runtime.cli.place import find_settings
-from runtime.stream import connect
+from runtime.client.stream import connect
 
 
 def resume(

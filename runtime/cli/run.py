@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 import typer
 
-from runtime import loops
-from runtime.agent import Agent
-from runtime.attempt import Observer
+from runtime.agent.agent import Agent
+from runtime.agent.discovery import discover
 from runtime.cli import streams
 from runtime.cli.attempts import AttemptLines
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, export_telemetry, logs_are_json, print_json, start_logs
-from runtime.cli.place import find_settings
-from runtime.discovery import discover
 from runtime.errors import DiscoveryError
-from runtime.plan import Suspects
 from runtime.settings import Settings
-from runtime.signals import heeded
-from runtime.supervisor import Child, Supervisor
-from runtime.worker import Attempt, Worker
+from runtime.worker import event_loop
+from runtime.worker.execution.attempt import Observer
+from runtime.worker.plan import Suspects
+from runtime.worker.signals import heeded
+from runtime.worker.supervisor import Child, Supervisor
+from runtime.worker.worker import Attempt, Worker
 
 if TYPE_CHECKING:
-    from runtime.postroom import Postroom
+    from runtime.worker.webhook_forwarder import Postroom
 
 
 def run(
@@ -117,7 +117,7 @@ def run(
     if not is_json_log and not is_supervised:
         for handler in [handler for each in crew if isinstance(each, Worker) for handler in each.handlers]:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
-    signal_number = loops.run(_run, crew, is_supervised, settings.drain_seconds)
+    signal_number = event_loop.run(_run, crew, is_supervised, settings.drain_seconds)
     lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
@@ -127,7 +127,7 @@ def _postroom(
     settings: Settings, observer: Observer | None, suspects: Suspects, *, is_alone: bool
 ) -> "Postroom":
     """Who posts for the webhooks; beside agents it leaves them the ports."""
-    from runtime.postroom import Postroom
+    from runtime.worker.webhook_forwarder import Postroom
 
     if not is_alone:
         settings = settings.model_copy(update={"metrics_port": None, "webhook": None})

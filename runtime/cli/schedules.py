@@ -7,11 +7,11 @@ import anyio
 import typer
 from rich.text import Text
 
-from runtime.cli.moments import ago
+from runtime.agent.schedule import shown, upcoming
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, print_found, stacked
-from runtime.cli.place import find_settings
-from runtime.schedule import shown, upcoming
-from runtime.stream import connect
+from runtime.cli.times import ago
+from runtime.client.stream import connect
 
 
 def schedules(

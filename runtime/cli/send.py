@@ -7,13 +7,13 @@ import anyio
 import typer
 
 from runtime.cli.completion import agents, keys
+from runtime.cli.find_stream import find_settings
+from runtime.cli.json_value import AsText, Value, value_of
 from runtime.cli.output import export_telemetry, out, print_json
-from runtime.cli.place import find_settings
-from runtime.cli.value import AsText, Value, value_of
+from runtime.client.stream import connect
 from runtime.keys import check_key
 from runtime.message import Draft, Priority, check_dedup_key
 from runtime.store import Sent
-from runtime.stream import connect
 
 
 class Class(StrEnum):

@@ -7,15 +7,16 @@ from typing import Annotated
 import anyio
 import typer
 
-from runtime import loops
+from runtime.agent.discovery import discover_with_sources
+from runtime.agent.secrets import check_exposed
 from runtime.asgi import WebhookApp, sources_in
 from runtime.cli import streams
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, export_telemetry, logs_are_json, start_logs
-from runtime.cli.place import find_settings
-from runtime.discovery import discover_with_sources
-from runtime.secrets import check_exposed, given
-from runtime.serving import bound, is_loopback, served
-from runtime.signals import heeded
+from runtime.connection.environment import given
+from runtime.http_server import bound, is_loopback, served
+from runtime.worker import event_loop
+from runtime.worker.signals import heeded
 
 PORT = 8322
 
@@ -51,7 +52,7 @@ def serve(
     app = WebhookApp(agents, sources, settings=settings)
     for source in sources:
         err.print(f"/webhooks/{source.name} for {source.key}", style="dim", soft_wrap=True, markup=False)
-    if (number := loops.run(_serve, app, host, port, settings.drain_seconds)) is not None:
+    if (number := event_loop.run(_serve, app, host, port, settings.drain_seconds)) is not None:
         raise typer.Exit(128 + number)
 
 

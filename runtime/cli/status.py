@@ -7,10 +7,10 @@ import typer
 from rich.filesize import decimal
 from rich.text import Text
 
-from runtime.cli.moments import amount, duration
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, out, plain, print_json
-from runtime.cli.place import find_settings
-from runtime.stream import connect
+from runtime.cli.times import amount, duration
+from runtime.client.stream import connect
 
 _GONE_SECONDS = 60
 _LAG_SECONDS = 1.0

@@ -8,11 +8,11 @@ from rich.text import Text
 
 from runtime.cli.completion import handlers
 from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.faults import Commands
-from runtime.cli.moments import ago, amount, duration
+from runtime.cli.errors import Commands
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, out, plain, print_found, print_json
-from runtime.cli.place import find_settings
-from runtime.stream import connect
+from runtime.cli.times import ago, amount, duration
+from runtime.client.stream import connect
 
 app = typer.Typer(
     cls=Commands, help="The subscriptions: backlog, lag, rate, last error, and who serves them."

@@ -6,14 +6,14 @@ from typing import Annotated
 import anyio
 import typer
 
+from runtime.broadcast import Said
 from runtime.cli.completion import patterns
-from runtime.cli.moments import moment
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import print_message, print_said, start_logs
-from runtime.cli.place import find_settings
+from runtime.cli.times import moment
+from runtime.client.stream import Stream, connect
 from runtime.keys import check_pattern
-from runtime.said import Said
 from runtime.settings import Settings
-from runtime.stream import Stream, connect
 
 
 def tail(

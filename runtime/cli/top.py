@@ -9,12 +9,12 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from runtime.cli.moments import amount, duration
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, out, plain, print_json, start_logs
-from runtime.cli.place import find_settings
+from runtime.cli.times import amount, duration
+from runtime.client.stream import connect
 from runtime.errors import StoreUnavailable
 from runtime.settings import Settings
-from runtime.stream import connect
 
 _LAG_SECONDS = 1.0
 

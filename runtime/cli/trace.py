@@ -7,12 +7,12 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from runtime.cli.moments import ago
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, out, plain, print_json
-from runtime.cli.place import find_settings
+from runtime.cli.times import ago
+from runtime.client.stream import connect
+from runtime.encoding.json import legible
 from runtime.errors import Refused
-from runtime.stream import connect
-from runtime.values import legible
 
 _STYLES = {"done": "green", "dead": "bold red", "failed": "red", "retrying": "yellow", "running": "cyan"}
 _VALUE_CHARACTERS = 60

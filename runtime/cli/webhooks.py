@@ -10,15 +10,15 @@ import anyio
 import typer
 from rich.text import Text
 
+from runtime.agent.target import check_url
 from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.faults import Commands
-from runtime.cli.moments import ago, span
+from runtime.cli.errors import Commands
+from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, err, out, plain, print_found, print_json, stacked
-from runtime.cli.place import find_settings
-from runtime.operations import Operations
-from runtime.stream import connect
-from runtime.target import check_url
+from runtime.cli.times import ago, span
+from runtime.client.admin import Operations
+from runtime.client.stream import connect
 from runtime.webhooks.signatures import read_secret
 
 app = typer.Typer(
@@ -170,7 +170,7 @@ def try_(name: Name, as_json: Json = False) -> None:
 
 
 async def _test(name: str) -> dict[str, Any]:
-    from runtime.postroom import try_out
+    from runtime.worker.webhook_forwarder import try_out
 
     return await try_out(find_settings(), name)
 

@@ -8,10 +8,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from runtime.dashboard.desk import FOLDER, Desk, desk_of
+from runtime.dashboard.context import FOLDER, Desk, desk_of
 from runtime.dashboard.events import events
-from runtime.dashboard.guard import Guard, Guarded
 from runtime.dashboard.pages import agents, dead, map, message, stream, write
+from runtime.dashboard.security import Guard, Guarded
 from runtime.errors import RuntimeFault, StoreUnavailable
 
 

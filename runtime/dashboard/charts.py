@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from runtime.layout import columns_of
+from runtime.dashboard.layout import columns_of
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28

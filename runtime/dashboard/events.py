@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from runtime.dashboard.desk import Desk, desk_of, number_of
+from runtime.dashboard.context import Desk, desk_of, number_of
+from runtime.dashboard.filters import is_open
 from runtime.dashboard.pages.stream import Filter
-from runtime.dashboard.shown import is_open
 from runtime.errors import StoreError
 
 _WATCHED = 200

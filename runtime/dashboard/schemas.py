@@ -12,13 +12,13 @@ import anyio
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
-from runtime.values import decode
+from runtime.encoding.json import decode
 
 _SHOWN_FAULTS: Final = 5
 _READ_SECONDS: Final = 20.0
 _READ: Final = """
 import json, sys
-from runtime.discovery import discover
+from runtime.agent.discovery import discover
 def schema(signature):
     adapters = [signature.value[1]] if signature.value else []
     adapters += [each for _, each in signature.messages]

@@ -8,15 +8,16 @@ from urllib.parse import quote
 
 import anyio
 
+from runtime.agent.secrets import check_exposed
+from runtime.client.stream import connect
+from runtime.connection.environment import given
 from runtime.dashboard.app import make_app
-from runtime.dashboard.desk import Desk
-from runtime.dashboard.guard import Guard
-from runtime.dashboard.pulse import Pulse
+from runtime.dashboard.context import Desk
+from runtime.dashboard.live_state import Pulse
 from runtime.dashboard.schemas import Schemas
-from runtime.secrets import check_exposed, given
-from runtime.serving import bound, is_loopback, served
+from runtime.dashboard.security import Guard
+from runtime.http_server import bound, is_loopback, served
 from runtime.settings import Settings
-from runtime.stream import connect
 
 
 @asynccontextmanager

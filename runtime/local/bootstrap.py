@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
-from runtime.addresses import DatabaseAddress
+from runtime.connection.addresses import DatabaseAddress
 from runtime.errors import LocalStackError
 from runtime.local import keys
 

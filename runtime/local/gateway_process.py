@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from runtime.addresses import DatabaseAddress
+from runtime.connection.addresses import DatabaseAddress
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.logs import begin_log, last_lines

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import anyio
 
+from runtime.backoff import backoff_seconds
+from runtime.encoding.json import encode
 from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
-from runtime.retry import backoff_seconds
 from runtime.store.exchange import Answer, Delivery, Exchange, Outcome, Report
 from runtime.store.faults import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
-from runtime.values import encode
 
 __all__ = [
     "FUNCTIONS", "Answer", "Delivery", "Exchange", "Outcome", "Report", "Sent", "Store", "Subscribed", "Subscription",

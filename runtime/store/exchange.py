@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
+from runtime.encoding.json import encode
+from runtime.encoding.unreadable import Unreadable
 from runtime.message import PRIORITIES, Message, moment
-from runtime.unreadable import Unreadable
-from runtime.values import encode
 
 _OPTIONS = (
     "due", "alone", "sleep", "stay", "fence", "beat", "gauges", "nonce", "settle", "max_bytes", "bare",

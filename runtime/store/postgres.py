@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import anyio
 from asyncpg import exceptions as pg
 
-from runtime.addresses import DatabaseAddress
-from runtime.admission import entry_of
+from runtime.connection.addresses import DatabaseAddress
+from runtime.connection.admission import entry_of
+from runtime.connection.pooler import is_transaction_pooled
+from runtime.encoding.json import decode
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
-from runtime.pooler import is_transaction_pooled
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import UNFIT, fault_of
 from runtime.store.pool import Connection, Pool
-from runtime.values import decode
 
 _log = logging.getLogger("runtime.store")
 

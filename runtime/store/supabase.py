@@ -9,15 +9,15 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 
-from runtime.addresses import check_key, project_url
-from runtime.claims import claims_of, expiry_of
+from runtime.connection.addresses import check_key, project_url
+from runtime.connection.claims import claims_of, expiry_of
+from runtime.connection.origins import is_on_this_machine
+from runtime.connection.proxies import CERTIFICATE_CURE, request_options
+from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
-from runtime.origins import is_on_this_machine
-from runtime.proxies import CERTIFICATE_CURE, request_options
 from runtime.store import FUNCTIONS, Store
 from runtime.store.faults import fault_of, fault_of_status, foreign, missing, nature_of_status
 from runtime.store.shapes import strangeness
-from runtime.values import decode, encode
 
 if TYPE_CHECKING:
     from supabase import AsyncClient

@@ -13,8 +13,8 @@ from enum import Enum
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+from runtime.encoding.json import decode
 from runtime.keys import is_exact
-from runtime.values import decode
 from runtime.wakeups import ANSWER, CANCEL, Path
 
 VERSION = "2.0.0"

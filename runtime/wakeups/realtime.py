@@ -24,10 +24,10 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from runtime.claims import expiry_of
+from runtime.backoff import backoff_seconds
+from runtime.connection.claims import expiry_of
+from runtime.connection.proxies import CERTIFICATE_CURE, socket_options
 from runtime.errors import SettingsError
-from runtime.proxies import CERTIFICATE_CURE, socket_options
-from runtime.retry import backoff_seconds
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
 from runtime.wakeups.outage import Outage

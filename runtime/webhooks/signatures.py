@@ -11,10 +11,10 @@ import re
 import secrets as randomness
 from collections.abc import Iterable, Mapping, Sequence
 
+from runtime.agent.source import TOLERANCE_SECONDS
+from runtime.connection.environment import given
 from runtime.errors import BadSignature, SettingsError
-from runtime.secrets import given
 
-TOLERANCE_SECONDS = 300.0
 """How far a signed time may lie from ours, to either side."""
 
 _PREFIX = "whsec_"

@@ -16,10 +16,10 @@ from urllib.parse import unquote
 import pytest
 
 from runtime import Context, Message, Reject, RetryLater
-from runtime.discovery import discover
-from runtime.handler import Handler
+from runtime.agent.dependencies import Provision
+from runtime.agent.discovery import discover
+from runtime.agent.handler import Handler
 from runtime.keys import matches
-from runtime.providing import Provision
 
 pytestmark = pytest.mark.anyio
 FOLDER = Path(__file__).parents[2] / "agents"

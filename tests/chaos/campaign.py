@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 
+from runtime.client.stream import Stream, connect
 from runtime.errors import StoreError
-from runtime.stream import Stream, connect
 from tests.chaos.judge import Problem, judge
 from tests.chaos.ledger import Chain, Ledger
 from tests.chaos.stage import LEASE_SECONDS, Setting, Stage

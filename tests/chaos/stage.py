@@ -20,8 +20,8 @@ from runtime.local.faults import FaultyGateway
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
+from runtime.local.test_cluster import Cluster
 from runtime.settings import Settings
-from runtime.testing.cluster import Cluster
 from tests.chaos.feature import Feature
 from tests.chaos.ledger import FOLDER
 from tests.chaos.leftovers import DISK, own_folder

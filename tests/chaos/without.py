@@ -56,7 +56,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "renewal",
-        [("runtime/plan.py", "return bool(self.held) and now >=", "return False and bool(self.held) and now >=")],
+        [("runtime/worker/plan.py", "return bool(self.held) and now >=", "return False and bool(self.held) and now >=")],
         ["--setting", "both/direct", "--fault", "frames forged", "--seconds", "20", "--messages", "300", "--work", "6",
          "--settle", "60"],
     ),
@@ -85,7 +85,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "one culprit, never a crowd",
-        [("runtime/exchanger.py", "if doubt is None and _is_loaded(look) and attempt >=", "if False and attempt >=")],
+        [("runtime/worker/exchanger.py", "if doubt is None and _is_loaded(look) and attempt >=", "if False and attempt >=")],
         ["--setting", "both/rest", "--fault", "front refuses larger bodies", "--hold", *_QUIET],
     ),
     Mechanism(
@@ -112,32 +112,32 @@ MECHANISMS = (
     ),
     Mechanism(
         "one id for all attempts",
-        [("runtime/posting.py",
+        [("runtime/webhooks/sender.py",
           'f"msg_{message.id}_{written:x}_', 'f"msg_{message.id}_{message.attempt}_{written:x}_')],
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "outgoing", *_QUIET],
     ),
     Mechanism(
         "a retry finds what it asked",
-        [("runtime/handler_asks.py", 'dedup_key=options.get("dedup_key") or question,', "dedup_key=None,")],
+        [("runtime/worker/execution/handler_requests.py", 'dedup_key=options.get("dedup_key") or question,', "dedup_key=None,")],
         ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
          "--feature", "requests", *_QUIET],
     ),
     Mechanism(
         "a request is stored once",
-        [("runtime/inquiry.py", 'dedup_key=options.get("dedup_key") or f"ask {uuid4()}",', "dedup_key=None,")],
+        [("runtime/client/stream_requests.py", 'dedup_key=options.get("dedup_key") or f"ask {uuid4()}",', "dedup_key=None,")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "requests", *_QUIET],
     ),
     Mechanism(
         "one of a batch fails alone",
-        [("runtime/batches.py", "        self._note_failed(seconds)\n        for delivery in self.valid:",
+        [("runtime/worker/execution/batching.py", "        self._note_failed(seconds)\n        for delivery in self.valid:",
           "        for delivery in self.valid:")],
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "batches", *_QUIET],
     ),
     Mechanism(
         "a webhook known again",
-        [("runtime/webhooks/sources.py", "    if len(whole) <= MAX_DEDUP_CHARACTERS:",
+        [("runtime/webhooks/receiver.py", "    if len(whole) <= MAX_DEDUP_CHARACTERS:",
           '    whole += __import__("uuid").uuid4().hex\n    if len(whole) <= MAX_DEDUP_CHARACTERS:')],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "incoming", *_QUIET],
     ),

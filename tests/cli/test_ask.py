@@ -10,7 +10,7 @@ import pytest
 
 from runtime import Agent, Reject
 from runtime.settings import Settings
-from runtime.worker import Worker
+from runtime.worker.worker import Worker
 from tests.cli.shell import Shell, error_line, usage_error
 
 shop = Agent("shop")

@@ -8,11 +8,11 @@ import pytest
 from jsonschema import Draft7Validator
 from pydantic import BaseModel, Field, PlainValidator
 
-from runtime.agent import Agent
-from runtime.asyncapi import asyncapi_of
-from runtime.context import Context
+from runtime.agent.agent import Agent
+from runtime.agent.asyncapi import asyncapi_of
+from runtime.agent.context import Context
+from runtime.agent.schedule import Tick
 from runtime.message import Message
-from runtime.schedule import Tick
 from tests import node
 from tests.cli.shell import Shell
 

@@ -4,9 +4,9 @@ import anyio
 import pytest
 
 from runtime import Agent, Message
-from runtime.attempt import Attempt
 from runtime.cli.attempts import AttemptLines
 from runtime.store import Delivery, Report
+from runtime.worker.execution.attempt import Attempt
 
 pytestmark = pytest.mark.anyio
 

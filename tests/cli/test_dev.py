@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from runtime import connect
+from runtime.cli.reload import watched
 from runtime.local.stack import LocalStack
 from runtime.message import Draft
-from runtime.reload import watched
 from runtime.settings import Settings
 from tests.cli.shell import Shell
 from tests.integration.conftest import settings_of

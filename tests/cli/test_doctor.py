@@ -12,17 +12,17 @@ import asyncpg
 import jwt
 import pytest
 
-from runtime.doctor import Finding, Verdict
-from runtime.doctor.access import check_claims
-from runtime.doctor.database import plugin_cure
-from runtime.doctor.examination import examine
+from runtime.cli.checks.access import check_claims
+from runtime.cli.checks.database import plugin_cure
+from runtime.cli.checks.examination import examine
+from runtime.cli.checks.finding import Finding, Verdict
 from runtime.local import keys
 from runtime.local.ports import free_port
-from runtime.wakeups.webhook import WebhookWakeups
+from runtime.wakeups.database_webhook import WebhookWakeups
 from tests.cli.shell import Shell, error_line
 from tests.integration.conftest import connected, settings_of, until
 from tests.pgbouncer import pooler
-from tests.wakeups.test_webhook import Heard, is_open
+from tests.wakeups.test_database_webhook import Heard, is_open
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +32,8 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is deaf is found deaf sooner."""
-    monkeypatch.setattr("runtime.doctor.journey._NONCE_SECONDS", 2.0)
-    monkeypatch.setattr("runtime.doctor.journey._ROUND_SECONDS", 8.0)
+    monkeypatch.setattr("runtime.cli.checks.round_trip._NONCE_SECONDS", 2.0)
+    monkeypatch.setattr("runtime.cli.checks.round_trip._ROUND_SECONDS", 8.0)
 
 
 async def findings(stack: Any, **overrides: object) -> dict[str, Finding]:

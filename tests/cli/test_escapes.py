@@ -11,7 +11,7 @@ import pytest
 from rich.text import Text
 
 from runtime.cli.output import Terminal, print_json, start_logs
-from runtime.printable import printable
+from runtime.encoding.printable import printable
 from tests.cli.shell import Shell
 
 # Clears the screen, sets the title, moves up, C1's CSI, turns the direction round, hides, begins lines anew.

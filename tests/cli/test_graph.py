@@ -3,10 +3,10 @@
 import itertools
 from xml.etree import ElementTree
 
-from runtime.agent import Agent
-from runtime.drawing import svg
-from runtime.graph import Edge, Graph, Node, graph_of, mermaid
-from runtime.webhooks.sources import Source
+from runtime.agent.agent import Agent
+from runtime.agent.graph import Edge, Graph, Node, graph_of, mermaid
+from runtime.agent.source import Source
+from runtime.cli.graph_svg import svg
 from tests.cli.shell import Shell, error_line
 
 

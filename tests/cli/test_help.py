@@ -39,7 +39,7 @@ try:
     app({arguments!r}, prog_name="runtime")
 except SystemExit:
     loaded = {HEAVY!r} & set(sys.modules) | {{name for name in sys.modules if name.startswith("runtime.cli.")}}
-    print(loaded - {{"runtime.cli.faults", "runtime.cli.streams"}}, file=sys.stderr)
+    print(loaded - {{"runtime.cli.errors", "runtime.cli.streams"}}, file=sys.stderr)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stderr.splitlines()[-1] == "set()"

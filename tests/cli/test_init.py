@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner, Result
 
+from runtime.agent.discovery import discover
 from runtime.cli import app
-from runtime.discovery import discover
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 
 OURS = [migration.file_name for migration in read_migrations(migrations_folder())]

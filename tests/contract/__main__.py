@@ -4,8 +4,8 @@ import sys
 
 import anyio
 
+from runtime.local.test_cluster import running_cluster
 from runtime.store import FUNCTIONS
-from runtime.testing.cluster import running_cluster
 from tests.contract.conversation import Player, Release, this_release
 from tests.kernel.driver import connected
 

@@ -14,9 +14,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pydantic import SecretStr
 
+from runtime.client.stream import Stream, connect
+from runtime.local.test_cluster import Cluster
 from runtime.settings import Settings
-from runtime.stream import Stream, connect
-from runtime.testing.cluster import Cluster
 from tests.cli.shell import Shell
 from tests.conftest import GatewayStack, _stack
 from tests.dashboard.crowd import crowd

@@ -9,14 +9,14 @@ import anyio
 import httpx
 from playwright.sync_api import Page, expect
 
+from runtime.client.stream import Stream, connect
 from runtime.dashboard.app import make_app
-from runtime.dashboard.desk import Desk
-from runtime.dashboard.guard import Guard
-from runtime.dashboard.pulse import Pulse
+from runtime.dashboard.context import Desk
+from runtime.dashboard.live_state import Pulse
 from runtime.dashboard.schemas import Schemas
+from runtime.dashboard.security import Guard
+from runtime.local.test_cluster import Cluster
 from runtime.settings import Settings
-from runtime.stream import Stream, connect
-from runtime.testing.cluster import Cluster
 from tests.dashboard.conftest import Stage
 from tests.dashboard.crowd import RARE_AGENT, RARE_KEY, RARE_TEXT, ROWS
 from tests.dashboard.test_pages import row

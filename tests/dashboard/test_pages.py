@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from runtime.values import encode
+from runtime.encoding.json import encode
 from tests.dashboard.conftest import Stage
 
 MARKUP = "</code></script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
@@ -60,7 +60,7 @@ def dead(stage: Stage, title: str) -> int:
 
 def letters(stage: Stage) -> list[dict[str, int]]:
     """All dead letters."""
-    from runtime.operations import Letters
+    from runtime.client.admin import Letters
 
     found: list[dict[str, int]] = stage.ask(lambda: stage.stream.operations.dead_letters(Letters()))
     return found
@@ -200,7 +200,7 @@ def test_a_message_that_waits_is_cancelled(stage: Stage, tab: Page) -> None:
 
 async def _discard(stage: Stage, number: int) -> None:
     """The letters of other tests are counted."""
-    from runtime.operations import Letters
+    from runtime.client.admin import Letters
 
     found = await stage.stream.operations.dead_letters(Letters())
     ids = [each["id"] for each in found if each["message_id"] == number]

@@ -11,7 +11,7 @@ import pytest
 
 from runtime import Agent
 from runtime.settings import Settings
-from runtime.worker import Attempt, Worker
+from runtime.worker.worker import Attempt, Worker
 from tests.integration.external import ExternalStack
 
 DEADLINE_SECONDS = 120.0

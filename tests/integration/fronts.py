@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from runtime import Agent, Retry
+from runtime.client.stream import connect
 from runtime.local.faults import FaultyGateway
 from runtime.message import Draft
 from runtime.settings import Settings
-from runtime.stream import connect
 from tests.integration.conftest import connected, running, settings_of, settled, until
 
 EXCHANGES = "stream_exchange"

@@ -10,8 +10,8 @@ import anyio
 import psutil
 import pytest
 
+from runtime.cli.reload import Reloading
 from runtime.local import keys
-from runtime.reload import Reloading
 from tests.integration.conftest import connected, settled, until
 from tests.integration.test_supervision import Run, count, supervised
 

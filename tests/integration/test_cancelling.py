@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runtime.stream import connect
+from runtime.client.stream import connect
 from tests.integration.conftest import connected, settings_of, until
 from tests.integration.test_supervision import supervised
 

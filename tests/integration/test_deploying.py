@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
+from runtime.client.stream import connect
 from runtime.settings import Settings
-from runtime.stream import connect
 from tests.integration.conftest import connected, settled, until
 from tests.integration.test_supervision import Run, supervised
 

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from runtime import connect
+from runtime.client.stream import Stream
 from runtime.message import Message
-from runtime.stream import Stream
 from supabase import create_async_client
 from tests.faulty_proxy import faulty_proxy
 from tests.integration.conftest import settings_of, until

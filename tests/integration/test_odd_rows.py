@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from runtime import Agent, Context, Message, connect
+from runtime.client.admin import Letters
+from runtime.encoding.unreadable import find_unreadable
 from runtime.errors import AskFailed
-from runtime.operations import Letters
-from runtime.unreadable import find_unreadable
 from tests.integration.conftest import connected, running, settings_of, settled, until
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from runtime import Agent, Retry, connect
+from runtime.client.admin import Letters
 from runtime.dashboard.server import serving
-from runtime.operations import Letters
 from tests.cli.shell import Shell
 from tests.integration.conftest import connected, running, settings_of, settled, until
 from tests.integration.test_odd_rows import INSERT, READABLE, UNREADABLE
@@ -135,8 +135,8 @@ async def test_r1_every_command_shows_every_row(stack: Any, tmp_path: Path) -> N
 def test_r1_a_deep_value_is_folded_no_further_than_a_template_can() -> None:
     # In a process of its own: the tests' own stack is deep already.
     code = """
-from runtime.dashboard.shown import is_tree, pretty, preview
-from runtime.values import decode
+from runtime.dashboard.filters import is_tree, pretty, preview
+from runtime.encoding.json import decode
 deep = decode("[" * 5000 + "]" * 5000)
 print(is_tree([[1]]), is_tree(deep), len(pretty(deep)) > 0, len(preview(deep)) > 0)
 """

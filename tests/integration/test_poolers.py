@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from runtime import Agent, Message
+from runtime.local.test_cluster import Cluster
 from runtime.settings import Settings
-from runtime.testing.cluster import Cluster
 from tests.integration.conftest import connected, running, settled, until
 from tests.pgbouncer import pooler
 

@@ -20,7 +20,7 @@ from runtime import Agent, connect
 from runtime.errors import MigrationMissing, Unauthorized
 from runtime.local.stack import LocalStack
 from runtime.wakeups.phoenix import Timings
-from runtime.worker import Worker
+from runtime.worker.worker import Worker
 from tests.integration.conftest import connected, running, settings_of, settled, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.own_stack]

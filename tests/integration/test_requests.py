@@ -7,8 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
+from runtime.client.stream import Stream, connect
 from runtime.errors import AskFailed, AskTimeout
-from runtime.stream import Stream, connect
 from tests.integration.conftest import connected, settings_of, settled, until
 from tests.integration.test_supervision import Run, supervised
 

@@ -17,9 +17,9 @@ import pytest
 from standardwebhooks import Webhook
 
 from runtime import connect
+from runtime.client.admin import Letters
 from runtime.local.ports import free_port
 from runtime.message import Draft
-from runtime.operations import Letters
 from runtime.webhooks.signatures import new_secret, read_secret, sign
 from tests.document import blocks
 from tests.integration.conftest import connected, settings_of, until

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
-from runtime.testing.cluster import Cluster, running_cluster
+from runtime.local.test_cluster import Cluster, running_cluster
 from tests.kernel.driver import connected
 from tests.kernel.machine import machine_for, open_database
 from tests.kernel.switch import switch_off

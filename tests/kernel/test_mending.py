@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from runtime.local import keys
-from runtime.testing.cluster import Cluster
+from runtime.local.test_cluster import Cluster
 from tests.conftest import DEBIAN_15
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Worker, connected, insert, send

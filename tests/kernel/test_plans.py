@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from runtime.local import keys
-from runtime.testing.cluster import Cluster
+from runtime.local.test_cluster import Cluster
 from tests.kernel.driver import Worker, connected, insert, send
 from tests.kernel.plans import Plans, explained
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from runtime.client.admin import Letters, Operations
 from runtime.errors import (
     Duplicate,
     InvalidValue,
@@ -20,7 +21,6 @@ from runtime.errors import (
 )
 from runtime.local import keys
 from runtime.message import Draft
-from runtime.operations import Letters, Operations
 from runtime.store import FUNCTIONS, Exchange, Report, Sent, Store, Subscription, WorkerCard
 from tests.store.conftest import Way
 

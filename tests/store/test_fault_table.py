@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from runtime.admission import entry_of
+from runtime.connection.admission import entry_of
 from runtime.errors import (
     Blocked,
     Duplicate,

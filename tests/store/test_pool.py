@@ -9,14 +9,14 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from runtime import admission
-from runtime.addresses import DatabaseAddress
+from runtime.connection import admission
+from runtime.connection.addresses import DatabaseAddress
 from runtime.errors import StoreError, StoreUnavailable, Unauthorized
 from runtime.message import Draft
 from runtime.store import Exchange, Store
 from runtime.store import pool as pools
 from runtime.store.postgres import PostgresStore
-from runtime.wakeups.channels import is_unheard
+from runtime.wakeups.listen import is_unheard
 from tests.faulty_proxy import faulty_proxy
 from tests.store.conftest import Server, Way
 

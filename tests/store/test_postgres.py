@@ -11,13 +11,13 @@ import anyio
 import asyncpg
 import pytest
 
-from runtime.connections import compare_places
+from runtime.client.factories import compare_places
+from runtime.connection.pooler import is_transaction_pooled
 from runtime.errors import MigrationMissing, SettingsError, StoreUnavailable, Unauthorized
 from runtime.local import keys
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
 from runtime.message import Draft
-from runtime.pooler import is_transaction_pooled
 from runtime.settings import Settings
 from runtime.store.postgres import PostgresStore
 from tests.pgbouncer import Pooler
@@ -222,13 +222,13 @@ async def test_n5_two_databases_are_told(
         await compare_places(settings, same)
         assert not caplog.records
         await compare_places(settings, store)
-        (record,) = [each for each in caplog.records if each.name == "runtime.connections"]
+        (record,) = [each for each in caplog.records if each.name == "runtime.client.factories"]
         assert "lead to two databases" in record.getMessage()
         caplog.clear()
         # What cannot be asked is left alone.
         away = settings.model_copy(update={"supabase_url": "http://127.0.0.1:9"})
         await compare_places(away, store)
-        assert not [each for each in caplog.records if each.name == "runtime.connections"]
+        assert not [each for each in caplog.records if each.name == "runtime.client.factories"]
     finally:
         await store.close()
         await same.close()

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from runtime.local import keys
-from runtime.testing.cluster import Cluster
+from runtime.local.test_cluster import Cluster
 from tests.integration.conftest import connected
 from tests.supabase.conftest import Cli
 

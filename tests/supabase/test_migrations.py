@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from runtime.local.migrations import read_migrations
-from runtime.testing.cluster import Cluster
+from runtime.local.test_cluster import Cluster
 from tests.supabase.conftest import Cli
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.local.keys import SUPERUSER
-from runtime.testing.cluster import Cluster
+from runtime.local.test_cluster import Cluster
 from tests.conftest import DEBIAN_15
 from tests.supabase.conftest import SUPABASE
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime.cli import app
-from runtime.testing.cluster import Cluster
+from runtime.local.test_cluster import Cluster
 from tests.supabase.conftest import Cli
 
 

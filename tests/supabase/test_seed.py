@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from runtime import Agent, Message
-from runtime.discovery import discover
+from runtime.agent.discovery import discover
+from runtime.client.stream import connect
 from runtime.local.keys import SUPERUSER
-from runtime.stream import connect
-from runtime.testing.cluster import Cluster
-from runtime.testing.harness import Harness
+from runtime.local.test_cluster import Cluster
+from runtime.testing import Harness
 from tests.kernel.driver import connected
 from tests.supabase.conftest import SUPABASE, Cli
 

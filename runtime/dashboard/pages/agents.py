@@ -7,12 +7,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from runtime.agent.schedule import shown, upcoming
+from runtime.dashboard.activity import Hour
 from runtime.dashboard.charts import spark
-from runtime.dashboard.desk import Desk, desk_of
-from runtime.dashboard.hours import Hour
+from runtime.dashboard.context import Desk, desk_of
 from runtime.errors import StoreError
 from runtime.message import moment
-from runtime.schedule import shown, upcoming
 
 _NEXT = 3
 _SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last day", "": "all there is"}

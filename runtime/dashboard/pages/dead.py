@@ -6,11 +6,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from runtime.dashboard.desk import Desk, desk_of, number_of
-from runtime.dashboard.shown import pretty
+from runtime.client.admin import Letters
+from runtime.dashboard.context import Desk, desk_of, number_of
+from runtime.dashboard.filters import pretty
+from runtime.encoding.json import decode
 from runtime.errors import RuntimeFault
-from runtime.operations import Letters
-from runtime.values import decode
 
 
 async def dead_page(request: Request) -> HTMLResponse:

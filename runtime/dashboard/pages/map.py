@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import NODE_HEIGHT, NODE_WIDTH, Map
-from runtime.dashboard.desk import Desk, desk_of
+from runtime.dashboard.context import Desk, desk_of
 from runtime.keys import is_exact, matches
 
 _KEYS = 60

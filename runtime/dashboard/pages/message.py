@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import waterfall
-from runtime.dashboard.desk import Desk, desk_of
-from runtime.dashboard.shown import is_open
+from runtime.dashboard.context import Desk, desk_of
+from runtime.dashboard.filters import is_open
 from runtime.errors import StoreError
 
 

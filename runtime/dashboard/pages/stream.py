@@ -7,10 +7,10 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from runtime.dashboard.desk import desk_of, moment_of, number_of
+from runtime.client.queries import Views
+from runtime.dashboard.context import desk_of, moment_of, number_of
 from runtime.errors import InvalidKey
 from runtime.keys import check_pattern
-from runtime.views import Views
 
 STATES = ("waiting", "failed", "dead", "done", "unhandled")
 _FIELDS = ("pattern", "agent", "state", "text", "since", "until")

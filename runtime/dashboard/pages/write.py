@@ -5,11 +5,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from runtime.dashboard.desk import Desk, desk_of
+from runtime.dashboard.context import Desk, desk_of
+from runtime.encoding.json import decode
 from runtime.errors import InvalidKey, InvalidPayload, RuntimeFault
 from runtime.keys import check_key, matches
 from runtime.message import Priority
-from runtime.values import decode
 
 
 async def write_page(request: Request) -> HTMLResponse:

@@ -5,9 +5,9 @@ import time
 
 import anyio
 
+from runtime.client.stream import connect
 from runtime.errors import StoreError
 from runtime.message import Draft
-from runtime.stream import connect
 from tests.chaos.ledger import Ledger
 from tests.chaos.stage import Stage
 

@@ -16,7 +16,7 @@ import typer
 from runtime.local import keys
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.ports import free_port
-from runtime.testing.cluster import Cluster, running_cluster
+from runtime.local.test_cluster import Cluster, running_cluster
 from tests.chaos.histories.play import Outcome, play
 from tests.conftest import DEBIAN_15
 from tests.kernel.driver import connected

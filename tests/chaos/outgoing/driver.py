@@ -9,8 +9,8 @@ from contextlib import ExitStack, suppress
 import anyio
 from standardwebhooks import Webhook
 
+from runtime.client.stream import connect
 from runtime.errors import StoreError
-from runtime.stream import connect
 from tests.chaos.ledger import Entry, Ledger
 from tests.chaos.stage import Stage
 from tests.receiver import Answering, Received, receiving

@@ -6,8 +6,8 @@ from typing import Any
 
 import anyio
 
+from runtime.client.stream import Stream, connect
 from runtime.errors import AskError, StoreError
-from runtime.stream import Stream, connect
 from tests.chaos.ledger import Ledger
 from tests.chaos.stage import Stage
 

@@ -5,8 +5,8 @@ import time
 
 import anyio
 
+from runtime.client.stream import connect
 from runtime.errors import StoreError
-from runtime.stream import connect
 from tests.chaos.ledger import Ledger
 from tests.chaos.stage import Stage
 

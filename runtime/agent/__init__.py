@@ -1,0 +1,1 @@
+"""What an agent declares: names, handlers, schedules and limits, without a store or a socket."""

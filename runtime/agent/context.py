@@ -1,0 +1,266 @@
+"""What does a handler get beside its message? A context, by which it emits, asks and says."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict, Unpack
+
+from pydantic_core.core_schema import CoreSchema, is_instance_schema
+
+from runtime.broadcast import Speak, Voice
+from runtime.encoding.json import MAX_BYTES
+from runtime.errors import InvalidValue, RuntimeFault
+from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
+
+# What one attempt emits is written in the one transaction that finishes it, while the worker does nothing else. A value
+# of the largest size fits, with what stands around it.
+MAX_EMITTED_BYTES = MAX_BYTES + 2**20
+MAX_EMITS = 50_000
+
+
+class AskOptions(TypedDict, total=False):
+    """How a request is written; each as `emit` takes it."""
+
+    expires_in: float | None
+    priority: Priority
+    dedup_key: str | None
+    correlation_id: str | None
+    headers: Mapping[str, Any] | None
+
+
+class Asks(Protocol):
+    """What sends the requests of handlers and waits for their answers."""
+
+    async def ask(
+        self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
+    ) -> Any:
+        """The first good answer's value."""
+
+    async def ask_all(
+        self,
+        context: "Context",
+        key: str,
+        value: object,
+        count: int | None,
+        seconds: float | None,
+        options: AskOptions,
+    ) -> list[Answer]:
+        """So many answers."""
+
+    def ask_blocking(
+        self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
+    ) -> Any:
+        """As `ask`, for a plain function in its thread."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler may know and do beside its message; one per attempt.
+
+    Attributes:
+        message: the message as it was stored.
+        handler: the subscription's name, `agent.handler`.
+        worker: the name of the process that runs it.
+        emitted: what was emitted so far; written in the transaction that finishes the delivery, or never.
+        state: what the agent's lifespan yielded in this process; None without a lifespan.
+        asks: what sends its requests; None outside of a worker.
+        asked: how often this attempt has asked each question.
+        speak: what carries away what is said; None where nobody can hear it, as in a test that makes its own context.
+    """
+
+    message: Message[Any]
+    handler: str
+    worker: str = ""
+    emitted: list[Draft] = field(default_factory=list)
+    state: Any = field(default=None, repr=False)
+    asks: Asks | None = field(default=None, repr=False, compare=False)
+    asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    speak: Speak | None = field(default=None, repr=False)
+    _voice: Voice | None = field(default=None, init=False, repr=False)
+    _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        """Let pydantic's `validate_call` stand around a handler: a context is one, and has no other form."""
+        return is_instance_schema(cls)
+
+    @property
+    def agent(self) -> str:
+        """The agent whose handler runs; the writer's name on what it emits."""
+        return self.handler.partition(".")[0]
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the delivery this is, counted from 1."""
+        return self.message.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """What the outside world may know this delivery by: the same in each attempt and replay, and no other's."""
+        return f"{self.handler}_{self.message.idempotency_key}"
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What the log records of this attempt carry: agent, handler, key, message_id, attempt and worker."""
+        return {
+            "agent": self.agent, "handler": self.handler, "key": self.message.key,
+            "message_id": self.message.id, "attempt": self.attempt, "worker": self.worker,
+        }  # fmt: skip
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger named after the handler; its records carry the labels, whoever has set up the log."""
+        return logging.LoggerAdapter(logging.getLogger(f"runtime.handlers.{self.handler}"), self.labels)
+
+    def emit(
+        self,
+        key: str,
+        value: object,
+        *,
+        delay: float | None = None,
+        expires_in: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        dedup_key: str | None = None,
+        correlation_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        cause: Message[Any] | None = None,
+    ) -> None:
+        """Write a message when this attempt succeeds; if it fails, nothing is written.
+
+        Args:
+            key: the key to write it under.
+            value: anything that has a JSON form; taken as it is now, later changes do not matter.
+            delay: seconds to wait before it is due.
+            expires_in: seconds after which nobody wants it any more.
+            priority: the class it waits in.
+            dedup_key: stored once within the dedup retention.
+            correlation_id: what it belongs to; by default the same as the handled message, or that message.
+            headers: whatever should travel beside the value.
+            cause: in a batch, the message this one is written because of; it is written when that one succeeds.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value or an option cannot be stored, it is too much beside what this attempt has emitted
+                before, or `cause` is not what this handler was given.
+        """
+        message = self._cause(cause)
+        draft = Draft(
+            key,
+            value,
+            agent=self.agent,
+            delay=delay,
+            expires_in=expires_in,
+            priority=priority,
+            dedup_key=check_dedup_key(dedup_key),
+            correlation_id=correlation_id or message.correlation,
+            parent_id=message.id,
+            headers=headers,
+        )
+        size = self._emitted_bytes + len(draft.json)
+        if size > MAX_EMITTED_BYTES or len(self.emitted) >= MAX_EMITS:
+            self._check_room(draft, size)
+        self._emitted_bytes = size
+        self.emitted.append(draft)
+
+    def _check_room(self, draft: Draft, size: int) -> None:
+        """Refuse an emit that is too much beside those before it, all of which this many bytes take."""
+        if len(self.emitted) >= MAX_EMITS:
+            raise InvalidValue(
+                f"{self.handler} has emitted {MAX_EMITS:,} messages in one attempt, and no more are written at once. "
+                "Emit a message for each part of the work, and have a handler of it emit the rest."
+            )
+        raise InvalidValue(
+            f"{self.handler} emits {size / 2**20:.1f} MB in one attempt; at most {MAX_BYTES // 2**20} MB are written "
+            "at once, since everybody else waits meanwhile. Put large things into a file or a bucket and emit where "
+            "they are, or emit a message for each part of the work."
+        )
+
+    def _cause(self, message: Message[Any] | None) -> Message[Any]:
+        """The message that what is emitted belongs to."""
+        if message is not None and message.id != self.message.id:
+            raise InvalidValue(f"{self.handler} handles message {self.message.id}, not message {message.id}.")
+        return self.message
+
+    async def ask(
+        self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
+    ) -> Any:
+        """Send a request, at once, and return what the handler of its key returns.
+
+        It is not undone when this attempt fails: another attempt that asks the same finds the same request, and its
+        answer, at once where it is there already. The lease is renewed meanwhile.
+
+        Args:
+            key: the key to ask under.
+            value: what is asked.
+            timeout: seconds to wait; for ever where None.
+            options: as for `emit`: expires_in, priority, dedup_key, correlation_id, headers. A dedup_key of your own
+                decides which requests are the same.
+
+        Raises:
+            AskTimeout: no answer came in time; it is kept in the stream when it comes.
+            AskFailed: whoever handled it failed for good.
+            NobodyAnswers: no handler listens to the key, or this one would wait for itself.
+            StoreError: the request could not be stored.
+        """
+        return await self._asker().ask(self, key, value, timeout, options)
+
+    async def ask_all(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        first: int | None = None,
+        timeout: float | None = 30,
+        **options: Unpack[AskOptions],
+    ) -> list[Answer]:
+        """Send a request and return the answers of several handlers, good and bad, in the order they came.
+
+        Args:
+            key: as for `ask`.
+            value: as for `ask`.
+            first: how many to wait for; as many as handlers got it, where None.
+            timeout: seconds after which those are returned that have come.
+            options: as for `ask`.
+        """
+        return await self._asker().ask_all(self, key, value, first, timeout, options)
+
+    def ask_blocking(
+        self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
+    ) -> Any:
+        """The same as `ask` for a handler that is a plain function: it blocks its thread."""
+        return self._asker().ask_blocking(self, key, value, timeout, options)
+
+    def _asker(self) -> Asks:
+        if self.asks is None:
+            raise RuntimeFault(
+                "This context belongs to no worker, so nobody can be asked: run the agent in a worker, as a test does "
+                "with `async with harness.running(agent)`."
+            )
+        return self.asks
+
+    def say(self, key: str, value: object) -> None:
+        """Say something to whoever listens now: it is sent at once, stored nowhere, and heard at most once.
+
+        For tokens as a model writes them, and for how far something is. It does not wait, and nothing tells whether
+        anybody heard; what is said stays said if the attempt fails. From any thread.
+
+        Args:
+            key: the key to say it under.
+            value: anything that has a JSON form, up to 64,000 bytes of it; 7,000 where NOTIFY carries it.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value cannot be said.
+        """
+        if self._voice is None:
+            self._voice = Voice(
+                self.speak or _unheard,
+                agent=self.agent,
+                message_id=self.message.id,
+                correlation_id=self.message.correlation,
+            )
+        self._voice.say(key, value)
+
+
+def _unheard(key: str, text: str) -> None:
+    """Nobody hears it."""

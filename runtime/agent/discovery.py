@@ -1,0 +1,256 @@
+"""Which agents does the command line mean by these files, folders and modules?"""
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from runtime.agent.agent import Agent
+from runtime.agent.modules import leads_to, loaded_from, make_importable, real_name
+from runtime.agent.source import Source
+from runtime.errors import DiscoveryError
+from runtime.tracebacks import claim, members_of, places_of, text_of
+
+_log = logging.getLogger("runtime.agent.discovery")
+# The members of a group that are told of.
+_MEMBERS = 5
+_NO_AGENTS = re.compile(r"_.*|setup|conftest|noxfile|toxfile|fabfile|test_.*|.*_test")
+_NO_FOLDER_OF_AGENTS = re.compile(r"[._].*|tests?|node_modules|site-packages|build|dist")
+_hinted: set[Path] = set()
+_CURE = 'Declare one at the top level of a file: agent = Agent("name").'
+
+
+def discover(paths: Iterable[str | Path]) -> list[Agent]:
+    """Return the agents that the paths hold, in order, each once.
+
+    Args:
+        paths: each a Python file, a folder (its `.py` files by name, but for those that begin with `_`, tests,
+            and what builds a project), a dotted module such as `shop.agents`, or one agent in a file or
+            module: `shop.agents:writer`.
+
+    Raises:
+        DiscoveryError: a path means nothing, cannot be imported or holds no agent, or agents share a name.
+    """
+    found: dict[str, tuple[Agent, str]] = {}
+    for path in paths:
+        for agent, place in _agents_of(str(path)):
+            known, known_place = found.setdefault(agent.name, (agent, place))
+            # A file that was imported under two names has declared one agent.
+            if known is not agent and known.place != agent.place:
+                raise DiscoveryError(
+                    f"Two agents are called {agent.name!r}: one in {known_place}, one in {place}. "
+                    "Rename one of them: work that waits in the store is found by this name."
+                )
+    return [agent for agent, _ in found.values()]
+
+
+def discover_with_sources(paths: Iterable[str | Path]) -> tuple[list[Agent], list[Source]]:
+    """Return the agents and the sources of webhooks that the paths hold, in order, each once.
+
+    Args:
+        paths: as for `discover`; a file may hold sources alone.
+
+    Raises:
+        DiscoveryError: as for `discover`, or sources share a name.
+    """
+    agents: list[str] = []
+    found: dict[str, Source] = {}
+    for path in map(str, paths):
+        names = [
+            each for module in _modules_of(path) for each in vars(module).values() if isinstance(each, Source)
+        ]
+        for source in names:
+            if found.setdefault(source.name, source) is not source:
+                raise DiscoveryError(f"Two sources are called {source.name!r}. Rename one of them.")
+        if not names or any(_agents_in(module) for module in _modules_of(path)):
+            agents.append(path)
+    return discover(agents), list(found.values())
+
+
+def _modules_of(path: str) -> list[ModuleType]:
+    """The modules one path means; one agent in a file or module stands for itself alone."""
+    if path and Path(path).is_dir():
+        return [_load_file(file) for file in _files_of(Path(path).resolve())]
+    return [] if ":" in path and not Path(path).exists() else [_module(path)]
+
+
+def _agents_of(path: str) -> list[tuple[Agent, str]]:
+    """The agents one path means, each with the place it was found."""
+    if path and Path(path).is_dir():
+        return _agents_of_folder(Path(path).resolve())
+    module_path, colon, name = path.rpartition(":")
+    # A path may hold a colon of its own, as drive letters do; what exists is a file first.
+    if not colon or Path(path).exists():
+        module = _module(path)
+        agents = _agents_in(module)
+        if not agents:
+            raise DiscoveryError(f"{_origin(module)} holds no agent. {_CURE}")
+        return agents
+    module = _module(module_path)
+    agent = getattr(module, name, None)
+    if not isinstance(agent, Agent):
+        raise DiscoveryError(f"{_origin(module)} has no Agent called {name!r} at its top level.")
+    return [(agent, _origin(module))]
+
+
+def _agents_of_folder(folder: Path) -> list[tuple[Agent, str]]:
+    """The agents in a folder's files, which may also hold none."""
+    files = _files_of(folder)
+    agents = [found for file in files for found in _agents_in(_load_file(file))]
+    left_out = ", ".join(str(each.relative_to(folder)) for each in _left_out(folder))
+    hint = f"Folders within it are looked at only when they are named, too: {left_out}."
+    if not agents:
+        cure = hint if left_out else _CURE
+        raise DiscoveryError(f"{folder} holds no agent; Python files looked at: {len(files)}. {cure}")
+    if left_out and folder not in _hinted:
+        _hinted.add(folder)
+        _log.warning("%s: %s", folder, hint)
+    return agents
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The Python files that may declare something; tests and what builds a project do not."""
+    return sorted(file for file in folder.glob("*.py") if not _NO_AGENTS.fullmatch(file.stem))
+
+
+def _left_out(folder: Path) -> list[Path]:
+    """The folders within a folder whose files seem to declare agents."""
+    found: list[Path] = []
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(each for each in inner if not _NO_FOLDER_OF_AGENTS.fullmatch(each))
+        inner[:] = [each for each in inner if not (Path(place) / each / "pyvenv.cfg").exists()]
+        if Path(place) == folder:
+            continue
+        files = [Path(place) / name for name in names if name.endswith(".py")]
+        if any(_seems_to_declare(file) for file in files if not _NO_AGENTS.fullmatch(file.stem)):
+            found.append(Path(place))
+    return found
+
+
+def _seems_to_declare(file: Path) -> bool:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return (
+        "runtime" in text and re.search(r"^\w+\s*(:.*)?=\s*(\w+\.)?Agent\(", text, re.MULTILINE) is not None
+    )
+
+
+def _agents_in(module: ModuleType) -> list[tuple[Agent, str]]:
+    """The agents among a module's names, those it imported too: the caller keeps each once."""
+    return [(agent, _origin(module)) for agent in vars(module).values() if isinstance(agent, Agent)]
+
+
+def _module(path: str) -> ModuleType:
+    """The module a file's path or a dotted name means."""
+    file = Path(path)
+    if file.is_file():
+        if file.suffix != ".py":
+            raise DiscoveryError(f"{path} is no Python file: its name must end in .py.")
+        return _load_file(file.resolve())
+    if file.suffix == ".py" or not all(part.isidentifier() for part in path.split(".")):
+        raise DiscoveryError(f"{path!r} does not exist: it is no file, no folder and no dotted module name.")
+    # An installed command does not look into the working directory by itself, as `python -m` does.
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
+    make_importable(Path.cwd() / "agents.py")
+    return _import(path, path)
+
+
+def _load_file(file: Path) -> ModuleType:
+    """The module of one file, which is one module however it is reached."""
+    if "." in file.stem:
+        raise DiscoveryError(f"{file} cannot be imported: its name may have no dot but that of .py.")
+    if (known := loaded_from(file)) is not None:
+        return known
+    make_importable(file)
+    name = real_name(file)
+    # A folder without an __init__.py may have the name of an installed package, which then is found instead of it.
+    if not leads_to(name, file):
+        name = f"{_package_of(file.parent).__name__}.{file.stem}"
+    return _import(name, str(file))
+
+
+def _package_of(folder: Path) -> ModuleType:
+    """A package of its own that stands for a folder, so that its files can import each other: `from .x import …`.
+
+    Its name is drawn from the folder's whole path, so that it collides with no other.
+    """
+    name = f"runtime_found_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    init = folder / "__init__.py"
+    if init.exists():
+        spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(folder)])
+    else:
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+    assert spec is not None, "a file that ends in .py always has a loader"
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[name] = package
+    if spec.loader is not None:
+        try:
+            spec.loader.exec_module(package)
+        except BaseException as error:
+            del sys.modules[name]
+            raise DiscoveryError(
+                f"{init} cannot be imported: {_where(error, name)}{_cause(error)}"
+            ) from error
+    return package
+
+
+def _import(name: str, path: str) -> ModuleType:
+    """Import a module by its name; `path` is what the user calls it."""
+    # Python remembers folder listings; a file written a moment ago would not be seen.
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except BaseException as error:
+        raise DiscoveryError(
+            f"{path} cannot be imported: {_where(error, name)}{_cause(error)}{_hint(error, path)}"
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The error's kind and its own words; of a group, also those of its members."""
+    members = [text_of(each) for each in members_of(error)[:_MEMBERS] if each is not error]
+    return ": ".join([text_of(error), *(["; ".join(members)] if members else [])])
+
+
+def _where(error: BaseException, name: str) -> str:
+    """The line of the user's own code that an import failed at: of the file, or of what it imports."""
+    if type(error) in (SyntaxError, IndentationError, TabError):
+        file, line = error.filename, error.lineno  # type: ignore[attr-defined]
+        return f"{file}:{line}: " if file else ""
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ValueError, ImportError):
+        spec = None
+    if spec is not None:
+        # What is named is the user's own, also where it is installed.
+        folders = spec.submodule_search_locations
+        for place in [os.path.join(each, "") for each in folders] if folders else [spec.origin or ""]:
+            claim(place)
+    places = places_of(error, are_own=True)
+    return f"{places[0].rpartition(' in ')[0]}: " if places else ""
+
+
+def _hint(error: BaseException, path: str) -> str:
+    """How a file imports its neighbour, where that was the trouble."""
+    name = error.name if type(error) is ModuleNotFoundError else None
+    if name and (Path(path).parent / f"{name}.py").is_file():
+        return f". It is a file beside it: write `from .{name} import …`"
+    return ""
+
+
+def _origin(module: ModuleType) -> str:
+    """Where a module stands."""
+    return getattr(module, "__file__", None) or module.__name__

@@ -1,0 +1,166 @@
+"""What is a request, and what is an answer? Both are messages: who asks names a key in the headers, who handles it
+answers under that key. When enough has come, and what it comes to, is decided here, without a clock or a store.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from runtime.agent.handler import Handler
+from runtime.encoding.json import decode, encode
+from runtime.encoding.unreadable import LIVING, find_unreadable
+from runtime.errors import AskFailed, NobodyAnswers
+from runtime.message import ANSWERS, Answer, Draft, Message
+
+_REPLY_TO = "reply_to"
+_REACHABLE_BY = "reachable_by"
+_HANDLER = "handler"
+_FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What has come of a request so far, as the database tells.
+
+    Attributes:
+        reply_to: the key its answers are written under.
+        listeners: how many subscriptions it is for.
+        waiting: how many of those have not finished with it.
+        is_handled: whether one of them has, and well.
+        answers: what was answered, one from each handler, in the order of writing.
+    """
+
+    request: int
+    key: str
+    reply_to: str
+    listeners: int
+    waiting: int
+    is_handled: bool
+    answers: tuple[Answer, ...]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], key: str) -> "Found":
+        """Read one row of `stream_answers`."""
+        messages = [Message[Any].from_row(each) for each in row["answers"]]
+        answers = [_answer(each, row["request"], key) for each in messages]
+        return cls(
+            row["request"], key, row["reply_to"], row["listeners"], row["waiting"], row["handled"],
+            tuple(_one_of_each(answers)),
+        )  # fmt: skip
+
+    def settled(self, count: int | None) -> tuple[Answer, ...] | None:
+        """The first so many answers, all of them where None is asked for; None while more may come."""
+        if count is not None and len(self.answers) >= count:
+            return self.answers[:count]
+        return self.answers if self.waiting == 0 else None
+
+    def best(self) -> Answer | None:
+        """The first good answer; where there is none and none can come any more, the first bad one.
+
+        Raises:
+            NobodyAnswers: none can come, and there is none at all.
+        """
+        for answer in self.answers:
+            if answer.error is None:
+                return answer
+        if self.waiting:
+            return None
+        if self.answers:
+            return self.answers[0]
+        if self.is_handled:
+            # By a handler of a pattern, which returned nothing.
+            return Answer(None, None, None, Message(self.request, self.reply_to, None))
+        raise NobodyAnswers(
+            f"Nobody will answer request {self.request} under {self.key}: {self._why_nobody()}",
+            self.key,
+            self.request,
+        )
+
+    def _why_nobody(self) -> str:
+        if self.listeners:
+            return (
+                "whoever got it has ended without an answer. It expired, was removed, or was handled by a worker of a "
+                f"release that knows no requests; `runtime trace {self.request}` tells."
+            )
+        return (
+            f'no handler listens to that key. Is it spelled like that in an @agent.on("{self.key}"), and has that '
+            "agent run once? `runtime subscriptions` lists what listens."
+        )
+
+
+def _answer(message: Message[Any], request: int, key: str) -> Answer:
+    """What a message answers to a request under this key."""
+    handler, reason = message.headers.get(_HANDLER), message.headers.get(_FAILED)
+    handler = handler if isinstance(handler, str) else None
+    if reason is None and LIVING and (found := find_unreadable("value", message.value)) is not None:
+        text = f"message {message.id} is the answer, and its {found[0]} is {found[1].what}, which Python cannot read"
+        return Answer(handler, None, AskFailed(key, request, handler, text, "invalid"), message)
+    if reason is None:
+        return Answer(handler, message.value, None, message)
+    said = message.value.get("error") if isinstance(message.value, dict) else None
+    return Answer(handler, None, AskFailed(key, request, handler, str(said or reason), str(reason)), message)
+
+
+def _one_of_each(answers: Iterable[Answer]) -> list[Answer]:
+    """One answer of each handler: after a redrive it may have given a good one beside its failure."""
+    answers = list(answers)
+    good = {answer.handler for answer in answers if answer.error is None}
+    return [answer for answer in answers if answer.error is None or answer.handler not in good]
+
+
+def reply_key(asker: UUID) -> str:
+    """The key of the answers to everything that one process asks."""
+    return f"{ANSWERS}{asker}"
+
+
+def asking_headers(
+    asker: UUID, reachable_by: Sequence[str], given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The headers that make a message a request.
+
+    Args:
+        asker: whose topic and channel hear of the answers.
+        reachable_by: how that one can be told: realtime, notify.
+        given: the headers of whoever asks.
+    """
+    return {**(given or {}), _REPLY_TO: reply_key(asker), _REACHABLE_BY: list(reachable_by)}
+
+
+def question_key(message: Message[Any], handler: str, key: str, value: object, ordinal: int) -> str:
+    """A dedup_key by which another attempt of a handler that asks the same finds the request of the one before.
+
+    Args:
+        message: what is handled.
+        handler: who asks.
+        key: what is asked.
+        value: likewise.
+        ordinal: how often this attempt has asked exactly this before.
+    """
+    same = json.dumps(decode(encode(value)), sort_keys=True)
+    question = f"{handler}\n{key}\n{ordinal}\n{same}"
+    return f"ask {message.id} {hashlib.sha256(question.encode()).hexdigest()}"
+
+
+def answer_draft(message: Message[Any], subscription: int, handler: Handler, result: object) -> Draft | None:
+    """The answer that what a handler returned makes, where its message is a request; stored once, however often.
+
+    One that listens to a pattern and returns nothing has not answered: it may do no more than keep a log.
+    """
+    reply_to = message.reply_to
+    if reply_to is None or (result is None and message.key not in handler.patterns):
+        return None
+    if handler.deliver == "each":
+        # Every process has it, and none has to finish it.
+        return None
+    return Draft(
+        reply_to,
+        result,
+        agent=handler.agent,
+        dedup_key=f"answer {message.id} {subscription}",
+        correlation_id=message.correlation,
+        parent_id=message.id,
+        headers={"answers": message.id, _HANDLER: handler.name},
+    )

@@ -1,0 +1,137 @@
+"""How do the migrations and a first agent get into somebody's Supabase project, and newer migrations later?
+
+First everything is decided, from names and contents alone; then the new files are written. A file that is there
+already is never written to: neither the user's own, nor one of ours that somebody has edited.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from runtime.errors import SettingsError
+from runtime.local.migrations import Migration, migrations_folder, read_migrations
+
+CONFIG: Final = Path("supabase", "config.toml")
+MIGRATIONS: Final = Path("supabase", "migrations")
+AGENT: Final = Path("agents", "greeter.py")
+
+
+class Fate(StrEnum):
+    """What becomes of a file."""
+
+    WRITTEN = "written"
+    UNCHANGED = "unchanged"
+    EDITED = "edited"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What becomes of one file.
+
+    Attributes:
+        path: from the project's folder.
+        text: what it holds, or would by this release.
+    """
+
+    path: Path
+    fate: Fate
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPlan:
+    """Everything that becomes of a project.
+
+    Attributes:
+        folder: the project's.
+        steps: one per file of ours, in order.
+        is_out_of_order: the project has migrations of its own that are later than one that is written now, so that
+            the Supabase CLI wants to be told.
+    """
+
+    folder: Path
+    steps: Sequence[Step]
+    is_out_of_order: bool
+
+    def of(self, fate: Fate) -> list[Step]:
+        """The steps with this fate."""
+        return [step for step in self.steps if step.fate is fate]
+
+    def carry_out(self) -> None:
+        """Write the new files.
+
+        Raises:
+            SettingsError: a file cannot be written.
+        """
+        for step in self.of(Fate.WRITTEN):
+            path = self.folder / step.path
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Exclusive: between the plan and this line somebody may have written it.
+                with path.open("x", encoding="utf-8", newline="\n") as file:
+                    file.write(step.text)
+            except OSError as error:
+                raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def plan_project(folder: Path) -> ProjectPlan:
+    """Decide what becomes of a project's folder, which may not be there yet.
+
+    Raises:
+        SettingsError: the folder is a file, or a migration of the user's has the version of one of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is no folder. Name the folder of your Supabase project, or a new one.")
+    ours = read_migrations(migrations_folder())
+    theirs = _others(folder, ours)
+    steps = [*_config(folder), *(_migration(folder, each) for each in ours), *_agent(folder)]
+    written = {step.path.name for step in steps if step.fate is Fate.WRITTEN}
+    latest = max((each.version for each in theirs), default="")
+    return ProjectPlan(
+        folder, steps, any(each.file_name in written and each.version < latest for each in ours)
+    )
+
+
+def _others(folder: Path, ours: Sequence[Migration]) -> list[Migration]:
+    """The user's own migrations."""
+    names = {migration.file_name: migration.version for migration in ours}
+    theirs = [each for each in read_migrations(folder / MIGRATIONS) if each.file_name not in names]
+    versions = {version: name for name, version in names.items()}
+    for each in theirs:
+        if each.version in versions:
+            # The Supabase CLI knows migrations by their versions alone.
+            raise SettingsError(
+                f"{MIGRATIONS / each.file_name} has the version of {versions[each.version]}, which is to be put beside "
+                "it. Rename yours to another time; nothing was written."
+            )
+    return theirs
+
+
+def _config(folder: Path) -> Iterator[Step]:
+    """The CLI's configuration, where there is none; the user's own is not ours to judge."""
+    if not (folder / CONFIG).exists():
+        project_id = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "agents"
+        yield Step(CONFIG, Fate.WRITTEN, _starter("config.toml").replace("{project_id}", project_id))
+
+
+def _migration(folder: Path, migration: Migration) -> Step:
+    path = folder / MIGRATIONS / migration.file_name
+    fate = Fate.WRITTEN
+    if path.exists():
+        # Line ends are Git's matter and change nothing.
+        fate = Fate.UNCHANGED if path.read_text(encoding="utf-8") == migration.sql else Fate.EDITED
+    return Step(MIGRATIONS / migration.file_name, fate, migration.sql)
+
+
+def _agent(folder: Path) -> Iterator[Step]:
+    """A first agent, where there is none."""
+    if not any((folder / AGENT.parent).glob("*.py")):
+        yield Step(AGENT, Fate.WRITTEN, _starter(AGENT.name))
+
+
+def _starter(name: str) -> str:
+    return files("runtime.cli.scaffold").joinpath("starter", name).read_text(encoding="utf-8")

@@ -1,0 +1,64 @@
+"""How do people write a span of time or a moment, and read one? `90s`, `12h`, `7d`, or a date. And an amount?"""
+
+from datetime import UTC, datetime, timedelta
+
+import typer
+
+from runtime.agent.schedule import is_span, seconds_of
+from runtime.client.queries import two_figures
+from runtime.message import moment as moment_of
+
+
+def span(text: str) -> float:
+    """Return the seconds that `90`, `90s`, `15m`, `12h`, `7d` or `2w` mean.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def moment(text: str) -> datetime:
+    """Return the time that a date means, or a span of time before now. A time without a zone is local.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if is_span(text):
+        return datetime.now(UTC) - timedelta(seconds=span(text))
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time; write 2h for two hours ago, or a date as in 2026-11-23T08:00"
+        ) from None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would use."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def amount(number: int, *, is_about: bool) -> str:
+    """A number with its thousands apart, and a sign before one that was reckoned and not counted."""
+    return f"≈{two_figures(number):,}" if is_about and number > 1000 else f"{number:,}"
+
+
+def ago(moment: str) -> str:
+    """How long ago a moment in ISO 8601 was."""
+    return f"{duration(max(0.0, (datetime.now(UTC) - moment_of(moment)).total_seconds()))} ago"
+
+
+def clock(moment: datetime) -> str:
+    """The time of day here; in UTC at the ends of Python's years, which may lie beyond them here."""
+    try:
+        moment = moment.astimezone()
+    except (OverflowError, ValueError, OSError):
+        moment = moment.astimezone(UTC)
+    return f"{moment:%H:%M:%S}"

@@ -1,0 +1,289 @@
+"""What does an operator do with a stream? Cancel, pause, resume, replay, redrive, discard, remove, prune."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from runtime.agent.target import check_url
+from runtime.encoding.json import encode
+from runtime.keys import check_pattern
+from runtime.store import Store
+
+_ALL = 10_000_000
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letters:
+    """Which dead letters are meant: those that all given conditions hold for.
+
+    Args:
+        ids: their numbers.
+        subscription: whose, as `agent.handler`.
+        pattern: a pattern that matches the message's key.
+        older_than_seconds: died at least so long ago.
+        error: a part of the error's text, in any case.
+
+    Raises:
+        InvalidKey: `pattern` is none.
+    """
+
+    ids: Sequence[int] | None = None
+    subscription: str | None = None
+    pattern: str | None = None
+    older_than_seconds: float | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+
+    def arguments(self) -> dict[str, Any]:
+        """The conditions as the SQL functions take them."""
+        given = {name: getattr(self, name) for name in self.__slots__}
+        return {
+            name: list(value) if name == "ids" else value
+            for name, value in given.items()
+            if value is not None
+        }
+
+
+class Operations:
+    """The operator's hand on a stream.
+
+    Every method raises `StoreError` when the store cannot be reached or says no; a subscription that is not
+    there is `Refused`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def dead_letters(
+        self, which: Letters, *, before: int | None = None, limit: int = 100, details: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return dead letters, the newest first.
+
+        Args:
+            which: the conditions.
+            before: only those with a lower number, to page on.
+            limit: how many at most.
+            details: with the message, the traceback and every attempt.
+        """
+        found: list[dict[str, Any]] = await self._store.operate(
+            "stream_dead", **which.arguments(), before=before, max=limit, details=details
+        )
+        return found
+
+    async def preview(self, which: Letters) -> dict[str, int]:
+        """Return how many dead letters of each subscription are meant, without touching them."""
+        answer = await self._store.operate("stream_discard", **which.arguments(), max=_ALL, dry_run=True)
+        found: dict[str, int] = answer["matching"]
+        return found
+
+    def redrive(self, which: Letters) -> AsyncIterator[int]:
+        """Deliver dead letters again, with fresh attempts, in batches; yields the size of each."""
+        return self._in_batches("redrive", which)
+
+    def discard(self, which: Letters) -> AsyncIterator[int]:
+        """Remove dead letters for good, in batches; yields the size of each."""
+        return self._in_batches("discard", which)
+
+    async def _in_batches(self, what: Literal["redrive", "discard"], which: Letters) -> AsyncIterator[int]:
+        counted = {"redrive": "redriven", "discard": "discarded"}[what]
+        while True:
+            answer = await self._store.operate(f"stream_{what}", **which.arguments(), max=_BATCH)
+            if not answer[counted]:
+                return
+            yield answer[counted]
+
+    async def amend(self, letter: int, value: object) -> int:
+        """Write a dead letter's message anew with another value, for its subscription alone; the letter goes.
+
+        Returns:
+            The id of the new message.
+
+        Raises:
+            InvalidValue: the value cannot be stored.
+            Refused: there is no such letter, or its subscription is no more.
+        """
+        answer = await self._store.operate("stream_amend", letter=letter, value=encode(value))
+        return int(answer["id"])
+
+    async def cancel(
+        self, message: int, subscription: str | None = None, *, outcome: Literal["dead", "done"] = "dead"
+    ) -> dict[str, Any]:
+        """End what waits or runs for a message: at once, or when its worker has stopped the handler.
+
+        An async handler is cancelled where it awaits. A plain function cannot be stopped: it runs to its end, and
+        its result is dropped.
+
+        Args:
+            message: the message's id.
+            subscription: whose delivery, as `agent.handler`; all of them by default.
+            outcome: whether they end as dead letters, which can be redriven, or as done.
+
+        Returns:
+            `known`, whether there is such a message; and `deliveries`, each with its `subscription` and `state`:
+            ended, told (its worker has been), or dead, which it was before.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_cancel", message=message, subscription=subscription, outcome=outcome
+        )
+        return answer
+
+    async def pause(self, subscription: str) -> None:
+        """Take no more deliveries of a subscription; they gather."""
+        await self._store.operate("stream_pause", subscription=subscription)
+
+    async def resume(self, subscription: str) -> None:
+        """Take deliveries of a paused subscription again."""
+        await self._store.operate("stream_resume", subscription=subscription)
+
+    async def schedules(self) -> list[dict[str, Any]]:
+        """Return the timers of all agents: their slots as text, the last one, and how many workers serve them."""
+        found: list[dict[str, Any]] = await self._store.operate("stream_schedules")
+        return found
+
+    async def webhooks(self) -> list[dict[str, Any]]:
+        """Return the webhooks and how their targets are; without secrets, credentials and queries."""
+        found: list[dict[str, Any]] = await self._store.operate("stream_webhooks")
+        return found
+
+    async def add_webhook(
+        self,
+        name: str,
+        url: str,
+        *patterns: str,
+        emits: str | None = None,
+        ordered: bool = False,
+        concurrency: int | None = None,
+        attempts: int | None = None,
+        start: Literal["latest", "earliest"] = "latest",
+        secret: str | None = None,
+        replace: bool = False,
+    ) -> dict[str, Any]:
+        """Add a subscription whose handler is a URL; `runtime run --webhooks` posts to it.
+
+        Args:
+            name: of the subscription, `agent.handler`.
+            url: where to post to.
+            patterns: keys, or patterns such as `task.*` and `task.>`.
+            emits: the key under which the JSON of the answer is written.
+            ordered: post messages of one key one after another.
+            concurrency: how many requests all workers together make at once; by default 10 in each.
+            attempts: attempts in all; 15 by default, within about half a day.
+            start: "earliest" begins with all there is, "latest" with what comes.
+            secret: to sign with, `whsec_…`; drawn by default.
+            replace: change one that is there, which keeps its secret and what waits for it.
+
+        Returns:
+            Its `name`, `url` for people and `secret`.
+
+        Raises:
+            DeclarationError: the URL is none.
+            InvalidKey: a pattern is none.
+            Refused: there is one of this name.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_add_webhook",
+            name=name,
+            url=check_url(url),
+            patterns=[check_pattern(pattern) for pattern in patterns],
+            emits=emits,
+            ordered=ordered,
+            concurrency=concurrency,
+            max_attempts=attempts,
+            start=start,
+            secret=secret,
+            replace=replace,
+        )
+        return answer
+
+    async def remove_webhook(self, name: str, *, dry_run: bool = False) -> int:
+        """Remove a webhook that was added; returns how many deliveries were waiting, which go with it."""
+        answer = await self._store.operate("stream_remove_webhook", name=name, dry_run=dry_run)
+        return int(answer["waiting"])
+
+    async def rotate_webhook(self, name: str, *, keep_seconds: float = 86_400) -> dict[str, Any]:
+        """Draw a new secret for a webhook that was added; the old one signs beside it for a while.
+
+        Returns:
+            Its `name`, the new `secret`, and `old_until`.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_rotate_webhook", name=name, keep_seconds=keep_seconds
+        )
+        return answer
+
+    async def replay(
+        self,
+        subscription: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        pattern: str = ">",
+        ids: Sequence[int] | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Deliver history to a subscription again; what is still pending is left as it is.
+
+        Args:
+            subscription: its name, `agent.handler`.
+            since: only messages written at this time or later.
+            until: only messages written before this time.
+            pattern: only messages whose key it matches.
+            ids: only these messages.
+            dry_run: count only.
+
+        Returns:
+            `matching` messages, and how many were `replayed`.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_replay",
+            subscription=subscription,
+            since=since,
+            until=until,
+            pattern=check_pattern(pattern),
+            ids=None if ids is None else list(ids),
+            dry_run=dry_run,
+        )
+        return answer
+
+    async def remove(self, subscription: str, *, dry_run: bool = False) -> dict[str, Any]:
+        """Remove a subscription that no worker serves, with what waits for it.
+
+        Returns:
+            How many deliveries were `waiting`, and by how many `workers` it is served.
+
+        Raises:
+            Refused: a worker serves it.
+        """
+        answer: dict[str, Any] = await self._store.operate(
+            "stream_remove", subscription=subscription, dry_run=dry_run
+        )
+        return answer
+
+    async def prune(
+        self, older_than_seconds: float, *, progress: Callable[[int, int], Awaitable[None]] | None = None
+    ) -> tuple[int, int]:
+        """Remove messages older than this, in bounded batches; deliveries nobody took count as expired.
+
+        Args:
+            older_than_seconds: the age from which a message goes.
+            progress: told after each batch how many went and how many deliveries expired, so far.
+
+        Returns:
+            How many messages went, and how many deliveries expired.
+        """
+        pruned, expired, after = 0, 0, 0
+        while True:
+            answer = await self._store.operate(
+                "stream_prune", older_than_seconds=older_than_seconds, max=5_000, after=after
+            )
+            pruned, expired = pruned + answer["pruned"], expired + answer["expired"]
+            if progress is not None:
+                await progress(pruned, expired)
+            if answer["last"] is None:
+                return pruned, expired
+            after = answer["last"]

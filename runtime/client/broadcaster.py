@@ -1,0 +1,266 @@
+"""How does what is said reach who listens? Gathered for a moment, then sent in one frame, and kept nowhere.
+
+Over Realtime a frame is one request to its HTTP broadcast, to private topics: all that was said goes to one, and what
+was said under each key to another, so that who listens to one key gets that alone. Where there is only a direct
+connection a frame is one NOTIFY. Each is sent once; only what Realtime refuses to take now is sent again.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from runtime.broadcast import EVENT, TOPIC, topic_of
+from runtime.connection.proxies import request_options
+from runtime.encoding.json import encode
+from runtime.errors import InvalidValue, StoreError
+from runtime.store import Store
+
+if TYPE_CHECKING:
+    import httpx
+
+_log = logging.getLogger("runtime.client.broadcaster")
+_MAX_WAITING_BYTES = 2_000_000
+_LONGEST_GATHER_SECONDS = 2.0
+_SAY_SECONDS = 10.0
+
+NOTHING_SAID = (
+    "Nothing carries what is said and not stored. Set SUPABASE_URL and a key, with RUNTIME_BROADCAST on: then Realtime "
+    "does; or DATABASE_URL, with RUNTIME_NOTIFY on: then NOTIFY does."
+)
+
+Entry = tuple[str, str]
+"""A key, and the JSON of what was said under it."""
+
+
+class TooMany(Exception):
+    """Nothing of the frame was taken: too much was sent of late."""
+
+
+class NotHeard(Exception):
+    """The frame may not have arrived; the text says why."""
+
+
+class Way(Protocol):
+    """What carries frames."""
+
+    max_bytes: int
+    """How large one said message may be."""
+    frame_bytes: int
+    """How large what is sent at once may be."""
+
+    async def send(self, entries: Sequence[Entry]) -> None:
+        """Send one frame, once.
+
+        Raises:
+            TooMany: it was not taken, and may be sent again.
+            NotHeard: it may not have arrived.
+        """
+
+    async def close(self) -> None:
+        """Give back connections."""
+
+
+class Sayer:
+    """Gathers what is said, and sends it. It lives on one loop; `say` may be called from any thread.
+
+    Args:
+        way: what carries frames.
+        gather_seconds: how long to gather between two frames; longer while Realtime takes no more.
+
+    Attributes:
+        counts: said, sent as frames, dropped.
+    """
+
+    def __init__(self, way: Way, gather_seconds: float) -> None:
+        self.counts: Counter[str] = Counter()
+        self._way = way
+        self._shortest = self._gather = gather_seconds
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._waiting: deque[Entry] = deque()
+        self._waiting_bytes = 0
+        self._is_told = False
+        self._filled = anyio.Event()
+        self._flushed = anyio.Event()
+        self._dropped = 0
+        self._said_at = -_SAY_SECONDS
+
+    def say(self, key: str, text: str) -> None:
+        """Have one said message sent with the next frame. From any thread.
+
+        Raises:
+            InvalidValue: it is too large.
+        """
+        size = len(text.encode())
+        if size > self._way.max_bytes:
+            raise InvalidValue(
+                f"What is said may have {self._way.max_bytes:,} bytes as JSON, not {size:,}: say less at a time, or "
+                "emit it as a message."
+            )
+        with self._lock:
+            if self._waiting_bytes + size > _MAX_WAITING_BYTES:
+                # Its number is used up, so whoever listens sees that something is missing.
+                self._dropped += 1
+                self.counts["dropped"] += 1
+                return
+            self._waiting.append((key, text))
+            self._waiting_bytes += size
+            self.counts["said"] += 1
+            was_told, self._is_told = self._is_told, True
+        if not was_told:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Send what was said until cancelled."""
+        try:
+            while True:
+                await self._filled.wait()
+                await self._send_one(self._take())
+                await anyio.sleep(self._gather)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._way.close()
+
+    async def flush(self, *, seconds: float = 2.0) -> None:
+        """Return when everything is sent, or so many seconds are over."""
+        with anyio.move_on_after(seconds):
+            while self._is_told:
+                self._flushed = anyio.Event()
+                await self._flushed.wait()
+
+    def _take(self) -> list[Entry]:
+        """What fits into one frame, in its order."""
+        taken: list[Entry] = []
+        size = 0
+        with self._lock:
+            while self._waiting and size + len(self._waiting[0][1].encode()) + 1 <= self._way.frame_bytes:
+                entry = self._waiting.popleft()
+                size += len(entry[1].encode()) + 1
+                taken.append(entry)
+            self._waiting_bytes -= size - len(taken)
+        return taken
+
+    async def _send_one(self, entries: list[Entry]) -> None:
+        try:
+            await self._way.send(entries)
+        except TooMany:
+            self._put_back(entries)
+            self._gather = min(_LONGEST_GATHER_SECONDS, max(0.1, self._gather * 2))
+            self._complain("Realtime takes no more just now: what is said is gathered for longer")
+        except NotHeard as error:
+            self.counts["dropped"] += len(entries)
+            self._complain(f"what was said may not have been heard: {error}")
+        else:
+            self.counts["frames"] += 1
+            self._gather = max(self._shortest, self._gather * 0.8)
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                self._complain(f"{dropped} said messages were dropped: too much was waiting to be sent")
+        with self._lock:
+            if not self._waiting:
+                self._is_told = False
+                self._filled = anyio.Event()
+                self._flushed.set()
+
+    def _put_back(self, entries: Sequence[Entry]) -> None:
+        with self._lock:
+            self._waiting.extendleft(reversed(entries))
+            self._waiting_bytes += sum(len(text.encode()) for _, text in entries)
+
+    def _complain(self, what: str) -> None:
+        """Log now and then."""
+        if self._loop.time() >= self._said_at + _SAY_SECONDS:
+            self._said_at = self._loop.time()
+            _log.warning("%s", what)
+
+
+@dataclass
+class RealtimeWay:
+    """Frames over the HTTP broadcast of Supabase Realtime.
+
+    Args:
+        url: the project's URL.
+        key: the service_role JWT or an `sb_secret_…` key.
+        request_seconds: how long one request may take.
+    """
+
+    url: str
+    key: str = field(repr=False)
+    request_seconds: float = 15.0
+    max_bytes: int = 64_000
+    # Below the 256 kB of the smallest plan.
+    frame_bytes: int = 200_000
+    _client: "httpx.AsyncClient | None" = field(default=None, init=False, repr=False)
+
+    async def send(self, entries: Sequence[Entry]) -> None:
+        """Send one request: everything to the common topic, and to each key's own what was said under it."""
+        import httpx
+
+        by_topic: dict[str, list[str]] = {TOPIC: [text for _, text in entries]}
+        for key, text in entries:
+            by_topic.setdefault(topic_of(key), []).append(text)
+        messages = ",".join(
+            f'{{"topic":{encode(topic)},"event":"{EVENT}","private":true,"payload":{{"said":[{",".join(texts)}]}}}}'
+            for topic, texts in by_topic.items()
+        )
+        if self._client is None:
+            headers = {"apikey": self.key, "Content-Type": "application/json"}
+            if not self.key.startswith("sb_"):
+                headers["Authorization"] = f"Bearer {self.key}"
+            self._client = httpx.AsyncClient(
+                headers=headers, timeout=self.request_seconds, **request_options(self.url)
+            )
+        try:
+            with anyio.fail_after(self.request_seconds):
+                answer = await self._client.post(
+                    f"{self.url}/realtime/v1/api/broadcast", content=f'{{"messages":[{messages}]}}'.encode()
+                )
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise NotHeard(f"Realtime did not answer ({type(error).__name__})") from None
+        if answer.status_code == 429:
+            raise TooMany
+        if answer.status_code in (401, 403):
+            raise NotHeard("Realtime refused the key. Is it the service_role key of this very project?")
+        if not answer.is_success:
+            raise NotHeard(f"Realtime answered {answer.status_code}")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
+@dataclass
+class NotifyWay:
+    """Frames by NOTIFY, where there is a direct connection and no Realtime.
+
+    Args:
+        store: the direct store.
+    """
+
+    store: Store
+    max_bytes: int = 7_000
+    # PostgreSQL takes less than 8,000 bytes.
+    frame_bytes: int = 7_900
+
+    async def send(self, entries: Sequence[Entry]) -> None:
+        """Send one notification."""
+        said = ",".join(text for _, text in entries)
+        try:
+            await self.store.operate("stream_say", said=f'{{"said":[{said}]}}')
+        except StoreError as error:
+            raise NotHeard(str(error)) from None
+
+    async def close(self) -> None:
+        """Nothing: the store is not ours."""

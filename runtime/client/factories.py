@@ -1,0 +1,217 @@
+"""Which store and which wake-ups do the settings mean?"""
+
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from inspect import isawaitable, iscoroutine
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from pydantic import SecretStr
+
+from runtime.broadcast import Said, topic_of
+from runtime.client.broadcaster import NOTHING_SAID, NotifyWay, RealtimeWay, Sayer
+from runtime.connection.environment import given
+from runtime.errors import RuntimeFault, SettingsError
+from runtime.keys import matches
+from runtime.settings import Settings
+from runtime.store import Store
+from runtime.wakeups import Wakeups
+
+if TYPE_CHECKING:
+    from runtime.client.telemetry import Telemetry
+    from supabase import AsyncClient
+
+_log = logging.getLogger("runtime.client.factories")
+_NOWHERE = (
+    "Nothing says where the stream is. Set SUPABASE_URL and SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY), or "
+    "DATABASE_URL; or start a stack on this machine: `runtime local start`."
+)
+
+
+async def open_store(settings: Settings, client: "AsyncClient | None" = None) -> Store:
+    """Return the direct store where there is a DATABASE_URL, else the one over the REST API.
+
+    Args:
+        settings: where the stream is.
+        client: a supabase client of the user's own; it wins over the settings.
+
+    Raises:
+        SettingsError: nothing says where the stream is.
+    """
+    if client is not None:
+        _check_client(client)
+    if client is None and settings.database_url is not None:
+        from runtime.store.postgres import PostgresStore
+
+        return PostgresStore(
+            settings.database_url.get_secret_value(), request_seconds=settings.request_seconds
+        )
+    from runtime.store.supabase import SupabaseStore
+
+    if client is not None:
+        return SupabaseStore(client, request_seconds=settings.request_seconds)
+    if settings.supabase_url is None or settings.supabase_key is None:
+        raise SettingsError(" ".join(filter(None, (_NOWHERE, settings.origin.hint))))
+    return await SupabaseStore.connect(
+        settings.supabase_url,
+        settings.supabase_key.get_secret_value(),
+        request_seconds=settings.request_seconds,
+    )
+
+
+def _check_client(client: object) -> None:
+    """Raise a SettingsError for what is no async client, with the line that makes one."""
+    from supabase import AsyncClient, Client
+
+    if isinstance(client, AsyncClient):
+        return
+    if isawaitable(client):
+        if iscoroutine(client):
+            client.close()
+        raise SettingsError("client=… is not awaited: client=await supabase.create_async_client(url, key).")
+    what = (
+        "a client without async"
+        if isinstance(client, Client)
+        else f"{type(client).__name__}, no client of supabase"
+    )
+    raise SettingsError(f"client=… is {what}: make one by `await supabase.create_async_client(url, key)`.")
+
+
+async def compare_places(settings: Settings, store: Store) -> None:
+    """Log an error where SUPABASE_URL and DATABASE_URL lead to two databases; what cannot be asked is not compared.
+
+    Args:
+        settings: where the stream is.
+        store: the direct one.
+    """
+    url, key = settings.supabase_url, settings.supabase_key
+    if settings.database_url is None or url is None or key is None:
+        return
+    from runtime.store.supabase import SupabaseStore
+
+    try:
+        other = await SupabaseStore.connect(
+            url, key.get_secret_value(), request_seconds=settings.request_seconds
+        )
+        try:
+            found = [await each.call("stream_version", {}) for each in (store, other)]
+        finally:
+            await other.close()
+    except RuntimeFault as error:
+        _log.debug("SUPABASE_URL and DATABASE_URL were not compared: %s", error)
+        return
+    ours, theirs = (each.get("incarnation") if isinstance(each, dict) else None for each in found)
+    if ours is not None and theirs is not None and ours != theirs:
+        _log.error(
+            "SUPABASE_URL (%s) and DATABASE_URL (%s) lead to two databases: messages are taken from the second, and "
+            "wake-ups come from the first. Take both from the same project.",
+            other.place, store.place,
+        )  # fmt: skip
+
+
+def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
+    """The settings, with the stream where the user's own client is: wake-ups must come from there too."""
+    return settings.placed(
+        "the client",
+        supabase_url=str(client.supabase_url).rstrip("/"),
+        supabase_key=SecretStr(client.supabase_key),
+        database_url=None,
+    )
+
+
+def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> list[Wakeups]:
+    """Return every source of wake-ups the settings switch on, for a worker with these patterns."""
+    sources: list[Wakeups] = []
+    if settings.supabase_url and settings.supabase_key and (settings.broadcast or settings.postgres_changes):
+        from runtime.wakeups.realtime import RealtimeWakeups
+
+        sources.append(
+            RealtimeWakeups(
+                settings.supabase_url,
+                settings.supabase_key.get_secret_value(),
+                worker,
+                keys=patterns,
+                settings=settings,
+            )
+        )
+    if settings.database_url and settings.notify:
+        from runtime.wakeups.notify import NotifyWakeups
+
+        sources.append(NotifyWakeups(settings.database_url.get_secret_value(), worker, settings=settings))
+    if settings.webhook:
+        from runtime.wakeups.database_webhook import WebhookWakeups
+
+        sources.append(WebhookWakeups(settings.webhook, given(settings.webhook_secret), patterns=patterns))
+    return sources
+
+
+def open_sayer(settings: Settings, store: Store) -> Sayer | None:
+    """Return what sends what is said: over Realtime where there is a project, else by NOTIFY, else nothing."""
+    if settings.supabase_url and settings.supabase_key and settings.broadcast:
+        key = settings.supabase_key.get_secret_value()
+        return Sayer(RealtimeWay(settings.supabase_url, key, settings.request_seconds), settings.say_seconds)
+    if settings.database_url and settings.notify:
+        return Sayer(NotifyWay(store), settings.say_seconds)
+    return None
+
+
+def open_hearing(
+    settings: Settings, pattern: str, hear: Callable[[Said[Any]], None]
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    """Return what hears for ever what others say with the same settings.
+
+    Args:
+        settings: where the stream is.
+        pattern: what is said under other keys is left out.
+        hear: told of each said message; it returns at once.
+
+    Raises:
+        SettingsError: there is no way to hear anything.
+    """
+
+    def take(payload: object) -> None:
+        for said in Said.all_from_wire(payload):
+            if matches(pattern, said.key):
+                hear(said)
+
+    if settings.supabase_url and settings.supabase_key and settings.broadcast:
+        from runtime.wakeups.broadcasts import RealtimeHearing
+
+        key = settings.supabase_key.get_secret_value()
+        topic = topic_of(pattern)
+        return RealtimeHearing(settings.supabase_url, key, topic, settings=settings, take=take).hear
+    if settings.database_url and settings.notify:
+        from runtime.wakeups.broadcasts import NotifyHearing
+
+        url = settings.database_url.get_secret_value()
+        return NotifyHearing(url, settings=settings, take=take).hear
+    raise SettingsError(NOTHING_SAID)
+
+
+def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notify"], ...]:
+    """How the database is to announce to a worker that listens to these."""
+    paths = {path for source in wakeups for path in source.paths}
+    ways: list[Literal["realtime", "notify"]] = []
+    if "broadcast" in paths:
+        ways.append("realtime")
+    if "notify" in paths:
+        ways.append("notify")
+    return tuple(ways)
+
+
+def open_telemetry(settings: Settings) -> "Telemetry | None":
+    """Return what makes spans and metrics, where the settings ask for it; its library is not loaded otherwise.
+
+    Raises:
+        SettingsError: it is asked for and not installed.
+    """
+    if not settings.telemetry:
+        return None
+    try:
+        from runtime.client.telemetry import Telemetry
+    except ImportError as error:
+        raise SettingsError(
+            f"RUNTIME_TELEMETRY is set, and OpenTelemetry is not there ({error.name}): "
+            'pip install "agent-runtime[otel]".'
+        ) from None
+    return Telemetry()

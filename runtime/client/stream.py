@@ -1,0 +1,333 @@
+"""How does a script write to the stream and read it? Three lines, no agent needed."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+
+import anyio
+from anyio.abc import TaskGroup
+
+from runtime.agent.context import AskOptions
+from runtime.broadcast import Said, Voice
+from runtime.client.admin import Operations
+from runtime.client.broadcaster import NOTHING_SAID, Sayer
+from runtime.client.factories import open_sayer, open_store, open_telemetry, settings_of
+from runtime.client.listener import Listening, Reader
+from runtime.client.queries import Views
+from runtime.client.stream_requests import Inquiry
+from runtime.errors import SettingsError, StoreUnavailable
+from runtime.keys import check_key, check_pattern
+from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
+from runtime.settings import Settings
+from runtime.store import Sent, Store
+
+if TYPE_CHECKING:
+    from supabase import AsyncClient
+
+
+@asynccontextmanager
+async def connect(
+    settings: Settings | None = None, *, client: "AsyncClient | None" = None
+) -> AsyncIterator["Stream"]:
+    """Open the stream the settings name, the environment's if none are given.
+
+    Args:
+        settings: where the stream is; read from the environment by default.
+        client: a supabase async client of your own, used for every request; it says where the stream is, and stays
+            open. Wake-ups come over a socket of the runtime's own, with the client's URL and key.
+
+    Raises:
+        SettingsError: nothing says where the stream is.
+    """
+    if not isinstance(settings, Settings | None):
+        raise SettingsError(
+            f"connect(settings) takes Settings, not {type(settings).__name__}: a client is given as connect(client=…)."
+        )
+    settings = settings or Settings.load()
+    store = await open_store(settings, client)
+    if client is not None:
+        settings = settings_of(client, settings)
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            stream = Stream(store, settings, tasks)
+            try:
+                yield stream
+            except Exception as error:  # noqa: BLE001 - raised again below, as it was: outside of the group
+                failure = error
+            await stream.said()
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await store.close()
+    if failure is not None:
+        raise failure
+
+
+class Stream:
+    """The shared table, as scripts use it."""
+
+    def __init__(self, store: Store, settings: Settings, tasks: TaskGroup) -> None:
+        self._store = store
+        self._settings = settings
+        # Listeners' sockets live here and not in the generators, which may be left without being closed.
+        self._tasks = tasks
+        self._telemetry = open_telemetry(settings)
+        self._inquiry: Inquiry | None = None
+        self._sayer: Sayer | None = None
+        self._voice: Voice | None = None
+
+    def __repr__(self) -> str:
+        return f"<Stream at {self.place}>"
+
+    @property
+    def place(self) -> str:
+        """Where the stream is, for people: a host and port, never a secret."""
+        return self._store.place
+
+    async def send(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        agent: str | None = None,
+        delay: float | None = None,
+        expires_in: float | None = None,
+        priority: Priority = Priority.NORMAL,
+        dedup_key: str | None = None,
+        correlation_id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Sent:
+        """Write one message; every agent with a handler for its key is woken.
+
+        Args:
+            key: dotted name, such as task.output.
+            value: anything that has a JSON form.
+            agent: the writer's name.
+            delay: seconds until it is due.
+            expires_in: seconds after which nobody wants it any more.
+            priority: the class it waits in.
+            dedup_key: stored once within the dedup retention; then a lost answer does no harm either.
+            correlation_id: what it belongs to.
+            headers: whatever should travel beside the value.
+
+        Returns:
+            Its id, or the id of the message that was stored before under the same dedup_key.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value cannot be stored.
+            StoreUnavailable: no answer came; `maybe_applied` says whether it may have been stored all the same.
+            StoreError: it was not stored.
+        """
+        draft = Draft(
+            key,
+            value,
+            agent=agent,
+            delay=delay,
+            expires_in=expires_in,
+            priority=priority,
+            dedup_key=check_dedup_key(dedup_key),
+            correlation_id=correlation_id,
+            headers=headers,
+        )
+        return (await self.send_all([draft]))[0]
+
+    async def send_all(self, drafts: list[Draft]) -> list[Sent]:
+        """Write several messages in their order, in one transaction: all of them or none."""
+        if self._telemetry is None:
+            return await self._store.send(drafts)
+        with self._telemetry.sending(drafts) as carrying:
+            return await self._store.send(carrying)
+
+    async def ask(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        timeout: float | None = 30,
+        agent: str | None = None,
+        **options: Unpack[AskOptions],
+    ) -> Any:
+        """Send a request and return what the handler of its key returns.
+
+        Where several handlers listen to the key, the first that succeeds has answered.
+
+        Args:
+            key: the key to ask under.
+            value: what is asked.
+            timeout: seconds to wait; for ever where None.
+            agent: the writer's name.
+            options: as for `send`: expires_in, priority, dedup_key, correlation_id, headers.
+
+        Raises:
+            AskTimeout: no answer came in time; it is kept in the stream when it comes.
+            AskFailed: whoever handled it failed for good.
+            NobodyAnswers: no handler listens to the key, or nobody who had it is left.
+            StoreError: the request could not be stored.
+        """
+        return await self._inquire().ask(key, value, timeout, agent, options)
+
+    async def ask_all(
+        self,
+        key: str,
+        value: object = None,
+        *,
+        first: int | None = None,
+        timeout: float | None = 30,
+        agent: str | None = None,
+        **options: Unpack[AskOptions],
+    ) -> list[Answer]:
+        """Send a request and return the answers of several handlers, good and bad, in the order they came.
+
+        Args:
+            key: as for `ask`.
+            value: as for `ask`.
+            first: how many to wait for; as many as handlers got it, where None.
+            timeout: seconds after which those are returned that have come.
+            agent: the writer's name.
+            options: as for `ask`.
+
+        Raises:
+            AskTimeout: the request could not even be sent in time.
+            StoreError: the request could not be stored.
+        """
+        return await self._inquire().ask_all(key, value, first, timeout, agent, options)
+
+    def _inquire(self) -> Inquiry:
+        if self._inquiry is None:
+            self._inquiry = Inquiry(self._store, self._settings, self._tasks, self.send_all)
+        return self._inquiry
+
+    def say(self, key: str, value: object) -> None:
+        """Say something to whoever listens now: it is sent at once, stored nowhere, and heard at most once.
+
+        It does not wait, and nothing tells whether anybody heard: `listen(pattern, said=True)` does.
+
+        Args:
+            key: the key to say it under.
+            value: anything that has a JSON form, up to 64,000 bytes of it; 7,000 where NOTIFY carries it.
+
+        Raises:
+            InvalidKey: `key` is not a key.
+            InvalidValue: the value cannot be said.
+            SettingsError: nothing carries what is said.
+        """
+        if self._voice is None:
+            self._sayer = open_sayer(self._settings, self._store)
+            if self._sayer is None:
+                raise SettingsError(NOTHING_SAID)
+            self._tasks.start_soon(self._sayer.run)
+            self._voice = Voice(self._sayer.say)
+        self._voice.say(key, value)
+
+    async def said(self) -> None:
+        """Return when what was said so far is sent, or after two seconds."""
+        if self._sayer is not None:
+            await self._sayer.flush()
+
+    async def read(
+        self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100
+    ) -> list[Message[Any]]:
+        """Return messages by pattern in the order of their ids: the oldest after an id, else the newest.
+
+        Args:
+            pattern: a key, or a pattern such as task.*.
+            after: only messages with a higher id.
+            before: only messages with a lower id.
+            limit: how many at most, up to 10,000.
+        """
+        return await self._store.read(check_pattern(pattern), after=after, before=before, limit=limit)
+
+    async def latest(self, key: str) -> Message[Any] | None:
+        """Return the newest message under a key, or None."""
+        found = await self._store.read(check_key(key), limit=1)
+        return found[0] if found else None
+
+    async def latest_of_each(self, pattern: str, *, limit: int = 1000) -> list[Message[Any]]:
+        """Return the newest message of each key that matches, the newest first."""
+        return await self._store.read(check_pattern(pattern), limit=limit, latest=True)
+
+    @overload
+    def listen(
+        self, pattern: str, *, since: int | None = None, said: Literal[False] = False
+    ) -> AsyncGenerator[Message[Any]]: ...
+
+    @overload
+    def listen(
+        self, pattern: str, *, since: int | None = None, said: Literal[True]
+    ) -> AsyncGenerator[Message[Any] | Said[Any]]: ...
+
+    async def listen(
+        self, pattern: str, *, since: int | None = None, said: bool = False
+    ) -> AsyncGenerator[Message[Any] | Said[Any]]:
+        """Yield messages as they are written, for ever; a store that is away is waited for.
+
+        Nothing is kept for a listener: what is written while it is away is read only with `since`. Rows of
+        transactions that commit late come when they commit.
+
+        Args:
+            pattern: a key, or a pattern such as site.>.
+            since: begin with the messages after this id; by default with those committed from now on.
+            said: yield what is said and not stored as well, each as a `Said`, at most once.
+
+        Raises:
+            SettingsError: `said` is asked for, and nothing carries it.
+            Unauthorized: the key or the role is wrong.
+            MigrationMissing: the database lacks the schema.
+        """
+        listening = Listening(self._settings, self._store, check_pattern(pattern), hears_said=said)
+        reader = await Reader.begin(self._store, pattern, since)
+        self._tasks.start_soon(listening.run)
+        try:
+            while True:
+                listening.woken = anyio.Event()
+                while listening.said:
+                    yield listening.said.popleft()
+                if not listening.is_due():
+                    await listening.rest()
+                    continue
+                try:
+                    fresh = await reader.fresh()
+                except StoreUnavailable as error:
+                    listening.say_away(error)
+                    continue
+                listening.say_back()
+                if fresh:
+                    listening.look_again()
+                for message in fresh:
+                    yield message
+        finally:
+            listening.scope.cancel()
+
+    async def hints(self, pattern: str = ">") -> AsyncIterator[bool]:
+        """Yield whenever there may be something new under a pattern, for ever, and at once at first.
+
+        Yields:
+            Whether a push path is live; while none is, it is the pace of polling that asks to look.
+        """
+        listening = Listening(self._settings, self._store, check_pattern(pattern))
+        self._tasks.start_soon(listening.run)
+        try:
+            while True:
+                listening.woken = anyio.Event()
+                listening.is_due()
+                yield listening.reach.is_live
+                await listening.rest()
+        finally:
+            listening.scope.cancel()
+
+    @property
+    def operations(self) -> Operations:
+        """What an operator does: pause, replay, redrive and so on."""
+        return Operations(self._store)
+
+    @property
+    def views(self) -> Views:
+        """What a person sees: pages, traces, activity and so on."""
+        return Views(self._store)
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what is there and what waits: subscriptions, deliveries, workers."""
+        found: dict[str, Any] = await self._store.operate("stream_stats")
+        return found

@@ -1,0 +1,211 @@
+"""How does one trace lead through many agents? A span for each send, each handler and each emit, by OpenTelemetry.
+
+Spans are joined across agents and processes by the W3C trace context (`traceparent`) in the messages' headers. They and
+the metrics follow the semantic conventions for messaging. Loaded only where `RUNTIME_TELEMETRY` asks for it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from runtime.message import Draft
+from runtime.store import Delivery, Report
+
+_SCOPE: Final = "runtime"
+_SYSTEM: Final = {"messaging.system": "agent_runtime"}
+_CARRIER: Final = TraceContextTextMapPropagator()
+
+
+class Telemetry:
+    """Makes the spans and counts the metrics.
+
+    Args:
+        tracers: where spans go; by default the application's own provider.
+        meters: where metrics go; likewise.
+    """
+
+    def __init__(self, tracers: TracerProvider | None = None, meters: MeterProvider | None = None) -> None:
+        self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracers)
+        meter = metrics.get_meter(_SCOPE, meter_provider=meters)
+        self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages written.")
+        self._consumed = meter.create_counter(
+            "messaging.client.consumed.messages", "{message}", "Messages handed to a handler."
+        )
+        self._seconds = meter.create_histogram("messaging.process.duration", "s", "How long handlers ran.")
+
+    @contextmanager
+    def sending(self, drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
+        """A span for each draft while it is written; yields the drafts with the trace context in their headers."""
+        spans = [self._producer(draft) for draft in drafts]
+        try:
+            yield [_carrying(draft, span) for draft, span in zip(drafts, spans, strict=True)]
+        except BaseException as error:
+            for span in spans:
+                _fail(span, type(error).__qualname__)
+            raise
+        else:
+            for draft in drafts:
+                self._sent.add(1, _at(draft.key, "send"))
+        finally:
+            for span in spans:
+                span.end()
+
+    @contextmanager
+    def handling(self, handler: str, worker: str, delivery: Delivery) -> Iterator[Span]:
+        """The span of one attempt, current while the handler runs; its parent is whoever wrote the message."""
+        with trace.use_span(
+            self._consumer(handler, worker, delivery), end_on_exit=True, record_exception=True
+        ) as span:
+            yield span
+
+    @contextmanager
+    def handling_batch(
+        self, handler: str, worker: str, deliveries: Sequence[Delivery]
+    ) -> Iterator[list[Span]]:
+        """A span for each delivery, in the trace of its message, while the handler runs on all of them.
+
+        What the handler itself does is in none of those traces alone: its span is linked with all of them.
+        """
+        spans = [self._consumer(handler, worker, delivery) for delivery in deliveries]
+        links = [trace.Link(span.get_span_context()) for span in spans]
+        attributes: dict[str, Any] = {
+            **_SYSTEM,
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.batch.message_count": len(deliveries),
+            "messaging.consumer.group.name": handler,
+            "messaging.client.id": worker,
+        }
+        try:
+            with self._tracer.start_as_current_span(
+                f"process {handler}", Context(), SpanKind.CONSUMER, attributes, links
+            ):
+                yield spans
+        finally:
+            for span in spans:
+                span.end()
+
+    def _consumer(self, handler: str, worker: str, delivery: Delivery) -> Span:
+        message = delivery.message
+        attributes = {
+            **_at(message.key, "process"),
+            "messaging.consumer.group.name": handler,
+            "messaging.client.id": worker,
+            "messaging.message.id": str(message.id),
+            "agent_runtime.attempt": message.attempt,
+        }
+        if message.correlation_id is not None:
+            attributes["messaging.message.conversation_id"] = message.correlation_id
+        return self._tracer.start_span(
+            f"process {message.key}",
+            _CARRIER.extract(_texts(message.headers)),
+            SpanKind.CONSUMER,
+            attributes,
+        )
+
+    def emitting(self, drafts: Sequence[Draft], span: Span | None = None) -> list[Draft]:
+        """A span for each message emitted; returns the drafts with the trace context in their headers.
+
+        Args:
+            drafts: what was emitted.
+            span: what their spans are part of, instead of the current one.
+        """
+        with (
+            nullcontext() if span is None else trace.use_span(span),
+            self.sending(drafts) as carrying,
+        ):
+            return carrying
+
+    def reported(self, span: Span, handler: str, report: Report) -> None:
+        """Note on its span how an attempt ended, and count it."""
+        key = report.delivery.message.key
+        outcome = report.outcome or "done"
+        attributes: dict[str, Any] = {
+            **_at(key, "process"),
+            "messaging.consumer.group.name": handler,
+        }
+        span.set_attribute("agent_runtime.outcome", outcome)
+        if outcome in ("failed", "dead"):
+            kind = (report.error or outcome).partition(":")[0]
+            attributes["error.type"] = kind
+            _fail(span, kind)
+        self._consumed.add(1, attributes)
+        self._seconds.record(report.seconds, attributes)
+
+    def _producer(self, draft: Draft) -> Span:
+        attributes = _at(draft.key, "send")
+        if draft.correlation_id is not None:
+            attributes["messaging.message.conversation_id"] = draft.correlation_id
+        return self._tracer.start_span(f"send {draft.key}", kind=SpanKind.PRODUCER, attributes=attributes)
+
+
+def start_exporting() -> None:
+    """Send spans and metrics by OTLP where the standard variables `OTEL_…` say; a provider that is set stays.
+
+    Raises:
+        ImportError: the extra `otel` is not installed.
+    """
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        tracers = SdkTracerProvider()
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(tracers)
+        metrics.set_meter_provider(SdkMeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())]))
+
+
+def current_ids() -> dict[str, str]:
+    """The current `trace_id` and `span_id`, for a log record; nothing outside of a span."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
+
+def outgoing() -> dict[str, str]:
+    """The headers that carry the current trace to another program; none outside of a span."""
+    carrier: dict[str, str] = {}
+    _CARRIER.inject(carrier)
+    return carrier
+
+
+def _at(key: str, operation: str) -> dict[str, Any]:
+    return {
+        **_SYSTEM,
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": key,
+    }
+
+
+def _carrying(draft: Draft, span: Span) -> Draft:
+    """The draft with the span's context in its headers; a context that its writer gave stays."""
+    if draft.headers and "traceparent" in draft.headers:
+        return draft
+    carrier: dict[str, str] = {}
+    _CARRIER.inject(carrier, trace.set_span_in_context(span))
+    return draft.carrying(carrier)
+
+
+def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
+    """The headers that may be a trace context: anybody can write anything there."""
+    return {
+        name: headers[name] for name in ("traceparent", "tracestate") if isinstance(headers.get(name), str)
+    }
+
+
+def _fail(span: Span, kind: str) -> None:
+    # The type alone: an error's text may hold what the message holds.
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR)

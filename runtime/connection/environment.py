@@ -1,0 +1,39 @@
+"""The environment: variables without blanks and quotes, and under them the file .env."""
+
+import os
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+from runtime.errors import SettingsError
+
+
+def given(secret: str | SecretStr | None) -> str | None:
+    """Return a secret without blanks and quotes around it; None where nothing is left of it.
+
+    Characters that nobody sees count as blanks: a secret made of them would be known to everybody.
+    """
+    text = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
+    text = unquoted(text or "")
+    return text if any(character.isprintable() and not character.isspace() for character in text) else None
+
+
+def unquoted(text: str) -> str:
+    """Return a setting without white space, and without the quotes that a shell would have taken away."""
+    text = text.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1].strip()
+    return text
+
+
+def environment() -> Mapping[str, str]:
+    """The environment, and under it the file .env of the working directory, as `Settings` reads them."""
+    from dotenv import dotenv_values
+
+    try:
+        of_file = dotenv_values(".env")
+    except (OSError, UnicodeError):
+        raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
+    return {
+        name: text for each in (of_file, os.environ) for name, text in each.items() if text and given(text)
+    }

@@ -1,0 +1,171 @@
+"""The URL and the key of a project come from one source, together: the environment, the file .env, or the code.
+
+A key sent to the host that another source names would be given away: a project that sets `API_URL` for a purpose of its
+own, or a `.env` in a folder somebody else wrote, must not get the key of the environment.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+from runtime.connection.environment import given
+from runtime.errors import SettingsError
+
+URL_NAMES: Final = ("SUPABASE_URL", "API_URL")
+KEY_NAMES: Final = ("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SERVICE_ROLE_KEY")
+DATABASE_NAME: Final = "DATABASE_URL"
+# Names that other programs give to keys of a project, of whatever role.
+_OTHER_KEY_NAMES = (
+    "SUPABASE_KEY", "SUPABASE_SERVICE_KEY", "SUPABASE_API_KEY", "SUPABASE_SERVICE_ROLE", "SERVICE_KEY", "SECRET_KEY",
+    "SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY", "NEXT_PUBLIC_SUPABASE_ANON_KEY", "ANON_KEY", "PUBLISHABLE_KEY",
+)  # fmt: skip
+_READ_NAMES = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
+
+Sources = Mapping[str, Mapping[str, str]]
+"""What each source holds, by the variable's name in capitals; the source that wins comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What is used of all sources.
+
+    Attributes:
+        url, key, database: the variable's name and its source; None where nothing is set.
+        hint: what else is set that looks as if it was meant, for the error where something is missing.
+    """
+
+    url: tuple[str, str] | None = None
+    key: tuple[str, str] | None = None
+    database: tuple[str, str] | None = None
+    hint: str = ""
+
+    def sentence(self, project: str | None, database: str | None) -> str:
+        """Say which stream is used, and where it is written down.
+
+        Args:
+            project: the project's URL, or None.
+            database: the database's host and port, or None.
+        """
+        parts: list[str] = []
+        if project is not None:
+            where = "the code" if self.url is None else f"{self.url[0]} of {self.url[1]}"
+            if self.url is not None and self.key is not None and self.key[1] == self.url[1]:
+                where = f"{self.url[0]} and {self.key[0]} of {self.url[1]}"
+            parts.append(f"{project} ({where})")
+        if database is not None:
+            where = "the code" if self.database is None else f"{self.database[0]} of {self.database[1]}"
+            parts.append(f"the database at {database} ({where})")
+        return " and ".join(parts) or "nothing"
+
+
+def choose(sources: Sources, *, has_key: bool = False) -> Origin:
+    """Return which variables are used of these sources.
+
+    Args:
+        sources: the variables of each source.
+        has_key: the key is given in code, and none is looked for.
+
+    Raises:
+        SettingsError: the URL and the key are in two sources that do not belong together.
+    """
+    database = _first(sources, (DATABASE_NAME,))
+    url = _url_in(sources)
+    if url is None:
+        key = None if has_key else _first(sources, KEY_NAMES)
+        return Origin(None, key, database, _hint_without_url(sources) if key or has_key else "")
+    if has_key:
+        return Origin(url, None, database)
+    key = _key_for(sources, url)
+    return Origin(url, key, database, "" if key else _hint_without_key(sources))
+
+
+def beside_code(sources: Sources, url: str | None, *, has_key: bool) -> Origin:
+    """Return which variables are used beside a URL that is given in code, or beside none where code says so.
+
+    Args:
+        sources: the variables of each source.
+        url: the URL.
+        has_key: the key is given in code, too.
+    """
+    database = _first(sources, (DATABASE_NAME,))
+    if url is None or has_key:
+        return Origin(database=database)
+    for source, variables in sources.items():
+        key, theirs = _first({source: variables}, KEY_NAMES), _url_in({source: variables})
+        if key is not None and (theirs is None or _same(variables[theirs[0]], url)):
+            return Origin(None, key, database)
+    return Origin(database=database, hint=_hint_without_key(sources))
+
+
+def is_on_this_machine(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    try:
+        host = urlsplit(url.strip()).hostname or ""
+    except ValueError:
+        return False
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _url_in(sources: Sources) -> tuple[str, str] | None:
+    """The variable of the project's URL: Supabase's own name in any source before the name of its command line."""
+    for name in URL_NAMES:
+        for source, variables in sources.items():
+            text = given(variables.get(name))
+            # Many programs call their own service API_URL; the one of `supabase status` is on this machine.
+            if text is not None and (name == "SUPABASE_URL" or is_on_this_machine(text)):
+                return name, source
+    return None
+
+
+def _key_for(sources: Sources, url: tuple[str, str]) -> tuple[str, str] | None:
+    name, source = url
+    if (own := _first({source: sources[source]}, KEY_NAMES)) is not None:
+        return own
+    other = _first(sources, KEY_NAMES)
+    if other is None:
+        return None
+    theirs = _url_in({other[1]: sources[other[1]]})
+    if theirs is not None and _same(sources[other[1]][theirs[0]], sources[source][name]):
+        return other
+    raise SettingsError(
+        f"{name} is set in {source}, and {other[0]} in {other[1]}: a key goes only to the URL that stands beside it. "
+        f"Put both into {source}, or remove {name} there."
+    )
+
+
+def _first(sources: Sources, names: tuple[str, ...]) -> tuple[str, str] | None:
+    for source, variables in sources.items():
+        for name in names:
+            if given(variables.get(name)) is not None:
+                return name, source
+    return None
+
+
+def _same(one: str, other: str) -> bool:
+    return (given(one) or "").rstrip("/").lower() == (given(other) or "").rstrip("/").lower()
+
+
+def _hint_without_url(sources: Sources) -> str:
+    found = _first(sources, ("API_URL",))
+    if found is None:
+        return ""
+    return (
+        f"API_URL of {found[1]} is not used: it counts for a stack on this machine alone. Set SUPABASE_URL."
+    )
+
+
+def _hint_without_key(sources: Sources) -> str:
+    found = _first(sources, _OTHER_KEY_NAMES)
+    if found is None:
+        return ""
+    if "ANON" in found[0] or "PUBLISHABLE" in found[0]:
+        return (
+            f"{found[0]} of {found[1]} is not used: that key stands for anon, which may not run workers. Set "
+            f"{_READ_NAMES}."
+        )
+    return f"{found[0]} of {found[1]} is not used: the runtime reads {_READ_NAMES}. Rename it, if it is such a key."

@@ -1,0 +1,122 @@
+"""What happened in the last hour, minute by minute? Asked for behind the pages, which show as much as is known."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+
+import anyio
+
+from runtime.client.queries import Views
+from runtime.errors import StoreError
+
+_MINUTES = 60
+_SLICE_MINUTES = 10
+_KEPT_SECONDS = 3.0
+_PATIENCE_SECONDS = 0.05
+_RETRY_SECONDS = 2.0
+
+
+@dataclass
+class Hour:
+    """The last sixty minutes of one subscription, the oldest first."""
+
+    done: list[int] = field(default_factory=lambda: [0] * _MINUTES)
+    failed: list[int] = field(default_factory=lambda: [0] * _MINUTES)
+    seconds: list[float] = field(default_factory=lambda: [0.0] * _MINUTES)
+
+    @property
+    def latency(self) -> float | None:
+        """The mean of the attempts that ended well, in seconds."""
+        total = sum(self.done)
+        if not total:
+            return None
+        return sum(done * each for done, each in zip(self.done, self.seconds, strict=True)) / total
+
+
+class Hours:
+    """The last hour of every subscription.
+
+    An hour may hold millions of attempts, so it is read in slices, the newest first. A minute that is over never
+    changes, and is read once.
+
+    Args:
+        views: whom to ask.
+        tell: called when something new is known.
+
+    Attributes:
+        version: higher whenever something new is known.
+    """
+
+    def __init__(self, views: Views, tell: Callable[[], None]) -> None:
+        self._views = views
+        self._tell = tell
+        self._now = 0
+        self._minutes: dict[int, dict[int, tuple[int, int, float]]] = {}
+        # Those that were long over when they were asked for.
+        self._settled: set[int] = set()
+        self._wanted, self._begun = anyio.Event(), anyio.Event()
+        self._fresh_until = 0.0
+        self.version = 0
+
+    async def get(self) -> dict[int, Hour]:
+        """Return what is known, by the subscriptions' numbers, and have what is too old asked for again."""
+        if monotonic() >= self._fresh_until:
+            self._wanted.set()
+        # Only the first answer is waited for, and not for long.
+        with anyio.move_on_after(_PATIENCE_SECONDS):
+            await self._begun.wait()
+        hours: dict[int, Hour] = defaultdict(Hour)
+        for minute, each in self._minutes.items():
+            place = minute - self._now + _MINUTES - 1
+            for subscription, (done, failed, seconds) in each.items():
+                hour = hours[subscription]
+                hour.done[place], hour.failed[place], hour.seconds[place] = done, failed, seconds
+        return dict(hours)
+
+    async def run(self) -> None:
+        """Ask whenever somebody looks, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = anyio.Event()
+            began = monotonic()
+            try:
+                # The minute that runs, and the one before it, which may still change.
+                await self._ask(1, 0)
+                while (unknown := self._unknown()) is not None:
+                    await anyio.sleep(monotonic() - began)
+                    began = monotonic()
+                    await self._ask(*unknown)
+            except StoreError:
+                # The strip of health says so.
+                await anyio.sleep(_RETRY_SECONDS)
+            # Never busy with one question for more than a tenth of the time.
+            self._fresh_until = monotonic() + max(_KEPT_SECONDS, 10 * (monotonic() - began))
+
+    def _unknown(self) -> tuple[int, int] | None:
+        """The newest stretch of minutes that are not known, by how long ago they began."""
+        missing = [ago for ago in range(2, _MINUTES) if self._now - ago not in self._settled]
+        if not missing:
+            return None
+        newest = missing[0]
+        return min(newest + _SLICE_MINUTES - 1, missing[-1]), newest
+
+    async def _ask(self, oldest: int, newest: int) -> None:
+        """Ask for the minutes that began between so many minutes ago and so many."""
+        answer = await self._views.activity(oldest * 60, newest * 60 - 60 if newest else 0)
+        self._now = int(answer["minute"])
+        asked: dict[int, dict[int, tuple[int, int, float]]] = {
+            self._now - ago: {} for ago in range(newest, oldest + 1)
+        }
+        for minute, subscription, done, failed, seconds in answer["minutes"]:
+            asked.setdefault(minute, {})[subscription] = (done, failed, seconds)
+        if any(self._minutes.get(minute, {}) != each for minute, each in asked.items()):
+            self.version += 1
+            self._tell()
+        self._minutes |= asked
+        self._minutes = {
+            minute: each for minute, each in self._minutes.items() if minute > self._now - _MINUTES
+        }
+        self._settled |= {minute for minute in asked if minute < self._now - 1}
+        self._settled = {minute for minute in self._settled if minute > self._now - _MINUTES}
+        self._begun.set()

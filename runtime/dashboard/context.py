@@ -1,0 +1,111 @@
+"""What do all pages share? The stream, its pulse, the handlers' schemas, and the templates."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from runtime.client.stream import Stream
+from runtime.dashboard.filters import FILTERS
+from runtime.dashboard.live_state import Pulse
+from runtime.dashboard.schemas import Schemas
+from runtime.dashboard.security import Guard
+from runtime.errors import StoreError
+
+FOLDER: Final = Path(__file__).parent
+_GONE_SECONDS: Final = 60
+PAGES: Final = (
+    ("stream", "/", "Stream", "s"),
+    ("agents", "/agents", "Agents", "a"),
+    ("map", "/map", "Map", "m"),
+    ("dead", "/dead", "Dead letters", "d"),
+    ("write", "/write", "Write", "w"),
+)
+
+
+class Desk:
+    """Everything a page needs, one per dashboard."""
+
+    def __init__(self, stream: Stream, pulse: Pulse, guard: Guard, schemas: Schemas) -> None:
+        self.stream = stream
+        self.pulse = pulse
+        self.schemas = schemas
+        self._templates = Environment(
+            loader=FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(FILTERS)
+        self._templates.globals.update(pages=PAGES, csrf=guard.csrf, place=stream.place)
+
+    def text(self, template: str, **context: Any) -> str:
+        """A part of a page."""
+        return self._templates.get_template(template).render(**context)
+
+    async def page(self, template: str, *, active: str, status: int = 200, **context: Any) -> HTMLResponse:
+        """A whole page, with its strip of health."""
+        health = await self.health()
+        return HTMLResponse(self.text(template, active=active, health=health, **context), status)
+
+    def part(self, template: str, **context: Any) -> HTMLResponse:
+        """A part of a page, as an answer of its own."""
+        return HTMLResponse(self.text(template, **context))
+
+    async def health(self) -> dict[str, Any]:
+        """What the strip says; also when the store is away."""
+        try:
+            stats = await self.pulse.stats.get()
+        except StoreError as error:
+            return {"fault": str(error), "stats": None}
+        return {"fault": None, "stats": stats, "took": self.pulse.stats.took_seconds, **_ways(stats)}
+
+
+def desk_of(request: Request) -> Desk:
+    """The desk of the application a request came to."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def moment_of(text: str | None) -> datetime | None:
+    """The time a field of a form means, in UTC; None where it is empty or no time."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def number_of(text: str | None) -> int | None:
+    """The whole number a parameter means; None where it is empty or none."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _ways(stats: dict[str, Any]) -> dict[str, Any]:
+    """How the workers hear of work, in one word, and since when."""
+    here = [each for each in stats["workers"] if each["seen_seconds"] <= _GONE_SECONDS]
+    working = [each for each in here if not each["details"].get("is_spare")]
+    told = [each["details"] for each in working if "way_in" in each["details"]]
+    words = {each["way_in"] for each in told}
+    way = "deaf" if "deaf" in words else "polling" if "polling" in words else "live" if words else "none"
+    since: Sequence[float] = [
+        worker["details"].get("way_in_seconds", 0.0) + worker["seen_seconds"]
+        for worker in working
+        if worker["details"].get("way_in") == way
+    ]
+    return {
+        "way": way,
+        "since": min(since, default=None),
+        "workers": len(working),
+        "asleep": sum(each["asleep"] for each in working),
+        "gone": len(stats["workers"]) - len(here),
+        "waiting": sum(each["fresh"] + each["waiting"] + each["parked"] for each in stats["subscriptions"]),
+        "about": any(each.get("about") for each in stats["subscriptions"]),
+        "running": sum(each["leased"] for each in stats["subscriptions"]),
+        "paused": sum(each["paused"] for each in stats["subscriptions"]),
+    }

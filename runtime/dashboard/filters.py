@@ -1,0 +1,137 @@
+"""How do times, durations and values read? As text; a template escapes whatever it prints."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from runtime.client.queries import two_figures
+from runtime.message import moment
+
+_PREVIEW_CHARACTERS = 180
+_TREE_CHARACTERS = 60_000
+# A template calls itself for each level, several frames at a time.
+_TREE_DEPTH = 50
+STATES = {
+    "done": "done",
+    "running": "running",
+    "due": "due",
+    "later": "later",
+    "retrying": "retrying",
+    "parked": "behind another",
+    "failed": "failed",
+    "dead": "dead letter",
+    "crashed": "crashed",
+    "expired": "expired",
+    "cancelled": "cancelled",
+}
+
+
+def duration(seconds: float | None) -> str:
+    """A duration to two figures or so: 12 ms, 3.4 s, 5 min, 2 h, 3 d."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    for size, limit, unit in ((60, 3600, "min"), (3600, 86400, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def age(text: str | None) -> str:
+    """How long ago a time of the database was."""
+    if text is None:
+        return "–"
+    return duration(max(0.0, (datetime.now(UTC) - moment(text)).total_seconds()))
+
+
+def clock(text: str | None) -> str:
+    """A time of the database for people, in UTC."""
+    return "–" if text is None else f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def soon(text: str) -> str:
+    """A moment to come, in UTC: the time of day alone where it is of the next day."""
+    slot = moment(text).astimezone(UTC)
+    is_near = slot - datetime.now(UTC) < timedelta(hours=20)
+    return f"{slot:%H:%M:%S}" if is_near else f"{slot:%a %d %b %H:%M}"
+
+
+def count(number: float, is_about: bool = False) -> str:
+    """A number with its thousands apart, 12 345; one that was reckoned to two figures, ≈ 12 000."""
+    text = f"≈ {two_figures(number):,}" if is_about and number > 1000 else f"{number:,.0f}"
+    return text.replace(",", "\u202f")
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes: 12 kB, 3.4 MB."""
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{max(1, size_bytes / 1e3):.0f} kB"
+
+
+def preview(value: Any) -> str:
+    """One line of a value."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _PREVIEW_CHARACTERS else text[: _PREVIEW_CHARACTERS - 1] + "…"
+
+
+def pretty(value: Any) -> str:
+    """A value over several lines."""
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def rate(per_minute: float) -> str:
+    """How often something flows, in the unit that reads best."""
+    if per_minute >= 600:
+        return f"{per_minute / 60:,.0f}/s"
+    if per_minute >= 1:
+        return f"{per_minute:.0f}/min"
+    return f"{per_minute * 60:.1f}/h" if per_minute else ""
+
+
+def is_tree(value: Any) -> bool:
+    """Whether a value is worth folding, and neither so large nor so deep that folding it would be slow, or fail."""
+    return (
+        isinstance(value, (dict, list))
+        and bool(value)
+        and len(json.dumps(value)) <= _TREE_CHARACTERS
+        and _is_shallow(value)
+    )
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(_TREE_DEPTH):
+        level = [
+            part
+            for each in level
+            if isinstance(each, (dict, list))
+            for part in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def outcome_class(handled: Mapping[str, Any]) -> str:
+    """The colour a state is shown in: good, bad, busy or calm."""
+    state = handled["state"]
+    if state == "done":
+        return "good"
+    if state in ("failed", "dead", "crashed"):
+        return "bad"
+    return "busy" if state in ("running", "retrying") else "calm"
+
+
+def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether what became of a message may still change soon."""
+    return any(each["state"] in ("due", "running", "later", "retrying", "parked") for each in handled)
+
+
+FILTERS = {
+    "duration": duration, "age": age, "clock": clock, "soon": soon, "count": count, "rate": rate, "size": size,
+    "preview": preview, "pretty": pretty, "quoted": lambda text: json.dumps(text, ensure_ascii=False),
+    "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda state: STATES.get(state, state),
+}  # fmt: skip

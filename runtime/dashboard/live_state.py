@@ -1,0 +1,134 @@
+"""What is known of the whole stream? Asked for once, for everybody who looks, and not while nobody does."""
+
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from runtime.client.stream import Stream
+from runtime.dashboard.activity import Hours
+from runtime.errors import StoreError
+
+T = TypeVar("T")
+
+_HINT_SECONDS = 0.15
+_TICK_SECONDS = 1.0
+_RETRY_SECONDS = 2.0
+
+
+class Kept(Generic[T]):
+    """An answer that is asked for anew when it is too old; what is dear to ask for is kept longer.
+
+    Args:
+        ask: asks.
+        seconds: the least age at which it is asked for anew.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
+        self._ask = ask
+        self._seconds = seconds
+        self._lock = anyio.Lock()
+        self._answer: T | None = None
+        self._fresh_until = 0.0
+        self._is_forgotten = False
+        self.took_seconds = 0.0
+
+    async def get(self) -> T:
+        """Return the answer, asking for it where it is too old."""
+        async with self._lock:
+            if self._answer is None or monotonic() >= self._fresh_until:
+                began, self._is_forgotten = monotonic(), False
+                self._answer = await self._ask()
+                self.took_seconds = monotonic() - began
+                # Never busy with one question for more than a tenth of the time. What was asked before a change
+                # does not outlive it.
+                kept_seconds = 0.0 if self._is_forgotten else max(self._seconds, 10 * self.took_seconds)
+                self._fresh_until = monotonic() + kept_seconds
+            return self._answer
+
+    def forget(self) -> None:
+        """Ask anew next time: something was changed."""
+        self._fresh_until = 0.0
+        self._is_forgotten = True
+
+
+class Pulse:
+    """The state of the stream, and who is to be told that it changed."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.stats: Kept[dict[str, Any]] = Kept(stream.stats, 0.8)
+        self.flow: Kept[dict[str, Any]] = Kept(stream.views.flow, 3.0)
+        self.schedules: Kept[list[dict[str, Any]]] = Kept(stream.operations.schedules, 0.8)
+        self.webhooks: Kept[list[dict[str, Any]]] = Kept(stream.operations.webhooks, 0.8)
+        self.hours = Hours(stream.views, self._tell)
+        self.is_live = False
+        self.fault: str | None = None
+        self._watchers = 0
+        self._watched, self._unwatched = anyio.Event(), anyio.Event()
+        self._hint = anyio.Event()
+        self.is_closed = False
+
+    async def run(self) -> None:
+        """Say when to look again, until cancelled; the stream's wake-ups are listened to while somebody looks."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.hours.run)
+            while True:
+                await self._watched.wait()
+                async with anyio.create_task_group() as watching:
+                    watching.start_soon(self._listen)
+                    watching.start_soon(self._tick)
+                    await self._unwatched.wait()
+                    watching.cancel_scope.cancel()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for is_live in self._stream.hints():
+                    self.is_live = is_live
+                    self._tell()
+                    await anyio.sleep(_HINT_SECONDS)
+            except StoreError as error:
+                self.is_live, self.fault = False, str(error)
+            await anyio.sleep(_RETRY_SECONDS)
+
+    async def _tick(self) -> None:
+        """Attempts end without a wake-up."""
+        while True:
+            await anyio.sleep(_TICK_SECONDS)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._hint.set()
+        self._hint = anyio.Event()
+
+    def changed(self) -> None:
+        """Somebody changed something by hand: show it at once."""
+        self.stats.forget()
+        self.flow.forget()
+        self.schedules.forget()
+        self.webhooks.forget()
+        self._tell()
+
+    def close(self) -> None:
+        """Let everybody who looks go."""
+        self.is_closed = True
+        self._tell()
+
+    async def wait(self) -> None:
+        """Wait until there may be something new."""
+        await self._hint.wait()
+
+    def __enter__(self) -> "Pulse":
+        self._watchers += 1
+        if self._watchers == 1:
+            self._unwatched = anyio.Event()
+            self._watched.set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchers -= 1
+        if not self._watchers:
+            self._watched = anyio.Event()
+            self._unwatched.set()

@@ -1,0 +1,223 @@
+"""Can this value be stored as JSON, and if not, where is the fault?
+
+Everything is checked before it leaves the process, because one value the database cannot take would cost its
+neighbours in the same exchange their results.
+"""
+
+import dataclasses
+import inspect
+import math
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import from_json, to_json, to_jsonable_python
+
+from runtime.encoding.readback import Lost, certain, faithful, jsonable
+from runtime.encoding.unreadable import LIVING, find_unreadable, may_overflow, read_json
+from runtime.errors import InvalidPayload, InvalidValue
+from runtime.tracebacks import shown
+
+MAX_BYTES = 16 * 1024 * 1024
+MAX_DEPTH = 100
+
+_TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_CURLY_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
+# Python reads whole numbers of up to 4300 digits.
+_LONG_NUMBER = re.compile(rb"[0-9]{4301}")
+# An odd number of backslashes before u0000 is a NUL; an even number is text that speaks of one.
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+# A byte given as its number is looked for in a fifth of the time, and most values do not even have that.
+_BACKSLASH, _N, _I = b"\\NI"
+
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; flatten it"
+
+
+def encode(value: object) -> str:
+    """Return the value as compact JSON text that PostgreSQL's jsonb takes as it is.
+
+    Pydantic models, dataclasses, datetimes, UUIDs, enums, decimals, sets and so on are written as pydantic
+    writes them, an instance of a subclass with all its fields. Mapping keys become strings.
+
+    Raises:
+        InvalidValue: NaN or Infinity, a NUL character, a lone surrogate, a circular reference, something that
+            has no JSON form, a model that would not be read back as it is, two keys that are one as text, more
+            than 100 levels or more than 16 MB. The message says where, and never repeats the value.
+    """
+    if LIVING and (found := find_unreadable("value", value)) is not None:
+        raise InvalidValue(
+            f"The value cannot be stored: where it was read from, {found[0]} is {found[1].what}, which Python cannot "
+            "hold."
+        )
+    try:
+        data = _dump(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidValue(_complaint(value, error)) from None
+    if len(data) > MAX_BYTES:
+        raise InvalidValue(
+            f"It takes {len(data) / 2**20:.1f} MB in JSON; at most {MAX_BYTES // 2**20} MB are stored. "
+            "Put large things into a file or a bucket and send where they are."
+        )
+    # A bracket opens and closes.
+    if (
+        len(data) > 2 * MAX_DEPTH
+        and data.count(b"[") + data.count(b"{") > MAX_DEPTH
+        and not _is_shallow(data)
+    ):
+        raise InvalidValue(f"The value cannot be stored: it {_TOO_DEEP}.")
+    return data.decode()
+
+
+def decode(text: str | bytes) -> Any:
+    """Return what the JSON text holds. Whole numbers keep all their digits.
+
+    What Python cannot hold, such as a number of 100,000 digits, is replaced by an `Unreadable`; the rest is as written.
+
+    Raises:
+        InvalidPayload: the text is no JSON.
+    """
+    try:
+        data = from_json(text)
+    except ValueError:
+        return _decode_with_care(text)
+    return _decode_with_care(text) if may_overflow(text) else data
+
+
+def legible(value: object) -> str:
+    """Return a decoded value as compact JSON text for people: what cannot be read is a mark in it, never an error."""
+    try:
+        return to_json(value, inf_nan_mode="constants").decode()
+    except ValueError:
+        return ascii(value)
+
+
+def _decode_with_care(text: str | bytes) -> Any:
+    try:
+        return read_json(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPayload(f"The stored JSON cannot be read: {error}.") from None
+
+
+def _dump(value: object) -> bytes:
+    """The value as JSON, or the ValueError that says it has none."""
+    # In two steps: asked directly, a model writes NaN as null without a word.
+    kind = type(value)
+    if kind is dict or kind is list:
+        # Plain data is equal to its own JSON form, and nothing of it is lost.
+        if (plain := jsonable(value)) != value:
+            plain = faithful(value, plain)
+    elif kind in certain:
+        plain = to_jsonable_python(value)
+    else:
+        plain = faithful(value, jsonable(value))
+    data = to_json(plain)
+    if _BACKSLASH in data and b"\\u0000" in data and _ESCAPED_NUL.search(data):
+        raise ValueError("a NUL character")
+    # Quick signs of a number that is none or too long to be read again; they may also stand in a text.
+    if (
+        (_N in data and b"NaN" in data)
+        or (_I in data and b"Infinity" in data)
+        or (len(data) > 4300 and _LONG_NUMBER.search(data))
+    ):
+        from_json(data, allow_inf_nan=False)
+    return data
+
+
+def _is_shallow(data: bytes) -> bool:
+    """Whether the JSON keeps to MAX_DEPTH: each pass peels off the innermost level."""
+    brackets = _TEXTS.sub(b"", data).translate(_CURLY_TO_SQUARE, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return True
+    return False
+
+
+def _complaint(value: object, error: Exception) -> str:
+    """One sentence: where the fault lies, what it is, and what can be done."""
+    path: list[str] = []
+    ancestors = {id(value)}
+    while (step := _faulty_child(value)) is not None:
+        name, value, error = step
+        path.append(name)
+        if id(value) in ancestors:
+            return f"The value cannot be stored: {_place(path)} holds itself (a circular reference)."
+        ancestors.add(id(value))
+    return f"The value cannot be stored: {_place(path)} {_reason(value, error)}."
+
+
+def _faulty_child(value: object) -> tuple[str, object, Exception] | None:
+    """The first part of a container that cannot be stored even alone, and why."""
+    for name, child in _children(value):
+        if (error := _fault(child)) is not None:
+            return name, child, error
+    return None
+
+
+def _children(value: object) -> Iterator[tuple[str, object]]:
+    """The parts of a container, each with its step of the path."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield f"[{ascii(key)[:60]}]", child
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        for index, child in enumerate(value):
+            yield f"[{index}]", child
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield f".{name}", getattr(value, name, None)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield f".{field.name}", getattr(value, field.name, None)
+
+
+def _fault(value: object) -> Exception | None:
+    """Why this part alone would not be taken, or None if it would."""
+    try:
+        _dump(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        return error
+    return None
+
+
+def _place(path: list[str]) -> str:
+    """The path as a reader would write it."""
+    return "".join(("value", *path)) if path else "it"
+
+
+def _reason(value: object, error: Exception) -> str:
+    """What is wrong with the innermost part, in words that do not repeat it."""
+    if isinstance(error, Lost):
+        return str(error)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}, a number JSON does not have; send null or a string instead"
+    if isinstance(value, str):
+        return _wrong_text(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if _fault(key) is not None:
+                why = _wrong_text(key) if isinstance(key, str) else "has no JSON form"
+                return f"has the key {ascii(key)[:60]}, which {why}"
+    if isinstance(value, (dict, list, tuple)):
+        # Each of its parts could be stored alone, so what is wrong is how many levels they make together.
+        return _TOO_DEEP
+    if isinstance(value, bytes):
+        return "is bytes that are not UTF-8; send them as base64 text"
+    if isinstance(value, int):
+        return "is a number with too many digits; send it as a string"
+    if inspect.iscoroutine(value):
+        value.close()
+        return "is a coroutine: await it, and send what comes of it"
+    if inspect.isasyncgen(value):
+        return "is an async generator: send what it yields, [each async for each in …]"
+    return f"is a {type(value).__qualname__} that has no JSON form ({shown(str(error))})"
+
+
+def _wrong_text(text: str) -> str:
+    """Which of the two faults a text can have."""
+    if "\0" in text:
+        return "holds a NUL character, which PostgreSQL cannot store"
+    return "holds a lone surrogate, half of a character, which is no Unicode text"

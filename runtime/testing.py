@@ -1,0 +1,253 @@
+"""Tests of agents over a real PostgreSQL: `async def test_it(harness): async with harness.running(agent): …`."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import anyio
+from pydantic import SecretStr
+
+from runtime.agent.agent import Agent
+from runtime.client.admin import Letters
+from runtime.client.stream import connect
+from runtime.encoding.json import encode, legible
+from runtime.local import keys
+from runtime.local.bootstrap import connected
+from runtime.local.faults import FaultyGateway
+from runtime.local.gateway_process import GatewayProcess
+from runtime.local.ports import free_port
+from runtime.message import Message
+from runtime.settings import Settings
+from runtime.store import Sent
+from runtime.worker.execution.attempt import Observer
+from runtime.worker.worker import Worker
+
+__all__ = ["FaultyGateway", "Harness", "NotDrained"]
+
+_LOOK_SECONDS: Final = 0.005
+_ALL: Final = 10_000
+_ANYTHING: Final = object()
+
+# The kernel knows no clock but the database's, so time is pushed by moving what is written to the past. What a
+# worker holds is left alone: its lease runs by the clock of the worker too.
+_ADVANCE: Final = (
+    "update runtime.deliveries set visible_at = visible_at - $1::interval "
+    "where visible_at < 'infinity' and lease is null",
+    "update public.consciousness_stream set created_at = created_at - $1::interval, "
+    "deliver_at = deliver_at - $1::interval, expires_at = expires_at - $1::interval",
+    "update runtime.dedup set forget_at = forget_at - $1::interval",
+    "update runtime.dead_letters set died_at = died_at - $1::interval",
+    "update runtime.runs set ended_at = ended_at - $1::interval",
+    "update runtime.limits set filled_at = filled_at - $1::interval",
+)
+
+_WAITING: Final = """
+    select s.name, count(*) filter (where d.lease is not null) as running,
+           count(*) filter (where d.lease is null) as due,
+           not s.settled as is_settling, s.paused_at is not null as is_paused
+    from runtime.subscriptions s
+    left join runtime.deliveries d on d.subscription = s.id and d.visible_at is distinct from 'infinity'
+        and (d.visible_at is null or d.visible_at <= clock_timestamp() or d.lease is not null)
+    group by s.id
+    having count(d.*) > 0 or not s.settled
+    order by s.name
+"""
+
+
+class NotDrained(AssertionError):
+    """Work was still there at the deadline; the message says whose, and what went wrong with it last."""
+
+
+class Harness:
+    """A stream of one test's own.
+
+    Args:
+        database_url: a fresh database with every migration, as the role `postgres`.
+        admin_url: the same as the superuser, who sees the runtime's own tables and pushes the clock.
+        settings: fields of `Settings` for everything that runs here.
+
+    Attributes:
+        settings: of this stream; give them to `connect` or `Worker` yourself where you need more.
+    """
+
+    def __init__(self, database_url: str, admin_url: str, **settings: Any) -> None:
+        given = {
+            "supabase_url": None,
+            "supabase_key": None,
+            "database_url": SecretStr(database_url),
+            # A failing test should not wait for a drain.
+            "drain_seconds": 5,
+            **settings,
+        }
+        self.settings = Settings.load(**given)
+        self._admin_url = admin_url
+        # How workers that start now reach the stream, where that is another way than the test's own.
+        self._way: dict[str, Any] = {}
+        self._workers: list[Worker] = []
+
+    def __repr__(self) -> str:
+        return f"<Harness [{len(self._workers)} workers]>"
+
+    async def send(self, key: str, value: object = None, **options: Any) -> Sent:
+        """Write one message; the same arguments as `Stream.send`."""
+        async with connect(self.settings) as stream:
+            return await stream.send(key, value, **options)
+
+    async def ask(self, key: str, value: object = None, **options: Any) -> Any:
+        """Ask the agents that run here; the same arguments as `Stream.ask`."""
+        async with connect(self.settings) as stream:
+            return await stream.ask(key, value, **options)
+
+    async def messages(self, pattern: str = ">") -> list[Message[Any]]:
+        """Return what is in the stream under a key or pattern, in the order of ids."""
+        async with connect(self.settings) as stream:
+            return await stream.read(pattern, limit=_ALL)
+
+    async def dead_letters(self, subscription: str | None = None) -> list[dict[str, Any]]:
+        """Return the dead letters, the oldest first, each with its message, error, traceback and attempts."""
+        async with connect(self.settings) as stream:
+            found = await stream.operations.dead_letters(
+                Letters(subscription=subscription), limit=_ALL, details=True
+            )
+        return found[::-1]
+
+    @asynccontextmanager
+    async def running(
+        self, *agents: Agent, observer: Observer | None = None, **settings: Any
+    ) -> AsyncIterator[Worker]:
+        """Run agents in a worker of this process; when this yields, whatever is sent reaches them.
+
+        Args:
+            agents: whose handlers to run.
+            observer: told of every attempt.
+            settings: fields of `Settings` on top of the harness's own.
+        """
+        worker = Worker(agents, self.settings.model_copy(update={**self._way, **settings}), observer=observer)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run)
+            self._workers.append(worker)
+            try:
+                await self._settled([each.name for each in worker.handlers if each.deliver == "once"])
+                while not worker.is_listening:  # noqa: ASYNC110 - told by another thread
+                    await anyio.sleep(_LOOK_SECONDS)
+                yield worker
+            finally:
+                self._workers.remove(worker)
+                worker.stop()
+
+    @asynccontextmanager
+    async def faults(self) -> AsyncIterator[FaultyGateway]:
+        """Have workers that start in this block reach the stream over a Supabase gateway that breaks on order.
+
+        They use REST and Realtime, as with a hosted project; what the test itself sends and reads goes another way,
+        which does not break. It takes about a second.
+
+        Yields:
+            The injector: `drop`, `delay`, `double`, `refuse`, `hang_up`, `lose_answer`, `freeze`, `go_deaf` and so
+            on, each until `heal`, or so many `times`.
+        """
+        with TemporaryDirectory(prefix="agent-runtime-test-") as folder:
+            gateway = GatewayProcess(Path(folder), port=free_port(), database_url=self._admin_url)
+            try:
+                await anyio.to_thread.run_sync(gateway.start)
+                async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
+                    self._way = {
+                        "supabase_url": faults.url,
+                        "supabase_key": SecretStr(keys.SERVICE_ROLE_KEY),
+                        "database_url": None,
+                    }
+                    yield faults
+            finally:
+                self._way = {}
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(gateway.kill)
+
+    async def drain(self, *, seconds: float = 10) -> None:
+        """Return when nothing is due and nothing runs any more; what is delayed or will be retried waits on.
+
+        Raises:
+            NotDrained: something was still there after so many seconds.
+        """
+        left: list[Any] = []
+        with anyio.move_on_after(seconds):
+            async with connected(self._admin_url) as connection:
+                while left := await connection.fetch(_WAITING):  # noqa: ASYNC110 - a table, not an event
+                    await anyio.sleep(_LOOK_SECONDS)
+                return
+        raise NotDrained(await self._complaint(left, seconds))
+
+    async def advance(self, seconds: float) -> None:
+        """Let so much time pass at once: what is delayed or retried comes due, messages age and expire."""
+        async with connected(self._admin_url) as connection, connection.transaction():
+            for statement in _ADVANCE:
+                await connection.execute(statement.replace("$1", f"'{float(seconds)} s'"))
+        for worker in self._workers:
+            worker.look()
+
+    async def assert_emitted(
+        self, key: str, value: object = _ANYTHING, *, times: int = 1
+    ) -> list[Message[Any]]:
+        """Return the messages under a key or pattern, if there are exactly so many.
+
+        Args:
+            key: a key or pattern.
+            value: count only messages with this value, compared as JSON.
+            times: how many there must be.
+
+        Raises:
+            AssertionError: there are more or fewer; the message shows what there is instead.
+        """
+        found = await self.messages(key)
+        chosen = (
+            found if value is _ANYTHING else [each for each in found if legible(each.value) == encode(value)]
+        )
+        if len(chosen) != times:
+            shown = [
+                f"#{each.id} {each.key} {legible(each.value)[:200]}"
+                for each in found or await self.messages()
+            ]
+            what = key if value is _ANYTHING else f"{key} with the value {encode(value)[:200]}"
+            raise AssertionError(
+                f"{len(chosen)} messages under {what}, not {times}. There are:\n" + "\n".join(shown[-20:])
+            )
+        return chosen
+
+    async def assert_no_dead_letters(self) -> None:
+        """Pass if no delivery has failed for good.
+
+        Raises:
+            AssertionError: some have; the message shows the traceback of the last.
+        """
+        letters = await self.dead_letters()
+        if letters:
+            lines = [f"{each['subscription']} on #{each['message_id']}: {each['error']}" for each in letters]
+            raise AssertionError(
+                "Dead letters:\n" + "\n".join(lines) + f"\n\n{letters[-1]['traceback'] or ''}"
+            )
+
+    async def _settled(self, names: Sequence[str]) -> None:
+        async with connected(self._admin_url) as connection:
+            count = "select count(*) from runtime.subscriptions where settled and name = any ($1)"
+            while await connection.fetchval(count, list(names)) < len(names):  # noqa: ASYNC110 - as above
+                await anyio.sleep(_LOOK_SECONDS)
+
+    async def _complaint(self, left: Sequence[Any], seconds: float) -> str:
+        lines = [
+            f"{row['name']}: {row['due']} due, {row['running']} running"
+            + (", not settled" if row["is_settling"] else "")
+            + (", paused" if row["is_paused"] else "")
+            for row in left
+        ]
+        if not self._workers:
+            lines.append("No agent runs here: async with harness.running(agent): …")
+        async with connected(self._admin_url) as connection:
+            error = await connection.fetchval(
+                "select error from runtime.runs where error is not null order by ended_at desc limit 1"
+            )
+        return (
+            f"Work was left after {seconds:g} s:\n"
+            + "\n".join(lines)
+            + (f"\nLast error: {error}" if error else "")
+        )

@@ -1,0 +1,175 @@
+"""Broadcasts, heard over Realtime or by NOTIFY.
+
+Each path has a connection of its own, not the one that carries wake-ups: a flood of broadcasts may close its channel,
+and must not cost those.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import anyio
+
+from runtime.backoff import backoff_seconds
+from runtime.broadcast import EVENT
+from runtime.connection.addresses import DatabaseAddress
+from runtime.encoding.json import decode
+from runtime.errors import InvalidPayload
+from runtime.settings import Settings
+from runtime.wakeups import Listener, Path
+from runtime.wakeups.listen import CONNECT_SECONDS, FAULTS, is_unheard, listening
+from runtime.wakeups.outage import Outage
+from runtime.wakeups.phoenix import Channel, Effect, Heard, Joined
+from runtime.wakeups.realtime import Pauses, RealtimeWakeups
+
+_log = logging.getLogger("runtime.wakeups")
+CHANNEL = "runtime_said"
+_POOLED = "a transaction pooler stands in between, and LISTEN is not heard through one"
+
+
+@dataclass
+class SaidChannel(Channel):
+    """One private channel that hears what is said, on one fresh socket.
+
+    Args:
+        said_topic: the topic to listen to.
+    """
+
+    said_topic: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.topic = f"realtime:{self.said_topic}"
+
+    def _config(self) -> dict[str, Any]:
+        return {**super()._config(), "private": True}
+
+    def _reply(self, payload: dict[str, Any], now: float) -> list[Effect]:
+        effects = super()._reply(payload, now)
+        return [*effects, Joined()] if self._is_joined else effects
+
+    def _broadcast(self, event: object, payload: object, now: float) -> list[Effect]:
+        if event == EVENT:
+            return [Heard(payload)]
+        self.counts["unknown"] += 1
+        return []
+
+
+class RealtimeHearing(RealtimeWakeups):
+    """What is said, over Supabase Realtime.
+
+    Args:
+        url: the project's URL, as in SUPABASE_URL.
+        key: the service_role JWT or an `sb_secret_…` key.
+        topic: the topic to listen to.
+        settings: the intervals.
+        take: told of the payload of each broadcast; it returns at once.
+        pauses: how long to wait before the next connection.
+    """
+
+    paths: tuple[Path, ...] = ()
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        topic: str,
+        *,
+        settings: Settings,
+        take: Callable[[object], None],
+        pauses: Pauses | None = None,
+    ) -> None:
+        super().__init__(url, key, uuid4(), keys=(), settings=settings, pauses=pauses)
+        self.paths = ()
+        self._topic = topic
+        self._take = take
+
+    async def hear(self) -> None:
+        """Listen for ever, connecting anew as often as needed, until cancelled."""
+        await self.run(_Nobody())
+
+    def _channel(self) -> Channel:
+        return SaidChannel(self._worker, (), (), self._timings, said_topic=self._topic)
+
+    def _pass_on(self, effect: Effect, listener: Listener) -> None:
+        if isinstance(effect, Heard):
+            self._take(effect.payload)
+        elif isinstance(effect, Joined):
+            self._outage.over()
+            _log.info("what is said is heard at %s", self._place)
+
+
+class NotifyHearing:
+    """What is said, by NOTIFY.
+
+    Args:
+        url: a `postgresql://` URL.
+        settings: the intervals.
+        take: told of the payload of each notification; it returns at once.
+    """
+
+    def __init__(self, url: str, *, settings: Settings, take: Callable[[object], None]) -> None:
+        self._address = DatabaseAddress.parse(url)
+        self._check_seconds = settings.heartbeat_seconds
+        self._take = take
+        self._random = Random()
+        self._outage = Outage()
+
+    async def hear(self) -> None:
+        """Listen for ever, connecting anew as often as needed, until cancelled."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                why = await self._hear_once()
+            except FAULTS as error:
+                why = f"no connection ({type(error).__name__})"
+            failures = 1 if time.monotonic() - began > 3 * CONNECT_SECONDS else failures + 1
+            pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
+            if why == _POOLED:
+                pause = 60.0
+            level = self._outage.level("pooled" if why == _POOLED else "no connection", logging.WARNING)
+            _log.log(
+                level, "what is said at %s is not heard: %s; trying again in %.1f s",
+                self._address.place, why, pause,
+            )  # fmt: skip
+            await anyio.sleep(pause)
+
+    async def _hear_once(self) -> str:
+        """Live through one connection and return why it ended."""
+        if await is_unheard(self._address):
+            return _POOLED
+        ended = anyio.Event()
+        async with listening(self._address, (CHANNEL,), self._receive, ended.set, who="said") as connection:
+            self._outage.over()
+            _log.info("what is said is heard at %s", self._address.place)
+            while not ended.is_set():
+                with anyio.move_on_after(self._check_seconds):
+                    await ended.wait()
+                if not ended.is_set():
+                    await connection.execute("select 1", timeout=CONNECT_SECONDS)
+            return "the connection was closed"
+
+    def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        try:
+            self._take(decode(str(payload)))
+        except InvalidPayload:
+            _log.debug("a notification was no JSON")
+
+
+class _Nobody:
+    """There is nobody to wake."""
+
+    def wake(self, why: str, message: int | None = None) -> None: ...
+
+    def live(self, path: Path) -> None: ...
+
+    def gap(self, path: Path, why: str) -> None: ...
+
+    def lost(self, path: Path, why: str) -> None: ...
+
+    def prove(self, nonce: str) -> None: ...

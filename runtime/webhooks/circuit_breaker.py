@@ -1,0 +1,175 @@
+"""When is a target left alone? While it rests: it has failed too often in a row, or asked for it.
+
+The database decides and remembers, so that all workers agree: it pauses the subscription, and messages wait without
+spending an attempt. Here a worker tells how its requests went, and learns how its targets are.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+import anyio
+
+from runtime.agent.retry import RetryLater
+from runtime.backoff import backoff_seconds
+from runtime.encoding.json import encode
+from runtime.errors import PostFailed, StoreError
+from runtime.store import Store
+
+_log = logging.getLogger("runtime.webhooks")
+_SUCCESS_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 10.0
+
+
+@dataclass
+class _Standing:
+    """How a target is, as far as this worker knows."""
+
+    rests_until: float = 0.0
+    is_probing: bool = False
+    is_failing: bool = False
+    succeeded_at: float = 0.0
+    # Who tries a target that has rested; the others wait for what comes of it.
+    turn: anyio.Lock = field(default_factory=anyio.Lock)
+
+    @property
+    def rests(self) -> bool:
+        return self.rests_until > time.monotonic()
+
+
+class Rests:
+    """The standing of a worker's targets.
+
+    Args:
+        targets: their names, URLs for people, and what else a list of them shows.
+        look_seconds: how often the database is asked though nothing was told.
+    """
+
+    def __init__(self, targets: Sequence[Mapping[str, Any]], look_seconds: float) -> None:
+        self._targets = targets
+        self._look_seconds = look_seconds
+        self._standings = {str(target["name"]): _Standing() for target in targets}
+        self._inbox: deque[tuple[dict[str, Any] | None, Future[None] | None]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._called = anyio.Event()
+        self._random = Random()
+
+    # Called from the loop of user code
+
+    @asynccontextmanager
+    async def admitted(self, name: str) -> AsyncIterator[None]:
+        """Enter when a request may be made; one at a time where it is not known yet whether the target is well.
+
+        Raises:
+            RetryLater: the target rests.
+        """
+        standing = self._standings[name]
+        if standing.rests:
+            # Perhaps somebody has resumed it.
+            await self._told(None)
+        async with AsyncExitStack() as stack:
+            if standing.is_probing and not standing.rests:
+                await stack.enter_async_context(standing.turn)
+            if standing.rests:
+                raise RetryLater(1, "the target rests")
+            if not standing.is_probing:
+                await stack.aclose()
+            yield
+
+    async def failed(self, name: str, message: int, error: PostFailed) -> bool:
+        """Tell of a failure, and return whether the target rests now."""
+        await self._told(
+            {
+                "name": name, "kind": error.kind, "message": message, "status": error.status,
+                "seconds": error.seconds, "error": str(error),
+            }
+        )  # fmt: skip
+        return self._standings[name].rests
+
+    def succeeded(self, name: str) -> None:
+        """Tell of a success, now and then: at once where it ends a row of failures."""
+        standing, now = self._standings[name], time.monotonic()
+        if standing.is_probing or standing.is_failing or now - standing.succeeded_at > _SUCCESS_SECONDS:
+            standing.is_probing = standing.is_failing = False
+            standing.succeeded_at = now
+            self._tell({"name": name, "kind": "done"}, None)
+
+    async def _told(self, note: dict[str, Any] | None) -> None:
+        """Tell, and wait until the database has answered; a store that is away holds nobody up for long."""
+        answered: Future[None] = Future()
+        self._tell(note, answered)
+        with anyio.move_on_after(_ANSWER_SECONDS):
+            await asyncio.wrap_future(answered)
+
+    def _tell(self, note: dict[str, Any] | None, answered: Future[None] | None) -> None:
+        if self._loop is None:
+            if answered is not None:
+                answered.set_result(None)
+            return
+        self._inbox.append((note, answered))
+        # A loop that has ended needs to be told nothing.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(lambda: self._called.set())
+
+    # On the runtime's own loop
+
+    async def keep(self, store: Store) -> None:
+        """Tell the database what was noted, end rests whose time is over, and learn how the targets are, for ever."""
+        self._loop = asyncio.get_running_loop()
+        failures, said = 0, ""
+        while True:
+            self._called = anyio.Event()
+            waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
+            notes = [note for note, _ in waiting if note is not None]
+            try:
+                answer = await store.operate(
+                    "stream_note_webhooks", targets=encode(self._targets), notes=encode(notes)
+                )
+                failures, said, pause = 0, "", self._look_seconds
+                self._absorb(answer)
+            except StoreError as error:
+                failures += 1
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning(
+                        "what is known of the webhooks' targets cannot be kept: %s Trying again.", error
+                    )
+                pause = backoff_seconds(min(failures, 8), first=0.2, cap=10.0, random=self._random)
+            finally:
+                for _, answered in waiting:
+                    # Whoever waited may have been cancelled meanwhile.
+                    if answered is not None and answered.set_running_or_notify_cancel():
+                        answered.set_result(None)
+            with anyio.move_on_after(min(pause, self._seconds_to_next_end())):
+                await self._called.wait()
+
+    def _absorb(self, answer: Mapping[str, Mapping[str, Any]]) -> None:
+        now = time.monotonic()
+        for name, told in answer.items():
+            standing = self._standings[name]
+            rested = standing.rests
+            standing.rests_until = now + (told["rests_seconds"] or 0.0)
+            standing.is_probing, standing.is_failing = told["probing"], told["failing"]
+            if standing.rests and not rested:
+                _log.warning(
+                    "the target of %s rests for %.0f s; messages wait, and spend no attempt",
+                    name,
+                    told["rests_seconds"],
+                )
+            elif rested and not standing.rests:
+                _log.info("the target of %s has rested; it is tried again", name)
+
+    def _seconds_to_next_end(self) -> float:
+        now = time.monotonic()
+        ends = [
+            standing.rests_until - now for standing in self._standings.values() if standing.rests_until > now
+        ]
+        # A moment later, so that the database agrees that it is over.
+        return max(0.0, min(ends, default=self._look_seconds)) + 0.01

@@ -1,0 +1,155 @@
+"""The pump's numbered exchanges: each is repeated until it is answered, or known to have come to nothing.
+
+A fault may lie in the way, or in what an exchange carries. So where it fails for long, an empty one is made under its
+number: that passes where the way is good, and says whether the exchange was applied before its answer was lost.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+
+from runtime.backoff import backoff_seconds
+from runtime.errors import StoreError, StoreUnavailable
+from runtime.store import Answer, Delivery, Exchange, Store
+from runtime.store.faults import remedy_of
+from runtime.worker.plan import Look
+
+_log = logging.getLogger("runtime.worker.dispatcher")
+_FIRST_PAUSE_SECONDS = 0.1
+# Said at once, by somebody who has looked at the request: to pause before the next try would gain nothing.
+_DEFINITE = frozenset({"blocked", "refused", "forbidden", "missing", "large"})
+
+
+class Unapplied(Exception):
+    """Nothing of an exchange was applied, for something in it: an empty one passed in its place.
+
+    Attributes:
+        error: what the exchange failed with.
+        leased: what the empty one has leased in its place, if it took anything.
+    """
+
+    def __init__(self, error: StoreError, leased: tuple[Delivery, ...]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.leased = leased
+
+
+class Exchanger:
+    """Makes exchanges, one after another, and waits for a store that is away.
+
+    Args:
+        store: where messages live.
+        worker: whose exchanges these are.
+        lease_seconds: how long a lease lasts.
+        gauges: how the worker is, told with every heartbeat.
+
+    Attributes:
+        stop_asking: set when there is no more time.
+        asked_at: when the last try was made, in monotonic seconds.
+    """
+
+    def __init__(
+        self, store: Store, worker: UUID, lease_seconds: float, gauges: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.stop_asking = anyio.Event()
+        self.asked_at = 0.0
+        self._store = store
+        self._worker = worker
+        self._lease_seconds = lease_seconds
+        self._gauges = gauges
+        self._pump, self._n = uuid4(), 0
+        self._random = Random()
+        # The kinds of what the store was said to suffer from; empty while it answers.
+        self._troubles: set[str] = set()
+
+    async def exchange(self, look: Look, *, again: bool = False) -> tuple[Answer, StoreError | None]:
+        """Make one exchange, repeated under its number until it is answered.
+
+        Args:
+            look: what to report and to take.
+            again: under the number of the one before, whose answer told of no messages.
+
+        Returns:
+            The answer; and, where it is that of an empty exchange, what the full one failed with: its reports were
+            applied, and what it took is told without the messages.
+
+        Raises:
+            Unapplied: it failed for something in it, and nothing of it was applied.
+            StoreError: there is no more time.
+        """
+        self._n += not again
+        exchange = Exchange(
+            worker=self._worker,
+            pump=self._pump,
+            n=self._n,
+            lease_seconds=self._lease_seconds,
+            gauges=self._gauges() if look.beat else None,
+            **look.fields(),  # type: ignore[arg-type]
+        )
+        doubt: StoreError | None = None
+        attempt = 0
+        while True:
+            self.asked_at = time.monotonic()
+            try:
+                answer = await self._store.exchange(exchange)
+            except StoreError as error:
+                attempt += 1
+                if doubt is None and _is_loaded(look) and attempt >= remedy_of(error).tries:
+                    doubt, exchange = error, exchange.emptied()
+                    if error.nature in _DEFINITE:
+                        continue
+                elif doubt is not None and error.nature in _DEFINITE:
+                    # The empty one is refused for what it wants, if for anything.
+                    exchange.want = {}
+                await self.sit_out(error, attempt)
+                continue
+            self.note_answer()
+            if doubt is None:
+                return answer, None
+            if answer.repeated or (exchange.want and not (look.done or look.failed or look.renew)):
+                # Either way only places are told: everything else is to be asked again.
+                answer.repeated = True
+                return answer, doubt
+            raise Unapplied(doubt, answer.leased)
+
+    async def sit_out(self, error: StoreError, attempt: int) -> None:
+        """Wait before the store is asked again, and say why; an operator may be mending it.
+
+        Raises:
+            StoreError: the very error, when there is no more time.
+        """
+        self.say(error)
+        cap = remedy_of(error).longest_pause
+        pause = backoff_seconds(min(attempt, 20), first=_FIRST_PAUSE_SECONDS, cap=cap, random=self._random)
+        with anyio.move_on_after(pause):
+            await self.stop_asking.wait()
+        if self.stop_asking.is_set():
+            raise error
+
+    def say(self, error: StoreError) -> None:
+        """Say what the store suffers from: once an outage, and once for each other kind of cause that shows in it."""
+        kind, is_first = f"{error.nature} {error.code}", not self._troubles
+        if kind in self._troubles:
+            return
+        self._troubles.add(kind)
+        if not isinstance(error, StoreUnavailable):
+            _log.error("the store cannot be used: %s Asking again until it can.", error)
+        elif is_first:
+            _log.warning("the store is away: %s Asking again until it answers.", error)
+        else:
+            _log.warning("the store still does not serve: %s", error)
+
+    def note_answer(self) -> None:
+        """The store answers: say so, where it did not before."""
+        if self._troubles:
+            self._troubles.clear()
+            _log.info("the store answers again")
+
+
+def _is_loaded(look: Look) -> bool:
+    return bool(look.done or look.failed or look.want or look.renew)

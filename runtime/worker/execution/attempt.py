@@ -1,0 +1,332 @@
+"""How is a handler called, and what comes of it? A report, whatever the handler does."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Protocol
+
+import anyio
+
+from runtime.agent.context import Asks, Context
+from runtime.agent.handler import Handler
+from runtime.agent.request_reply import answer_draft
+from runtime.broadcast import Speak
+from runtime.message import Draft
+from runtime.store import Delivery, Report
+from runtime.tracebacks import text_of
+from runtime.worker.event_loop import is_pressed
+from runtime.worker.execution import fork
+from runtime.worker.execution.batching import Batch
+from runtime.worker.execution.failure import failure
+from runtime.worker.execution.log_context import attempt as attempt_of_logs
+from runtime.worker.execution.middleware import surrounded
+from runtime.worker.execution.threads import ThreadCall
+
+_log = logging.getLogger("runtime.handlers")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a handler, as observers see it.
+
+    Attributes:
+        began: when the handler began, in seconds since the epoch.
+        report: how it ended.
+    """
+
+    handler: Handler
+    delivery: Delivery
+    began: float
+    report: Report
+
+
+Observer = Callable[[Attempt], None]
+
+
+class Spans(Protocol):
+    """What makes a trace of attempts."""
+
+    def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
+        """The span of one attempt, current while it runs."""
+
+    def handling_batch(
+        self, handler: str, worker: str, deliveries: Sequence[Delivery]
+    ) -> AbstractContextManager[list[Any]]:
+        """A span for each delivery of an attempt they share; none of them is current."""
+
+    def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
+        """The drafts with the trace context in their headers: that of the span, or of the current one."""
+
+    def reported(self, span: Any, handler: str, report: Report) -> None:
+        """How the attempt of this span ended."""
+
+
+class Attempts:
+    """Calls handlers, on the loop of user code or in threads of theirs.
+
+    Args:
+        handlers: what is called.
+        limits: how many of each may run at once, by the handler's name.
+        worker: the worker's name.
+        states: of the agents that are open, what their lifespans yielded; it may change.
+        spans: what makes a trace of the attempts, where one is wanted.
+        asks: what sends the requests of handlers.
+        speak: what carries away what handlers say; called from any thread.
+        left: told of a handler whose plain function was given up on and runs on in its thread.
+        ended: told when such a thread has ended.
+    """
+
+    def __init__(
+        self,
+        handlers: Iterable[Handler],
+        limits: Mapping[str, int],
+        worker: str,
+        states: Mapping[str, Any],
+        spans: Spans | None = None,
+        asks: Asks | None = None,
+        speak: Speak | None = None,
+        left: Callable[[Handler], None] = lambda _: None,
+        ended: Callable[[Handler], None] = lambda _: None,
+    ) -> None:
+        self._left = left
+        self._ended = ended
+        self._generation = fork.Generation.number
+        self._context = copy_context()
+        self._worker = worker
+        self._states = states
+        self._spans = spans
+        self._asks = asks
+        self._speak = speak
+        self._random = Random()
+        # A limiter each, so that a slow handler takes no other's threads.
+        self._threads = {
+            handler.name: anyio.CapacityLimiter(limits[handler.name])
+            for handler in handlers
+            if not handler.is_async
+        }
+
+    async def one(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        """Call a handler with one delivery, which began at this moment of the monotonic clock.
+
+        Raises:
+            CancelledError: it was ended from outside; there is no report.
+        """
+        if self._spans is None:
+            return await self._one(handler, delivery, clock)
+        report: Report | None = None
+        try:
+            with self._spans.handling(handler.name, self._worker, delivery) as span:
+                report = await self._one(handler, delivery, clock)
+                self._spans.reported(span, handler.name, report)
+        except BaseException as error:
+            if comes_from_outside(error):
+                raise
+            _say_untraced(error)
+        # Where no span could even begin, the handler runs without one.
+        return await self._one(handler, delivery, clock) if report is None else report
+
+    def gathered(self, handler: Handler, deliveries: Sequence[Delivery]) -> Batch:
+        """One call to be made with several deliveries."""
+        state = self._states.get(handler.agent)
+        return Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._speak)
+
+    async def many(self, batch: Batch, clock: float) -> None:
+        """Make the call of a batch; its reports say what comes of each delivery.
+
+        Raises:
+            CancelledError: it was ended from outside; what has no report yet is to be given back.
+        """
+        if self._spans is None:
+            await self._many(batch, clock, lambda _, drafts: drafts)
+            return
+        try:
+            await self._many_traced(batch, clock, self._spans)
+        except BaseException as error:
+            if comes_from_outside(error):
+                raise
+            _say_untraced(error)
+            if not (batch.has_begun or batch.reports):
+                await self._many(batch, clock, lambda _, drafts: drafts)
+
+    async def _many_traced(self, batch: Batch, clock: float, spans: Spans) -> None:
+        handler, deliveries = batch.handler, batch.deliveries
+        with spans.handling_batch(handler.name, self._worker, deliveries) as begun:
+            by_message = {each.place[0]: span for each, span in zip(deliveries, begun, strict=True)}
+            await self._many(
+                batch,
+                clock,
+                lambda delivery, drafts: _signed(
+                    lambda each: spans.emitting(each, by_message[delivery.place[0]]), drafts
+                ),
+            )
+            for number, report in batch.reports.items():
+                spans.reported(by_message[number], handler.name, report)
+
+    async def _one(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        context = Context(
+            delivery.message,
+            handler.name,
+            self._worker,
+            state=self._states.get(handler.agent),
+            asks=self._asks,
+            speak=self._speak,
+        )
+        attempt_of_logs.set(context)
+        try:
+            result = await self._result(handler, context)
+            handler.emit_result(result, context)
+            # A request says so in its headers, and most messages have none.
+            if delivery.message.headers and (
+                answer := answer_draft(delivery.message, delivery.subscription, handler, result)
+            ):
+                context.emitted.append(answer)
+            emitted: Sequence[Draft] = context.emitted
+            if self._spans is not None and emitted:
+                emitted = _signed(self._spans.emitting, emitted)
+        except BaseException as error:
+            if self._generation != fork.Generation.number:
+                fork.leave(error)
+            if comes_from_outside(error):
+                raise
+            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
+        if self._generation != fork.Generation.number:
+            fork.leave()
+        return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
+
+    async def _many(
+        self, batch: Batch, clock: float, sign: Callable[[Delivery, list[Draft]], Sequence[Draft]]
+    ) -> None:
+        attempt_of_logs.set(batch.context)
+        try:
+            arguments = batch.bind()
+            if batch.valid:
+                result = await self._result(batch.handler, batch.context, arguments)
+                batch.succeed(result, time.monotonic() - clock, sign)
+        except BaseException as error:
+            if self._generation != fork.Generation.number:
+                fork.leave(error)
+            if comes_from_outside(error):
+                raise
+            batch.fail(error, time.monotonic() - clock)
+        if self._generation != fork.Generation.number:
+            fork.leave()
+
+    async def _result(
+        self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
+    ) -> object:
+        """Return what comes of the function and of what stands around it, within its timeout.
+
+        Args:
+            arguments: those of a batch, whose invalid messages have failed before; otherwise they are bound here.
+        """
+        call = self._call_surrounded if handler.middlewares else self._call
+        if handler.timeout is None:
+            return await call(handler, context, arguments)
+        with anyio.fail_after(handler.timeout):
+            return await call(handler, context, arguments)
+
+    async def _call_surrounded(
+        self, handler: Handler, context: Context, arguments: dict[str, Any] | None
+    ) -> object:
+        """Return what comes of the function with the agent's middlewares around it, wherever it runs itself."""
+        call = partial(self._call, handler, context, arguments)
+        return await _InOwnContext(surrounded(handler.middlewares, context, call))
+
+    async def _call(self, handler: Handler, context: Context, arguments: dict[str, Any] | None) -> object:
+        """Return what the function itself returns: a coroutine on this loop, a plain function in a thread."""
+        if arguments is None:
+            arguments = handler.bind(context.message, context)
+        if handler.provision is not None:
+            where = _on_loop if handler.is_async else partial(self._plain, handler)
+            call = handler.provision.call(where, handler.function, arguments, context)
+            return await _InOwnContext(call)
+        if handler.is_async:
+            return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]
+        return await self._plain(handler, partial(handler.function, **arguments))
+
+    async def _plain(self, handler: Handler, call: Callable[[], object]) -> object:
+        """Call a plain function in a thread; what it only passes on to be awaited is awaited here."""
+        result = await self._in_thread(handler, call)
+        if result is None or not isinstance(result, Awaitable):
+            return result
+        return await _InOwnContext(_awaited(result))
+
+    async def _in_thread(self, handler: Handler, call: Callable[[], object]) -> object:
+        threaded = ThreadCall(call, partial(self._ended, handler), self._context)
+        try:
+            return await threaded.result(self._threads[handler.name])
+        finally:
+            if threaded.is_left:
+                self._left(handler)
+
+
+def comes_from_outside(error: BaseException) -> bool:
+    """Whether somebody ends the attempt, so that the handler has not failed.
+
+    What else a handler raises is its own, a KeyboardInterrupt and a cancellation among it: it cancelled itself, or
+    awaited what was cancelled.
+    """
+    if type(error) is GeneratorExit:
+        # A task is closed when its loop has ended, or after that; on a loop that runs the handler has raised it.
+        return not _loop_runs()
+    if issubclass(type(error), asyncio.CancelledError):
+        return anyio.current_effective_deadline() == -math.inf
+    return type(error) is KeyboardInterrupt and is_pressed(error)
+
+
+def _loop_runs() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
+
+
+def _signed(sign: Callable[[Sequence[Draft]], Sequence[Draft]], drafts: Sequence[Draft]) -> Sequence[Draft]:
+    """The drafts with what a trace needs; as they are where that fails."""
+    try:
+        return sign(drafts)
+    except BaseException as error:  # noqa: BLE001 - what makes spans may be the user's
+        _say_untraced(error)
+        return drafts
+
+
+def _say_untraced(error: BaseException) -> None:
+    _log.error("an attempt could not be traced; the work goes on: %s", text_of(error))
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    return await result
+
+
+async def _on_loop(call: Callable[[], Any]) -> object:
+    return await call()
+
+
+class _InOwnContext:
+    """Awaits a coroutine in a context of its own: what one attempt sets in a ContextVar, the next does not see."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        context, coroutine = copy_context(), self._coroutine
+        step: Callable[[], Any] = partial(coroutine.send, None)
+        while True:
+            try:
+                awaited = context.run(step)
+            except StopIteration as end:
+                return end.value
+            try:
+                step = partial(coroutine.send, (yield awaited))
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to deal with
+                step = partial(coroutine.throw, error)

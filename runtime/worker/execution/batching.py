@@ -1,0 +1,208 @@
+"""When is a batch ready to run, and what becomes of each of its messages?"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+from runtime.agent.batch import BatchContext
+from runtime.agent.context import Asks
+from runtime.agent.handler import Handler
+from runtime.agent.request_reply import answer_draft
+from runtime.broadcast import Speak
+from runtime.message import Draft
+from runtime.store import Delivery, Report
+from runtime.worker.execution.failure import failure, failures
+
+# From the second crash of its worker on, a delivery runs with nothing beside it.
+_SUSPECT_CRASHES = 2
+
+
+class Gathering:
+    """What waits to be handed to a handler of batches. Pure: time comes in.
+
+    Args:
+        size: at most so many make a batch.
+        within: seconds after the first has come, when it is ready all the same.
+    """
+
+    def __init__(self, size: int, within: float) -> None:
+        self._size = size
+        self._within = within
+        self._waiting: deque[tuple[Delivery, float]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, delivery: Delivery, now: float) -> None:
+        """One more has come."""
+        self._waiting.append((delivery, now))
+
+    def remove(self, delivery: Delivery) -> bool:
+        """Let one go that is not to run; returns whether it waited here."""
+        for place, (waiting, _) in enumerate(self._waiting):
+            if waiting is delivery:
+                del self._waiting[place]
+                return True
+        return False
+
+    def ready_in(self, now: float) -> float | None:
+        """Seconds until a batch is ready, 0 when one is; None when nothing waits."""
+        if not self._waiting:
+            return None
+        first, came_at = self._waiting[0]
+        if len(self._waiting) >= self._size or first.crashes >= _SUSPECT_CRASHES:
+            return 0.0
+        return max(0.0, came_at + self._within - now)
+
+    def take(self) -> list[Delivery]:
+        """The next batch, ready or not; what may have crashed its worker is one of its own."""
+        batch: list[Delivery] = []
+        while self._waiting and len(batch) < self._size:
+            is_suspect = self._waiting[0][0].crashes >= _SUSPECT_CRASHES
+            if is_suspect and batch:
+                break
+            batch.append(self._waiting.popleft()[0])
+            if is_suspect:
+                break
+        return batch
+
+
+class Batch:
+    """One call of a handler with several deliveries.
+
+    Args:
+        handler: what is called.
+        deliveries: those that gathered.
+        worker: the worker's name.
+        random: where the jitter of retries comes from.
+        state: what the agent's lifespan yielded.
+        asks: what sends its requests.
+        speak: what carries away what is said.
+
+    Attributes:
+        handler, deliveries: as they were given.
+        context: what the call gets beside them.
+        has_begun: whether its arguments were asked for.
+        valid: those whose values are what the handler wants.
+        reports: what becomes of each, by message, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        deliveries: Sequence[Delivery],
+        worker: str,
+        random: Random,
+        state: object = None,
+        asks: Asks | None = None,
+        speak: Speak | None = None,
+    ) -> None:
+        self.valid: list[Delivery] = []
+        self.reports: dict[int, Report] = {}
+        self.has_begun = False
+        self.handler = handler
+        self.deliveries = deliveries
+        self._random = random
+        messages = tuple(delivery.message for delivery in deliveries)
+        self.context = BatchContext(
+            messages[0],
+            handler.name,
+            worker,
+            state=state,
+            asks=asks,
+            speak=speak,
+            messages=messages,
+        )
+
+    def bind(self) -> dict[str, Any]:
+        """The arguments for those that are valid; the others have failed alone."""
+        self.has_begun = True
+        handler, context = self.handler, self.context
+        bound: list[dict[str, Any]] = []
+        for delivery in self.deliveries:
+            try:
+                bound.append(handler.bind(delivery.message, context))
+            except BaseException as error:  # noqa: BLE001 - it becomes the report
+                report = failure(handler, delivery, 0.0, error, self._random)
+                self.reports[delivery.place[0]] = report
+            else:
+                self.valid.append(delivery)
+        context.messages = tuple(delivery.message for delivery in self.valid)
+        if not bound:
+            return {}
+        signature = handler.signature
+        lists = [name for name, _ in (*filter(None, [signature.value]), *signature.messages)]
+        return {
+            name: [each[name] for each in bound] if name in lists else argument
+            for name, argument in bound[0].items()
+        }
+
+    def succeed(
+        self, result: object, seconds: float, sign: Callable[[Delivery, list[Draft]], Sequence[Draft]]
+    ) -> None:
+        """The call returned: each is done, but for those that the handler said have failed.
+
+        Args:
+            result: what it returned.
+            seconds: how long it ran.
+            sign: puts what a trace needs on what was emitted because of a delivery.
+        """
+        context = self.context
+        self.handler.emit_result(result, context)
+        emitted: dict[int | None, list[Draft]] = {}
+        for draft in context.emitted:
+            emitted.setdefault(draft.parent_id, []).append(draft)
+        self._note_failed(seconds)
+        for delivery in self.valid:
+            number = delivery.place[0]
+            if number not in self.reports:
+                drafts = emitted.get(number, [])
+                if answer := answer_draft(
+                    delivery.message, delivery.subscription, self.handler, context.answers.get(number)
+                ):
+                    drafts.append(answer)
+                emits = tuple([draft.json for draft in sign(delivery, drafts)]) if drafts else ()
+                self.reports[number] = Report(delivery, seconds, emits=emits)
+
+    def fail(self, error: BaseException, seconds: float) -> None:
+        """The call ended in an error: all fail that have not failed alone."""
+        self._note_failed(seconds)
+        left = [delivery for delivery in self.valid if delivery.place[0] not in self.reports]
+        for report in failures(self.handler, left, seconds, error, self._random):
+            self.reports[report.delivery.place[0]] = report
+
+    def give_back(self, seconds: float) -> None:
+        """The call came to no end: what has not failed alone is somebody else's."""
+        for delivery in self.deliveries:
+            self.reports.setdefault(delivery.place[0], Report(delivery, seconds, "released"))
+
+    def _note_failed(self, seconds: float) -> None:
+        failed = self.context.failed
+        for delivery in self.valid:
+            error = failed.get(delivery.place[0])
+            if error is not None:
+                report = failure(self.handler, delivery, seconds, error, self._random)
+                self.reports[delivery.place[0]] = report
+
+
+class Share:
+    """One delivery's part in a call of several: the call is cancelled when nobody wants any of them.
+
+    Args:
+        shares: the deliveries that are still wanted, by what names them; shared by all of the batch.
+        cancel: cancels the call.
+    """
+
+    __slots__ = ("_cancel", "_name", "_shares")
+
+    def __init__(self, shares: set[int], name: int, cancel: Callable[[], object]) -> None:
+        self._shares = shares
+        self._name = name
+        self._cancel = cancel
+
+    def cancel(self) -> None:
+        """This one is not wanted any more."""
+        self._shares.discard(self._name)
+        if not self._shares:
+            self._cancel()

@@ -1,0 +1,490 @@
+"""Which attempts run when? As many of each handler as may, on the side of user code; their reports are gathered."""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio._backends import _asyncio
+from anyio.abc import TaskGroup
+
+from runtime.agent.context import Asks
+from runtime.agent.handler import Handler
+from runtime.broadcast import Speak
+from runtime.store import Delivery, Report
+from runtime.tracebacks import places_of, text_of
+from runtime.worker.execution.attempt import Attempt, Attempts, Observer, Spans
+from runtime.worker.execution.batching import Gathering, Share
+from runtime.worker.execution.log_context import attempt as attempt_of_logs
+from runtime.worker.execution.loggers import steady
+
+_log = logging.getLogger("runtime.handlers")
+# anyio's own record of the scopes of each task. In a release that keeps it elsewhere, scopes left open stay open.
+_TASK_STATES: Any = getattr(_asyncio, "_task_states", {})
+# So long what was taken waits for a thread that was given up on.
+_PATIENCE_SECONDS = 5.0
+
+
+class Runner:
+    """The side of user code: runs handlers within their limits and gathers their reports.
+
+    Args:
+        tasks: the group its handlers run in, on the loop of user code.
+        handlers: what to run.
+        limits: how many of each may run at once, by the handler's name.
+        worker: the worker's name.
+        report: called with every report; from any thread, it must return at once.
+        states: of the agents that are open, what their lifespans yielded; it may change on the loop of user code.
+            Without it every agent is open.
+        observer: told of every attempt, on the loop of user code.
+        spans: what makes a trace of the attempts, where one is wanted.
+        asks: what sends the requests of handlers.
+        speak: what carries away what handlers say; called from any thread.
+        moved: told on the loop of user code that a handler has more room now, or less.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        handlers: Iterable[Handler],
+        limits: Mapping[str, int],
+        *,
+        worker: str,
+        report: Callable[[Report], None],
+        states: Mapping[str, Any] | None = None,
+        observer: Observer | None = None,
+        spans: Spans | None = None,
+        asks: Asks | None = None,
+        speak: Speak | None = None,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
+        steady()
+        self._tasks = tasks
+        self._by_name = {handler.name: handler for handler in handlers}
+        self._limits = limits
+        self._handlers: dict[int, Handler] = {}
+        self._report = report
+        self._states = (
+            dict.fromkeys(handler.agent for handler in self._by_name.values()) if states is None else states
+        )
+        self._attempting = Attempts(
+            self._by_name.values(),
+            limits,
+            worker,
+            self._states,
+            spans,
+            asks,
+            speak,
+            self._leave,
+            self._leave_no_more,
+        )
+        # The limits, less the threads of plain functions that were given up on and run on: each keeps its slot.
+        self._rooms = dict(limits)
+        self._moved = moved
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Delivery] = deque()
+        self._is_called = threading.Event()
+        self._waiting: dict[int, deque[Delivery]] = {}
+        # Of handlers of batches; theirs wait nowhere else.
+        self._gathering: dict[int, Gathering] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._running: dict[int, int] = {}
+        self._starting: set[int] = set()
+        # Tasks that have nothing to do: one for each handler at most.
+        self._standing_by: dict[int, anyio.Event] = {}
+        self._is_stopping = False
+        self._scopes: set[anyio.CancelScope] = set()
+        # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
+        # None for a plain function, which cannot be cancelled.
+        self._attempts: dict[int, anyio.CancelScope | Share | None] = {}
+        # Running, and to be reported as cancelled however they end.
+        self._called_off: set[int] = set()
+        self.ticked_at = time.monotonic()
+        self._called_at = self.ticked_at
+        self._lag_seconds = 0.0
+
+    @property
+    def running(self) -> list[str]:
+        """The names of the handlers that run now."""
+        names = [self._handlers[number].name for number, count in self._running.items() if count]
+        return names + [name for name in self.left if name not in names]
+
+    @property
+    def left(self) -> list[str]:
+        """The names of the plain handlers that were given up on, and run on in their threads."""
+        return [name for name, room in self._rooms.items() if room < self._limits[name]]
+
+    def room(self, name: str) -> int:
+        """How many of this handler may run at once, now. From any thread."""
+        return self._rooms[name]
+
+    def load(self) -> dict[str, float]:
+        """How many handlers run, and the longest their loop has kept others waiting, in seconds, since last asked.
+
+        Called from the runtime's thread.
+        """
+        now_waiting = time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
+        lag, self._lag_seconds = max(self._lag_seconds, now_waiting), 0.0
+        left = sum(self._limits[name] - self._rooms[name] for name in self.left)
+        return {"running": sum(self._running.values()) + left, "loop_lag_seconds": round(lag, 3)}
+
+    def is_open(self, name: str) -> bool:
+        """Whether this handler may run: the lifespan of its agent, if it has one, has started. From any thread."""
+        return self._by_name[name].agent in self._states
+
+    def release(self, agent: str) -> None:
+        """Give back what waits for an agent that has closed. Called on the loop of user code."""
+        for number, handler in tuple(self._handlers.items()):
+            if handler.agent == agent:
+                self._start(number)
+                if number in self._gathering:
+                    self._start_batch(number)
+
+    def know(self, numbers: Mapping[str, int]) -> None:
+        """Learn the numbers of the subscriptions. Called from the runtime's thread, before they are used."""
+        for name, number in numbers.items():
+            self._waiting.setdefault(number, deque())
+            self._running.setdefault(number, 0)
+            self._handlers[number] = handler = self._by_name[name]
+            if handler.batch is not None:
+                self._gathering.setdefault(number, Gathering(handler.batch.size, handler.batch.within))
+
+    def hand_over(self, deliveries: Iterable[Delivery]) -> None:
+        """Take deliveries to be run. Called from the runtime's thread; returns at once."""
+        self._inbox.extend(deliveries)
+        self._call()
+
+    def tick(self) -> None:
+        """Ask the loop of user code for a sign of life. Called from the runtime's thread."""
+        self._call()
+
+    def stop_waiting(self) -> None:
+        """Start nothing more, and give back what has not begun. Called from the runtime's thread."""
+        self._is_stopping = True
+        self._call()
+
+    def cancel(self) -> None:
+        """Cancel what still runs, and give it back. Called from the runtime's thread."""
+        self._soon(self._cancel)
+
+    def revoke(self, deliveries: Sequence[Delivery]) -> None:
+        """End or skip the attempts of deliveries whose leases are lost. Called from the runtime's thread.
+
+        A plain function cannot be stopped in its thread: it runs on, its slot stays taken, and its result is refused.
+        """
+        self._soon(partial(self._revoke, deliveries))
+
+    def _revoke(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            if self._remove_waiting(delivery):
+                self._report(Report(delivery, outcome="released"))
+            elif id(delivery) in self._attempts:
+                self._cancel_one(delivery)
+
+    def call_off(self, deliveries: Sequence[Delivery]) -> None:
+        """End attempts that an operator has cancelled. Called from the runtime's thread.
+
+        A plain function cannot be stopped in its thread: it runs on, and its result is dropped.
+        """
+        self._soon(partial(self._call_off, deliveries))
+
+    def _call_off(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            name = id(delivery)
+            if self._remove_waiting(delivery):
+                self._report(Report(delivery, outcome="cancelled"))
+            elif name in self._attempts and name not in self._called_off:
+                self._called_off.add(name)
+                self._cancel_one(delivery)
+
+    def _cancel_one(self, delivery: Delivery) -> None:
+        if (scope := self._attempts[id(delivery)]) is not None:
+            scope.cancel()
+            return
+        _log.warning(
+            "%s on message %s runs on in its thread, where a plain function cannot be stopped: its slot stays taken "
+            "until it ends, and nothing comes of it",
+            self._handlers[delivery.subscription].name,
+            delivery.place[0],
+        )
+
+    def _leave(self, handler: Handler) -> None:
+        """A plain function was given up on: until it has ended in its thread, there is room for one less."""
+        self._rooms[handler.name] -= 1
+        room, limit = self._rooms[handler.name], self._limits[handler.name]
+        _log.warning(
+            "%s was given up on and runs on in its thread, where a plain function cannot be stopped: its slot stays "
+            "taken until it ends; %d of %d are free of such",
+            handler.name,
+            room,
+            limit,
+        )
+        self._moved()
+        if room == 0:
+            self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
+
+    def _wait_no_longer(self, handler: Handler) -> None:
+        """Where threads that do not end take every slot, give back what waits: other workers may have room."""
+        if self._rooms[handler.name] > 0:
+            return
+        for number, each in tuple(self._handlers.items()):
+            # Nobody but this process has what is handed to each.
+            if each is handler and number > 0:
+                waiting = self._gathering.get(number, self._waiting[number])
+                while waiting:
+                    self._give_back(waiting.take() if isinstance(waiting, Gathering) else [waiting.popleft()])
+        self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
+
+    def _leave_no_more(self, handler: Handler) -> None:
+        self._rooms[handler.name] += 1
+        _log.info("a thread of %s that was given up on has ended", handler.name)
+        self._moved()
+        for number, each in tuple(self._handlers.items()):
+            if each is handler:
+                self._start(number)
+                if number in self._gathering:
+                    self._start_batch(number)
+
+    def _remove_waiting(self, delivery: Delivery) -> bool:
+        """Let a delivery go that has not begun; returns whether it was there."""
+        if (gathering := self._gathering.get(delivery.subscription)) is not None:
+            return gathering.remove(delivery)
+        waiting = self._waiting[delivery.subscription]
+        if delivery not in waiting:
+            return False
+        waiting.remove(delivery)
+        return True
+
+    def _call(self) -> None:
+        # One call covers everything that gathers until it is made.
+        if not self._is_called.is_set():
+            self._called_at = time.monotonic()
+            self._is_called.set()
+            self._soon(self._begin)
+
+    def _soon(self, function: Callable[[], object]) -> None:
+        # A loop that has ended runs nothing any more.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)
+
+    def _begin(self) -> None:
+        self._is_called.clear()
+        self.ticked_at = time.monotonic()
+        self._lag_seconds = max(self._lag_seconds, self.ticked_at - self._called_at)
+        while self._inbox:
+            delivery = self._inbox.popleft()
+            if (gathering := self._gathering.get(delivery.subscription)) is not None:
+                gathering.add(delivery, self.ticked_at)
+            else:
+                self._waiting[delivery.subscription].append(delivery)
+        for number in tuple(self._handlers):
+            self._start(number)
+        for number in self._gathering:
+            self._start_batch(number)
+
+    def _start(self, number: int) -> None:
+        """Have one handler's waiting deliveries run, or given back when there is nobody to run them."""
+        waiting, handler = self._waiting[number], self._handlers[number]
+        # As `_may_begin` says; this is passed twice for each attempt.
+        while waiting and (self._is_stopping or handler.agent not in self._states):
+            self._give_back([waiting.popleft()])
+        # One task is started at a time, and it starts the next: handlers that never wait need only one.
+        if waiting and number not in self._starting and self._running[number] < self._rooms[handler.name]:
+            self._starting.add(number)
+            self._running[number] += 1
+            if (called := self._standing_by.pop(number, None)) is not None:
+                called.set()
+            else:
+                self._tasks.start_soon(self._work, number)
+
+    async def _work(self, number: int) -> None:
+        """Run waiting deliveries of one handler, one after another; when there are none, stand by if nobody does."""
+        self._starting.discard(number)
+        waiting, handler = self._waiting[number], self._handlers[number]
+        task = asyncio.current_task()
+        assert task is not None
+        state, rooms, name = _TASK_STATES.get(task), self._rooms, handler.name
+        try:
+            while waiting and self._running[number] <= rooms[name] and not self._is_stopping:
+                # One scope serves many attempts: only one that was cancelled needs another after it.
+                with anyio.CancelScope() as scope:
+                    self._scopes.add(scope)
+                    try:
+                        while (
+                            waiting
+                            and self._running[number] <= rooms[name]
+                            and not self._is_stopping
+                            and not scope.cancel_called
+                        ):
+                            delivery = waiting.popleft()
+                            self._start(number)
+                            await self._run(handler, delivery, scope)
+                            del delivery
+                            if state is not None and state.cancel_scope is not scope:
+                                _leave_scopes(handler, state, scope)
+                            if task.cancelling():
+                                await _shake_off_cancellation()
+                            if self._may_stand_by(number) and not scope.cancel_called:
+                                await self._stand_by(number)
+                    finally:
+                        self._scopes.discard(scope)
+        finally:
+            self._running[number] -= 1
+            self._start(number)
+
+    def _may_stand_by(self, number: int) -> bool:
+        return not (self._waiting[number] or number in self._standing_by or self._is_stopping)
+
+    async def _stand_by(self, number: int) -> None:
+        """Wait for the next delivery: to make a task for it would be a tenth of its way to an idle handler."""
+        self._running[number] -= 1
+        called = self._standing_by[number] = anyio.Event()
+        # What was handled is not kept for as long as that.
+        attempt_of_logs.set(None)
+        try:
+            await called.wait()
+        except asyncio.CancelledError:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            # Somebody who knew it by an attempt that has ended meant that one.
+            _forget_cancellation()
+        finally:
+            if self._standing_by.get(number) is called:
+                del self._standing_by[number]
+                self._running[number] += 1
+            else:
+                self._starting.discard(number)
+
+    def _start_batch(self, number: int) -> None:
+        """Have the next batch run when it is ready, or given back when everything ends."""
+        gathering, handler = self._gathering[number], self._handlers[number]
+        if (timer := self._timers.pop(number, None)) is not None:
+            timer.cancel()
+        while len(gathering) and not self._may_begin(handler):
+            self._give_back(gathering.take())
+        while self._running[number] < self._rooms[handler.name]:
+            seconds = gathering.ready_in(time.monotonic())
+            if seconds is None:
+                return
+            if seconds > 0:
+                self._timers[number] = self._loop.call_later(seconds, self._start_batch, number)
+                return
+            self._running[number] += 1
+            self._tasks.start_soon(self._work_batch, number, gathering.take())
+
+    def _may_begin(self, handler: Handler) -> bool:
+        return not self._is_stopping and handler.agent in self._states
+
+    def _give_back(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            self._report(Report(delivery, outcome="released"))
+
+    async def _work_batch(self, number: int, deliveries: list[Delivery]) -> None:
+        """Run one batch, and have the next one run."""
+        handler = self._handlers[number]
+        if not self._may_begin(handler):
+            self._running[number] -= 1
+            self._give_back(deliveries)
+            return
+        try:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                try:
+                    await self._run_batch(handler, deliveries, scope)
+                    state = _TASK_STATES.get(asyncio.current_task())
+                    if state is not None and state.cancel_scope is not scope:
+                        _leave_scopes(handler, state, scope)
+                finally:
+                    self._scopes.discard(scope)
+        finally:
+            self._running[number] -= 1
+            self._start_batch(number)
+
+    async def _run_batch(
+        self, handler: Handler, deliveries: list[Delivery], scope: anyio.CancelScope
+    ) -> None:
+        began, clock = time.time(), time.monotonic()
+        batch = self._attempting.gathered(handler, deliveries)
+        names = {id(delivery) for delivery in deliveries}
+        try:
+            for name in tuple(names):
+                self._attempts[name] = Share(names, name, scope.cancel) if handler.is_async else None
+            await self._attempting.many(batch, clock)
+        finally:
+            for delivery in deliveries:
+                del self._attempts[id(delivery)]
+            batch.give_back(time.monotonic() - clock)
+            for report in batch.reports.values():
+                self._end(handler, report, began)
+
+    async def _run(self, handler: Handler, delivery: Delivery, scope: anyio.CancelScope) -> None:
+        began, clock = time.time(), time.monotonic()
+        report: Report | None = None
+        try:
+            self._attempts[id(delivery)] = scope if handler.is_async else None
+            report = await self._attempting.one(handler, delivery, clock)
+        finally:
+            del self._attempts[id(delivery)]
+            if report is None:
+                report = Report(delivery, time.monotonic() - clock, "released")
+            self._end(handler, report, began)
+
+    def _end(self, handler: Handler, report: Report, began: float) -> None:
+        """Report an attempt, and tell the observer of it."""
+        if self._called_off and id(report.delivery) in self._called_off:
+            self._called_off.discard(id(report.delivery))
+            report = Report(report.delivery, report.seconds, "cancelled")
+            _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
+        self._report(report)
+        if self._observer is not None and report.outcome != "released":
+            self._observe(Attempt(handler, report.delivery, began, report))
+
+    def _observe(self, attempt: Attempt) -> None:
+        assert self._observer is not None
+        try:
+            self._observer(attempt)
+        except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
+            _log.error(
+                "the observer failed; the work goes on: %s (at %s)",
+                text_of(error),
+                ", ".join(places_of(error)),
+            )
+
+    def _cancel(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+
+
+def _leave_scopes(handler: Handler, state: Any, scope: anyio.CancelScope) -> None:
+    """Leave the scopes that a handler entered and never left: one whose time is over would cancel the next attempt."""
+    _log.warning(
+        "%s left a cancel scope or a task group open; enter it by `with` or `async with`", handler.name
+    )
+    while state.cancel_scope not in (scope, None):
+        left = state.cancel_scope
+        left.cancel()
+        left.__exit__(None, None, None)
+
+
+async def _shake_off_cancellation() -> None:
+    """A handler may have cancelled the task it ran in: the next delivery must not suffer for it."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    _forget_cancellation()
+
+
+def _forget_cancellation() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    while task.cancelling():
+        task.uncancel()

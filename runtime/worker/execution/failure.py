@@ -1,0 +1,183 @@
+"""What becomes of a delivery whose attempt ended in an error? Another attempt, later, or a dead letter."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from runtime.agent.handler import Handler
+from runtime.agent.retry import LONGEST_SECONDS, Reject, Retry, RetryLater, is_a, is_delay, later_seconds
+from runtime.errors import InvalidPayload, NotAwaited
+from runtime.store import Delivery, Outcome, Report
+from runtime.tracebacks import line_of, members_of, places_of, text_of, trace_of
+
+_log = logging.getLogger("runtime.handlers")
+_ERROR_CHARACTERS = 4_000
+_TRACEBACK_CHARACTERS = 20_000
+_AWAITED_NOTHING = re.compile(r"\bawait\s+[\w.]*?(\w+\.(?:emit|say|fail|answer))\(")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """An error as text that can be stored and logged, made once however the error behaves.
+
+    Attributes:
+        error: what decides what follows.
+        text: its class and its words.
+        trace: its traceback.
+        places: where it was raised in the user's own code, as `; raised at …`; empty where that is nowhere.
+    """
+
+    error: BaseException
+    text: str
+    trace: str
+    places: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "_Told":
+        places = places_of(error)
+        error = _awaited_nothing(error) or error
+        return cls(
+            error,
+            storable(text_of(error), _ERROR_CHARACTERS),
+            storable(trace_of(error), _TRACEBACK_CHARACTERS),
+            f"; raised at {', called from '.join(places)}" if places else "",
+        )
+
+
+def failure(
+    handler: Handler, delivery: Delivery, seconds: float, error: BaseException, random: Random
+) -> Report:
+    """Return what becomes of a delivery whose attempt ended in an error after so long, and log it once."""
+    [report] = failures(handler, [delivery], seconds, error, random)
+    return report
+
+
+def failures(
+    handler: Handler, deliveries: Sequence[Delivery], seconds: float, error: BaseException, random: Random
+) -> list[Report]:
+    """Return what becomes of deliveries whose common attempt ended in an error, and log it once."""
+    if not deliveries:
+        return []
+    told = _Told.of(error)
+    reports = [_report(handler, delivery, seconds, told, random) for delivery in deliveries]
+    _log_failure(handler, reports, told)
+    return reports
+
+
+def _report(handler: Handler, delivery: Delivery, seconds: float, told: _Told, random: Random) -> Report:
+    """What becomes of one delivery."""
+    if handler.deliver == "each":
+        return Report(delivery, seconds, "dead", reason="failed", error=told.text)
+    delay = _delay(handler, told, _attempt(delivery), random)
+    if delay is not None and _is_put_off(told.error):
+        return Report(delivery, seconds, "later", delay=delay, error=told.text)
+    members = members_of(told.error)
+    reason = (
+        "rejected"
+        if any(is_a(each, (Reject,)) for each in members)
+        else "invalid"
+        if any(is_a(each, (InvalidPayload,)) for each in members)
+        else "failed"
+    )
+    outcome: Outcome = "dead" if delay is None else "failed"
+    return Report(
+        delivery, seconds, outcome, reason=reason, delay=delay, error=told.text, traceback=told.trace
+    )
+
+
+def _delay(handler: Handler, told: _Told, attempt: int, random: Random) -> float | None:
+    """The seconds until the next attempt, or None for a dead letter."""
+    retry = handler.retry
+    members = members_of(told.error)
+    if any(not is_a(each, (Exception,)) and is_a(each, retry.never_on) for each in members):
+        return None
+    try:
+        delay = retry.decide(_as_exceptions(members, told), attempt, random)
+        if delay is None or is_delay(delay):
+            return None if delay is None else min(delay, LONGEST_SECONDS)
+        raise ValueError("it is no number of seconds")
+    except BaseException as error:  # noqa: BLE001 - a Retry of the user's own
+        _log.error("the retry of %s cannot decide, so the usual one does: %s", handler.name, text_of(error))
+        return Retry().decide(RuntimeError(told.text), attempt, random)
+
+
+def _as_exceptions(members: Sequence[BaseException], told: _Told) -> BaseException:
+    """The error to decide by: what is no Exception, such as a SystemExit, is a failure like any other here."""
+    if all(is_a(each, (Exception,)) for each in members):
+        return told.error
+    exceptions = [each if isinstance(each, Exception) else RuntimeError(text_of(each)) for each in members]
+    return exceptions[0] if len(exceptions) == 1 else ExceptionGroup(told.text, exceptions)
+
+
+def _is_put_off(error: BaseException) -> bool:
+    return any(later_seconds(each) is not None for each in members_of(error))
+
+
+def _awaited_nothing(error: BaseException) -> NotAwaited | None:
+    """The mistake in plain words, where `await context.emit(…)` has ended in Python's own."""
+    if type(error) is not TypeError or "await" not in (text := text_of(error)) or "NoneType" not in text:
+        return None
+    found = _AWAITED_NOTHING.search(line_of(error))
+    if found is None:
+        return None
+    name, places = found[1], places_of(error)
+    mistake = NotAwaited(
+        f"{name.rpartition('.')[2]} is not awaited: it returns at once. Write `{name}(…)` without `await`"
+        f"{f', at {places[0]}' if places else ''}."
+    )
+    return mistake.with_traceback(error.__traceback__)
+
+
+def _attempt(delivery: Delivery) -> int:
+    """Crashes count for themselves, so they use up no attempt of the handler's."""
+    return delivery.message.attempt - delivery.crashes
+
+
+def _log_failure(handler: Handler, reports: Sequence[Report], told: _Told) -> None:
+    first = reports[0].delivery.message
+    details = {
+        "agent": handler.agent, "handler": handler.name, "key": first.key, "message_id": first.id,
+        "attempt": first.attempt,
+    }  # fmt: skip
+    which = f"message {first.id}" if len(reports) == 1 else f"{len(reports)} messages, {first.id} the first"
+    if handler.deliver == "each":
+        _log.warning(
+            "%s failed on %s: %s; nothing is kept of it%s",
+            handler.name, which, told.text, told.places, extra=details,
+        )  # fmt: skip
+        return
+    if all(report.outcome == "later" for report in reports):
+        _log.info("%s put %s off: %s", handler.name, which, _why(told), extra=details)
+        return
+    soonest = min((report.delay for report in reports if report.delay is not None), default=None)
+    dead = sum(report.delay is None for report in reports)
+    then = (
+        f"{'it is a dead letter' if len(reports) == 1 else f'{dead} are dead letters'} now"
+        if dead
+        else f"trying again in {soonest:.1f} s"
+    )
+    _log.warning(
+        "%s failed on %s (attempt %s): %s; %s%s",
+        handler.name,
+        which,
+        _attempt(reports[0].delivery),
+        told.text,
+        then,
+        told.places,
+        extra=details,
+    )
+
+
+def _why(told: _Told) -> str:
+    """Why a handler puts a delivery off, in its own words."""
+    return told.error.why if type(told.error) is RetryLater else told.text
+
+
+def storable(text: str, limit: int) -> str:
+    """The text as PostgreSQL can keep it, its end rather than its beginning when it is long."""
+    # Cut before it is cleaned: a text may be as large as the memory holds.
+    kept = text[-limit:] if len(text) > limit else text
+    cleaned = kept.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return cleaned if len(text) <= limit else f"… {cleaned}"

@@ -1,0 +1,115 @@
+"""What can Prometheus know of a worker? Attempts as they end, and how the worker stands when it is asked."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from runtime.worker.dispatcher import Dispatcher
+from runtime.worker.execution.attempt import Attempt
+
+_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900)
+_WAKEUPS: Final = "wake-ups by "
+_COUNTS: Final = {
+    "exchanges": ("runtime_exchanges", "Round trips to the store."),
+    "taken": ("runtime_deliveries_taken", "Deliveries taken from the store."),
+    "done": ("runtime_deliveries_done", "Deliveries finished, as the store confirmed."),
+    "refused": ("runtime_results_refused", "Late results refused by the store."),
+    "leases lost": ("runtime_leases_lost", "Leases that went to another worker."),
+    "leases lapsed": ("runtime_leases_lapsed", "Leases that could not be renewed in time."),
+}
+_STATES: Final = ("fresh", "leased", "waiting", "parked", "blocked")
+
+
+class Metrics:
+    """The figures of one worker in a registry of its own: keys and handlers are labels, values never."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._attempts = Counter(
+            "runtime_attempts", "Attempts that ended.", ["handler", "outcome"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "runtime_attempt_seconds", "How long attempts took.", ["handler"],
+            buckets=_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self._emitted = Counter(
+            "runtime_emitted_messages", "Messages that handlers emitted.", ["handler"], registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+
+    def observe(self, attempt: Attempt) -> None:
+        """Count an attempt."""
+        handler, report = attempt.handler.name, attempt.report
+        self._attempts.labels(handler, report.outcome or "done").inc()
+        self._seconds.labels(handler).observe(report.seconds)
+        if report.emits:
+            self._emitted.labels(handler).inc(len(report.emits))
+
+    def watch(self, dispatcher: Dispatcher) -> "Standing":
+        """Tell with each scrape how this dispatcher stands, too."""
+        standing = Standing(dispatcher)
+        self.registry.register(standing)
+        return standing
+
+
+class Standing(Collector):
+    """How a worker stands, read when asked.
+
+    Attributes:
+        stats: what `stream_stats` last told; empty as long as nobody asked.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.stats: dict[str, Any] = {}
+
+    def describe(self) -> list[Metric]:
+        """Nothing is known before the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        counts, plan = dict(self._dispatcher.counts), self._dispatcher.plan
+        for name, (metric, text) in _COUNTS.items():
+            yield CounterMetricFamily(metric, text, value=counts.get(name, 0))
+        woken = CounterMetricFamily("runtime_wakeups", "Hints to look again, by way.", labels=["path"])
+        for name, count in counts.items():
+            if name.startswith(_WAKEUPS):
+                woken.add_metric([name.removeprefix(_WAKEUPS)], count)
+        yield woken
+        yield GaugeMetricFamily(
+            "runtime_deliveries_held", "Deliveries this worker holds a lease on.", value=len(plan.held)
+        )
+        yield GaugeMetricFamily(
+            "runtime_live", "1 while a push path is live, 0 while the worker polls.", value=plan.reach.is_live
+        )
+        paths = GaugeMetricFamily("runtime_path_live", "1 while this push path delivers.", labels=["path"])
+        for path in sorted(plan.reach.expected):
+            paths.add_metric([path], path in plan.reach.lively)
+        yield paths
+        yield from _of_subscriptions(self.stats.get("subscriptions", []))
+
+
+def _of_subscriptions(subscriptions: list[dict[str, Any]]) -> Iterator[Metric]:
+    """What waits in the whole stream: every worker tells the same, so take the maximum and not the sum."""
+    backlog = GaugeMetricFamily(
+        "runtime_backlog", "Deliveries that have not ended, by state.", labels=["subscription", "state"]
+    )
+    oldest = GaugeMetricFamily(
+        "runtime_oldest_seconds", "Age of the oldest message that waits.", labels=["subscription"]
+    )
+    dead = GaugeMetricFamily("runtime_dead_letters", "Dead letters.", labels=["subscription"])
+    workers = GaugeMetricFamily(
+        "runtime_workers", "Workers seen in the last minute.", labels=["subscription"]
+    )
+    for each in subscriptions:
+        name = each["name"]
+        for state in _STATES:
+            backlog.add_metric([name, state], each[state])
+        oldest.add_metric([name], each["oldest_seconds"] or 0)
+        dead.add_metric([name], each["dead"])
+        workers.add_metric([name], each["workers"])
+    yield from (backlog, oldest, dead, workers)

@@ -1,0 +1,369 @@
+"""How does each live process get each message? By reading the stream itself: nothing is kept for it anywhere.
+
+A handler declared with `deliver="each"` has no subscription and no deliveries. Every process reads what is new under
+its patterns, as a listener does, hands it to the handler, and forgets it. Wake-ups come over the worker's own socket;
+only rows tell of what every process wants, so announcements to the worker do not count.
+"""
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import anyio
+
+from runtime.agent.handler import Handler
+from runtime.backoff import backoff_seconds
+from runtime.client.listener import Reader
+from runtime.errors import StoreError
+from runtime.keys import matches
+from runtime.message import Message
+from runtime.settings import Settings
+from runtime.store import Delivery, Report, Store
+from runtime.wakeups import Listener, Path, Reach, Wakeups
+from runtime.wakeups.polling import Pace
+from runtime.worker.execution.executor import Runner
+
+_log = logging.getLogger("runtime.worker.pubsub")
+# What comes in between is read together.
+_GATHER_SECONDS = 0.05
+# How many messages may wait for a handler, and how long a page that it has no room for is kept.
+_WAITING = 1_000
+_PATIENCE_SECONDS = 5.0
+_SAY_SECONDS = 10.0
+# Announcements are addressed to workers with work; they say nothing of what each process reads.
+_ADDRESSED = ("broadcast", "notify")
+
+
+class Each:
+    """The handlers of one process that get each message.
+
+    It lives on the runtime's own loop; what is called from elsewhere says so.
+
+    Args:
+        handlers: those declared with `deliver="each"`.
+        limits: how many of each may run at once, by the handler's name.
+        store: where messages live.
+        runner: where handlers run.
+        settings: the paces.
+
+    Attributes:
+        counts: what happened so far: heard, dropped, and emits that were lost.
+    """
+
+    def __init__(
+        self,
+        handlers: Sequence[Handler],
+        limits: Mapping[str, int],
+        store: Store,
+        runner: Runner,
+        settings: Settings,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._reach = Reach(frozenset({"postgres_changes"}))
+        self._loop = asyncio.get_running_loop()
+        self._reports: deque[Report] = deque()
+        self._is_told = False
+        # Numbers below zero: no subscription has one.
+        self._ears = {
+            -place: _Ear(self, handler, -place, limits[handler.name], store, runner, settings)
+            for place, handler in enumerate(handlers, start=1)
+        }
+        runner.know({ear.handler.name: number for number, ear in self._ears.items()})
+        self._reading = anyio.CancelScope()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether every handler hears what is written now. From any thread."""
+        return all(ear.has_begun for ear in self._ears.values())
+
+    @property
+    def is_live(self) -> bool:
+        """Whether rows are pushed, so that nobody has to poll."""
+        return self._reach.is_live
+
+    async def run(self) -> None:
+        """Read and hand over until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for ear in self._ears.values():
+                tasks.start_soon(ear.send_emits)
+            with self._reading:
+                async with anyio.create_task_group() as readers:
+                    for ear in self._ears.values():
+                        readers.start_soon(ear.read)
+
+    def stop(self) -> None:
+        """Read nothing more; what runs goes on. From any thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self._reading.cancel()
+        for ear in self._ears.values():
+            ear.drop_waiting()
+
+    def open_and_close(self) -> None:
+        """Look which handlers are open now: the others hear nothing. From any thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._look)
+
+    async def drained(self) -> None:
+        """Return when nothing runs any more and every emit is sent."""
+        for ear in self._ears.values():
+            await ear.rested()
+
+    def report(self, report: Report) -> None:
+        """Take note of how a run ended. Called from the loop of user code."""
+        self._reports.append(report)
+        if not self._is_told:
+            self._is_told = True
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._absorb)
+
+    def _absorb(self) -> None:
+        self._is_told = False
+        while self._reports:
+            report = self._reports.popleft()
+            self._ears[report.delivery.subscription].ended(report)
+
+    def hearing(self, source: Wakeups) -> Wakeups:
+        """The same source of wake-ups, which tells this too."""
+        return _Overheard(source, self)
+
+    # Called by the wake-ups
+
+    def wake(self, why: str, message: int | None = None) -> None:
+        """Read now."""
+        if why not in _ADDRESSED:
+            self._look()
+
+    def live(self, path: Path) -> None:
+        """Read once, then wait for wake-ups, if the path tells of rows."""
+        if path in self._reach.expected:
+            self._reach.live(path)
+            self._look()
+
+    def gap(self, path: Path, why: str) -> None:
+        """Read now."""
+        self._look()
+
+    def lost(self, path: Path, why: str) -> None:
+        """Poll."""
+        self._reach.lost(path)
+        self._look()
+
+    def prove(self, nonce: str) -> None:
+        """Nothing: the worker sends nonces."""
+
+    def _look(self) -> None:
+        for ear in self._ears.values():
+            ear.woken.set()
+
+
+class _Ear:
+    """One handler: what it reads, what waits for it, and what it emits. A slow one holds up itself alone."""
+
+    def __init__(
+        self,
+        each: Each,
+        handler: Handler,
+        number: int,
+        limit: int,
+        store: Store,
+        runner: Runner,
+        settings: Settings,
+    ) -> None:
+        self.handler = handler
+        self.has_begun = False
+        self.woken = anyio.Event()
+        self._each = each
+        self._number = number
+        self._limit = limit
+        self._store = store
+        self._runner = runner
+        self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
+        self._sweep_seconds = settings.sweep_seconds
+        self._random = Random()
+        self._waiting: deque[Message[Any]] = deque()
+        self._running = 0
+        self._moved = anyio.Event()
+        self._outbox: deque[Report] = deque()
+        self._emitted = anyio.Event()
+        self._dropped = 0
+        self._said_at = -_SAY_SECONDS
+        self._trouble = ""
+
+    async def read(self) -> None:
+        """Read what is written from now on, for ever; a store that is away is waited for."""
+        failures = 0
+        readers: list[Reader] = []
+        while True:
+            self.woken = anyio.Event()
+            if not self._runner.is_open(self.handler.name):
+                # Nobody is there to hear it; what is said until then passes by, as it does before a process starts.
+                readers = []
+                await self.woken.wait()
+                continue
+            try:
+                if not readers:
+                    readers = [
+                        await Reader.begin(self._store, pattern, None) for pattern in self.handler.patterns
+                    ]
+                    self.has_begun = True
+                fresh = await self._fresh(readers)
+            except StoreError as error:
+                failures += 1
+                self._say_trouble(error)
+                await anyio.sleep(backoff_seconds(min(failures, 8), first=0.1, cap=5.0, random=self._random))
+                continue
+            failures = 0
+            self._say_back()
+            await self._take(fresh)
+            if fresh:
+                self._pace.active()
+            else:
+                await self._rest()
+            await anyio.sleep(_GATHER_SECONDS)
+
+    async def _fresh(self, readers: Sequence[Reader]) -> list[Message[Any]]:
+        """What was not read before, once, in the order of the ids."""
+        patterns = self.handler.patterns
+        fresh = [
+            message
+            for place, reader in enumerate(readers)
+            for message in await reader.fresh()
+            # The first pattern that matches has it.
+            if not any(matches(pattern, message.key) for pattern in patterns[:place])
+        ]
+        return sorted(fresh, key=lambda message: message.id) if len(readers) > 1 else fresh
+
+    async def _rest(self) -> None:
+        seconds = self._sweep_seconds if self._each.is_live else self._pace.next_seconds()
+        with anyio.move_on_after(seconds):
+            await self.woken.wait()
+
+    async def _take(self, fresh: Sequence[Message[Any]]) -> None:
+        """Have messages wait for the handler; when it makes no room for them in time, the oldest are dropped."""
+        self._waiting.extend(fresh)
+        self._each.counts["heard"] += len(fresh)
+        self._start()
+        with anyio.move_on_after(_PATIENCE_SECONDS):
+            while len(self._waiting) > _WAITING:
+                self._moved = anyio.Event()
+                await self._moved.wait()
+        while len(self._waiting) > _WAITING:
+            self._waiting.popleft()
+            self._dropped += 1
+            self._each.counts["dropped"] += 1
+        if self._dropped and anyio.current_time() >= self._said_at + _SAY_SECONDS:
+            self._said_at = anyio.current_time()
+            _log.warning(
+                "%s is too slow: %d of the messages that waited for it were dropped, the oldest first; nothing is "
+                'kept for deliver="each"',
+                self.handler.name,
+                self._dropped,
+            )
+            self._dropped = 0
+
+    def _start(self) -> None:
+        free = min(self._limit - self._running, len(self._waiting))
+        if free > 0:
+            self._running += free
+            self._runner.hand_over([Delivery(self._number, self._waiting.popleft(), "") for _ in range(free)])
+
+    def ended(self, report: Report) -> None:
+        """A run has ended: send what it emits, and only then run another in its place."""
+        if report.emits:
+            self._outbox.append(report)
+            self._emitted.set()
+        else:
+            self._free()
+
+    def _free(self) -> None:
+        self._running -= 1
+        self._start()
+        self._moved.set()
+
+    async def send_emits(self) -> None:
+        """Send what the handler emits, each run's in one transaction and at most once, for ever."""
+        while True:
+            while self._outbox:
+                report = self._outbox.popleft()
+                try:
+                    await self._store.write(report.emits)
+                except StoreError as error:
+                    self._each.counts["emits lost"] += len(report.emits)
+                    _log.warning(
+                        "what %s emitted on message %s may be lost: %s",
+                        self.handler.name, report.delivery.place[0], error,
+                    )  # fmt: skip
+                finally:
+                    self._free()
+            self._emitted = anyio.Event()
+            await self._emitted.wait()
+
+    def drop_waiting(self) -> None:
+        """Nothing more is to begin."""
+        self._waiting.clear()
+        self._moved.set()
+
+    async def rested(self) -> None:
+        """Return when nothing runs."""
+        while self._running:
+            self._moved = anyio.Event()
+            await self._moved.wait()
+
+    def _say_trouble(self, error: StoreError) -> None:
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            _log.warning("%s hears nothing now: %s Reading again when it can.", self.handler.name, error)
+
+    def _say_back(self) -> None:
+        if self._trouble:
+            self._trouble = ""
+            _log.info("%s hears again", self.handler.name)
+
+
+class _Overheard:
+    """A source of wake-ups that tells two."""
+
+    def __init__(self, source: Wakeups, each: Each) -> None:
+        self.paths = source.paths
+        self.doubt = source.doubt
+        self._source = source
+        self._each = each
+
+    async def run(self, listener: Listener) -> None:
+        """Listen for ever, for both."""
+        await self._source.run(_Both(listener, self._each))
+
+
+@dataclass(frozen=True, slots=True)
+class _Both:
+    """Tells the worker first, then those who listen beside it."""
+
+    worker: Listener
+    each: Each
+
+    def wake(self, why: str, message: int | None = None) -> None:
+        self.worker.wake(why, message)
+        self.each.wake(why, message)
+
+    def live(self, path: Path) -> None:
+        self.worker.live(path)
+        self.each.live(path)
+
+    def gap(self, path: Path, why: str) -> None:
+        self.worker.gap(path, why)
+        self.each.gap(path, why)
+
+    def lost(self, path: Path, why: str) -> None:
+        self.worker.lost(path, why)
+        self.each.lost(path, why)
+
+    def prove(self, nonce: str) -> None:
+        self.worker.prove(nonce)

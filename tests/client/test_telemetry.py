@@ -1,0 +1,237 @@
+"""One trace through agents of two processes, its metrics, and nothing private in it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from runtime import Agent, BatchContext, Context, Message, Retry, connect
+from runtime.client.telemetry import current_ids
+from runtime.message import Draft
+from tests.integration.conftest import running, until
+from tests.worker.test_worker import direct, ready
+
+pytestmark = pytest.mark.anyio
+
+OTHER = """
+import json, sys
+import anyio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from runtime import Agent
+from runtime.settings import Settings
+from runtime.worker.worker import Worker
+
+tracers = TracerProvider()
+line = lambda span: span.to_json(indent=None) + "\\n"
+tracers.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(formatter=line)))
+trace.set_tracer_provider(tracers)
+agent = Agent("other")
+
+@agent.on("draft.written", emits="draft.approved")
+async def approve(text: str) -> str:
+    return text + "!"
+
+anyio.run(Worker([agent], Settings.load(database_url=sys.argv[1], telemetry=True)).run)
+"""
+
+
+@pytest.fixture(scope="module")
+def exporters() -> tuple[InMemorySpanExporter, InMemoryMetricReader]:
+    """The application's own providers, which can be set once per process."""
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers = TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    trace.set_tracer_provider(tracers)
+    metrics.set_meter_provider(MeterProvider([reader]))
+    return spans, reader
+
+
+@pytest.fixture
+def spans(exporters: tuple[InMemorySpanExporter, InMemoryMetricReader]) -> InMemorySpanExporter:
+    exporters[0].clear()
+    return exporters[0]
+
+
+def named(spans: InMemorySpanExporter, name: str) -> Any:
+    (found,) = [span for span in spans.get_finished_spans() if span.name == name]
+    return found
+
+
+async def test_a_request_and_its_answer_are_in_the_trace_of_whoever_asked(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    desk, shop = Agent("desk"), Agent("shop")
+
+    @desk.on("bill.wanted")
+    async def bill(item: str, context: Context) -> Any:
+        return await context.ask("price.wanted", item)
+
+    @shop.on("price.wanted")
+    async def price(item: str) -> int:
+        return 5
+
+    settings = direct(database, telemetry=True)
+    async with running([desk, shop], settings), connect(settings) as stream:
+        await ready(database, "desk.bill", "shop.price")
+        assert await stream.ask("bill.wanted", "pen") == 5
+        reply_to = (await stream.read("price.wanted"))[0].headers["reply_to"]
+    asked, handled = named(spans, "send price.wanted"), named(spans, "process price.wanted")
+    assert asked.parent.span_id == named(spans, "process bill.wanted").context.span_id
+    assert handled.parent.span_id == asked.context.span_id
+    assert named(spans, f"send {reply_to}").parent.span_id == handled.context.span_id
+    assert len({span.context.trace_id for span in spans.get_finished_spans()}) == 1
+
+
+async def test_one_trace_leads_through_agents_of_two_processes(
+    database: str, spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    first, last = Agent("first"), Agent("last")
+    ended = anyio.Event()
+
+    @first.on("note.found", emits="draft.written")
+    async def write(text: str) -> str:
+        with trace.get_tracer("user").start_as_current_span("thinking"):
+            return text
+
+    @last.on("draft.approved")
+    def publish(text: str, context: Context) -> None:
+        anyio.from_thread.run_sync(ended.set)
+
+    told: list[Any] = []
+
+    async def listen(process: Any) -> None:
+        text = b""
+        async for part in process.stdout:
+            text += part
+            *lines, text = text.split(b"\n")
+            told.extend(json.loads(line) for line in lines if line)
+
+    settings = direct(database, telemetry=True)
+    (tmp_path / "other.py").write_text(OTHER)
+    command = [sys.executable, str(tmp_path / "other.py"), database]
+    async with await anyio.open_process(command, stderr=None) as process, anyio.create_task_group() as tasks:
+        tasks.start_soon(listen, process)
+        try:
+            async with running([first, last], settings), connect(settings) as stream:
+                await ready(database, "first.write", "other.approve", "last.publish")
+                await stream.send("note.found", "private text")
+                with anyio.fail_after(60):
+                    await ended.wait()
+                await until(lambda: len(told) == 2)
+        finally:
+            process.kill()
+            tasks.cancel_scope.cancel()
+
+    send, write_span = named(spans, "send note.found"), named(spans, "process note.found")
+    emit, last_span = named(spans, "send draft.written"), named(spans, "process draft.approved")
+    theirs = {each["name"]: each for each in told}
+    approve, approved = theirs["process draft.written"], theirs["send draft.approved"]
+    # From cause to effect, each the child of the one before.
+    assert send.parent is None
+    assert write_span.parent.span_id == send.context.span_id
+    assert named(spans, "thinking").parent.span_id == write_span.context.span_id
+    assert emit.parent.span_id == write_span.context.span_id
+    assert int(approve["parent_id"], 16) == emit.context.span_id
+    assert approved["parent_id"] == approve["context"]["span_id"]
+    assert last_span.parent.span_id == int(approved["context"]["span_id"], 16)
+    assert {span.context.trace_id for span in spans.get_finished_spans()} == {
+        int(each["context"]["trace_id"], 16) for each in told
+    }
+    assert (send.kind.name, write_span.kind.name) == ("PRODUCER", "CONSUMER")
+    attributes = dict(write_span.attributes)
+    assert attributes["messaging.system"] == "agent_runtime"
+    assert attributes["messaging.operation.type"] == "process"
+    assert attributes["messaging.destination.name"] == "note.found"
+    assert attributes["messaging.consumer.group.name"] == "first.write"
+    assert attributes["messaging.message.id"] == "1"
+    assert not any("private text" in span.to_json() for span in spans.get_finished_spans())
+
+
+async def test_a_failure_marks_its_span_by_its_type_alone_and_is_counted(
+    database: str, spans: InMemorySpanExporter, exporters: Any
+) -> None:
+    agent = Agent("clumsy")
+
+    @agent.on("fall", retry=Retry(attempts=1))
+    async def fall(value: str, context: Context) -> None:
+        ids.append(current_ids())
+        raise ValueError(f"bad {value}")
+
+    ids: list[dict[str, str]] = []
+    settings = direct(database, telemetry=True)
+    async with running([agent], settings) as worker, connect(settings) as stream:
+        await ready(database, "clumsy.fall")
+        # Whatever a stranger writes there breaks nothing.
+        await stream.send("fall", "secret", headers={"traceparent": "nonsense", "tracestate": "x"})
+        await until(lambda: len(worker.attempts) == 1)  # type: ignore[attr-defined]
+    span = named(spans, "process fall")
+    assert span.parent is None
+    assert span.attributes["error.type"] == "ValueError"
+    assert span.status.status_code.name == "ERROR"
+    assert "secret" not in span.to_json()
+    assert ids == [{"trace_id": f"{span.context.trace_id:032x}", "span_id": f"{span.context.span_id:016x}"}]
+    data = exporters[1].get_metrics_data()
+    counted = {
+        metric.name: [point.attributes for point in metric.data.data_points]
+        for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+    }  # fmt: skip
+    for name in ("messaging.client.consumed.messages", "messaging.process.duration"):
+        assert any(point.get("error.type") == "ValueError" for point in counted[name])
+    assert any(
+        point["messaging.destination.name"] == "fall" for point in counted["messaging.client.sent.messages"]
+    )
+
+
+async def test_each_message_of_a_batch_has_a_span_in_its_own_trace_and_so_has_what_it_caused(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    agent = Agent("many")
+
+    @agent.on("one.of.many", batch=2, within=30)
+    async def take(messages: list[Message[int]], context: BatchContext) -> None:
+        with trace.get_tracer("user").start_as_current_span("thinking"):
+            for message in messages:
+                context.emit(f"caused.by.{message.value}", 0, cause=message)
+
+    settings = direct(database, telemetry=True)
+    async with running([agent], settings) as worker, connect(settings) as stream:
+        await ready(database, "many.take")
+        for number in range(2):
+            await stream.send("one.of.many", number)
+        await until(lambda: len(worker.attempts) == 2)  # type: ignore[attr-defined]
+    batch = named(spans, "process many.take")
+    assert batch.attributes["messaging.batch.message_count"] == 2
+    assert named(spans, "thinking").parent.span_id == batch.context.span_id
+    found = spans.get_finished_spans()
+    sends = sorted(
+        (span for span in found if span.name == "send one.of.many"), key=lambda span: span.start_time
+    )
+    processed = {span.parent.span_id: span for span in found if span.name == "process one.of.many"}
+    assert {link.context.span_id for link in batch.links} == {
+        span.context.span_id for span in processed.values()
+    }
+    for number, send in enumerate(sends):
+        emit = named(spans, f"send caused.by.{number}")
+        assert emit.parent.span_id == processed[send.context.span_id].context.span_id
+        assert emit.context.trace_id == send.context.trace_id != batch.context.trace_id
+
+
+def test_a_draft_that_carries_more_headers_keeps_the_value_it_was_made_with() -> None:
+    value = {"n": 1}
+    draft = Draft("a", value, headers={"kept": True}, delay=2)
+    value["n"] = 2
+    assert draft.carrying({"traceparent": "t"}).as_dict() == {
+        "key": "a", "delay": 2, "headers": {"kept": True, "traceparent": "t"}, "value": {"n": 1},
+    }  # fmt: skip
+    assert draft.as_dict()["headers"] == {"kept": True}
