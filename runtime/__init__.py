@@ -10,14 +10,26 @@ if TYPE_CHECKING:
     from runtime.agent.retry import Reject, Retry, RetryLater
     from runtime.agent.schedule import Tick
     from runtime.agent.source import Source
-    from runtime.broadcast import Said
+    from runtime.broadcast import Broadcast
     from runtime.client.stream import connect
     from runtime.message import Answer, Message, Priority
     from runtime.worker.serverless import drain
 
 __all__ = [
-    "Agent", "Answer", "BatchContext", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater", "Said",
-    "Source", "Tick", "connect", "drain",
+    "Agent",
+    "Answer",
+    "BatchContext",
+    "Broadcast",
+    "Context",
+    "Message",
+    "Priority",
+    "Reject",
+    "Retry",
+    "RetryLater",
+    "Source",
+    "Tick",
+    "connect",
+    "drain",
 ]  # fmt: skip
 
 _HOMES = {
@@ -30,7 +42,7 @@ _HOMES = {
     "Reject": "runtime.agent.retry",
     "Retry": "runtime.agent.retry",
     "RetryLater": "runtime.agent.retry",
-    "Said": "runtime.broadcast",
+    "Broadcast": "runtime.broadcast",
     "Source": "runtime.agent.source",
     "Tick": "runtime.agent.schedule",
     "connect": "runtime.client.stream",

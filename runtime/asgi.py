@@ -36,7 +36,7 @@ from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Sent, Store
 from runtime.wakeups.database_webhook import UNKNOWN_SECRET, DatabaseWebhook
-from runtime.webhooks.receiver import Refusal, Verifier, verifier_of
+from runtime.webhooks.receiver import Verifier, WebhookRefusal, verifier_of
 from runtime.worker.serverless import Drains
 from runtime.worker.worker import Worker
 
@@ -175,9 +175,9 @@ class WebhookApp:
         try:
             body = await read_body(request, verifier.source.max_bytes)
         except BodyRefused as error:
-            return _refused(name, Refusal(error.status, str(error)))
+            return _refused(name, WebhookRefusal(error.status, str(error)))
         verdict = verifier.judge(request.headers, body, now=time.time())
-        if isinstance(verdict, Refusal):
+        if isinstance(verdict, WebhookRefusal):
             return _refused(name, verdict)
         try:
             sent = await self._send(verdict)
@@ -254,7 +254,7 @@ class WebhookApp:
         return JSONResponse(told, 200 if is_ready else 503)
 
 
-def _refused(name: str, refusal: Refusal) -> Response:
+def _refused(name: str, refusal: WebhookRefusal) -> Response:
     _log.warning("a webhook to %s was refused (%d): %s", name, refusal.status, refusal.why)
     return PlainTextResponse(f"{refusal.why}\n", refusal.status)
 

@@ -16,12 +16,12 @@ EVENT = "said"
 TOPIC = "runtime:said"
 """The private Realtime topic of all that is said; what is said under one key goes to one of its own as well."""
 
-Speak = Callable[[str, str], None]
+SendBroadcast = Callable[[str, str], None]
 """Takes the key and the JSON of one said message; from any thread, it returns at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said(Generic[T]):
+class Broadcast(Generic[T]):
     """A message that was said and not stored: it has no id, and who did not listen has missed it.
 
     Attributes:
@@ -44,13 +44,13 @@ class Said(Generic[T]):
     correlation_id: str | None = None
 
     @classmethod
-    def all_from_wire(cls, payload: object) -> "list[Said[Any]]":
+    def all_from_wire(cls, payload: object) -> "list[Broadcast[Any]]":
         """Return what a broadcast or a notification carries; what is no said message is left out."""
         said = payload.get("said") if isinstance(payload, Mapping) else None
         return [each for row in (said if isinstance(said, list) else ()) if (each := _from_wire(row))]
 
 
-class Voice:
+class BroadcastSequence:
     """One sayer: it numbers what it says under each key.
 
     Args:
@@ -62,7 +62,7 @@ class Voice:
 
     def __init__(
         self,
-        speak: Speak,
+        speak: SendBroadcast,
         *,
         agent: str | None = None,
         message_id: int | None = None,
@@ -91,7 +91,7 @@ def topic_of(pattern: str) -> str:
     return f"{TOPIC}:{pattern}" if is_exact(pattern) else TOPIC
 
 
-def _from_wire(row: object) -> Said[Any] | None:
+def _from_wire(row: object) -> Broadcast[Any] | None:
     if not isinstance(row, Mapping) or "value" not in row:
         return None
     key, sayer, number = row.get("key"), row.get("sayer"), row.get("number")
@@ -102,7 +102,7 @@ def _from_wire(row: object) -> Said[Any] | None:
     except InvalidKey:
         return None
     agent, message_id, correlation_id = (row.get(name) for name in ("agent", "message_id", "correlation_id"))
-    return Said(
+    return Broadcast(
         key, row["value"], sayer, number,
         agent if isinstance(agent, str) else None,
         message_id if isinstance(message_id, int) else None,

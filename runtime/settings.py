@@ -24,9 +24,9 @@ from runtime.connection.addresses import (
     project_ref,
     project_url,
 )
-from runtime.connection.allowance import Allowed
+from runtime.connection.allow_list import AllowList
 from runtime.connection.environment import given
-from runtime.connection.origins import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
+from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
 from runtime.errors import SettingsError
 
 _PREFIX = "RUNTIME_"
@@ -276,7 +276,7 @@ class Settings(BaseSettings):
     @field_validator("webhooks_allow")
     @classmethod
     def _is_allowance(cls, text: str) -> str:
-        Allowed.parse(text)
+        AllowList.parse(text)
         return text
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import anyio
 from pydantic import SecretStr
 
 from runtime.agent.agent import Agent
-from runtime.client.admin import Letters
+from runtime.client.admin import DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import encode, legible
 from runtime.local import keys
@@ -109,7 +109,7 @@ class Harness:
         """Return the dead letters, the oldest first, each with its message, error, traceback and attempts."""
         async with connect(self.settings) as stream:
             found = await stream.operations.dead_letters(
-                Letters(subscription=subscription), limit=_ALL, details=True
+                DeadLetterFilter(subscription=subscription), limit=_ALL, details=True
             )
         return found[::-1]
 

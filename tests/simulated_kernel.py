@@ -11,9 +11,9 @@ from typing import Any
 
 from runtime.message import Message
 from runtime.settings import Settings
-from runtime.store import Answer, Delivery, Report
-from runtime.wakeups import Path, Reach
-from runtime.worker.plan import Lane, Look, Plan, Rest, Suspects
+from runtime.store import Delivery, ExchangeAnswer, Report
+from runtime.wakeups import Path, Reachability
+from runtime.worker.plan import Lane, Look, Plan, PoisonMessages, Wait
 from runtime.worker.sleep import Phase
 
 EXCHANGE_SECONDS = 0.001
@@ -91,8 +91,8 @@ class Kernel:
             key=lambda row: row.message,
         )
 
-    def exchange(self, look: Look, lease_seconds: float) -> Answer:
-        """Answer one exchange by the rules of the kernel."""
+    def exchange(self, look: Look, lease_seconds: float) -> ExchangeAnswer:
+        """ExchangeAnswer one exchange by the rules of the kernel."""
         refused = {report.delivery.place for report in (*look.done, *look.failed) if not self._end(report)}
         lost = {delivery.place for delivery in look.renew if not self._renew(delivery, lease_seconds)}
         if look.settle:
@@ -103,7 +103,7 @@ class Kernel:
         waiting = [
             row for row in self.rows.values() if row.subscription in look.want and row.visible_at is not None
         ]
-        return Answer(
+        return ExchangeAnswer(
             refused=frozenset(refused),
             lost=frozenset(lost),
             taken=tuple(taken),
@@ -207,7 +207,7 @@ class Simulation:
         limits: dict[int, int],
         *,
         paths: tuple[Path, ...] = ("broadcast",),
-        suspects: Suspects = Suspects.TOO,
+        suspects: PoisonMessages = PoisonMessages.TOO,
         **settings: Any,
     ) -> None:
         self.settings = Settings.load(**settings)
@@ -215,7 +215,7 @@ class Simulation:
         self.plan = Plan(
             self.settings,
             {number: Lane(limit) for number, limit in limits.items()},
-            Reach(frozenset(paths)),
+            Reachability(frozenset(paths)),
             now=self.kernel.now,
             suspects=suspects,
             random=Random(0),
@@ -240,11 +240,11 @@ class Simulation:
         if self.kernel.commit(writer) and self.plan.reach.is_live:
             self.plan.wake()
 
-    def step(self) -> Look | Rest:
+    def step(self) -> Look | Wait:
         """Decide once, and make the exchange if that is the decision."""
         rooms = {number: lane.room() for number, lane in self.plan.lanes.items()}
         step = self.plan.decide(self.now)
-        if isinstance(step, Rest):
+        if isinstance(step, Wait):
             return step
         assert all(0 < count <= rooms[number] for number, count in step.want.items()), "wants more than room"
         sent_at = self.now
@@ -263,13 +263,13 @@ class Simulation:
             self.plan.give_up(place)
         return step
 
-    def settle_down(self) -> Rest:
+    def settle_down(self) -> Wait:
         """Step until there is nothing to do; returns for how long."""
         for _ in range(2000):
             step = self.step()
-            if isinstance(step, Rest) and step.seconds > 0.06:
+            if isinstance(step, Wait) and step.seconds > 0.06:
                 return step
-            if isinstance(step, Rest):
+            if isinstance(step, Wait):
                 self.kernel.now += step.seconds
         raise AssertionError("the plan never comes to rest: it looks in a tight loop")
 
@@ -278,7 +278,7 @@ class Simulation:
         end = self.now + seconds
         while self.now < end and not until():
             step = self.step()
-            if isinstance(step, Rest):
+            if isinstance(step, Wait):
                 assert step.seconds > 0, "rests for no time at all"
                 self.kernel.now = min(end, self.now + step.seconds)
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
-from runtime.broadcast import Speak, Voice
+from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
@@ -28,7 +28,7 @@ class AskOptions(TypedDict, total=False):
     headers: Mapping[str, Any] | None
 
 
-class Asks(Protocol):
+class Requests(Protocol):
     """What sends the requests of handlers and waits for their answers."""
 
     async def ask(
@@ -73,10 +73,10 @@ class Context:
     worker: str = ""
     emitted: list[Draft] = field(default_factory=list)
     state: Any = field(default=None, repr=False)
-    asks: Asks | None = field(default=None, repr=False, compare=False)
+    asks: Requests | None = field(default=None, repr=False, compare=False)
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
-    speak: Speak | None = field(default=None, repr=False)
-    _voice: Voice | None = field(default=None, init=False, repr=False)
+    speak: SendBroadcast | None = field(default=None, repr=False)
+    _voice: BroadcastSequence | None = field(default=None, init=False, repr=False)
     _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
 
     @classmethod
@@ -230,7 +230,7 @@ class Context:
         """The same as `ask` for a handler that is a plain function: it blocks its thread."""
         return self._asker().ask_blocking(self, key, value, timeout, options)
 
-    def _asker(self) -> Asks:
+    def _asker(self) -> Requests:
         if self.asks is None:
             raise RuntimeFault(
                 "This context belongs to no worker, so nobody can be asked: run the agent in a worker, as a test does "
@@ -253,7 +253,7 @@ class Context:
             InvalidValue: the value cannot be said.
         """
         if self._voice is None:
-            self._voice = Voice(
+            self._voice = BroadcastSequence(
                 self.speak or _unheard,
                 agent=self.agent,
                 message_id=self.message.id,

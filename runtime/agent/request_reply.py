@@ -22,7 +22,7 @@ _FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RequestState:
     """What has come of a request so far, as the database tells.
 
     Attributes:
@@ -42,7 +42,7 @@ class Found:
     answers: tuple[Answer, ...]
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], key: str) -> "Found":
+    def from_row(cls, row: Mapping[str, Any], key: str) -> "RequestState":
         """Read one row of `stream_answers`."""
         messages = [Message[Any].from_row(each) for each in row["answers"]]
         answers = [_answer(each, row["request"], key) for each in messages]

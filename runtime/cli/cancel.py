@@ -13,15 +13,15 @@ from runtime.client.stream import connect
 from runtime.errors import Refused
 
 
-class As(StrEnum):
+class CancelOutcome(StrEnum):
     """How a cancelled delivery ends."""
 
     DEAD = "dead"
     DONE = "done"
 
 
-_ENDED: Final = {As.DEAD: "is a dead letter now", As.DONE: "counts as done now"}
-_TOLD: Final = {As.DEAD: "a dead letter", As.DONE: "done"}
+_ENDED: Final = {CancelOutcome.DEAD: "is a dead letter now", CancelOutcome.DONE: "counts as done now"}
+_TOLD: Final = {CancelOutcome.DEAD: "a dead letter", CancelOutcome.DONE: "done"}
 
 
 def cancel(
@@ -35,7 +35,7 @@ def cancel(
             show_default=False,
         ),
     ] = None,
-    outcome: Annotated[As, typer.Option("--as", help="How it ends.")] = As.DEAD,
+    outcome: Annotated[CancelOutcome, typer.Option("--as", help="How it ends.")] = CancelOutcome.DEAD,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """End what waits or runs for a message, as a dead letter, which can be redriven, or as done.
@@ -70,4 +70,4 @@ def _nothing(message: int, handler: str | None, answer: dict[str, Any]) -> str:
 
 async def _cancel(message: int, handler: str | None, outcome: str) -> dict[str, Any]:
     async with connect(find_settings()) as stream:
-        return await stream.operations.cancel(message, handler, outcome=As(outcome).value)
+        return await stream.operations.cancel(message, handler, outcome=CancelOutcome(outcome).value)

@@ -14,7 +14,7 @@ from runtime.cli.errors import Commands
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, out, plain, print_json, print_line, printable_lines
 from runtime.cli.times import ago, span
-from runtime.client.admin import Letters, Operations
+from runtime.client.admin import Admin, DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import legible
 from runtime.errors import Refused
@@ -82,7 +82,7 @@ def show(
     number: Annotated[int, typer.Argument(metavar="ID", help="Its number.")], as_json: Json = False
 ) -> None:
     """Show one dead letter whole: the message, every attempt, the traceback."""
-    found = anyio.run(_with, lambda it: it.dead_letters(Letters(ids=[number]), details=True))
+    found = anyio.run(_with, lambda it: it.dead_letters(DeadLetterFilter(ids=[number]), details=True))
     if not found:
         raise Refused(f"There is no dead letter {number}. `runtime dead list` lists them.")
     (letter,) = found
@@ -129,7 +129,7 @@ def redrive(
 ) -> None:
     """Deliver dead letters again, with fresh attempts."""
     which = _letters(ids, subscription, key, older_than, error)
-    _change("Redrive", "redriven", Operations.redrive, which, everything, dry_run, yes, as_json)
+    _change("Redrive", "redriven", Admin.redrive, which, everything, dry_run, yes, as_json)
 
 
 @app.command()
@@ -146,7 +146,7 @@ def discard(
 ) -> None:
     """Remove dead letters for good; a key that one of them held up goes on."""
     which = _letters(ids, subscription, key, older_than, error)
-    _change("Discard", "discarded", Operations.discard, which, everything, dry_run, yes, as_json)
+    _change("Discard", "discarded", Admin.discard, which, everything, dry_run, yes, as_json)
 
 
 def _letters(
@@ -155,8 +155,8 @@ def _letters(
     key: str | None,
     older_than: float | None,
     error: str | None,
-) -> Letters:
-    return Letters(
+) -> DeadLetterFilter:
+    return DeadLetterFilter(
         ids=ids or None, subscription=subscription, pattern=key, older_than_seconds=older_than, error=error
     )
 
@@ -164,15 +164,15 @@ def _letters(
 def _change(
     verb: str,
     done: str,
-    change: Callable[[Operations, Letters], AsyncIterator[int]],
-    which: Letters,
+    change: Callable[[Admin, DeadLetterFilter], AsyncIterator[int]],
+    which: DeadLetterFilter,
     everything: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Show what is meant, ask, and do it with a bar."""
-    if which == Letters() and not everything:
+    if which == DeadLetterFilter() and not everything:
         raise typer.BadParameter("say which dead letters: numbers, a condition, or --all")
     meant = anyio.run(_with, lambda it: it.preview(which))
     total = sum(meant.values())
@@ -195,7 +195,7 @@ def _change(
 
 
 async def _count(
-    change: Callable[[Operations, Letters], AsyncIterator[int]], which: Letters, total: int
+    change: Callable[[Admin, DeadLetterFilter], AsyncIterator[int]], which: DeadLetterFilter, total: int
 ) -> int:
     async with connect(find_settings()) as stream:
         with Progress(console=err, transient=True) as progress:
@@ -210,7 +210,7 @@ async def _count(
             return count
 
 
-async def _with(call: Callable[[Operations], Any]) -> Any:
+async def _with(call: Callable[[Admin], Any]) -> Any:
     async with connect(find_settings()) as stream:
         return await call(stream.operations)
 

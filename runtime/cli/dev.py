@@ -16,7 +16,7 @@ from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, print_message, start_logs
-from runtime.cli.reload import Reloading
+from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
 from runtime.errors import DiscoveryError, StoreError
 from runtime.local.ports import port_is_free
@@ -73,7 +73,7 @@ def _settings() -> Iterator[Settings]:
 
 
 async def _dev(settings: Settings, paths: list[str], is_opened: bool) -> None:
-    reloading = Reloading(paths, _environment(settings), drain_seconds=settings.drain_seconds, say=_say)
+    reloading = Reloader(paths, _environment(settings), drain_seconds=settings.drain_seconds, say=_say)
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, signals, reloading)
@@ -83,7 +83,7 @@ async def _dev(settings: Settings, paths: list[str], is_opened: bool) -> None:
             tasks.cancel_scope.cancel()
 
 
-async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloading) -> None:
+async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader) -> None:
     async for _ in signals:
         _say("ending: running handlers finish; once more to end at once")
         reloading.stop()

@@ -11,7 +11,7 @@ from runtime.cli.graph_svg import svg
 from runtime.cli.output import print_json
 
 
-class Form(StrEnum):
+class GraphFormat(StrEnum):
     """How the graph is written."""
 
     MERMAID = "mermaid"
@@ -20,7 +20,9 @@ class Form(StrEnum):
 
 def graph(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="As for `runtime run`.")],
-    form: Annotated[Form, typer.Option("--format", help="Text for Mermaid, or a picture.")] = Form.MERMAID,
+    form: Annotated[
+        GraphFormat, typer.Option("--format", help="Text for Mermaid, or a picture.")
+    ] = GraphFormat.MERMAID,
     as_json: Annotated[bool, typer.Option("--json", help="Print nodes and edges as JSON instead.")] = False,
 ) -> None:
     """Print the graph of agents and keys. Needs no database and runs no handler."""
@@ -28,4 +30,4 @@ def graph(
     if as_json:
         print_json(found.as_json())
     else:
-        typer.echo(svg(found) if form is Form.SVG else mermaid(found), nl=False)
+        typer.echo(svg(found) if form is GraphFormat.SVG else mermaid(found), nl=False)

@@ -6,10 +6,14 @@ from typing import Annotated
 import typer
 
 from runtime.cli.output import err, out, print_json
-from runtime.cli.scaffold.project import AGENT, CONFIG, Fate, ProjectPlan, plan_project
+from runtime.cli.scaffold.project import AGENT, CONFIG, FileOutcome, ProjectPlan, plan_project
 
-_LABELS = {Fate.WRITTEN: "written", Fate.UNCHANGED: "unchanged", Fate.EDITED: "left as it is"}
-_STYLES = {Fate.WRITTEN: "green", Fate.UNCHANGED: "dim", Fate.EDITED: "yellow"}
+_LABELS = {
+    FileOutcome.WRITTEN: "written",
+    FileOutcome.UNCHANGED: "unchanged",
+    FileOutcome.EDITED: "left as it is",
+}
+_STYLES = {FileOutcome.WRITTEN: "green", FileOutcome.UNCHANGED: "dim", FileOutcome.EDITED: "yellow"}
 
 
 def init(
@@ -33,7 +37,7 @@ def init(
             {
                 "folder": str(folder),
                 "dry_run": is_dry_run,
-                **{fate.value: [step.path.as_posix() for step in plan.of(fate)] for fate in Fate},
+                **{fate.value: [step.path.as_posix() for step in plan.of(fate)] for fate in FileOutcome},
                 "next": _next(plan),
             }
         )
@@ -43,12 +47,14 @@ def init(
 
 def _print(plan: ProjectPlan, is_dry_run: bool) -> None:
     for step in plan.steps:
-        if step.fate is not Fate.UNCHANGED:
-            label = "would be written" if is_dry_run and step.fate is Fate.WRITTEN else _LABELS[step.fate]
+        if step.fate is not FileOutcome.UNCHANGED:
+            label = (
+                "would be written" if is_dry_run and step.fate is FileOutcome.WRITTEN else _LABELS[step.fate]
+            )
             out.print(f"{label:>16}  {step.path.as_posix()}", style=_STYLES[step.fate])
-    if unchanged := plan.of(Fate.UNCHANGED):
-        out.print(f"{_LABELS[Fate.UNCHANGED]:>16}  {len(unchanged)} migrations", style="dim")
-    if edited := plan.of(Fate.EDITED):
+    if unchanged := plan.of(FileOutcome.UNCHANGED):
+        out.print(f"{_LABELS[FileOutcome.UNCHANGED]:>16}  {len(unchanged)} migrations", style="dim")
+    if edited := plan.of(FileOutcome.EDITED):
         err.print(
             f"{len(edited)} migrations differ from this release's and were left as they are: somebody edited them. To "
             "have one as released, delete the file and run this again.",

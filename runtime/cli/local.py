@@ -35,7 +35,7 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-class Output(StrEnum):
+class StatusFormat(StrEnum):
     """How `status` prints."""
 
     PRETTY = "pretty"
@@ -113,8 +113,8 @@ def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
 @app.command()
 def status(
     output: Annotated[
-        Output, typer.Option("--output", "-o", help="How to print; env fits `eval` and .env files.")
-    ] = Output.PRETTY,
+        StatusFormat, typer.Option("--output", "-o", help="How to print; env fits `eval` and .env files.")
+    ] = StatusFormat.PRETTY,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -122,13 +122,13 @@ def status(
     found = LocalStack(data_dir).status()
     if not found.is_running:
         typer.echo(f"Stopped: {', '.join(found.stopped)}. Start with: runtime local start", err=True)
-    printers: dict[Output, Callable[[StackStatus], None]] = {
-        Output.PRETTY: _print_pretty,
-        Output.ENV: _print_env,
-        Output.JSON: _print_json,
+    printers: dict[StatusFormat, Callable[[StackStatus], None]] = {
+        StatusFormat.PRETTY: _print_pretty,
+        StatusFormat.ENV: _print_env,
+        StatusFormat.JSON: _print_json,
     }
     if found.is_running or found.is_gateway_running or (found.is_database_ours and found.is_database_running):
-        printers[Output.JSON if as_json else output](found)
+        printers[StatusFormat.JSON if as_json else output](found)
     if not found.is_running:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from runtime.broadcast import Said
+from runtime.broadcast import Broadcast
 from runtime.cli.times import clock
 from runtime.encoding.json import decode, encode, legible
 from runtime.encoding.printable import printable
@@ -153,7 +153,7 @@ def print_message(message: Message[Any], *, as_json: bool) -> None:
         print_line(message_line(message))
 
 
-def print_said(said: Said[Any], *, as_json: bool) -> None:
+def print_said(said: Broadcast[Any], *, as_json: bool) -> None:
     """Print one message that was said and not stored: it has no number, and its time is now."""
     if as_json:
         print_json({each.name: getattr(said, each.name) for each in fields(said)})

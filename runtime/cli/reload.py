@@ -29,7 +29,7 @@ except RuntimeFault as error:
 """
 
 
-class Reloading:
+class Reloader:
     """One process of agents, replaced whenever their files change.
 
     Args:

@@ -22,13 +22,13 @@ from runtime.errors import DiscoveryError
 from runtime.settings import Settings
 from runtime.worker import event_loop
 from runtime.worker.execution.attempt import Observer
-from runtime.worker.plan import Suspects
+from runtime.worker.plan import PoisonMessages
 from runtime.worker.signals import heeded
 from runtime.worker.supervisor import Child, Supervisor
 from runtime.worker.worker import Attempt, Worker
 
 if TYPE_CHECKING:
-    from runtime.worker.webhook_forwarder import Postroom
+    from runtime.worker.webhook_forwarder import WebhookForwarder
 
 
 def run(
@@ -76,7 +76,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
     ] = False,
-    suspects: Annotated[Suspects, typer.Option(hidden=True)] = Suspects.TOO,
+    suspects: Annotated[PoisonMessages, typer.Option(hidden=True)] = PoisonMessages.TOO,
     is_supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Run agents until Ctrl-C or SIGTERM; then running handlers finish, and nothing is lost.
@@ -109,7 +109,7 @@ def run(
         export_telemetry()
     lines = AttemptLines()
     observer = None if quiet else _print_json if as_json else lines
-    crew: list[Worker | Postroom] = []
+    crew: list[Worker | WebhookForwarder] = []
     if agents:
         crew.append(Worker(agents, settings, observer=observer, suspects=suspects))
     if webhooks:
@@ -124,14 +124,14 @@ def run(
 
 
 def _postroom(
-    settings: Settings, observer: Observer | None, suspects: Suspects, *, is_alone: bool
-) -> "Postroom":
+    settings: Settings, observer: Observer | None, suspects: PoisonMessages, *, is_alone: bool
+) -> "WebhookForwarder":
     """Who posts for the webhooks; beside agents it leaves them the ports."""
-    from runtime.worker.webhook_forwarder import Postroom
+    from runtime.worker.webhook_forwarder import WebhookForwarder
 
     if not is_alone:
         settings = settings.model_copy(update={"metrics_port": None, "webhook": None})
-    return Postroom(settings, observer=observer, suspects=suspects)
+    return WebhookForwarder(settings, observer=observer, suspects=suspects)
 
 
 def _tune_interpreter() -> None:
@@ -171,11 +171,14 @@ def _children(
         groups = [(agent.name, [*paths, "--agent", agent.name]) for agent in agents]
         groups += [("webhooks", posting)] if webhooks else []
     children = [
-        Child(f"{name}-{number}" if processes > 1 else name, [*command, *which, "--suspects", Suspects.NEVER])
+        Child(
+            f"{name}-{number}" if processes > 1 else name,
+            [*command, *which, "--suspects", PoisonMessages.NEVER],
+        )
         for name, which in groups
         for number in range(1, processes + 1)
     ]
-    children.append(Child("spare", [*command, *chosen, "--suspects", Suspects.ONLY], is_spare=True))
+    children.append(Child("spare", [*command, *chosen, "--suspects", PoisonMessages.ONLY], is_spare=True))
     if metrics_port is None:
         return children
     # Each process answers for itself: a port has one owner.
@@ -206,7 +209,9 @@ async def _pass_on(signals: AsyncIterator[signal.Signals], supervisor: Superviso
             supervisor.stop()
 
 
-async def _run(crew: "Sequence[Worker | Postroom]", is_supervised: bool, drain_seconds: float) -> int | None:
+async def _run(
+    crew: "Sequence[Worker | WebhookForwarder]", is_supervised: bool, drain_seconds: float
+) -> int | None:
     """Run until a signal; returns the number of a second one, which does not wait for handlers."""
     hurried: list[int] = []
     soon = asyncio.get_running_loop().call_soon_threadsafe
@@ -236,7 +241,7 @@ async def _run(crew: "Sequence[Worker | Postroom]", is_supervised: bool, drain_s
     return hurried[0] if hurried else None
 
 
-async def _end_with_supervisor(crew: "Sequence[Worker | Postroom]") -> None:
+async def _end_with_supervisor(crew: "Sequence[Worker | WebhookForwarder]") -> None:
     """Stop when the supervisor's end of our standard input is closed, however it ended."""
     await anyio.wait_readable(sys.stdin)
     for each in crew:

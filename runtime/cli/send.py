@@ -16,7 +16,7 @@ from runtime.message import Draft, Priority, check_dedup_key
 from runtime.store import Sent
 
 
-class Class(StrEnum):
+class PriorityName(StrEnum):
     """The classes of priority by name."""
 
     LOW = "low"
@@ -37,7 +37,7 @@ def send(
     expires_in: Annotated[
         float | None, typer.Option(help="Seconds after which nobody wants it any more.")
     ] = None,
-    priority: Annotated[Class, typer.Option(help="The class it waits in.")] = Class.NORMAL,
+    priority: Annotated[PriorityName, typer.Option(help="The class it waits in.")] = PriorityName.NORMAL,
     dedup_key: Annotated[
         str | None, typer.Option(help="A message with this key is stored once within the dedup retention.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import anyio
 import typer
 
-from runtime.broadcast import Said
+from runtime.broadcast import Broadcast
 from runtime.cli.completion import patterns
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import print_message, print_said, start_logs
@@ -55,7 +55,7 @@ async def _tail(
                 print_message(message, as_json=as_json)
             return
         async for heard in stream.listen(pattern, since=since, said=True):
-            if isinstance(heard, Said):
+            if isinstance(heard, Broadcast):
                 print_said(heard, as_json=as_json)
             else:
                 print_message(heard, as_json=as_json)

@@ -17,7 +17,7 @@ from runtime.cli.errors import Commands
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, err, out, plain, print_found, print_json, stacked
 from runtime.cli.times import ago, span
-from runtime.client.admin import Operations
+from runtime.client.admin import Admin
 from runtime.client.stream import connect
 from runtime.webhooks.signatures import read_secret
 
@@ -175,7 +175,7 @@ async def _test(name: str) -> dict[str, Any]:
     return await try_out(find_settings(), name)
 
 
-def _with(what: Callable[[Operations], Awaitable[Any]]) -> Any:
+def _with(what: Callable[[Admin], Awaitable[Any]]) -> Any:
     async def run() -> Any:
         async with connect(find_settings()) as stream:
             return await what(stream.operations)

@@ -15,7 +15,7 @@ _BATCH = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letters:
+class DeadLetterFilter:
     """Which dead letters are meant: those that all given conditions hold for.
 
     Args:
@@ -49,7 +49,7 @@ class Letters:
         }
 
 
-class Operations:
+class Admin:
     """The operator's hand on a stream.
 
     Every method raises `StoreError` when the store cannot be reached or says no; a subscription that is not
@@ -60,7 +60,7 @@ class Operations:
         self._store = store
 
     async def dead_letters(
-        self, which: Letters, *, before: int | None = None, limit: int = 100, details: bool = False
+        self, which: DeadLetterFilter, *, before: int | None = None, limit: int = 100, details: bool = False
     ) -> list[dict[str, Any]]:
         """Return dead letters, the newest first.
 
@@ -75,21 +75,23 @@ class Operations:
         )
         return found
 
-    async def preview(self, which: Letters) -> dict[str, int]:
+    async def preview(self, which: DeadLetterFilter) -> dict[str, int]:
         """Return how many dead letters of each subscription are meant, without touching them."""
         answer = await self._store.operate("stream_discard", **which.arguments(), max=_ALL, dry_run=True)
         found: dict[str, int] = answer["matching"]
         return found
 
-    def redrive(self, which: Letters) -> AsyncIterator[int]:
+    def redrive(self, which: DeadLetterFilter) -> AsyncIterator[int]:
         """Deliver dead letters again, with fresh attempts, in batches; yields the size of each."""
         return self._in_batches("redrive", which)
 
-    def discard(self, which: Letters) -> AsyncIterator[int]:
+    def discard(self, which: DeadLetterFilter) -> AsyncIterator[int]:
         """Remove dead letters for good, in batches; yields the size of each."""
         return self._in_batches("discard", which)
 
-    async def _in_batches(self, what: Literal["redrive", "discard"], which: Letters) -> AsyncIterator[int]:
+    async def _in_batches(
+        self, what: Literal["redrive", "discard"], which: DeadLetterFilter
+    ) -> AsyncIterator[int]:
         counted = {"redrive": "redriven", "discard": "discarded"}[what]
         while True:
             answer = await self._store.operate(f"stream_{what}", **which.arguments(), max=_BATCH)

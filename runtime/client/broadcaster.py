@@ -39,15 +39,15 @@ Entry = tuple[str, str]
 """A key, and the JSON of what was said under it."""
 
 
-class TooMany(Exception):
+class BroadcastRateLimited(Exception):
     """Nothing of the frame was taken: too much was sent of late."""
 
 
-class NotHeard(Exception):
+class BroadcastUndelivered(Exception):
     """The frame may not have arrived; the text says why."""
 
 
-class Way(Protocol):
+class BroadcastTransport(Protocol):
     """What carries frames."""
 
     max_bytes: int
@@ -67,7 +67,7 @@ class Way(Protocol):
         """Give back connections."""
 
 
-class Sayer:
+class Broadcaster:
     """Gathers what is said, and sends it. It lives on one loop; `say` may be called from any thread.
 
     Args:
@@ -78,7 +78,7 @@ class Sayer:
         counts: said, sent as frames, dropped.
     """
 
-    def __init__(self, way: Way, gather_seconds: float) -> None:
+    def __init__(self, way: BroadcastTransport, gather_seconds: float) -> None:
         self.counts: Counter[str] = Counter()
         self._way = way
         self._shortest = self._gather = gather_seconds
@@ -154,11 +154,11 @@ class Sayer:
     async def _send_one(self, entries: list[Entry]) -> None:
         try:
             await self._way.send(entries)
-        except TooMany:
+        except BroadcastRateLimited:
             self._put_back(entries)
             self._gather = min(_LONGEST_GATHER_SECONDS, max(0.1, self._gather * 2))
             self._complain("Realtime takes no more just now: what is said is gathered for longer")
-        except NotHeard as error:
+        except BroadcastUndelivered as error:
             self.counts["dropped"] += len(entries)
             self._complain(f"what was said may not have been heard: {error}")
         else:
@@ -186,7 +186,7 @@ class Sayer:
 
 
 @dataclass
-class RealtimeWay:
+class RealtimeTransport:
     """Frames over the HTTP broadcast of Supabase Realtime.
 
     Args:
@@ -227,13 +227,15 @@ class RealtimeWay:
                     f"{self.url}/realtime/v1/api/broadcast", content=f'{{"messages":[{messages}]}}'.encode()
                 )
         except (httpx.HTTPError, TimeoutError) as error:
-            raise NotHeard(f"Realtime did not answer ({type(error).__name__})") from None
+            raise BroadcastUndelivered(f"Realtime did not answer ({type(error).__name__})") from None
         if answer.status_code == 429:
-            raise TooMany
+            raise BroadcastRateLimited
         if answer.status_code in (401, 403):
-            raise NotHeard("Realtime refused the key. Is it the service_role key of this very project?")
+            raise BroadcastUndelivered(
+                "Realtime refused the key. Is it the service_role key of this very project?"
+            )
         if not answer.is_success:
-            raise NotHeard(f"Realtime answered {answer.status_code}")
+            raise BroadcastUndelivered(f"Realtime answered {answer.status_code}")
 
     async def close(self) -> None:
         """Close the connection."""
@@ -242,7 +244,7 @@ class RealtimeWay:
 
 
 @dataclass
-class NotifyWay:
+class NotifyTransport:
     """Frames by NOTIFY, where there is a direct connection and no Realtime.
 
     Args:
@@ -260,7 +262,7 @@ class NotifyWay:
         try:
             await self.store.operate("stream_say", said=f'{{"said":[{said}]}}')
         except StoreError as error:
-            raise NotHeard(str(error)) from None
+            raise BroadcastUndelivered(str(error)) from None
 
     async def close(self) -> None:
         """Nothing: the store is not ours."""

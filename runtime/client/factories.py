@@ -8,8 +8,8 @@ from uuid import UUID
 
 from pydantic import SecretStr
 
-from runtime.broadcast import Said, topic_of
-from runtime.client.broadcaster import NOTHING_SAID, NotifyWay, RealtimeWay, Sayer
+from runtime.broadcast import Broadcast, topic_of
+from runtime.client.broadcaster import NOTHING_SAID, Broadcaster, NotifyTransport, RealtimeTransport
 from runtime.connection.environment import given
 from runtime.errors import RuntimeFault, SettingsError
 from runtime.keys import matches
@@ -145,18 +145,20 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
     return sources
 
 
-def open_sayer(settings: Settings, store: Store) -> Sayer | None:
+def open_sayer(settings: Settings, store: Store) -> Broadcaster | None:
     """Return what sends what is said: over Realtime where there is a project, else by NOTIFY, else nothing."""
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
         key = settings.supabase_key.get_secret_value()
-        return Sayer(RealtimeWay(settings.supabase_url, key, settings.request_seconds), settings.say_seconds)
+        return Broadcaster(
+            RealtimeTransport(settings.supabase_url, key, settings.request_seconds), settings.say_seconds
+        )
     if settings.database_url and settings.notify:
-        return Sayer(NotifyWay(store), settings.say_seconds)
+        return Broadcaster(NotifyTransport(store), settings.say_seconds)
     return None
 
 
 def open_hearing(
-    settings: Settings, pattern: str, hear: Callable[[Said[Any]], None]
+    settings: Settings, pattern: str, hear: Callable[[Broadcast[Any]], None]
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """Return what hears for ever what others say with the same settings.
 
@@ -170,21 +172,21 @@ def open_hearing(
     """
 
     def take(payload: object) -> None:
-        for said in Said.all_from_wire(payload):
+        for said in Broadcast.all_from_wire(payload):
             if matches(pattern, said.key):
                 hear(said)
 
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
-        from runtime.wakeups.broadcasts import RealtimeHearing
+        from runtime.wakeups.broadcasts import RealtimeBroadcasts
 
         key = settings.supabase_key.get_secret_value()
         topic = topic_of(pattern)
-        return RealtimeHearing(settings.supabase_url, key, topic, settings=settings, take=take).hear
+        return RealtimeBroadcasts(settings.supabase_url, key, topic, settings=settings, take=take).hear
     if settings.database_url and settings.notify:
-        from runtime.wakeups.broadcasts import NotifyHearing
+        from runtime.wakeups.broadcasts import NotifyBroadcasts
 
         url = settings.database_url.get_secret_value()
-        return NotifyHearing(url, settings=settings, take=take).hear
+        return NotifyBroadcasts(url, settings=settings, take=take).hear
     raise SettingsError(NOTHING_SAID)
 
 

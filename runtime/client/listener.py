@@ -9,13 +9,13 @@ from uuid import uuid4
 
 import anyio
 
-from runtime.broadcast import Said
+from runtime.broadcast import Broadcast
 from runtime.client.factories import open_hearing, open_wakeups
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Store
-from runtime.wakeups import Path, Reach
+from runtime.wakeups import Path, Reachability
 from runtime.wakeups.polling import Pace
 
 _log = logging.getLogger("runtime.client.stream")
@@ -147,12 +147,12 @@ class Listening:
         # Announcements are for workers; a listener hears of the rows themselves.
         changes_only = settings.model_copy(update={"broadcast": False, "notify": False, "webhook": None})
         self.wakeups = open_wakeups(changes_only, self._id, [pattern])
-        self.reach = Reach(frozenset(path for source in self.wakeups for path in source.paths))
+        self.reach = Reachability(frozenset(path for source in self.wakeups for path in source.paths))
         self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
         self.woken = anyio.Event()
         self.scope = anyio.CancelScope()
         # What is said and not stored, until whoever listens takes it.
-        self.said: deque[Said[Any]] = deque(maxlen=_SAID)
+        self.said: deque[Broadcast[Any]] = deque(maxlen=_SAID)
         self._hear = open_hearing(settings, pattern, self._take_said) if hears_said else None
         self._is_due = True
         self._look_at = 0.0
@@ -216,7 +216,7 @@ class Listening:
                     # The nonce's deadline passes, and the path counts as deaf: polling goes on, and tells the rest.
                     _log.debug("a nonce could not be sent: %s", error)
 
-    def _take_said(self, said: Said[Any]) -> None:
+    def _take_said(self, said: Broadcast[Any]) -> None:
         # With no more room the oldest is dropped: its number tells that it is missing.
         self.said.append(said)
         self.woken.set()

@@ -16,7 +16,7 @@ def two_figures(number: float) -> int:
     return round(whole, 2 - len(str(abs(whole)))) if whole else 0
 
 
-class Views:
+class Queries:
     """What is shown of a stream; changes nothing.
 
     Every method raises `StoreError` when the store cannot be reached or says no.

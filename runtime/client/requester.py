@@ -20,13 +20,13 @@ from uuid import UUID
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.agent.request_reply import Found, reply_key
+from runtime.agent.request_reply import RequestState, reply_key
 from runtime.backoff import backoff_seconds
 from runtime.errors import AskTimeout, InvalidValue, RuntimeFault, StoreError, StoreUnavailable
 from runtime.message import Answer, Draft
 from runtime.settings import Settings
 from runtime.store import Sent, Store
-from runtime.wakeups import Reach
+from runtime.wakeups import Reachability
 from runtime.wakeups.polling import Pace
 
 _log = logging.getLogger("runtime.client.requester")
@@ -42,18 +42,18 @@ Send = Callable[[list[Draft]], Awaitable[list[Sent]]]
 
 
 @dataclass(eq=False)
-class _Waiting:
+class _PendingRequest:
     """One who waits for a request to be settled."""
 
     key: str
-    judge: Callable[[Found], object | None]
+    judge: Callable[[RequestState], object | None]
     request: int | None = None
-    found: Found | None = None
+    found: RequestState | None = None
     settled: anyio.Event = field(default_factory=anyio.Event)
     outcome: object | None = None
     error: Exception | None = None
 
-    def note(self, found: Found) -> bool:
+    def note(self, found: RequestState) -> bool:
         """Take note of what has come; returns whether it is settled by that."""
         self.found = found
         try:
@@ -70,7 +70,7 @@ class _Waiting:
         self.settled.set()
 
 
-class Asker:
+class Requester:
     """Sends requests and waits for their answers, for one process. It lives on one loop.
 
     Args:
@@ -88,7 +88,7 @@ class Asker:
         settings: Settings,
         asker: UUID,
         reachable_by: Sequence[str],
-        reach: Reach,
+        reach: Reachability,
         *,
         send: Send | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class Asker:
         self._reach = reach
         self._slow_seconds = settings.poll_slow_seconds
         self._pace = Pace(min(_FIRST_LOOK_SECONDS, settings.poll_fast_seconds), settings.poll_slow_seconds)
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_PendingRequest] = []
         self._woken = anyio.Event()
         self._idle_looks = 0
         self._failures = 0
@@ -122,7 +122,7 @@ class Asker:
             NobodyAnswers: nobody can answer.
             StoreError: the request was not stored, or the answers cannot be read.
         """
-        waiting = _Waiting(draft.key, Found.best)
+        waiting = _PendingRequest(draft.key, RequestState.best)
         outcome = await self._settle(draft, waiting, seconds)
         if outcome is None:
             raise self._timeout(waiting, seconds)
@@ -141,18 +141,18 @@ class Asker:
             AskTimeout: the request could not be sent in time.
             StoreError: the request was not stored, or the answers cannot be read.
         """
-        waiting = _Waiting(draft.key, partial(Found.settled, count=count))
+        waiting = _PendingRequest(draft.key, partial(RequestState.settled, count=count))
         await self._settle(draft, waiting, seconds)
         if waiting.request is None:
             raise self._timeout(waiting, seconds)
         return [] if waiting.found is None else list(waiting.found.answers[:count])
 
-    def _timeout(self, waiting: _Waiting, seconds: float | None) -> AskTimeout:
+    def _timeout(self, waiting: _PendingRequest, seconds: float | None) -> AskTimeout:
         found = waiting.found
         reply_to, left = (self.reply_to, None) if found is None else (found.reply_to, found.waiting)
         return AskTimeout(waiting.key, waiting.request, reply_to, seconds or 0.0, left)
 
-    async def _settle(self, draft: Draft, waiting: _Waiting, seconds: float | None) -> object | None:
+    async def _settle(self, draft: Draft, waiting: _PendingRequest, seconds: float | None) -> object | None:
         """Send, and wait until the request is settled; returns by what, or None at the deadline."""
         with anyio.move_on_after(seconds):
             waiting.request = (await self._send([draft]))[0].id
@@ -260,7 +260,7 @@ class Asker:
         else:
             self._failures = 0
 
-    async def _look(self, waiting: Sequence[_Waiting]) -> None:
+    async def _look(self, waiting: Sequence[_PendingRequest]) -> None:
         """See what has come for these."""
         requests = sorted({each.request for each in waiting if each.request is not None})
         rows: list[Mapping[str, Any]] = await self._store.operate("stream_answers", requests=requests)
@@ -274,7 +274,7 @@ class Asker:
                     "request": each.request, "reply_to": self.reply_to, "listeners": 1, "waiting": 0,
                     "handled": False, "answers": (),
                 }  # fmt: skip
-            settled = each.note(Found.from_row(row, each.key)) or settled
+            settled = each.note(RequestState.from_row(row, each.key)) or settled
         self._idle_looks = 0 if settled else self._idle_looks + 1
 
     async def _rest(self) -> None:

@@ -8,13 +8,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime.agent.context import AskOptions
-from runtime.broadcast import Said, Voice
-from runtime.client.admin import Operations
-from runtime.client.broadcaster import NOTHING_SAID, Sayer
+from runtime.broadcast import Broadcast, BroadcastSequence
+from runtime.client.admin import Admin
+from runtime.client.broadcaster import NOTHING_SAID, Broadcaster
 from runtime.client.factories import open_sayer, open_store, open_telemetry, settings_of
 from runtime.client.listener import Listening, Reader
-from runtime.client.queries import Views
-from runtime.client.stream_requests import Inquiry
+from runtime.client.queries import Queries
+from runtime.client.stream_requests import StreamRequests
 from runtime.errors import SettingsError, StoreUnavailable
 from runtime.keys import check_key, check_pattern
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
@@ -73,9 +73,9 @@ class Stream:
         # Listeners' sockets live here and not in the generators, which may be left without being closed.
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
-        self._inquiry: Inquiry | None = None
-        self._sayer: Sayer | None = None
-        self._voice: Voice | None = None
+        self._inquiry: StreamRequests | None = None
+        self._sayer: Broadcaster | None = None
+        self._voice: BroadcastSequence | None = None
 
     def __repr__(self) -> str:
         return f"<Stream at {self.place}>"
@@ -194,9 +194,9 @@ class Stream:
         """
         return await self._inquire().ask_all(key, value, first, timeout, agent, options)
 
-    def _inquire(self) -> Inquiry:
+    def _inquire(self) -> StreamRequests:
         if self._inquiry is None:
-            self._inquiry = Inquiry(self._store, self._settings, self._tasks, self.send_all)
+            self._inquiry = StreamRequests(self._store, self._settings, self._tasks, self.send_all)
         return self._inquiry
 
     def say(self, key: str, value: object) -> None:
@@ -218,7 +218,7 @@ class Stream:
             if self._sayer is None:
                 raise SettingsError(NOTHING_SAID)
             self._tasks.start_soon(self._sayer.run)
-            self._voice = Voice(self._sayer.say)
+            self._voice = BroadcastSequence(self._sayer.say)
         self._voice.say(key, value)
 
     async def said(self) -> None:
@@ -256,11 +256,11 @@ class Stream:
     @overload
     def listen(
         self, pattern: str, *, since: int | None = None, said: Literal[True]
-    ) -> AsyncGenerator[Message[Any] | Said[Any]]: ...
+    ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]: ...
 
     async def listen(
         self, pattern: str, *, since: int | None = None, said: bool = False
-    ) -> AsyncGenerator[Message[Any] | Said[Any]]:
+    ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]:
         """Yield messages as they are written, for ever; a store that is away is waited for.
 
         Nothing is kept for a listener: what is written while it is away is read only with `since`. Rows of
@@ -269,7 +269,7 @@ class Stream:
         Args:
             pattern: a key, or a pattern such as site.>.
             since: begin with the messages after this id; by default with those committed from now on.
-            said: yield what is said and not stored as well, each as a `Said`, at most once.
+            said: yield what is said and not stored as well, each as a `Broadcast`, at most once.
 
         Raises:
             SettingsError: `said` is asked for, and nothing carries it.
@@ -318,14 +318,14 @@ class Stream:
             listening.scope.cancel()
 
     @property
-    def operations(self) -> Operations:
+    def operations(self) -> Admin:
         """What an operator does: pause, replay, redrive and so on."""
-        return Operations(self._store)
+        return Admin(self._store)
 
     @property
-    def views(self) -> Views:
+    def views(self) -> Queries:
         """What a person sees: pages, traces, activity and so on."""
-        return Views(self._store)
+        return Queries(self._store)
 
     async def stats(self) -> dict[str, Any]:
         """Return what is there and what waits: subscriptions, deliveries, workers."""

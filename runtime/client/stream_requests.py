@@ -10,17 +10,17 @@ from anyio.abc import TaskGroup
 from runtime.agent.context import AskOptions
 from runtime.agent.request_reply import asking_headers, reply_key
 from runtime.client.factories import open_wakeups, reachable_by
-from runtime.client.requester import Asker, Send, check_wait
+from runtime.client.requester import Requester, Send, check_wait
 from runtime.errors import StoreError
 from runtime.message import Answer, Draft, Priority, check_dedup_key
 from runtime.settings import Settings
 from runtime.store import Store
-from runtime.wakeups import Path, Reach
+from runtime.wakeups import Path, Reachability
 
 _log = logging.getLogger("runtime.client.requester")
 
 
-class Inquiry:
+class StreamRequests:
     """Sends a script's requests, and hears of their answers.
 
     Args:
@@ -38,8 +38,10 @@ class Inquiry:
         self._wakeups = open_wakeups(
             settings.model_copy(update={"webhook": None}), identity, [reply_key(identity)]
         )
-        self._reach = Reach(frozenset(path for source in self._wakeups for path in source.paths))
-        self._asker = Asker(store, settings, identity, reachable_by(self._wakeups), self._reach, send=send)
+        self._reach = Reachability(frozenset(path for source in self._wakeups for path in source.paths))
+        self._asker = Requester(
+            store, settings, identity, reachable_by(self._wakeups), self._reach, send=send
+        )
         self._nonces: list[str] = []
         self._asked = anyio.Event()
         tasks.start_soon(self._asker.run)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from runtime.connection.admission import open_connection
+from runtime.connection.database import open_connection
 
 _ROUNDS = 5
 

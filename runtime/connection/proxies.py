@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from runtime.connection.environment import given
-from runtime.connection.origins import is_on_this_machine
+from runtime.connection.project import is_on_this_machine
 from runtime.errors import SettingsError
 
 CERTIFICATE_CURE: Final = (

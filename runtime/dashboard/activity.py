@@ -7,7 +7,7 @@ from time import monotonic
 
 import anyio
 
-from runtime.client.queries import Views
+from runtime.client.queries import Queries
 from runtime.errors import StoreError
 
 _MINUTES = 60
@@ -18,7 +18,7 @@ _RETRY_SECONDS = 2.0
 
 
 @dataclass
-class Hour:
+class SubscriptionActivity:
     """The last sixty minutes of one subscription, the oldest first."""
 
     done: list[int] = field(default_factory=lambda: [0] * _MINUTES)
@@ -34,7 +34,7 @@ class Hour:
         return sum(done * each for done, each in zip(self.done, self.seconds, strict=True)) / total
 
 
-class Hours:
+class Activity:
     """The last hour of every subscription.
 
     An hour may hold millions of attempts, so it is read in slices, the newest first. A minute that is over never
@@ -48,7 +48,7 @@ class Hours:
         version: higher whenever something new is known.
     """
 
-    def __init__(self, views: Views, tell: Callable[[], None]) -> None:
+    def __init__(self, views: Queries, tell: Callable[[], None]) -> None:
         self._views = views
         self._tell = tell
         self._now = 0
@@ -59,14 +59,14 @@ class Hours:
         self._fresh_until = 0.0
         self.version = 0
 
-    async def get(self) -> dict[int, Hour]:
+    async def get(self) -> dict[int, SubscriptionActivity]:
         """Return what is known, by the subscriptions' numbers, and have what is too old asked for again."""
         if monotonic() >= self._fresh_until:
             self._wanted.set()
         # Only the first answer is waited for, and not for long.
         with anyio.move_on_after(_PATIENCE_SECONDS):
             await self._begun.wait()
-        hours: dict[int, Hour] = defaultdict(Hour)
+        hours: dict[int, SubscriptionActivity] = defaultdict(SubscriptionActivity)
         for minute, each in self._minutes.items():
             place = minute - self._now + _MINUTES - 1
             for subscription, (done, failed, seconds) in each.items():

@@ -8,7 +8,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from runtime.dashboard.context import FOLDER, Desk, desk_of
+from runtime.dashboard.context import FOLDER, DashboardContext, desk_of
 from runtime.dashboard.events import events
 from runtime.dashboard.pages import agents, dead, map, message, stream, write
 from runtime.dashboard.security import Guard, Guarded
@@ -24,7 +24,7 @@ class _Number(IntegerConvertor):
 register_url_convertor("number", _Number())
 
 
-def make_app(desk: Desk, guard: Guard) -> ASGIApp:
+def make_app(desk: DashboardContext, guard: Guard) -> ASGIApp:
     """The dashboard as an ASGI application, behind its guard."""
     app = Starlette(
         routes=[

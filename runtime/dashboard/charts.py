@@ -46,7 +46,7 @@ def spark(done: Sequence[int], failed: Sequence[int]) -> list[Bar]:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class WaterfallRow:
     """One line of the waterfall: a message, or one subscription's attempts at it."""
 
     y: int
@@ -61,7 +61,7 @@ class Lane:
 class Waterfall:
     """The story of a tree over time."""
 
-    lanes: list[Lane]
+    lanes: list[WaterfallRow]
     height: int
     seconds: float
     ticks: list[tuple[float, float]]
@@ -80,12 +80,12 @@ def waterfall(messages: Sequence[Mapping[str, Any]]) -> Waterfall:
     def place(seconds: float) -> float:
         return round(FALL_LABEL + min(max(seconds, 0.0), total) / total * (FALL_WIDTH - FALL_LABEL - 8), 1)
 
-    lanes: list[Lane] = []
+    lanes: list[WaterfallRow] = []
     for each in messages:
         at = (moment(each["created_at"]) - zero).total_seconds()
         y = len(lanes) * FALL_ROW
         mark = Bar(place(at), y + 7, 5, 10, "mark", f"written after {at:.3f} s")
-        lanes.append(Lane(y, f"#{each['id']} {each['key']}", each["id"], each["depth"], True, [mark]))
+        lanes.append(WaterfallRow(y, f"#{each['id']} {each['key']}", each["id"], each["depth"], True, [mark]))
         for one in each["handled"]:
             y = len(lanes) * FALL_ROW
             bars = []
@@ -96,13 +96,13 @@ def waterfall(messages: Sequence[Mapping[str, Any]]) -> Waterfall:
                 kind = "good" if run["outcome"] == "done" else "bad" if run["error"] else "calm"
                 title = f"attempt {run['attempt']}: {run['outcome']} after {run['seconds'] or 0:.3f} s"
                 bars.append(Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, kind, title))
-            lanes.append(Lane(y, one["subscription"], each["id"], each["depth"] + 1, False, bars))
+            lanes.append(WaterfallRow(y, one["subscription"], each["id"], each["depth"] + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
     return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)
 
 
 @dataclass
-class Node:
+class MapNode:
     """An agent or a key on the map."""
 
     name: str
@@ -113,7 +113,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class MapEdge:
     """What flows, or may flow, from one node to another."""
 
     source: str
@@ -125,21 +125,21 @@ class Edge:
 class Map:
     """The graph, laid out in columns from cause to effect."""
 
-    nodes: dict[str, Node] = field(default_factory=dict)
-    edges: dict[tuple[str, str], Edge] = field(default_factory=dict)
+    nodes: dict[str, MapNode] = field(default_factory=dict)
+    edges: dict[tuple[str, str], MapEdge] = field(default_factory=dict)
     width: int = 0
     height: int = 0
 
     def node(self, kind: str, name: str, note: str = "") -> str:
         """Add a node, once; returns its identity."""
         identity = f"{kind}:{name}"
-        self.nodes.setdefault(identity, Node(name, kind, note))
+        self.nodes.setdefault(identity, MapNode(name, kind, note))
         return identity
 
     def edge(self, source: str, target: str, count: int = 0) -> None:
         """Add to what flows between two nodes."""
         before = self.edges.get((source, target))
-        self.edges[source, target] = Edge(source, target, count + (before.count if before else 0))
+        self.edges[source, target] = MapEdge(source, target, count + (before.count if before else 0))
 
     def lay_out(self) -> None:
         """Give every node its place."""

@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse
 
 from runtime.client.stream import Stream
 from runtime.dashboard.filters import FILTERS
-from runtime.dashboard.live_state import Pulse
+from runtime.dashboard.live_state import LiveState
 from runtime.dashboard.schemas import Schemas
 from runtime.dashboard.security import Guard
 from runtime.errors import StoreError
@@ -27,10 +27,10 @@ PAGES: Final = (
 )
 
 
-class Desk:
+class DashboardContext:
     """Everything a page needs, one per dashboard."""
 
-    def __init__(self, stream: Stream, pulse: Pulse, guard: Guard, schemas: Schemas) -> None:
+    def __init__(self, stream: Stream, pulse: LiveState, guard: Guard, schemas: Schemas) -> None:
         self.stream = stream
         self.pulse = pulse
         self.schemas = schemas
@@ -66,9 +66,9 @@ class Desk:
         return {"fault": None, "stats": stats, "took": self.pulse.stats.took_seconds, **_ways(stats)}
 
 
-def desk_of(request: Request) -> Desk:
+def desk_of(request: Request) -> DashboardContext:
     """The desk of the application a request came to."""
-    desk: Desk = request.app.state.desk
+    desk: DashboardContext = request.app.state.desk
     return desk
 
 

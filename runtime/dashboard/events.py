@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from runtime.dashboard.context import Desk, desk_of, number_of
+from runtime.dashboard.context import DashboardContext, desk_of, number_of
 from runtime.dashboard.filters import is_open
 from runtime.dashboard.pages.stream import Filter
 from runtime.errors import StoreError
@@ -27,7 +27,7 @@ async def events(request: Request) -> StreamingResponse:
 class Follower:
     """One open page: what it has, so that only what is new is sent."""
 
-    def __init__(self, desk: Desk, request: Request) -> None:
+    def __init__(self, desk: DashboardContext, request: Request) -> None:
         self._desk = desk
         after = number_of(request.query_params.get("after"))
         # The page of the stream says how far it has got; the others only want hints.

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from runtime.client.stream import Stream
-from runtime.dashboard.activity import Hours
+from runtime.dashboard.activity import Activity
 from runtime.errors import StoreError
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ _TICK_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
 
 
-class Kept(Generic[T]):
+class CachedAnswer(Generic[T]):
     """An answer that is asked for anew when it is too old; what is dear to ask for is kept longer.
 
     Args:
@@ -53,16 +53,16 @@ class Kept(Generic[T]):
         self._is_forgotten = True
 
 
-class Pulse:
+class LiveState:
     """The state of the stream, and who is to be told that it changed."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self.stats: Kept[dict[str, Any]] = Kept(stream.stats, 0.8)
-        self.flow: Kept[dict[str, Any]] = Kept(stream.views.flow, 3.0)
-        self.schedules: Kept[list[dict[str, Any]]] = Kept(stream.operations.schedules, 0.8)
-        self.webhooks: Kept[list[dict[str, Any]]] = Kept(stream.operations.webhooks, 0.8)
-        self.hours = Hours(stream.views, self._tell)
+        self.stats: CachedAnswer[dict[str, Any]] = CachedAnswer(stream.stats, 0.8)
+        self.flow: CachedAnswer[dict[str, Any]] = CachedAnswer(stream.views.flow, 3.0)
+        self.schedules: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.schedules, 0.8)
+        self.webhooks: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.webhooks, 0.8)
+        self.hours = Activity(stream.views, self._tell)
         self.is_live = False
         self.fault: str | None = None
         self._watchers = 0
@@ -120,7 +120,7 @@ class Pulse:
         """Wait until there may be something new."""
         await self._hint.wait()
 
-    def __enter__(self) -> "Pulse":
+    def __enter__(self) -> "LiveState":
         self._watchers += 1
         if self._watchers == 1:
             self._unwatched = anyio.Event()

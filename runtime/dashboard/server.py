@@ -12,8 +12,8 @@ from runtime.agent.secrets import check_exposed
 from runtime.client.stream import connect
 from runtime.connection.environment import given
 from runtime.dashboard.app import make_app
-from runtime.dashboard.context import Desk
-from runtime.dashboard.live_state import Pulse
+from runtime.dashboard.context import DashboardContext
+from runtime.dashboard.live_state import LiveState
 from runtime.dashboard.schemas import Schemas
 from runtime.dashboard.security import Guard
 from runtime.http_server import bound, is_loopback, served
@@ -45,8 +45,8 @@ async def serving(
     listening = bound("The dashboard", host, port)
     at = listening.getsockname()[1]
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
-        guard, pulse, schemas = Guard(at, token), Pulse(stream), Schemas(paths)
-        async with served(listening, make_app(Desk(stream, pulse, guard, schemas), guard)):
+        guard, pulse, schemas = Guard(at, token), LiveState(stream), Schemas(paths)
+        async with served(listening, make_app(DashboardContext(stream, pulse, guard, schemas), guard)):
             tasks.start_soon(pulse.run)
             tasks.start_soon(schemas.read)
             try:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
-from runtime.encoding.readback import Lost, certain, faithful, jsonable
+from runtime.encoding.readback import LossyValue, certain, faithful, jsonable
 from runtime.encoding.unreadable import LIVING, find_unreadable, may_overflow, read_json
 from runtime.errors import InvalidPayload, InvalidValue
 from runtime.tracebacks import shown
@@ -190,7 +190,7 @@ def _place(path: list[str]) -> str:
 
 def _reason(value: object, error: Exception) -> str:
     """What is wrong with the innermost part, in words that do not repeat it."""
-    if isinstance(error, Lost):
+    if isinstance(error, LossyValue):
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
         return f"is {value}, a number JSON does not have; send null or a string instead"

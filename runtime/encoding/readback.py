@@ -45,7 +45,7 @@ _MINUTE: Final = timedelta(minutes=1)
 _MAX_KNOWN: Final = 10_000
 
 
-class Lost(ValueError):
+class LossyValue(ValueError):
     """Part of a value would not be read back as it is; the text goes on from the value's place."""
 
 
@@ -66,7 +66,7 @@ def read(adapter: TypeAdapter[Any], data: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Form:
+class _WrittenForm:
     """How values of one class are written.
 
     Attributes:
@@ -84,7 +84,7 @@ class _Form:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_forms: dict[type, _Form] = {}
+_forms: dict[type, _WrittenForm] = {}
 
 
 certain: set[type] = {*SCALARS}
@@ -110,7 +110,7 @@ def faithful(value: object, data: Any) -> Any:
     if isinstance(value, datetime):
         _refuse_odd_offset(value)
     elif isinstance(value, _SECRETS):
-        raise Lost(
+        raise LossyValue(
             f"is a {kind.__name__}, of which nothing but asterisks would be stored; send a reference to the "
             "secret, or say that it may be stored: get_secret_value()"
         )
@@ -118,7 +118,7 @@ def faithful(value: object, data: Any) -> Any:
         return _faithful_instance(value, data, _form(kind))
     elif isinstance(value, Mapping) and isinstance(data, dict):
         if len(data) != len(value):
-            raise Lost("has two keys that are one and the same as text, as the keys of JSON are")
+            raise LossyValue("has two keys that are one and the same as text, as the keys of JSON are")
         return {key: faithful(each, data[key]) for key, each in zip(data, value.values(), strict=True)}
     elif not isinstance(value, (list, tuple, Set, deque)) or not isinstance(data, list):
         return data
@@ -130,13 +130,13 @@ def faithful(value: object, data: Any) -> Any:
 def _refuse_odd_offset(moment: datetime) -> None:
     offset = None if moment.tzinfo is UTC else moment.utcoffset()
     if offset and offset % _MINUTE:
-        raise Lost(
+        raise LossyValue(
             f"is a time with an offset of {offset}, of which the seconds would be lost; send it in UTC: "
             "moment.astimezone(UTC)"
         )
 
 
-def _faithful_instance(value: object, data: Any, form: _Form) -> Any:
+def _faithful_instance(value: object, data: Any, form: _WrittenForm) -> Any:
     if form.adapter is None:
         return data
     if form.is_faithful and not _has_subclasses(form.nested):
@@ -155,12 +155,12 @@ def _faithful_instance(value: object, data: Any, form: _Form) -> Any:
     except ValidationError as refusal:
         fault = refusal.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(map(str, fault["loc"])) or "value"
-        raise Lost(
+        raise LossyValue(
             f"is a {name} that cannot be read back as one ({where}: {fault['msg']}). {_CURE}"
         ) from None
     place = _difference(value, back)
     if place is not None:
-        raise Lost(
+        raise LossyValue(
             f"is a {name} that would not be read back as it is: {name}{place} would be another. {_CURE}"
         )
     return data
@@ -255,7 +255,7 @@ def _has_subclasses(classes: Iterable[type]) -> bool:
     return any(map(type.__subclasses__, classes))
 
 
-def _form(kind: type) -> _Form:
+def _form(kind: type) -> _WrittenForm:
     """The form of a class, worked out once."""
     form = _forms.get(kind)
     if form is None:
@@ -268,15 +268,15 @@ def _form(kind: type) -> _Form:
     return form
 
 
-def _worked_out(kind: type) -> _Form:
+def _worked_out(kind: type) -> _WrittenForm:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         adapter.rebuild(raise_errors=True)
         schema = _Schema(adapter.core_schema)
     except Exception:  # noqa: BLE001 - pydantic raises many kinds for a class that it cannot read
-        return _Form()
+        return _WrittenForm()
     nested = tuple(schema.classes - {kind})
-    return _Form(
+    return _WrittenForm(
         schema.is_faithful and not schema.is_open, schema.is_faithful, nested, adapter, schema.options
     )
 

@@ -13,11 +13,20 @@ from runtime.backoff import backoff_seconds
 from runtime.encoding.json import encode
 from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
-from runtime.store.exchange import Answer, Delivery, Exchange, Outcome, Report
+from runtime.store.exchange import Delivery, Exchange, ExchangeAnswer, Outcome, Report
 from runtime.store.faults import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
 
 __all__ = [
-    "FUNCTIONS", "Answer", "Delivery", "Exchange", "Outcome", "Report", "Sent", "Store", "Subscribed", "Subscription",
+    "FUNCTIONS",
+    "Delivery",
+    "Exchange",
+    "ExchangeAnswer",
+    "Outcome",
+    "Report",
+    "Sent",
+    "Store",
+    "Subscribed",
+    "Subscription",
     "WorkerCard",
 ]  # fmt: skip
 
@@ -272,14 +281,14 @@ class Store(ABC):
             warnings=tuple(answer.get("warnings") or ()),
         )
 
-    async def exchange(self, exchange: Exchange) -> Answer:
+    async def exchange(self, exchange: Exchange) -> ExchangeAnswer:
         """Report and take in one transaction. Not repeated here: the pump repeats it under the same number."""
         given = {name: value for name, value in exchange.arguments().items() if value is not None}
         # But for a lost race, which is run again at once.
         answer = await persist(
             lambda: self.call("stream_exchange", given), repeatable=None, random=self._random
         )
-        return Answer.from_wire(answer)
+        return ExchangeAnswer.from_wire(answer)
 
     async def operate(self, function: str, **arguments: Any) -> Any:
         """Call one of the operations, such as `stream_stats`, and return its answer."""

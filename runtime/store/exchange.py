@@ -213,7 +213,7 @@ class Exchange:
 
 
 @dataclass(slots=True, kw_only=True)
-class Answer:
+class ExchangeAnswer:
     """What the database said.
 
     Attributes:
@@ -255,7 +255,7 @@ class Answer:
     repeated: bool = False
 
     @classmethod
-    def from_wire(cls, answer: Mapping[str, Any]) -> "Answer":
+    def from_wire(cls, answer: Mapping[str, Any]) -> "ExchangeAnswer":
         """Read what `stream_exchange` returns."""
         more = answer.get("more") or {}
         return cls(

@@ -2,7 +2,7 @@
 
 A fault tells three things: whether the same request may be made again, whether what the request carries can be at
 fault, and, where one report fails alone while an empty exchange passes, whether that report fails or waits. What is
-said on the way in, before any request is read, stands in `runtime.connection.admission`.
+said on the way in, before any request is read, stands in `runtime.connection.database`.
 """
 
 from collections.abc import Mapping

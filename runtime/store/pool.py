@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from runtime.connection.admission import FAULTS, Connection, open_connection
+from runtime.connection.database import FAULTS, Connection, open_connection
 
 __all__ = ["Connection", "Pool"]
 

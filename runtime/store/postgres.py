@@ -10,7 +10,7 @@ import anyio
 from asyncpg import exceptions as pg
 
 from runtime.connection.addresses import DatabaseAddress
-from runtime.connection.admission import entry_of
+from runtime.connection.database import entry_of
 from runtime.connection.pooler import is_transaction_pooled
 from runtime.encoding.json import decode
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized

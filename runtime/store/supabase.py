@@ -11,7 +11,7 @@ import httpx
 
 from runtime.connection.addresses import check_key, project_url
 from runtime.connection.claims import claims_of, expiry_of
-from runtime.connection.origins import is_on_this_machine
+from runtime.connection.project import is_on_this_machine
 from runtime.connection.proxies import CERTIFICATE_CURE, request_options
 from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized

@@ -50,7 +50,7 @@ class Wakeups(Protocol):
 
 
 @dataclass
-class Reach:
+class Reachability:
     """Live or polling? Merges what several sources say into the two states of the way in.
 
     `expected` are the paths that were asked for; with none of them live the runtime polls.

@@ -23,7 +23,7 @@ from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
 from runtime.wakeups.listen import CONNECT_SECONDS, FAULTS, is_unheard, listening
 from runtime.wakeups.outage import Outage
-from runtime.wakeups.phoenix import Channel, Effect, Heard, Joined
+from runtime.wakeups.phoenix import Effect, Heard, Joined, PhoenixChannel
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
 
 _log = logging.getLogger("runtime.wakeups")
@@ -32,7 +32,7 @@ _POOLED = "a transaction pooler stands in between, and LISTEN is not heard throu
 
 
 @dataclass
-class SaidChannel(Channel):
+class BroadcastChannel(PhoenixChannel):
     """One private channel that hears what is said, on one fresh socket.
 
     Args:
@@ -59,7 +59,7 @@ class SaidChannel(Channel):
         return []
 
 
-class RealtimeHearing(RealtimeWakeups):
+class RealtimeBroadcasts(RealtimeWakeups):
     """What is said, over Supabase Realtime.
 
     Args:
@@ -92,8 +92,8 @@ class RealtimeHearing(RealtimeWakeups):
         """Listen for ever, connecting anew as often as needed, until cancelled."""
         await self.run(_Nobody())
 
-    def _channel(self) -> Channel:
-        return SaidChannel(self._worker, (), (), self._timings, said_topic=self._topic)
+    def _channel(self) -> PhoenixChannel:
+        return BroadcastChannel(self._worker, (), (), self._timings, said_topic=self._topic)
 
     def _pass_on(self, effect: Effect, listener: Listener) -> None:
         if isinstance(effect, Heard):
@@ -103,7 +103,7 @@ class RealtimeHearing(RealtimeWakeups):
             _log.info("what is said is heard at %s", self._place)
 
 
-class NotifyHearing:
+class NotifyBroadcasts:
     """What is said, by NOTIFY.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import anyio
 
 from runtime.connection.addresses import DatabaseAddress
-from runtime.connection.admission import FAULTS, Connection, open_connection
+from runtime.connection.database import FAULTS, Connection, open_connection
 from runtime.connection.pooler import is_transaction_pooled
 
 __all__ = ["CONNECT_SECONDS", "FAULTS", "is_unheard", "listening"]

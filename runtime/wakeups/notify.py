@@ -81,7 +81,7 @@ class NotifyWakeups:
         """Live through one connection and return why it ended."""
         if await is_unheard(self._address):
             return _POOLED
-        heard = _Heard(listener)
+        heard = _Notified(listener)
         channels = (self._channel, EVERYBODY)
         async with listening(self._address, channels, heard.take, heard.end, who="notify"):
             while True:
@@ -101,7 +101,7 @@ class NotifyWakeups:
                 if heard.has_ended:
                     return "the connection was closed"
 
-    async def _prove(self, heard: "_Heard", listener: Listener) -> None:
+    async def _prove(self, heard: "_Notified", listener: Listener) -> None:
         """Ask for nonces until one has come back or the deadline is over: a lost one fails no path that delivers."""
         heard.arrived = anyio.Event()
         with anyio.move_on_after(self._deadline_seconds):
@@ -112,7 +112,7 @@ class NotifyWakeups:
                 with anyio.move_on_after(self._deadline_seconds / 4):
                     await heard.arrived.wait()
 
-    async def _wait_for_doubt_or_end(self, heard: "_Heard") -> None:
+    async def _wait_for_doubt_or_end(self, heard: "_Notified") -> None:
         async with anyio.create_task_group() as tasks:
 
             async def wait(event: anyio.Event) -> None:
@@ -123,7 +123,7 @@ class NotifyWakeups:
             tasks.start_soon(wait, heard.ended)
 
 
-class _Heard:
+class _Notified:
     """What came over one connection."""
 
     def __init__(self, listener: Listener) -> None:

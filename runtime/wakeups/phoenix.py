@@ -26,7 +26,7 @@ STILL_MISSING = "a path is still missing"
 """Why a channel starts over though another path is live on it."""
 
 
-class Refusal(Enum):
+class RefusalKind(Enum):
     """What kind of no it was, which decides when to try again."""
 
     RETRY = "retry"
@@ -50,17 +50,17 @@ _OPERATOR_SIGNS = (
 )  # fmt: skip
 
 
-def classify(text: str) -> Refusal:
+def classify(text: str) -> RefusalKind:
     """Return what kind of no a refused join, a refused handshake or a system message is, by its text."""
     for refusal, signs in (
-        (Refusal.RATE, _RATE_SIGNS),
-        (Refusal.TOKEN, _TOKEN_SIGNS),
-        (Refusal.PRIVATE, _PRIVATE_SIGNS),
-        (Refusal.OPERATOR, _OPERATOR_SIGNS),
+        (RefusalKind.RATE, _RATE_SIGNS),
+        (RefusalKind.TOKEN, _TOKEN_SIGNS),
+        (RefusalKind.PRIVATE, _PRIVATE_SIGNS),
+        (RefusalKind.OPERATOR, _OPERATOR_SIGNS),
     ):
         if any(sign in text for sign in signs):
             return refusal
-    return Refusal.RETRY
+    return RefusalKind.RETRY
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Close:
     """Drop the socket and start over."""
 
     why: str
-    refusal: Refusal = Refusal.RETRY
+    refusal: RefusalKind = RefusalKind.RETRY
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class _PathState(Enum):
 
 
 @dataclass
-class Channel:
+class PhoenixChannel:
     """One channel on one fresh socket.
 
     Args:
@@ -475,7 +475,7 @@ class Channel:
             self._mend_at = now + self.mend_pause
         return effects
 
-    def _close(self, why: str, refusal: Refusal = Refusal.RETRY) -> list[Effect]:
+    def _close(self, why: str, refusal: RefusalKind = RefusalKind.RETRY) -> list[Effect]:
         if self._is_closed:
             return []
         return [*self.end(why), Close(why, refusal)]

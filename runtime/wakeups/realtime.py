@@ -34,14 +34,14 @@ from runtime.wakeups.outage import Outage
 from runtime.wakeups.phoenix import (
     STILL_MISSING,
     VERSION,
-    Channel,
     Close,
     Effect,
     Gap,
     Live,
     Lost,
+    PhoenixChannel,
     Prove,
-    Refusal,
+    RefusalKind,
     Send,
     Timings,
     Wake,
@@ -156,7 +156,9 @@ class RealtimeWakeups:
             if time.monotonic() - began >= self._pauses.stable:
                 failures = 0
             failures += 1
-            self._leaves_broadcast_out = close.refusal is Refusal.PRIVATE and self._may_leave_broadcast_out
+            self._leaves_broadcast_out = (
+                close.refusal is RefusalKind.PRIVATE and self._may_leave_broadcast_out
+            )
             pause = self._pause(close.refusal, failures)
             self._say(close, pause, was_live=channel.is_proved)
             await anyio.sleep(pause)
@@ -165,7 +167,7 @@ class RealtimeWakeups:
         """Live through one socket and return why it ended."""
         return await self._live_through(self._channel(), listener)
 
-    async def _live_through(self, channel: Channel, listener: Listener) -> Close:
+    async def _live_through(self, channel: PhoenixChannel, listener: Listener) -> Close:
         self.counts = channel.counts
         try:
             token = await self._token()
@@ -181,7 +183,7 @@ class RealtimeWakeups:
                     **self._way,
                 )
         except _NoToken as error:
-            return Close(str(error), Refusal.TOKEN)
+            return Close(str(error), RefusalKind.TOKEN)
         except InvalidStatus as error:
             return _refused(error)
         except TimeoutError:
@@ -203,14 +205,16 @@ class RealtimeWakeups:
             self._tell(effect, listener)
         return close
 
-    def _channel(self) -> Channel:
+    def _channel(self) -> PhoenixChannel:
         """The channel of the next socket."""
         is_partial = self._leaves_broadcast_out
         paths = tuple(path for path in self.paths if path != "broadcast") if is_partial else self.paths
-        return Channel(self._worker, self._patterns, paths, self._timings, is_partial, self.mend_seconds)
+        return PhoenixChannel(
+            self._worker, self._patterns, paths, self._timings, is_partial, self.mend_seconds
+        )
 
     async def _converse(
-        self, socket: ClientConnection, channel: Channel, token: "_Token", listener: Listener
+        self, socket: ClientConnection, channel: PhoenixChannel, token: "_Token", listener: Listener
     ) -> Close:
         effects = channel.open(time.monotonic(), token.text)
         while True:
@@ -248,7 +252,7 @@ class RealtimeWakeups:
                 rest = min(rest, token.renew_at - now)
             effects = await self._next(socket, channel, rest)
 
-    async def _next(self, socket: ClientConnection, channel: Channel, seconds: float) -> list[Effect]:
+    async def _next(self, socket: ClientConnection, channel: PhoenixChannel, seconds: float) -> list[Effect]:
         """What the next frame brings, or nothing when the time is over or a doubt came up."""
         with anyio.move_on_after(seconds) as self._resting:
             frame = await socket.recv()
@@ -306,17 +310,19 @@ class RealtimeWakeups:
     def _may_leave_broadcast_out(self) -> bool:
         return set(self.paths) == {"broadcast", "postgres_changes"}
 
-    def _pause(self, refusal: Refusal, failures: int) -> float:
+    def _pause(self, refusal: RefusalKind, failures: int) -> float:
         pause = backoff_seconds(failures, first=self._pauses.first, cap=self._pauses.cap, random=self._random)
-        if refusal is Refusal.RATE:
+        if refusal is RefusalKind.RATE:
             return self._pauses.rate + pause
-        if refusal is Refusal.OPERATOR or (refusal is Refusal.PRIVATE and not self._may_leave_broadcast_out):
+        if refusal is RefusalKind.OPERATOR or (
+            refusal is RefusalKind.PRIVATE and not self._may_leave_broadcast_out
+        ):
             return self._pauses.operator + pause
         return pause
 
     def _say(self, close: Close, pause: float, *, was_live: bool) -> None:
         """Log each kind of trouble once in an outage, though its causes take turns."""
-        if close.refusal in (Refusal.RETRY, Refusal.RATE):
+        if close.refusal in (RefusalKind.RETRY, RefusalKind.RATE):
             # The listener has told of the loss of what was live.
             level = logging.INFO if was_live else self._outage.level("no connection", logging.WARNING)
             if close.why == STILL_MISSING:
@@ -332,7 +338,7 @@ class RealtimeWakeups:
                 "ever more rarely; `runtime doctor` tells what is missing.",
                 self._place, close.why, self.mend_seconds,
             )  # fmt: skip
-        elif close.refusal is Refusal.TOKEN:
+        elif close.refusal is RefusalKind.TOKEN:
             _log.log(
                 level,
                 "Realtime at %s: %s. Check the key; trying again in %.1f s.",
@@ -396,10 +402,10 @@ def _refused(error: InvalidStatus) -> Close:
         text = ""
     why = f"the handshake was refused with {status}" + (f": {text}" if text else "")
     if status == 429:
-        return Close(why, Refusal.RATE)
+        return Close(why, RefusalKind.RATE)
     if status in (401, 403, 404):
-        kind = classify(text) if text else Refusal.RETRY
-        return Close(why, Refusal.OPERATOR if kind is Refusal.RETRY else kind)
+        kind = classify(text) if text else RefusalKind.RETRY
+        return Close(why, RefusalKind.OPERATOR if kind is RefusalKind.RETRY else kind)
     return Close(why)
 
 

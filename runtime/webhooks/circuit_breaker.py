@@ -29,7 +29,7 @@ _ANSWER_SECONDS: Final = 10.0
 
 
 @dataclass
-class _Standing:
+class _CircuitBreaker:
     """How a target is, as far as this worker knows."""
 
     rests_until: float = 0.0
@@ -44,7 +44,7 @@ class _Standing:
         return self.rests_until > time.monotonic()
 
 
-class Rests:
+class CircuitBreakers:
     """The standing of a worker's targets.
 
     Args:
@@ -55,7 +55,7 @@ class Rests:
     def __init__(self, targets: Sequence[Mapping[str, Any]], look_seconds: float) -> None:
         self._targets = targets
         self._look_seconds = look_seconds
-        self._standings = {str(target["name"]): _Standing() for target in targets}
+        self._standings = {str(target["name"]): _CircuitBreaker() for target in targets}
         self._inbox: deque[tuple[dict[str, Any] | None, Future[None] | None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._called = anyio.Event()

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import httpcore
 
-from runtime.connection.allowance import Address, Allowed, is_public
+from runtime.connection.allow_list import Address, AllowList, is_public
 from runtime.errors import PostFailed
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -35,7 +35,7 @@ class Egress(httpcore.AsyncNetworkBackend):
         resolve: tells the addresses of a host.
     """
 
-    def __init__(self, allowed: Allowed, resolve: Resolve = resolve) -> None:
+    def __init__(self, allowed: AllowList, resolve: Resolve = resolve) -> None:
         self._allowed = allowed
         self._resolve = resolve
         self._network = httpcore.AnyIOBackend()

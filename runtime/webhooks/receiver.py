@@ -36,7 +36,7 @@ _KEPT_OF_ALL = ("traceparent", "tracestate", "user-agent")
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class WebhookRefusal:
     """Why a webhook is not taken."""
 
     status: int
@@ -51,7 +51,7 @@ class Verifier:
     secrets: tuple[str, ...]
     keys: tuple[bytes, ...]
 
-    def judge(self, headers: Mapping[str, str], body: bytes, *, now: float) -> Draft | Refusal:
+    def judge(self, headers: Mapping[str, str], body: bytes, *, now: float) -> Draft | WebhookRefusal:
         """Return the message that a request is, or why it is none. Nothing of it is read before it is verified.
 
         Args:
@@ -64,12 +64,12 @@ class Verifier:
             value = _value(headers.get("content-type", ""), body)
             return self._draft(headers, value, message_id or self._id_in(headers, value))
         except BadSignature as error:
-            return Refusal(400 if error.is_stale else 401, str(error))
-        except _Unreadable as error:
-            return Refusal(error.status, str(error))
+            return WebhookRefusal(400 if error.is_stale else 401, str(error))
+        except _MalformedBody as error:
+            return WebhookRefusal(error.status, str(error))
         except (InvalidKey, InvalidValue) as error:
             # Sending it again will not help: no row can hold it.
-            return Refusal(422, str(error))
+            return WebhookRefusal(422, str(error))
 
     def _verify(self, headers: Mapping[str, str], body: bytes, now: float) -> str | None:
         source = self.source
@@ -88,7 +88,7 @@ class Verifier:
         if isinstance(found, str) and found:
             return found
         where = "The header x-github-delivery" if is_github else "The event's id in the body"
-        raise _Unreadable(
+        raise _MalformedBody(
             400, f"{where} is missing: without it a repeated webhook could not be told from a new one."
         )
 
@@ -122,7 +122,7 @@ def verifier_of(source: Source, secrets: Sequence[str]) -> Verifier:
         raise SettingsError(f"{source.secret}: {error}") from None
 
 
-class _Unreadable(ValueError):
+class _MalformedBody(ValueError):
     """Verified, but nothing that can be a message."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -180,7 +180,7 @@ def _value(content_type: str, body: bytes) -> Any:
         and kind != "application/json"
         and not (kind.startswith("application/") and kind.endswith("+json"))
     ):
-        raise _Unreadable(415, "Send JSON (content-type: application/json), or a form.")
+        raise _MalformedBody(415, "Send JSON (content-type: application/json), or a form.")
     return _json(body)
 
 
@@ -188,7 +188,7 @@ def _form(body: bytes) -> Any:
     try:
         fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=1000, errors="strict"))
     except ValueError:
-        raise _Unreadable(400, "The body is no form.") from None
+        raise _MalformedBody(400, "The body is no form.") from None
     # GitHub's way to send JSON to those who read only forms.
     return _json(fields["payload"].encode()) if fields.keys() == {"payload"} else fields
 
@@ -197,4 +197,4 @@ def _json(body: bytes) -> Any:
     try:
         return json.loads(body.decode())
     except (ValueError, RecursionError):
-        raise _Unreadable(400, "The body is no JSON in UTF-8.") from None
+        raise _MalformedBody(400, "The body is no JSON in UTF-8.") from None

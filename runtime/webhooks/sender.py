@@ -17,7 +17,7 @@ from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.retry import Reject, RetryLater
 from runtime.agent.target import Target
-from runtime.connection.allowance import Allowed
+from runtime.connection.allow_list import AllowList
 from runtime.connection.environment import environment, given
 from runtime.connection.proxies import tls_context
 from runtime.encoding.json import decode, encode
@@ -26,7 +26,7 @@ from runtime.errors import InvalidPayload, PostFailed, SettingsError
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Store
-from runtime.webhooks.circuit_breaker import Rests
+from runtime.webhooks.circuit_breaker import CircuitBreakers
 from runtime.webhooks.egress import Egress, Resolve, resolve
 from runtime.webhooks.signatures import read_secret, sign
 
@@ -53,7 +53,7 @@ Trace = Callable[[], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TargetResponse:
     """What a target answered: a status, headers by names in small letters, and the body."""
 
     status: int
@@ -61,7 +61,7 @@ class Answer:
     body: bytes
 
 
-class Posts:
+class Sender:
     """The handlers of a worker, those with a target able to post to it.
 
     Args:
@@ -85,11 +85,11 @@ class Posts:
         trace: Trace = dict,
         resolve: Resolve = resolve,
     ) -> None:
-        self._allowed = Allowed.parse(settings.webhooks_allow)
+        self._allowed = AllowList.parse(settings.webhooks_allow)
         self._trace = trace
         self._keys: dict[str, list[bytes]] = {}
         self.handlers = [self._equipped(handler) for handler in handlers]
-        self._rests = Rests(
+        self._rests = CircuitBreakers(
             [
                 {"name": each.name, "url": each.target.shown, "emits": each.emits, "concurrency": each.concurrency}
                 for each in self.handlers
@@ -151,7 +151,7 @@ class Posts:
             self._rests.succeeded(handler.name)
         return result
 
-    async def try_out(self, name: str) -> Answer:
+    async def try_out(self, name: str) -> TargetResponse:
         """Post a message of the type webhook.test, which is stored nowhere.
 
         Raises:
@@ -163,7 +163,7 @@ class Posts:
         headers, body = request_of(message, Context(message, name), self._keys[name])
         return await self.request(target, headers, body)
 
-    async def request(self, target: Target, headers: Headers, body: bytes) -> Answer:
+    async def request(self, target: Target, headers: Headers, body: bytes) -> TargetResponse:
         """Make one request.
 
         Raises:
@@ -186,7 +186,7 @@ class Posts:
                         name.decode("latin-1").lower(): value.decode("latin-1")
                         for name, value in response.headers
                     }
-                    return Answer(response.status, names, await _read(response, target.shown))
+                    return TargetResponse(response.status, names, await _read(response, target.shown))
         except (TimeoutError, httpcore.TimeoutException):
             raise PostFailed(f"{target.shown} did not answer within {target.seconds:g} s.") from None
         except httpcore.ConnectError as error:
@@ -236,7 +236,7 @@ def trace_headers(given: Mapping[str, Any]) -> dict[str, str]:
     return {"traceparent": parent, **({"tracestate": state} if isinstance(state, str) and is_state else {})}
 
 
-def judged(answer: Answer, shown: str, emits: str | None) -> Any:
+def judged(answer: TargetResponse, shown: str, emits: str | None) -> Any:
     """Return what is to be emitted of an answer, or raise what becomes of the delivery.
 
     Args:
@@ -276,7 +276,7 @@ def judged(answer: Answer, shown: str, emits: str | None) -> Any:
     )  # fmt: skip
 
 
-def _result(answer: Answer, shown: str, emits: str) -> Any:
+def _result(answer: TargetResponse, shown: str, emits: str) -> Any:
     if not answer.body:
         return None
     kind = printable(answer.headers.get("content-type", "").partition(";")[0].strip().lower(), 80)

@@ -13,18 +13,18 @@ from random import Random
 import anyio
 
 from runtime.agent.handler import Handler
-from runtime.client.requester import Asker
+from runtime.client.requester import Requester
 from runtime.errors import Blocked, StoreError, StoreUnavailable
 from runtime.settings import Settings
-from runtime.store import Answer, Delivery, Report, Store, Subscribed, WorkerCard
+from runtime.store import Delivery, ExchangeAnswer, Report, Store, Subscribed, WorkerCard
 from runtime.store.faults import remedy_of
-from runtime.wakeups import ANSWER, CANCEL, Path, Reach, Wakeups
-from runtime.worker.drain import Drainage
+from runtime.wakeups import ANSWER, CANCEL, Path, Reachability, Wakeups
+from runtime.worker.drain import Drain
 from runtime.worker.exchanger import Exchanger, Unapplied
-from runtime.worker.execution.executor import Runner
+from runtime.worker.execution.executor import Executor
 from runtime.worker.execution.failure import failure
-from runtime.worker.plan import LAPSING_SHARE, Lane, Look, Plan, Rest, Suspects
-from runtime.worker.process_stats import Gauges, WayIn
+from runtime.worker.plan import LAPSING_SHARE, Lane, Look, Plan, PoisonMessages, Wait
+from runtime.worker.process_stats import ProcessStats, WakeupStatus
 from runtime.worker.pruner import keep_retention
 from runtime.worker.scheduler import keep_time
 
@@ -59,12 +59,12 @@ class Dispatcher:
         card: WorkerCard,
         handlers: Mapping[str, Handler],
         limits: Mapping[str, int],
-        runner: Runner,
+        runner: Executor,
         settings: Settings,
-        suspects: Suspects,
-        gauges: Gauges,
+        suspects: PoisonMessages,
+        gauges: ProcessStats,
         subscribe: Callable[[bool], Awaitable[Subscribed]],
-        drainage: Drainage | None = None,
+        drainage: Drain | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.ready = anyio.Event()
@@ -76,7 +76,7 @@ class Dispatcher:
         self._runner = runner
         self._settings = settings
         self._gauges = gauges
-        self._way_in = WayIn()
+        self._way_in = WakeupStatus()
         self._subscribe = subscribe
         self._drainage = drainage
         self._loop = asyncio.get_running_loop()
@@ -94,8 +94,8 @@ class Dispatcher:
         self._numbers: Mapping[str, int] = {}
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
-        self.plan = Plan(settings, {}, Reach(paths), now=time.monotonic(), suspects=suspects)
-        self.asker = Asker(store, settings, card.id, card.announce, self.plan.reach)
+        self.plan = Plan(settings, {}, Reachability(paths), now=time.monotonic(), suspects=suspects)
+        self.asker = Requester(store, settings, card.id, card.announce, self.plan.reach)
         self._incarnation = ""
         self._warned: frozenset[str] = frozenset()
         # How often in a row an exchange was refused for wanting anything.
@@ -272,7 +272,7 @@ class Dispatcher:
                 await self._give_back_what_is_left()
                 return
             step = plan.decide(time.monotonic())
-            if isinstance(step, Rest):
+            if isinstance(step, Wait):
                 self._tell_all()
                 with anyio.move_on_after(step.seconds):
                     await self._signal.wait()
@@ -319,7 +319,7 @@ class Dispatcher:
             )
             await self._introduce_again()
 
-    def _absorb(self, look: Look, answer: Answer, sent_at: float) -> None:
+    def _absorb(self, look: Look, answer: ExchangeAnswer, sent_at: float) -> None:
         self.plan.absorb(look, answer, sent_at=sent_at, now=time.monotonic())
         if answer.taken:
             self._soon(self._runner.hand_over, answer.taken)

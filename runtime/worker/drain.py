@@ -15,7 +15,7 @@ _log = logging.getLogger("runtime.worker.drain")
 _ASK_SECONDS = 2.0
 
 
-class Drainage:
+class Drain:
     """What a worker that drains does at its beginning and at its end.
 
     Attributes:

@@ -15,7 +15,7 @@ import anyio
 
 from runtime.backoff import backoff_seconds
 from runtime.errors import StoreError, StoreUnavailable
-from runtime.store import Answer, Delivery, Exchange, Store
+from runtime.store import Delivery, Exchange, ExchangeAnswer, Store
 from runtime.store.faults import remedy_of
 from runtime.worker.plan import Look
 
@@ -67,7 +67,7 @@ class Exchanger:
         # The kinds of what the store was said to suffer from; empty while it answers.
         self._troubles: set[str] = set()
 
-    async def exchange(self, look: Look, *, again: bool = False) -> tuple[Answer, StoreError | None]:
+    async def exchange(self, look: Look, *, again: bool = False) -> tuple[ExchangeAnswer, StoreError | None]:
         """Make one exchange, repeated under its number until it is answered.
 
         Args:

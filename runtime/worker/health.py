@@ -23,7 +23,7 @@ _ASK_SECONDS = 2.0
 _STATS_SECONDS = 15.0
 
 
-class Probes:
+class HealthEndpoints:
     """Answers about one worker.
 
     Args:

@@ -48,14 +48,14 @@ class Metrics:
         if report.emits:
             self._emitted.labels(handler).inc(len(report.emits))
 
-    def watch(self, dispatcher: Dispatcher) -> "Standing":
+    def watch(self, dispatcher: Dispatcher) -> "WorkerSnapshot":
         """Tell with each scrape how this dispatcher stands, too."""
-        standing = Standing(dispatcher)
+        standing = WorkerSnapshot(dispatcher)
         self.registry.register(standing)
         return standing
 
 
-class Standing(Collector):
+class WorkerSnapshot(Collector):
     """How a worker stands, read when asked.
 
     Attributes:

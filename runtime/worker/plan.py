@@ -11,11 +11,11 @@ from enum import StrEnum
 from random import Random
 
 from runtime.settings import Settings
-from runtime.store import Answer, Delivery, Report
-from runtime.wakeups import Path, Reach
+from runtime.store import Delivery, ExchangeAnswer, Report
+from runtime.wakeups import Path, Reachability
 from runtime.wakeups.polling import Pace
-from runtime.worker.narrowing import Narrowing
-from runtime.worker.sleep import CAP_SECONDS, FIRST_SECONDS, Drowsing, Phase
+from runtime.worker.exchange_bounds import ExchangeBounds
+from runtime.worker.sleep import CAP_SECONDS, FIRST_SECONDS, Phase, Sleep
 
 # Renewal comes at a third of a lease's time; when only so much of it is left, none has come through.
 LAPSING_SHARE = 0.2
@@ -29,7 +29,7 @@ _RECENT = 2000
 _BEAT_SECONDS = 20.0
 
 
-class Suspects(StrEnum):
+class PoisonMessages(StrEnum):
     """Does this worker take deliveries that have crashed their worker twice? They are taken alone."""
 
     TOO = "too"
@@ -94,7 +94,7 @@ class Look:
 
 
 @dataclass(slots=True)
-class Aside:
+class DelayedReport:
     """A report that failed alone and waits by itself, while others go on.
 
     Attributes:
@@ -108,7 +108,7 @@ class Aside:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Wait:
     """Nothing to do for so many seconds, unless something happens."""
 
     seconds: float
@@ -130,10 +130,10 @@ class Plan:
         self,
         settings: Settings,
         lanes: dict[int, Lane],
-        reach: Reach,
+        reach: Reachability,
         *,
         now: float,
-        suspects: Suspects = Suspects.TOO,
+        suspects: PoisonMessages = PoisonMessages.TOO,
         random: Random | None = None,
     ) -> None:
         self.lanes = lanes
@@ -151,9 +151,9 @@ class Plan:
         self._reports: deque[Report] = deque()
         self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds, random or Random())
         self._cursors: Mapping[str, int] = {}
-        self._drowsing = Drowsing(now, slow_seconds=settings.poll_slow_seconds)
-        self.is_spare = suspects is Suspects.ONLY
-        self._passes_suspects = suspects is Suspects.NEVER
+        self._drowsing = Sleep(now, slow_seconds=settings.poll_slow_seconds)
+        self.is_spare = suspects is PoisonMessages.ONLY
+        self._passes_suspects = suspects is PoisonMessages.NEVER
         self._hinted = not self.is_spare
         self._follows_hint = False
         self._hint_after = now
@@ -179,8 +179,8 @@ class Plan:
         self._runs_suspect = False
         self._paced_at = now
         self._saw_nothing = False
-        self.narrowing = Narrowing(settings.request_seconds)
-        self._aside: dict[tuple[int, int], Aside] = {}
+        self.narrowing = ExchangeBounds(settings.request_seconds)
+        self._aside: dict[tuple[int, int], DelayedReport] = {}
         self._reported_last = self._is_trimmed = False
 
     @property
@@ -282,9 +282,9 @@ class Plan:
             self._renewed_at = now - self._settings.lease_seconds / 3
         self.sweep(now)
 
-    def set_aside(self, report: Report, now: float) -> Aside:
+    def set_aside(self, report: Report, now: float) -> DelayedReport:
         """A report failed alone, by no fault of its own perhaps: it waits by itself, longer each time."""
-        aside = self._aside.setdefault(report.delivery.place, Aside(report))
+        aside = self._aside.setdefault(report.delivery.place, DelayedReport(report))
         aside.tries += 1
         aside.due_at = now + min(_ASIDE_CAP_SECONDS, _ASIDE_FIRST_SECONDS * 2.0**aside.tries)
         return aside
@@ -318,10 +318,10 @@ class Plan:
 
     # What to do
 
-    def decide(self, now: float) -> Look | Rest:
+    def decide(self, now: float) -> Look | Wait:
         """Return the next exchange, or how long there is none."""
         if now < self._silent_until and not self._reports:
-            return Rest(self._silent_until - now)
+            return Wait(self._silent_until - now)
         if self._aside and (waited := self._waited_long_enough(now)):
             return waited
         settling = bool(self.unsettled) and now >= self._settle_at
@@ -345,7 +345,7 @@ class Plan:
         suspected = self._is_alone and self._suspects
         taking = bool(want) and (hinted or more or due or rescan or polling or looking or suspected)
         if not (self._reports or renewing or taking or beating or settling or recalled):
-            return Rest(self._rest(now, bool(want)))
+            return Wait(self._rest(now, bool(want)))
 
         full = sweeping or polling or rescan or self._is_alone or (looking and self.phase is Phase.DROWSY)
         waits = self.narrowing.is_narrow and (renewing or bool(want))
@@ -385,7 +385,7 @@ class Plan:
             self._rescan_at, self._rescanned_at = None, now
         return look
 
-    def absorb(self, look: Look, answer: Answer, *, sent_at: float, now: float) -> None:
+    def absorb(self, look: Look, answer: ExchangeAnswer, *, sent_at: float, now: float) -> None:
         """Take note of what the database answered to a look sent at `sent_at`."""
         was_asleep = self.phase is Phase.ASLEEP
         announced = self._follows_hint or self._hinted
@@ -537,7 +537,7 @@ class Plan:
             lane.finished = 0
         self._paced_at = now
 
-    def _note_settling(self, look: Look, answer: Answer, now: float) -> None:
+    def _note_settling(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         if not look.settle:
             return
         if answer.unsettled != self.unsettled:
@@ -547,7 +547,7 @@ class Plan:
         self._settle_at = now + self._settle_seconds
         self._settle_seconds = min(self._settle_seconds * 1.5, 0.5)
 
-    def _note_taking(self, look: Look, answer: Answer, now: float) -> None:
+    def _note_taking(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         if not look.alone:
             self._filled = (self._filled - look.want.keys()) | answer.filled
         self._note_suspects(look, answer, now)
@@ -583,7 +583,7 @@ class Plan:
     def _expect_due(self, at: float) -> None:
         self._due_at = at if self._due_at is None else min(self._due_at, at)
 
-    def _note_suspects(self, look: Look, answer: Answer, now: float) -> None:
+    def _note_suspects(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         if look.alone:
             self._suspects = self._runs_suspect = bool(answer.taken)
             self._is_alone = False
@@ -592,7 +592,7 @@ class Plan:
                 self._suspects_since = now
             self._suspects = answer.suspects
 
-    def _note_sleep(self, look: Look, answer: Answer, now: float) -> None:
+    def _note_sleep(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         drowsing = self._drowsing
         if answer.taken or answer.filled or look.alone:
             drowsing.stay_awake(now)

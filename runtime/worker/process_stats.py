@@ -6,7 +6,7 @@ from typing import Any, Literal
 import psutil
 
 
-class Gauges:
+class ProcessStats:
     """Reads what `runtime status` shows of a worker's process."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Gauges:
         }
 
 
-class WayIn:
+class WakeupStatus:
     """How a worker hears of work, and since when: live, polling, or deaf: polling, since a path kept silent."""
 
     def __init__(self) -> None:

@@ -24,9 +24,9 @@ from runtime.keys import matches
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Delivery, Report, Store
-from runtime.wakeups import Listener, Path, Reach, Wakeups
+from runtime.wakeups import Listener, Path, Reachability, Wakeups
 from runtime.wakeups.polling import Pace
-from runtime.worker.execution.executor import Runner
+from runtime.worker.execution.executor import Executor
 
 _log = logging.getLogger("runtime.worker.pubsub")
 # What comes in between is read together.
@@ -39,7 +39,7 @@ _SAY_SECONDS = 10.0
 _ADDRESSED = ("broadcast", "notify")
 
 
-class Each:
+class PubSub:
     """The handlers of one process that get each message.
 
     It lives on the runtime's own loop; what is called from elsewhere says so.
@@ -60,17 +60,17 @@ class Each:
         handlers: Sequence[Handler],
         limits: Mapping[str, int],
         store: Store,
-        runner: Runner,
+        runner: Executor,
         settings: Settings,
     ) -> None:
         self.counts: Counter[str] = Counter()
-        self._reach = Reach(frozenset({"postgres_changes"}))
+        self._reach = Reachability(frozenset({"postgres_changes"}))
         self._loop = asyncio.get_running_loop()
         self._reports: deque[Report] = deque()
         self._is_told = False
         # Numbers below zero: no subscription has one.
         self._ears = {
-            -place: _Ear(self, handler, -place, limits[handler.name], store, runner, settings)
+            -place: _Subscriber(self, handler, -place, limits[handler.name], store, runner, settings)
             for place, handler in enumerate(handlers, start=1)
         }
         runner.know({ear.handler.name: number for number, ear in self._ears.items()})
@@ -132,7 +132,7 @@ class Each:
 
     def hearing(self, source: Wakeups) -> Wakeups:
         """The same source of wake-ups, which tells this too."""
-        return _Overheard(source, self)
+        return _TeeWakeups(source, self)
 
     # Called by the wake-ups
 
@@ -164,17 +164,17 @@ class Each:
             ear.woken.set()
 
 
-class _Ear:
+class _Subscriber:
     """One handler: what it reads, what waits for it, and what it emits. A slow one holds up itself alone."""
 
     def __init__(
         self,
-        each: Each,
+        each: PubSub,
         handler: Handler,
         number: int,
         limit: int,
         store: Store,
-        runner: Runner,
+        runner: Executor,
         settings: Settings,
     ) -> None:
         self.handler = handler
@@ -328,10 +328,10 @@ class _Ear:
             _log.info("%s hears again", self.handler.name)
 
 
-class _Overheard:
+class _TeeWakeups:
     """A source of wake-ups that tells two."""
 
-    def __init__(self, source: Wakeups, each: Each) -> None:
+    def __init__(self, source: Wakeups, each: PubSub) -> None:
         self.paths = source.paths
         self.doubt = source.doubt
         self._source = source
@@ -339,15 +339,15 @@ class _Overheard:
 
     async def run(self, listener: Listener) -> None:
         """Listen for ever, for both."""
-        await self._source.run(_Both(listener, self._each))
+        await self._source.run(Fanout(listener, self._each))
 
 
 @dataclass(frozen=True, slots=True)
-class _Both:
+class Fanout:
     """Tells the worker first, then those who listen beside it."""
 
     worker: Listener
-    each: Each
+    each: PubSub
 
     def wake(self, why: str, message: int | None = None) -> None:
         self.worker.wake(why, message)

@@ -38,7 +38,7 @@ async def keep_time(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
         worker: who ticks.
         handlers: all that this worker runs, so that a handler which has lost its timer is known.
     """
-    keeper = _Keeper(store, worker, handlers)
+    keeper = _Scheduler(store, worker, handlers)
     random, failures = Random(), 0
     said = ""
     while True:
@@ -70,7 +70,7 @@ async def tick_once(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
     Raises:
         StoreError: some of it was not ticked; the next call makes up for that.
     """
-    keeper = _Keeper(store, worker, handlers)
+    keeper = _Scheduler(store, worker, handlers)
     await keeper.declare()
     while keeper.timers and await keeper.tick_due():
         pass
@@ -78,7 +78,7 @@ async def tick_once(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
 
 
 @dataclass
-class _Keeper:
+class _Scheduler:
     store: Store
     worker: UUID
     handlers: Sequence[Handler]

@@ -8,7 +8,7 @@ import anyio
 from runtime.agent.agent import Agent
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.settings import Settings
-from runtime.worker.drain import Drainage
+from runtime.worker.drain import Drain
 from runtime.worker.execution.attempt import Observer
 from runtime.worker.worker import Attempt, Worker
 
@@ -70,7 +70,7 @@ async def drain(
         if observer is not None:
             observer(attempt)
 
-    drainage = Drainage()
+    drainage = Drain()
     worker = Worker(
         agents,
         settings.model_copy(update={"drain_seconds": seconds * (1 - _TAKING_SHARE), "metrics_port": None}),

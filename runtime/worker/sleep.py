@@ -20,7 +20,7 @@ class Phase(Enum):
     ASLEEP = "asleep"
 
 
-class Drowsing:
+class Sleep:
     """The phase, and when the next look of its own accord is due.
 
     Args:

@@ -21,9 +21,9 @@ from runtime.client.factories import open_store
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError, StoreUnavailable
 from runtime.settings import Settings
 from runtime.store import Store
-from runtime.webhooks.sender import Posts
+from runtime.webhooks.sender import Sender
 from runtime.worker.execution.attempt import Observer
-from runtime.worker.plan import Suspects
+from runtime.worker.plan import PoisonMessages
 from runtime.worker.worker import Worker, first_fault
 
 _log = logging.getLogger("runtime.webhooks")
@@ -31,7 +31,7 @@ _log = logging.getLogger("runtime.webhooks")
 _LOOK_SECONDS: Final = 5.0
 
 
-class Postroom:
+class WebhookForwarder:
     """Posts to every target in the database until it is stopped.
 
     Args:
@@ -41,7 +41,11 @@ class Postroom:
     """
 
     def __init__(
-        self, settings: Settings, *, observer: Observer | None = None, suspects: Suspects = Suspects.TOO
+        self,
+        settings: Settings,
+        *,
+        observer: Observer | None = None,
+        suspects: PoisonMessages = PoisonMessages.TOO,
     ) -> None:
         self._settings = settings
         self._observer = observer
@@ -131,7 +135,7 @@ class Postroom:
         for each in found:
             try:
                 trial = agent_of(each)
-                Posts(trial.handlers, self._settings)
+                Sender(trial.handlers, self._settings)
             except (DeclarationError, SettingsError) as error:
                 if str(error) not in self._complained:
                     self._complained.add(str(error))
@@ -184,7 +188,7 @@ async def try_out(settings: Settings, name: str) -> dict[str, Any]:
     if not found:
         raise DeclarationError(f"There is no webhook {name}. `runtime webhooks list` shows them.")
     [handler] = agent_of(found[0]).handlers
-    async with Posts([handler], settings) as posts:
+    async with Sender([handler], settings) as posts:
         began = time.monotonic()
         answer = await posts.try_out(handler.name)
     shown = shown_url(found[0]["url"])

@@ -17,7 +17,7 @@ import anyio
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import reply_key
-from runtime.client.broadcaster import NOTHING_SAID, Sayer
+from runtime.client.broadcaster import NOTHING_SAID, Broadcaster
 from runtime.client.factories import (
     compare_places,
     open_sayer,
@@ -31,18 +31,18 @@ from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
 from runtime.worker import event_loop
 from runtime.worker.dispatcher import Dispatcher
-from runtime.worker.drain import Drainage
+from runtime.worker.drain import Drain
 from runtime.worker.execution.attempt import Attempt, Observer
-from runtime.worker.execution.executor import Runner
-from runtime.worker.execution.handler_requests import HandlerAsks
+from runtime.worker.execution.executor import Executor
+from runtime.worker.execution.handler_requests import HandlerRequests
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
-from runtime.worker.plan import Suspects
-from runtime.worker.process_stats import Gauges
-from runtime.worker.pubsub import Each
+from runtime.worker.plan import PoisonMessages
+from runtime.worker.process_stats import ProcessStats
+from runtime.worker.pubsub import PubSub
 
 if TYPE_CHECKING:
-    from runtime.webhooks.sender import Posts
+    from runtime.webhooks.sender import Sender
     from runtime.worker.metrics import Metrics
 
 __all__ = ["Attempt", "Worker"]
@@ -77,8 +77,8 @@ class Worker:
         settings: Settings,
         *,
         observer: Observer | None = None,
-        suspects: Suspects = Suspects.TOO,
-        drainage: Drainage | None = None,
+        suspects: PoisonMessages = PoisonMessages.TOO,
+        drainage: Drain | None = None,
     ) -> None:
         self.id: UUID = uuid4()
         self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
@@ -98,12 +98,12 @@ class Worker:
         self._listening = [
             handler
             for handler in self.handlers
-            if handler.deliver == "each" and suspects is not Suspects.ONLY and drainage is None
+            if handler.deliver == "each" and suspects is not PoisonMessages.ONLY and drainage is None
         ]
         self._dispatcher: Dispatcher | None = None
-        self._each: Each | None = None
-        self._runner: Runner | None = None
-        self._sayer: Sayer | None = None
+        self._each: PubSub | None = None
+        self._runner: Executor | None = None
+        self._sayer: Broadcaster | None = None
         self._started = threading.Lock()
         self._is_stopping = False
         self._drain_seconds = settings.drain_seconds
@@ -122,7 +122,7 @@ class Worker:
         if self._dispatcher is None:
             return "starting"
         plan = self._dispatcher.plan
-        if self._suspects is Suspects.ONLY and not plan.stopping:
+        if self._suspects is PoisonMessages.ONLY and not plan.stopping:
             return "spare"
         return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
 
@@ -198,8 +198,8 @@ class Worker:
         try:
             async with lifespans.kept(self._seconds_left), anyio.create_task_group() as tasks:
                 metrics, spans = _metrics(self._settings), open_telemetry(self._settings)
-                asks = HandlerAsks(self.handlers, None if spans is None else spans.emitting)
-                self._runner = runner = Runner(
+                asks = HandlerRequests(self.handlers, None if spans is None else spans.emitting)
+                self._runner = runner = Executor(
                     tasks,
                     self.handlers,
                     self._limits,
@@ -261,7 +261,7 @@ class Worker:
         self._sayer.say(key, text)
 
     async def _run_thread(
-        self, runner: Runner, asks: HandlerAsks, metrics: "Metrics | None", ended: Callable[[], None]
+        self, runner: Executor, asks: HandlerRequests, metrics: "Metrics | None", ended: Callable[[], None]
     ) -> None:
         try:
             await anyio.to_thread.run_sync(
@@ -270,21 +270,23 @@ class Worker:
         finally:
             ended()
 
-    async def _run_dispatcher(self, runner: Runner, asks: HandlerAsks, metrics: "Metrics | None") -> None:
+    async def _run_dispatcher(
+        self, runner: Executor, asks: HandlerRequests, metrics: "Metrics | None"
+    ) -> None:
         """The runtime's own side, on its own loop."""
         store = await open_store(self._settings)
         try:
             patterns = [pattern for each in self.handlers for pattern in each.patterns]
             patterns.append(reply_key(self.id))
             # A spare is woken by the time alone: a crash shows when a lease ends.
-            is_spare = self._suspects is Suspects.ONLY
+            is_spare = self._suspects is PoisonMessages.ONLY
             is_woken = not is_spare and self._drainage is None
             wakeups = open_wakeups(self._settings, self.id, patterns) if is_woken else []
             each = None
             if self._listening:
-                each = Each(self._listening, self._limits, store, runner, self._settings)
+                each = PubSub(self._listening, self._limits, store, runner, self._settings)
                 wakeups = [each.hearing(source) for source in wakeups]
-            gauges = Gauges()
+            gauges = ProcessStats()
             details = {
                 "pid": os.getpid(), "host": platform.node(), "is_spare": is_spare, **gauges.read(),
             }  # fmt: skip
@@ -335,16 +337,16 @@ class Worker:
             with anyio.CancelScope(shield=True):
                 await store.close()
 
-    async def _listen(self, each: Each, dispatcher: Dispatcher) -> None:
+    async def _listen(self, each: PubSub, dispatcher: Dispatcher) -> None:
         await dispatcher.ready.wait()
         await each.run()
 
     async def _answer_probes(self, metrics: "Metrics", dispatcher: Dispatcher, store: Store) -> None:
-        from runtime.worker.health import Probes
+        from runtime.worker.health import HealthEndpoints
 
         port = self._settings.metrics_port
         assert port is not None
-        await Probes(metrics, dispatcher, store).run(self._settings.metrics_host, port)
+        await HealthEndpoints(metrics, dispatcher, store).run(self._settings.metrics_host, port)
 
     async def _subscribe(self, store: Store, card: WorkerCard, with_history: bool) -> Subscribed:
         declared = [_subscription(handler) for handler in self._subscribed]
@@ -355,17 +357,17 @@ class Worker:
         return subscribed
 
 
-def _posts(handlers: Sequence[Handler], settings: Settings) -> "Posts | None":
+def _posts(handlers: Sequence[Handler], settings: Settings) -> "Sender | None":
     """What posts to targets, where there are any; its libraries are not loaded otherwise."""
     if all(handler.target is None for handler in handlers):
         return None
-    from runtime.webhooks.sender import Posts
+    from runtime.webhooks.sender import Sender
 
     if not settings.telemetry:
-        return Posts(handlers, settings)
+        return Sender(handlers, settings)
     from runtime.client.telemetry import outgoing
 
-    return Posts(handlers, settings, trace=outgoing)
+    return Sender(handlers, settings, trace=outgoing)
 
 
 def _metrics(settings: Settings) -> "Metrics | None":

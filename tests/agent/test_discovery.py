@@ -196,7 +196,11 @@ def run(folder: Path, source: str, *arguments: str) -> str:
     return ended.stdout.strip()
 
 
-FIND = "import sys\nfrom runtime.agent.discovery import discover\nprint(*[each.name for each in discover(sys.argv[1:])])"
+FIND = """
+import sys
+from runtime.agent.discovery import discover
+print(*[each.name for each in discover(sys.argv[1:])])
+"""
 
 
 def project(root: Path, files: dict[str, str]) -> Path:

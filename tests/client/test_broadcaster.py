@@ -11,8 +11,8 @@ import anyio.to_thread
 import pytest
 
 from runtime.agent.context import Context
-from runtime.broadcast import Said, Voice, topic_of
-from runtime.client.broadcaster import RealtimeWay, Sayer
+from runtime.broadcast import Broadcast, BroadcastSequence, topic_of
+from runtime.client.broadcaster import Broadcaster, RealtimeTransport
 from runtime.errors import InvalidKey, InvalidValue
 from runtime.message import Message
 from tests.faulty_proxy import CannedServer, canned_server, http_answer
@@ -39,9 +39,9 @@ def sent(messages: list[dict[str, Any]], topic: str = "runtime:said") -> list[An
 
 
 @asynccontextmanager
-async def saying(url: str, gather_seconds: float = 0.05, **options: Any) -> AsyncIterator[Sayer]:
+async def saying(url: str, gather_seconds: float = 0.05, **options: Any) -> AsyncIterator[Broadcaster]:
     """A sayer that runs."""
-    sayer = Sayer(RealtimeWay(url, "key", 5, **options), gather_seconds)
+    sayer = Broadcaster(RealtimeTransport(url, "key", 5, **options), gather_seconds)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(sayer.run)
         yield sayer
@@ -50,7 +50,7 @@ async def saying(url: str, gather_seconds: float = 0.05, **options: Any) -> Asyn
 
 async def test_everything_goes_to_the_common_topic_and_each_key_to_its_own() -> None:
     async with canned_server(TAKEN) as server, saying(server.url) as sayer:
-        voice = Voice(sayer.say)
+        voice = BroadcastSequence(sayer.say)
         voice.say("chat.a", 1)
         voice.say("chat.b", {"two": 2})
         voice.say("chat.a", 3)
@@ -67,7 +67,7 @@ async def test_what_realtime_takes_no_more_of_is_gathered_for_longer_and_sent_on
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with canned_server(TOO_MANY, TOO_MANY, TAKEN) as server, saying(server.url) as sayer:
-        voice = Voice(sayer.say)
+        voice = BroadcastSequence(sayer.say)
         for number in range(3):
             voice.say("chat.a", number)
         with anyio.fail_after(60):
@@ -90,7 +90,7 @@ async def test_a_frame_of_which_nothing_is_known_is_not_sent_again(
     answer: bytes, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with canned_server(answer, TAKEN) as server, saying(server.url) as sayer:
-        voice = Voice(sayer.say)
+        voice = BroadcastSequence(sayer.say)
         voice.say("chat.a", 1)
         await sayer.flush()
         voice.say("chat.a", 2)
@@ -107,7 +107,7 @@ async def test_memory_is_bounded_and_the_numbers_tell_what_was_dropped(
     monkeypatch.setattr("runtime.client.broadcaster._MAX_WAITING_BYTES", 1_000)
     caplog.set_level(logging.WARNING)
     async with canned_server(TAKEN) as server, saying(server.url) as sayer:
-        voice = Voice(sayer.say)
+        voice = BroadcastSequence(sayer.say)
         for _ in range(100):
             voice.say("chat.a", "x" * 50)
         await sayer.flush()
@@ -122,7 +122,7 @@ async def test_memory_is_bounded_and_the_numbers_tell_what_was_dropped(
 
 async def test_a_frame_has_a_size_and_what_is_said_has_one() -> None:
     async with canned_server(TAKEN) as server, saying(server.url, max_bytes=500, frame_bytes=1_000) as sayer:
-        voice = Voice(sayer.say)
+        voice = BroadcastSequence(sayer.say)
         for number in range(20):
             voice.say("chat.a", f"{number}" * 50)
         with pytest.raises(InvalidValue, match="may have 500 bytes"):
@@ -137,7 +137,7 @@ async def test_a_frame_has_a_size_and_what_is_said_has_one() -> None:
 
 async def test_threads_say_too_and_their_numbers_are_each_used_once() -> None:
     async with canned_server(TAKEN) as server, saying(server.url) as sayer:
-        voice = Voice(sayer.say)
+        voice = BroadcastSequence(sayer.say)
 
         def speak() -> None:
             for number in range(100):
@@ -180,4 +180,4 @@ def test_a_listener_to_one_key_joins_the_topic_of_that_key() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_said_message_is_left_out(payload: Any) -> None:
-    assert Said.all_from_wire(payload) == []
+    assert Broadcast.all_from_wire(payload) == []

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from runtime import Agent, BatchContext, Context, Message, Reject, Retry, connect
-from runtime.client.admin import Letters
+from runtime.client.admin import DeadLetterFilter
 from runtime.client.stream import Stream
 from runtime.errors import AskFailed, AskTimeout, InvalidValue, NobodyAnswers, RuntimeFault
 from runtime.testing import Harness
@@ -102,7 +102,7 @@ async def test_a_redrive_brings_the_answer_to_whoever_asks_again(stream: Stream,
         with pytest.raises(AskFailed, match="no such shelf"):
             await stream.ask("shelf.wanted", "pen", dedup_key="where")
         is_there = True
-        async for _ in stream.operations.redrive(Letters(subscription="other.shelf")):
+        async for _ in stream.operations.redrive(DeadLetterFilter(subscription="other.shelf")):
             pass
         await harness.drain()
         assert await stream.ask("shelf.wanted", "pen", dedup_key="where") == "left"

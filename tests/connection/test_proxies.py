@@ -15,7 +15,7 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
-from runtime.client.broadcaster import RealtimeWay
+from runtime.client.broadcaster import RealtimeTransport
 from runtime.connection.proxies import proxy_for, request_options, socket_options, tls_context
 from runtime.errors import SettingsError, StoreUnavailable
 from runtime.settings import Settings
@@ -130,7 +130,7 @@ async def test_n2_requests_and_the_socket_go_through_the_same_proxy(
         assert await store.check_schema()
         await store.close()
         assert "POST" in proxy.asked
-        way = RealtimeWay(url, key)
+        way = RealtimeTransport(url, key)
         await way.send([("a.b", '{"key":"a.b","value":1}')])
         await way.close()
         asked = len(proxy.asked)

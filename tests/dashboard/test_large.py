@@ -11,8 +11,8 @@ from playwright.sync_api import Page, expect
 
 from runtime.client.stream import Stream, connect
 from runtime.dashboard.app import make_app
-from runtime.dashboard.context import Desk
-from runtime.dashboard.live_state import Pulse
+from runtime.dashboard.context import DashboardContext
+from runtime.dashboard.live_state import LiveState
 from runtime.dashboard.schemas import Schemas
 from runtime.dashboard.security import Guard
 from runtime.local.test_cluster import Cluster
@@ -33,7 +33,7 @@ MORE = 10
 async def seconds_cold(stream: Stream, path: str) -> float:
     """How long a page takes when nothing is known yet."""
     guard = Guard(80, None)
-    app: Any = make_app(Desk(stream, Pulse(stream), guard, Schemas()), guard)
+    app: Any = make_app(DashboardContext(stream, LiveState(stream), guard, Schemas()), guard)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
         began = time.perf_counter()
         answer = await client.get(path)

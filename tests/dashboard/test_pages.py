@@ -60,9 +60,9 @@ def dead(stage: Stage, title: str) -> int:
 
 def letters(stage: Stage) -> list[dict[str, int]]:
     """All dead letters."""
-    from runtime.client.admin import Letters
+    from runtime.client.admin import DeadLetterFilter
 
-    found: list[dict[str, int]] = stage.ask(lambda: stage.stream.operations.dead_letters(Letters()))
+    found: list[dict[str, int]] = stage.ask(lambda: stage.stream.operations.dead_letters(DeadLetterFilter()))
     return found
 
 
@@ -200,11 +200,11 @@ def test_a_message_that_waits_is_cancelled(stage: Stage, tab: Page) -> None:
 
 async def _discard(stage: Stage, number: int) -> None:
     """The letters of other tests are counted."""
-    from runtime.client.admin import Letters
+    from runtime.client.admin import DeadLetterFilter
 
-    found = await stage.stream.operations.dead_letters(Letters())
+    found = await stage.stream.operations.dead_letters(DeadLetterFilter())
     ids = [each["id"] for each in found if each["message_id"] == number]
-    async for _ in stage.stream.operations.discard(Letters(ids=ids)):
+    async for _ in stage.stream.operations.discard(DeadLetterFilter(ids=ids)):
         pass
 
 

@@ -15,7 +15,7 @@ from runtime.encoding.json import decode, encode, legible
 from runtime.encoding.unreadable import LIVING, Unreadable, find_unreadable
 from runtime.errors import InvalidPayload, InvalidValue
 from runtime.message import Draft, Message
-from runtime.store import Answer, Delivery
+from runtime.store import Delivery, ExchangeAnswer
 
 DEEP = "[" * 5_000 + "]" * 5_000
 ODD = {
@@ -139,7 +139,7 @@ def test_r1_any_time_of_postgres_is_read(written: str) -> None:
     "changed", [{"priority": 5}, {"priority": None}, {"created_at": None}, {"deliver_at": 7}]
 )  # fmt: skip
 def test_r1_a_row_that_is_no_message_is_a_dead_letter_of_its_own(changed: dict[str, Any]) -> None:
-    answer = Answer.from_wire({"taken": [_row(), _row(id=8, **changed), _row(id=9)]})
+    answer = ExchangeAnswer.from_wire({"taken": [_row(), _row(id=8, **changed), _row(id=9)]})
     good, bad, also_good = [delivery.message for delivery in answer.taken]
     assert (good.value, also_good.value) == ({"n": 1}, {"n": 1})
     assert (bad.id, bad.attempt) == (8, 4)

@@ -10,7 +10,7 @@ import anyio
 import psutil
 import pytest
 
-from runtime.cli.reload import Reloading
+from runtime.cli.reload import Reloader
 from runtime.local import keys
 from tests.integration.conftest import connected, settled, until
 from tests.integration.test_supervision import Run, count, supervised
@@ -184,7 +184,7 @@ async def test_a_reload_takes_down_what_the_old_files_set_up_and_loses_nothing(
         },
         "DATABASE_URL": database,
     }
-    reloading = Reloading([str(folder)], environment, drain_seconds=10, say=lambda text: None)
+    reloading = Reloader([str(folder)], environment, drain_seconds=10, say=lambda text: None)
     async with anyio.create_task_group() as tasks, connected(admin) as connection:
         tasks.start_soon(reloading.run)
         await until(lambda: settled(connection, *HANDLERS))

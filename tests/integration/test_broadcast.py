@@ -13,7 +13,7 @@ import pytest
 import websockets
 
 from runtime import Agent, Context, connect
-from runtime.broadcast import Said
+from runtime.broadcast import Broadcast
 from runtime.client.stream import Stream
 from runtime.errors import InvalidValue, SettingsError
 from runtime.message import Message
@@ -34,14 +34,14 @@ def settings_for(way: str, stack: Any, **changes: Any) -> Settings:
     return settings_of(stack, supabase_url=None, supabase_key=None, database_url=stack.db_url, **changes)
 
 
-async def hear(stream: Stream, pattern: str, into: list[Message[Any] | Said[Any]]) -> None:
+async def hear(stream: Stream, pattern: str, into: list[Message[Any] | Broadcast[Any]]) -> None:
     """Listen for ever."""
     async for heard in stream.listen(pattern, said=True):
         into.append(heard)
 
 
-def said(heard: list[Message[Any] | Said[Any]]) -> list[Any]:
-    return [each.value for each in heard if isinstance(each, Said)]
+def said(heard: list[Message[Any] | Broadcast[Any]]) -> list[Any]:
+    return [each.value for each in heard if isinstance(each, Broadcast)]
 
 
 async def hears(caplog: pytest.LogCaptureFixture, times: int) -> None:
@@ -69,9 +69,9 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
         for step in range(20):
             context.say("thought.step", {"step": step})
 
-    everything: list[Message[Any] | Said[Any]] = []
-    exact: list[Message[Any] | Said[Any]] = []
-    other: list[Message[Any] | Said[Any]] = []
+    everything: list[Message[Any] | Broadcast[Any]] = []
+    exact: list[Message[Any] | Broadcast[Any]] = []
+    other: list[Message[Any] | Broadcast[Any]] = []
     settings = settings_for(way, stack)
     async with (
         connect(settings) as stream,
@@ -88,11 +88,11 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
         await until(lambda: len(said(everything)) >= 220 and len(said(exact)) >= 200)
         assert said(exact) == tokens
         assert [
-            each.value for each in everything if isinstance(each, Said) and each.key == "chat.tokens"
+            each.value for each in everything if isinstance(each, Broadcast) and each.key == "chat.tokens"
         ] == tokens
-        steps = [each for each in everything if isinstance(each, Said) and each.key == "thought.step"]
+        steps = [each for each in everything if isinstance(each, Broadcast) and each.key == "thought.step"]
         assert [each.value["step"] for each in steps] == list(range(20))
-        heard = [each for each in exact if isinstance(each, Said)]
+        heard = [each for each in exact if isinstance(each, Broadcast)]
         assert [each.number for each in heard] == list(range(1, 201))
         assert {(each.agent, each.message_id, each.correlation_id) for each in heard} == {
             ("writer", sent.id, str(sent.id))
@@ -116,7 +116,7 @@ async def test_a_script_says_what_others_hear_and_what_it_said_last_is_sent_befo
     way: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    heard: list[Message[Any] | Said[Any]] = []
+    heard: list[Message[Any] | Broadcast[Any]] = []
     settings = settings_for(way, stack)
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
         tasks.start_soon(hear, stream, "news.*", heard)
@@ -136,7 +136,7 @@ async def test_a_frame_gathers_what_is_said_within_a_moment(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    heard: list[Message[Any] | Said[Any]] = []
+    heard: list[Message[Any] | Broadcast[Any]] = []
     settings = settings_of(stack, say_seconds=0.3)
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
         tasks.start_soon(hear, stream, "news.*", heard)
@@ -155,7 +155,7 @@ async def test_what_is_said_while_a_listeners_connection_is_dead_is_missed_and_n
     way: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    heard: list[Message[Any] | Said[Any]] = []
+    heard: list[Message[Any] | Broadcast[Any]] = []
     target = urlsplit(stack.api_url if way == "realtime" else stack.db_url)
     async with (
         faulty_proxy(target.port) as proxy,
@@ -181,7 +181,7 @@ async def test_what_is_said_while_a_listeners_connection_is_dead_is_missed_and_n
             await until(lambda: 3 in said(heard))
             # The second may have come just before the cut was done; what is missing shows in the numbers.
             assert said(heard) in ([1, 3], [1, 2, 3])
-            numbers = [each.number for each in heard if isinstance(each, Said)]
+            numbers = [each.number for each in heard if isinstance(each, Broadcast)]
             assert numbers == said(heard)
             tasks.cancel_scope.cancel()
 
@@ -193,7 +193,7 @@ async def test_others_neither_hear_what_is_said_nor_say_anything(
     role: str, topic: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    heard: list[Message[Any] | Said[Any]] = []
+    heard: list[Message[Any] | Broadcast[Any]] = []
     key = make_token(secret=stack.jwt_secret, role=role)
     url = stack.api_url.replace("http", "ws", 1)
     forged = {"said": [{"key": "news.tick", "number": 1, "value": "forged", "sayer": "x"}]}

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from runtime import Agent, Context, Message, connect
-from runtime.client.admin import Letters
+from runtime.client.admin import DeadLetterFilter
 from runtime.encoding.unreadable import find_unreadable
 from runtime.errors import AskFailed
 from tests.integration.conftest import connected, running, settings_of, settled, until
@@ -103,7 +103,7 @@ async def test_r1_what_python_cannot_hold_is_a_dead_letter_of_its_own_and_every_
             letters: list[Any] = []
 
             async def have_died() -> bool:
-                letters[:] = await stream.operations.dead_letters(Letters(), details=True)
+                letters[:] = await stream.operations.dead_letters(DeadLetterFilter(), details=True)
                 return len(letters) >= count
 
             await until(have_died, seconds=60)
@@ -149,10 +149,10 @@ async def test_r1_what_python_cannot_hold_is_a_dead_letter_of_its_own_and_every_
             for each in letters
             if each["subscription"] == "reader.plain" and each["message_id"] == bad["long number"]
         ]
-        assert sum([n async for n in stream.operations.redrive(Letters(ids=[long["id"]]))]) == 1
+        assert sum([n async for n in stream.operations.redrive(DeadLetterFilter(ids=[long["id"]]))]) == 1
 
         async def has_died_again() -> bool:
-            found = await stream.operations.dead_letters(Letters(subscription="reader.plain"))
+            found = await stream.operations.dead_letters(DeadLetterFilter(subscription="reader.plain"))
             return any(
                 each["message_id"] == bad["long number"] and each["id"] != long["id"] for each in found
             )
@@ -210,7 +210,7 @@ async def test_r3_headers_of_any_shape_stop_neither_handlers_nor_who_asks(
                 headers,
             )
         await until(lambda: len(seen) == 6)
-        assert await stream.operations.dead_letters(Letters()) == []
+        assert await stream.operations.dead_letters(DeadLetterFilter()) == []
 
 
 @pytest.mark.parametrize("store", ["direct", "rest"])

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from runtime import Agent, Retry, connect
-from runtime.client.admin import Letters
+from runtime.client.admin import DeadLetterFilter
 from runtime.dashboard.server import serving
 from tests.cli.shell import Shell
 from tests.integration.conftest import connected, running, settings_of, settled, until
@@ -67,7 +67,7 @@ async def died(stack: Any) -> list[dict[str, Any]]:
         letters: list[dict[str, Any]] = []
 
         async def have_died() -> bool:
-            letters[:] = await stream.operations.dead_letters(Letters(), details=True)
+            letters[:] = await stream.operations.dead_letters(DeadLetterFilter(), details=True)
             return len(letters) >= len(UNREADABLE) + len(READABLE) - 1
 
         await until(have_died, seconds=60)

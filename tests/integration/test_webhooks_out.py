@@ -17,7 +17,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from runtime import connect
-from runtime.client.admin import Letters
+from runtime.client.admin import DeadLetterFilter
 from runtime.local.ports import free_port
 from runtime.message import Draft
 from runtime.webhooks.signatures import new_secret, read_secret, sign
@@ -93,7 +93,7 @@ async def test_g4_answers_are_written_once_though_processes_are_killed_while_the
 
             await until(is_done)
             assert await booked() == list(range(6))
-            assert await stream.operations.dead_letters(Letters()) == []
+            assert await stream.operations.dead_letters(DeadLetterFilter()) == []
     by_id = defaultdict(set)
     for request in target.received:
         by_id[request.webhook_id].add(request.value)
@@ -139,7 +139,7 @@ async def test_while_a_target_is_down_messages_wait_without_spending_attempts(
             spent = await connection.fetchval(
                 "select count(*) from runtime.runs where outcome in ('failed', 'dead')"
             )
-            assert await stream.operations.dead_letters(Letters()) == []
+            assert await stream.operations.dead_letters(DeadLetterFilter()) == []
             [row] = await stream.operations.webhooks()
             assert row["state"] == "well"
     # Those that made the target rest, and what was under way then; the probes cost nothing.

@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from runtime.client.admin import Letters, Operations
+from runtime.client.admin import Admin, DeadLetterFilter
 from runtime.errors import (
     Duplicate,
     InvalidValue,
@@ -180,18 +180,20 @@ async def test_operations(store: Store, key: str) -> None:
     await store.operate("stream_resume", subscription=name)
     assert await store.operate("stream_beat", worker=str(worker.id), nonce=key) == {"nonce": key}
 
-    operations = Operations(store)
+    operations = Admin(store)
     (sent,) = await store.send([Draft(key, 1)])
     now = datetime.now(UTC)
     day = timedelta(days=1)
     history = {"since": now - day, "until": now + day, "pattern": key, "ids": [sent.id]}
     assert (await operations.replay(name, **history, dry_run=True))["matching"] == 1
     assert (await operations.replay(name, since=now + day))["matching"] == 0
-    letters = Letters(ids=[-1, -2], subscription=name, pattern=">", older_than_seconds=0.5, error="%")
+    letters = DeadLetterFilter(
+        ids=[-1, -2], subscription=name, pattern=">", older_than_seconds=0.5, error="%"
+    )
     assert await operations.dead_letters(letters, before=5, details=True) == []
     assert await operations.preview(letters) == {}
     assert [size async for size in operations.redrive(letters)] == []
-    assert [size async for size in operations.discard(Letters(subscription=name))] == []
+    assert [size async for size in operations.discard(DeadLetterFilter(subscription=name))] == []
     assert await operations.prune(3600 * 24.0) == (0, 0)
     upkeep = {"worker": str(worker.id), "retention_seconds": 3600.0, "after": 0, "max": 10}
     assert await store.operate("stream_maintain", **upkeep) is not None

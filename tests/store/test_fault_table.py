@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from runtime.connection.admission import entry_of
+from runtime.connection.database import entry_of
 from runtime.errors import (
     Blocked,
     Duplicate,

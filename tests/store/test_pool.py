@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from runtime.connection import admission
+from runtime.connection import database
 from runtime.connection.addresses import DatabaseAddress
 from runtime.errors import StoreError, StoreUnavailable, Unauthorized
 from runtime.message import Draft
@@ -157,7 +157,7 @@ async def test_l4_the_default_isolation_of_a_database_stops_no_direct_store(
 @pytest.fixture
 def _no_doors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of any password."""
-    monkeypatch.setattr(admission, "_doors", {})
+    monkeypatch.setattr(database, "_doors", {})
 
 
 async def refused(store: Store) -> None:
@@ -177,12 +177,12 @@ async def test_l8_a_password_that_was_refused_is_tried_by_one_place_and_rarely(
         for _ in range(20):
             for store in stores:
                 await refused(store)
-            with pytest.raises(admission.FAULTS):
+            with pytest.raises(database.FAULTS):
                 # As the listeners of NOTIFY do.
                 await is_unheard(DatabaseAddress.parse(url))
         assert proxy.connections == tried
         # When the pause is over one try is made, and the next pause is longer.
-        door = admission._doors[DatabaseAddress.parse(url).url]
+        door = database._doors[DatabaseAddress.parse(url).url]
         before = door.shut_until
         door.shut_until = 0.0
         for store in stores:
@@ -192,7 +192,7 @@ async def test_l8_a_password_that_was_refused_is_tried_by_one_place_and_rarely(
         assert door.shut_until > before
         for store in stores:
             await store.close()
-    assert min(admission._LONGEST_PAUSE_SECONDS, 60) == 60
+    assert min(database._LONGEST_PAUSE_SECONDS, 60) == 60
 
 
 @pytest.mark.usefixtures("_no_doors")
@@ -207,7 +207,7 @@ async def test_l8_a_password_that_is_right_again_lets_everybody_in(server: Serve
                 "alter role comes_later login password 'postgres'; grant service_role to comes_later"
             )
             await refused(store)
-            door = admission._doors[DatabaseAddress.parse(url).url]
+            door = database._doors[DatabaseAddress.parse(url).url]
             door.shut_until = 0.0
             await store.operate("stream_stats")
             assert door.error is None

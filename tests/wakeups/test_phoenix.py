@@ -12,14 +12,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from runtime.wakeups import Path
 from runtime.wakeups.phoenix import (
-    Channel,
     Close,
     Effect,
     Gap,
     Live,
     Lost,
+    PhoenixChannel,
     Prove,
-    Refusal,
+    RefusalKind,
     Send,
     Timings,
     Wake,
@@ -32,8 +32,8 @@ BOTH: tuple[Path, ...] = ("broadcast", "postgres_changes")
 SUBSCRIBED = "Subscribed to PostgreSQL"
 
 
-def make(paths: tuple[Path, ...] = BOTH, patterns: tuple[str, ...] = ("task.output",)) -> Channel:
-    return Channel(WORKER, patterns, paths)
+def make(paths: tuple[Path, ...] = BOTH, patterns: tuple[str, ...] = ("task.output",)) -> PhoenixChannel:
+    return PhoenixChannel(WORKER, patterns, paths)
 
 
 def frame(event: str, payload: Any, *, ref: str | None = None, join_ref: str | None = None) -> str:
@@ -71,7 +71,7 @@ def sent(effects: list[Effect]) -> list[list[Any]]:
     return [json.loads(effect.frame) for effect in effects if isinstance(effect, Send)]
 
 
-def attend(channel: Channel, start: int, end: int, *, by: Path) -> list[Effect]:
+def attend(channel: PhoenixChannel, start: int, end: int, *, by: Path) -> list[Effect]:
     """Answer heartbeats, and bring nonces back by one path, for some seconds; returns what else was said."""
     said: list[Effect] = []
     for now in range(start, end):
@@ -89,7 +89,7 @@ def attend(channel: Channel, start: int, end: int, *, by: Path) -> list[Effect]:
     return said
 
 
-def live(paths: tuple[Path, ...] = BOTH) -> Channel:
+def live(paths: tuple[Path, ...] = BOTH) -> PhoenixChannel:
     """A channel with every one of its paths live, at 0 seconds."""
     channel = make(paths)
     channel.open(0, "jwt")
@@ -139,30 +139,30 @@ def test_a_join_without_an_answer_ends_the_socket_at_its_deadline() -> None:
 @pytest.mark.parametrize(
     ("reason", "refusal"),
     [
-        ("ClientJoinRateLimitReached: Too many joins per second", Refusal.RATE),
-        ("ConnectionRateLimitReached: Too many connected users", Refusal.RATE),
-        ("ChannelRateLimitReached: Too many channels", Refusal.RATE),
-        ("IncreaseConnectionPool: Please increase your connection pool size", Refusal.RATE),
-        ("DatabaseConnectionRateLimitReached: Too many database connections attempts per second", Refusal.RATE),
-        ("Too many messages per second", Refusal.RATE),
-        ("InvalidJWTToken: Token has expired 3 seconds ago", Refusal.TOKEN),
-        ("InvalidJWTToken: Fields `role` and `exp` are required in JWT", Refusal.TOKEN),
-        ("MalformedJWT: The token provided is not a valid JWT", Refusal.TOKEN),
-        ("JwtSignatureError: Failed to validate JWT signature", Refusal.TOKEN),
-        ("Token has expired 0 seconds ago", Refusal.TOKEN),
-        ("API key is missing", Refusal.TOKEN),
-        ("Unauthorized: You do not have permissions to read from this Channel topic: x", Refusal.PRIVATE),
-        ("You no longer have permission to read from this Channel topic: x", Refusal.OPERATOR),
-        ("PrivateOnly: This project only allows private channels", Refusal.OPERATOR),
-        ("RealtimeDisabledForTenant: Realtime disabled for this tenant", Refusal.OPERATOR),
-        ("TenantNotFound: Tenant with the given ID does not exist", Refusal.OPERATOR),
-        ("RealtimeRestarting: Realtime is restarting, please standby", Refusal.RETRY),
-        ("MissingPartition: Realtime was unable to find the expected messages partition", Refusal.PRIVATE),
-        ("Realtime was unable to connect to the project database", Refusal.RETRY),
-        ("", Refusal.RETRY),
+        ("ClientJoinRateLimitReached: Too many joins per second", RefusalKind.RATE),
+        ("ConnectionRateLimitReached: Too many connected users", RefusalKind.RATE),
+        ("ChannelRateLimitReached: Too many channels", RefusalKind.RATE),
+        ("IncreaseConnectionPool: Please increase your connection pool size", RefusalKind.RATE),
+        ("DatabaseConnectionRateLimitReached: Too many database connections attempts per second", RefusalKind.RATE),
+        ("Too many messages per second", RefusalKind.RATE),
+        ("InvalidJWTToken: Token has expired 3 seconds ago", RefusalKind.TOKEN),
+        ("InvalidJWTToken: Fields `role` and `exp` are required in JWT", RefusalKind.TOKEN),
+        ("MalformedJWT: The token provided is not a valid JWT", RefusalKind.TOKEN),
+        ("JwtSignatureError: Failed to validate JWT signature", RefusalKind.TOKEN),
+        ("Token has expired 0 seconds ago", RefusalKind.TOKEN),
+        ("API key is missing", RefusalKind.TOKEN),
+        ("Unauthorized: You do not have permissions to read from this Channel topic: x", RefusalKind.PRIVATE),
+        ("You no longer have permission to read from this Channel topic: x", RefusalKind.OPERATOR),
+        ("PrivateOnly: This project only allows private channels", RefusalKind.OPERATOR),
+        ("RealtimeDisabledForTenant: Realtime disabled for this tenant", RefusalKind.OPERATOR),
+        ("TenantNotFound: Tenant with the given ID does not exist", RefusalKind.OPERATOR),
+        ("RealtimeRestarting: Realtime is restarting, please standby", RefusalKind.RETRY),
+        ("MissingPartition: Realtime was unable to find the expected messages partition", RefusalKind.PRIVATE),
+        ("Realtime was unable to connect to the project database", RefusalKind.RETRY),
+        ("", RefusalKind.RETRY),
     ],
 )  # fmt: skip
-def test_a_refused_join_says_its_class_in_its_text(reason: str, refusal: Refusal) -> None:
+def test_a_refused_join_says_its_class_in_its_text(reason: str, refusal: RefusalKind) -> None:
     assert classify(reason) is refusal
     channel = make()
     channel.open(0, None)
@@ -265,7 +265,7 @@ def test_a_lost_path_is_told_once() -> None:
 def test_a_subscribe_error_of_a_live_path_starts_over() -> None:
     effects = live().receive(system('{:error, "Too many database timeouts"}', "error"), 1)
     assert isinstance(effects[0], Lost)
-    assert effects[-1] == Close('postgres_changes: {:error, "Too many database timeouts"}', Refusal.RATE)
+    assert effects[-1] == Close('postgres_changes: {:error, "Too many database timeouts"}', RefusalKind.RATE)
 
 
 # Heartbeats
@@ -395,7 +395,7 @@ def test_a_closed_or_crashed_channel_is_left_with_its_socket(event: str) -> None
 def test_a_token_that_expired_asks_for_a_new_one_first() -> None:
     effects = live().receive(system("Token has expired 0 seconds ago", "error", "system"), 1)
     assert isinstance(effects[-1], Close)
-    assert effects[-1].refusal is Refusal.TOKEN
+    assert effects[-1].refusal is RefusalKind.TOKEN
 
 
 def test_the_servers_goodbye_waits_for_the_socket_to_close() -> None:
@@ -458,7 +458,7 @@ class AnyConversation(RuleBasedStateMachine):
     @initialize(paths=st.sampled_from([BOTH, ("broadcast",), ("postgres_changes",)]))
     def begin(self, paths: tuple[Path, ...]) -> None:
         self.now = 0.0
-        self.channel = Channel(WORKER, ["a.b"], paths, Timings())
+        self.channel = PhoenixChannel(WORKER, ["a.b"], paths, Timings())
         self.live: set[str] = set()
         self.proofs: set[str] = set()
         self.nonces: list[str] = []

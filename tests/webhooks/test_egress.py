@@ -11,11 +11,11 @@ import httpcore
 import pytest
 
 from runtime import Agent
-from runtime.connection.allowance import Address, Allowed
+from runtime.connection.allow_list import Address, AllowList
 from runtime.errors import PostFailed, SettingsError
 from runtime.settings import Settings
 from runtime.webhooks.egress import Egress
-from runtime.webhooks.sender import Posts
+from runtime.webhooks.sender import Sender
 from runtime.webhooks.signatures import new_secret
 from tests.receiver import Answering, receiving
 
@@ -40,7 +40,7 @@ async def post(url: str, allow: str, names: Names | None = None) -> Any:
     agent = Agent("out")
     agent.post("task.*", to=url, secret="OUT_SECRET")
     settings = Settings.load(webhooks_allow=allow)
-    async with Posts(agent.handlers, settings, **({} if names is None else {"resolve": names})) as posts:
+    async with Sender(agent.handlers, settings, **({} if names is None else {"resolve": names})) as posts:
         return await posts.try_out("out.post")
 
 
@@ -82,7 +82,7 @@ async def test_a_name_that_means_something_else_a_moment_later_leads_nowhere_els
         names = Names(["127.0.0.2"], ["127.0.0.1"])
         target.answer = lambda _: Answering(200, headers={"connection": "close"})
         url = f"http://hook.test:{target.port}/"
-        egress = Egress(Allowed.parse("127.0.0.2/32"), names)
+        egress = Egress(AllowList.parse("127.0.0.2/32"), names)
         async with httpcore.AsyncConnectionPool(network_backend=egress) as pool:
             await pool.request("POST", url, content=b"{}")
             # Asked once, and connected to the very address that was checked, under the name that was meant.

@@ -15,7 +15,7 @@ from runtime.agent.source import Source
 from runtime.errors import DeclarationError, SettingsError
 from runtime.keys import check_key, matches
 from runtime.message import Draft
-from runtime.webhooks.receiver import Refusal, verifier_of
+from runtime.webhooks.receiver import WebhookRefusal, verifier_of
 from runtime.webhooks.signatures import new_secret, read_secret, sign
 
 NOW = 1_700_000_000
@@ -23,20 +23,22 @@ SECRET = new_secret()
 JSON = {"content-type": "application/json"}
 
 
-def standard(source: Source, value: Any, *, message_id: str = "msg_1", **headers: str) -> Draft | Refusal:
+def standard(
+    source: Source, value: Any, *, message_id: str = "msg_1", **headers: str
+) -> Draft | WebhookRefusal:
     """What becomes of this value, signed by Standard Webhooks and sent now."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     signed = {**JSON, **sign([read_secret(SECRET)], message_id, NOW, body), **headers}
     return verifier_of(source, [SECRET]).judge(signed, body, now=NOW)
 
 
-def taken(verdict: Draft | Refusal) -> Draft:
+def taken(verdict: Draft | WebhookRefusal) -> Draft:
     assert isinstance(verdict, Draft), verdict
     return verdict
 
 
-def refused(verdict: Draft | Refusal) -> tuple[int, str]:
-    assert isinstance(verdict, Refusal), verdict
+def refused(verdict: Draft | WebhookRefusal) -> tuple[int, str]:
+    assert isinstance(verdict, WebhookRefusal), verdict
     return verdict.status, verdict.why
 
 
@@ -94,7 +96,7 @@ def test_github_s_form_holds_its_json() -> None:
 def test_stripe_s_event_and_id_come_from_the_body() -> None:
     verifier = verifier_of(Source("stripe", "stripe.{event}", scheme="stripe"), ["whsec_of_stripe"])
 
-    def judged(value: Any, when: int = NOW) -> Draft | Refusal:
+    def judged(value: Any, when: int = NOW) -> Draft | WebhookRefusal:
         body = json.dumps(value)
         header = WebhookSignature.generate_signature_header(body, "whsec_of_stripe", when)
         return verifier.judge({**JSON, "stripe-signature": header}, body.encode(), now=NOW)
@@ -167,7 +169,7 @@ def test_whatever_comes_is_a_key_of_the_source_s_own_or_refused(
 ) -> None:
     source = Source("shop", template)
     verdict = standard(source, {"type": event, "other": other})
-    if isinstance(verdict, Refusal):
+    if isinstance(verdict, WebhookRefusal):
         assert verdict.status == 422
     else:
         assert check_key(verdict.key).startswith("shop.")

@@ -20,7 +20,14 @@ from runtime.errors import DeclarationError, PostFailed, SettingsError
 from runtime.local.bootstrap import connected
 from runtime.message import Draft
 from runtime.testing import Harness
-from runtime.webhooks.sender import MAX_ANSWER_BYTES, Answer, body_of, judged, trace_headers, webhook_id
+from runtime.webhooks.sender import (
+    MAX_ANSWER_BYTES,
+    TargetResponse,
+    body_of,
+    judged,
+    trace_headers,
+    webhook_id,
+)
 from runtime.webhooks.signatures import new_secret
 from runtime.worker.worker import Worker
 from tests.receiver import Answering, Received, Receiver, receiving
@@ -289,7 +296,9 @@ def test_an_answer_decides_alone() -> None:
     def verdict(status: int, **headers: str) -> PostFailed:
         with pytest.raises(PostFailed) as caught:
             judged(
-                Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, b""),
+                TargetResponse(
+                    status, {name.replace("_", "-"): value for name, value in headers.items()}, b""
+                ),
                 "x",
                 None,
             )
@@ -304,11 +313,16 @@ def test_an_answer_decides_alone() -> None:
     assert verdict(429, retry_after="soon").kind == "target"
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert 50 < (verdict(429, retry_after=in_a_minute).seconds or 0) <= 60
-    assert judged(Answer(200, {}, b"whatever"), "x", None) is None
-    assert judged(Answer(200, {"content-type": "application/json; charset=utf-8"}, b"[1]"), "x", "y") == [1]
-    assert judged(Answer(200, {"content-type": "application/cloudevents+json"}, b"null"), "x", "y") is None
+    assert judged(TargetResponse(200, {}, b"whatever"), "x", None) is None
+    assert judged(
+        TargetResponse(200, {"content-type": "application/json; charset=utf-8"}, b"[1]"), "x", "y"
+    ) == [1]
+    assert (
+        judged(TargetResponse(200, {"content-type": "application/cloudevents+json"}, b"null"), "x", "y")
+        is None
+    )
     with pytest.raises(Reject, match="422"):
-        judged(Answer(422, {}, b""), "x", None)
+        judged(TargetResponse(422, {}, b""), "x", None)
 
 
 def test_an_id_names_the_message_and_the_subscription_and_holds_no_dot() -> None:

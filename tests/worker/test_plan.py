@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from runtime.settings import Settings
-from runtime.store import Answer
-from runtime.wakeups import Reach
-from runtime.worker.narrowing import MAX_REPORT_BYTES, MAX_REPORTS
-from runtime.worker.plan import Lane, Look, Plan, Rest, Suspects
+from runtime.store import ExchangeAnswer
+from runtime.wakeups import Reachability
+from runtime.worker.exchange_bounds import MAX_REPORT_BYTES, MAX_REPORTS
+from runtime.worker.plan import Lane, Look, Plan, PoisonMessages, Wait
 from runtime.worker.sleep import Phase
 from tests.simulated_kernel import Simulation
 
@@ -396,7 +396,7 @@ def test_a_flood_of_hints_costs_a_few_looks_a_second(simulation: Simulation) -> 
     while simulation.now < began + 10:
         simulation.plan.wake()
         step = simulation.step()
-        if isinstance(step, Rest):
+        if isinstance(step, Wait):
             simulation.kernel.now += min(step.seconds, 0.001)
     assert simulation.count_looks(began) <= 10 * 45
 
@@ -447,7 +447,7 @@ def test_a_nonce_travels_with_one_exchange_at_once(simulation: Simulation) -> No
     look = simulation.step()
     assert isinstance(look, Look)
     assert (look.nonce, look.beat) == ("abc", True)
-    assert isinstance(simulation.step(), Rest)
+    assert isinstance(simulation.step(), Wait)
 
 
 def test_t3_of_two_nonces_that_are_asked_for_before_either_leaves_both_leave(simulation: Simulation) -> None:
@@ -456,7 +456,7 @@ def test_t3_of_two_nonces_that_are_asked_for_before_either_leaves_both_leave(sim
         simulation.plan.prove(nonce)
     looks = [simulation.step(), simulation.step()]
     assert [look.nonce for look in looks if isinstance(look, Look)] == ["of the socket", "of notify"]
-    assert isinstance(simulation.step(), Rest)
+    assert isinstance(simulation.step(), Wait)
 
 
 def test_t6_while_a_path_that_kept_silent_is_doubted_the_next_rows_do_not_wait_for_a_sweep(
@@ -485,7 +485,7 @@ def test_g7_polling_begins_at_once_when_the_last_path_is_lost(simulation: Simula
     simulation.plan.live("broadcast", simulation.now)
     simulation.settle_down()
     assert simulation.plan.lost("broadcast", simulation.now) is False
-    assert isinstance(simulation.step(), Rest)
+    assert isinstance(simulation.step(), Wait)
     assert simulation.plan.lost("postgres_changes", simulation.now) is True
     assert isinstance(simulation.step(), Look)
 
@@ -583,7 +583,7 @@ def test_k8_a_suspect_waits_for_what_runs_and_holds_up_nobody_for_long(simulatio
 
 
 def test_k8_beside_a_spare_a_worker_goes_on_and_leaves_suspects_alone() -> None:
-    simulation = Simulation({1: 10, 2: 10}, suspects=Suspects.NEVER, lease_seconds=LEASE_SECONDS)
+    simulation = Simulation({1: 10, 2: 10}, suspects=PoisonMessages.NEVER, lease_seconds=LEASE_SECONDS)
     simulation.plan.live("broadcast", simulation.now)
     make_suspect(simulation)
     simulation.advance(3 * LEASE_SECONDS)
@@ -596,7 +596,9 @@ def test_k8_beside_a_spare_a_worker_goes_on_and_leaves_suspects_alone() -> None:
 
 
 def test_k8_a_spare_takes_one_suspect_at_a_time_and_nothing_else() -> None:
-    simulation = Simulation({1: 10, 2: 10}, paths=(), suspects=Suspects.ONLY, lease_seconds=LEASE_SECONDS)
+    simulation = Simulation(
+        {1: 10, 2: 10}, paths=(), suspects=PoisonMessages.ONLY, lease_seconds=LEASE_SECONDS
+    )
     simulation.write(1)
     make_suspect(simulation, 1)
     make_suspect(simulation, 2)
@@ -614,7 +616,7 @@ def test_k8_a_spare_takes_one_suspect_at_a_time_and_nothing_else() -> None:
 
 
 def test_k8_a_spare_looks_when_a_lease_ends_and_rests_meanwhile() -> None:
-    simulation = Simulation({1: 10}, paths=(), suspects=Suspects.ONLY, lease_seconds=LEASE_SECONDS)
+    simulation = Simulation({1: 10}, paths=(), suspects=PoisonMessages.ONLY, lease_seconds=LEASE_SECONDS)
     simulation.write(1)
     (row,) = simulation.kernel.rows.values()
     row.lease, row.visible_at, row.crashes = "of another", simulation.now + 7, 1
@@ -671,7 +673,7 @@ def test_a_store_that_refuses_is_left_alone_for_a_while_but_for_reports(simulati
     simulation.settle_down()
     simulation.plan.put_off(simulation.now + 5)
     simulation.plan.wake()
-    assert simulation.step() == Rest(5)
+    assert simulation.step() == Wait(5)
     simulation.finish()
     assert isinstance(simulation.step(), Look)
     simulation.kernel.now += 5
@@ -687,7 +689,7 @@ def test_k2_after_an_answer_that_was_lost_and_repeated_everything_is_asked_again
     look = simulation.plan.decide(simulation.now)
     assert isinstance(look, Look)
     assert look.settle
-    simulation.plan.absorb(look, Answer(repeated=True), sent_at=simulation.now, now=simulation.now)
+    simulation.plan.absorb(look, ExchangeAnswer(repeated=True), sent_at=simulation.now, now=simulation.now)
     assert simulation.plan.unsettled == {1}
     simulation.kernel.now += 0.06
     again = simulation.plan.decide(simulation.now)
@@ -821,7 +823,7 @@ def test_polling_pauses_stay_within_their_bounds(seed: int, fast: float, slow: f
     plan = Plan(
         Settings.load(poll_fast_seconds=fast, poll_slow_seconds=slow),
         {1: Lane(1)},
-        Reach(frozenset({"broadcast"})),
+        Reachability(frozenset({"broadcast"})),
         now=0.0,
         random=Random(seed),
     )
@@ -829,7 +831,7 @@ def test_polling_pauses_stay_within_their_bounds(seed: int, fast: float, slow: f
     for _ in range(50):
         step = plan.decide(now)
         if isinstance(step, Look):
-            plan.absorb(step, Answer(), sent_at=now, now=now)
+            plan.absorb(step, ExchangeAnswer(), sent_at=now, now=now)
         else:
             assert 0 < step.seconds <= slow + 1e-9
             now += step.seconds

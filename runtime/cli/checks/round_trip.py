@@ -20,7 +20,7 @@ from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups import Path
-from runtime.wakeups.phoenix import Close, Refusal
+from runtime.wakeups.phoenix import Close, RefusalKind
 from runtime.wakeups.realtime import RealtimeWakeups
 from runtime.worker.worker import Worker
 
@@ -34,11 +34,11 @@ _LOOK_SECONDS = 0.02
 _ROUND_SECONDS = 20.0
 
 _REFUSAL_CURES = {
-    Refusal.RATE: "Wait a minute; if it stays so, raise the project's Realtime limits or connect fewer clients.",
-    Refusal.TOKEN: "Check the key: it must be a service_role or sb_secret_… key of this project, and not expired.",
-    Refusal.PRIVATE: "Look at the findings about policies and the partition. Agents go on by postgres_changes alone.",
-    Refusal.OPERATOR: "Look at the findings about policies and the partition, and at the project's Realtime settings.",
-    Refusal.RETRY: "Look at the other findings first. Is Realtime switched on and running? Agents poll meanwhile.",
+    RefusalKind.RATE: "Wait a minute; if it stays so, raise the project's Realtime limits or connect fewer clients.",
+    RefusalKind.TOKEN: "Check the key: it must be a service_role or sb_secret_… key of this project, and not expired.",
+    RefusalKind.PRIVATE: "See the findings about policies and the partition. Agents go on by postgres_changes alone.",
+    RefusalKind.OPERATOR: "See the findings about policies and the partition, and the project's Realtime settings.",
+    RefusalKind.RETRY: "Look at the other findings first. Is Realtime switched on and running? Agents poll meanwhile.",
 }
 _PATH_CURES: dict[Path, str] = {
     "broadcast": "Look at the findings about policies and the partition of realtime.messages.",
@@ -48,7 +48,7 @@ _PATH_CURES: dict[Path, str] = {
 
 
 @dataclass
-class _Heard:
+class _Observed:
     """What one socket brought, and when."""
 
     began: float = field(default_factory=time.monotonic)
@@ -109,7 +109,7 @@ async def check_paths(settings: Settings, store: Store, facts: Facts) -> list[Fi
     hasty = settings.model_copy(
         update={"nonce_deadline_seconds": _NONCE_SECONDS, "database_url": None, "webhook": None}
     )
-    worker, heard, ended = uuid4(), _Heard(), list[Close]()
+    worker, heard, ended = uuid4(), _Observed(), list[Close]()
     [source] = open_wakeups(hasty, worker, [KEY])
     assert isinstance(source, RealtimeWakeups)
 
@@ -143,7 +143,7 @@ async def check_paths(settings: Settings, store: Store, facts: Facts) -> list[Fi
     ]
 
 
-def _path(path: Path, heard: _Heard, facts: Facts) -> Finding:
+def _path(path: Path, heard: _Observed, facts: Facts) -> Finding:
     if path in heard.proved_at:
         seconds = heard.proved_at[path]
         return ok(path, f"A nonce came back by {path}, {_ms(seconds)} after the beginning.", seconds=seconds)

@@ -20,7 +20,7 @@ MIGRATIONS: Final = Path("supabase", "migrations")
 AGENT: Final = Path("agents", "greeter.py")
 
 
-class Fate(StrEnum):
+class FileOutcome(StrEnum):
     """What becomes of a file."""
 
     WRITTEN = "written"
@@ -29,7 +29,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class FileStep:
     """What becomes of one file.
 
     Attributes:
@@ -38,7 +38,7 @@ class Step:
     """
 
     path: Path
-    fate: Fate
+    fate: FileOutcome
     text: str
 
 
@@ -54,10 +54,10 @@ class ProjectPlan:
     """
 
     folder: Path
-    steps: Sequence[Step]
+    steps: Sequence[FileStep]
     is_out_of_order: bool
 
-    def of(self, fate: Fate) -> list[Step]:
+    def of(self, fate: FileOutcome) -> list[FileStep]:
         """The steps with this fate."""
         return [step for step in self.steps if step.fate is fate]
 
@@ -67,7 +67,7 @@ class ProjectPlan:
         Raises:
             SettingsError: a file cannot be written.
         """
-        for step in self.of(Fate.WRITTEN):
+        for step in self.of(FileOutcome.WRITTEN):
             path = self.folder / step.path
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def plan_project(folder: Path) -> ProjectPlan:
     ours = read_migrations(migrations_folder())
     theirs = _others(folder, ours)
     steps = [*_config(folder), *(_migration(folder, each) for each in ours), *_agent(folder)]
-    written = {step.path.name for step in steps if step.fate is Fate.WRITTEN}
+    written = {step.path.name for step in steps if step.fate is FileOutcome.WRITTEN}
     latest = max((each.version for each in theirs), default="")
     return ProjectPlan(
         folder, steps, any(each.file_name in written and each.version < latest for each in ours)
@@ -111,26 +111,30 @@ def _others(folder: Path, ours: Sequence[Migration]) -> list[Migration]:
     return theirs
 
 
-def _config(folder: Path) -> Iterator[Step]:
+def _config(folder: Path) -> Iterator[FileStep]:
     """The CLI's configuration, where there is none; the user's own is not ours to judge."""
     if not (folder / CONFIG).exists():
         project_id = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "agents"
-        yield Step(CONFIG, Fate.WRITTEN, _starter("config.toml").replace("{project_id}", project_id))
+        yield FileStep(
+            CONFIG, FileOutcome.WRITTEN, _starter("config.toml").replace("{project_id}", project_id)
+        )
 
 
-def _migration(folder: Path, migration: Migration) -> Step:
+def _migration(folder: Path, migration: Migration) -> FileStep:
     path = folder / MIGRATIONS / migration.file_name
-    fate = Fate.WRITTEN
+    fate = FileOutcome.WRITTEN
     if path.exists():
         # Line ends are Git's matter and change nothing.
-        fate = Fate.UNCHANGED if path.read_text(encoding="utf-8") == migration.sql else Fate.EDITED
-    return Step(MIGRATIONS / migration.file_name, fate, migration.sql)
+        fate = (
+            FileOutcome.UNCHANGED if path.read_text(encoding="utf-8") == migration.sql else FileOutcome.EDITED
+        )
+    return FileStep(MIGRATIONS / migration.file_name, fate, migration.sql)
 
 
-def _agent(folder: Path) -> Iterator[Step]:
+def _agent(folder: Path) -> Iterator[FileStep]:
     """A first agent, where there is none."""
     if not any((folder / AGENT.parent).glob("*.py")):
-        yield Step(AGENT, Fate.WRITTEN, _starter(AGENT.name))
+        yield FileStep(AGENT, FileOutcome.WRITTEN, _starter(AGENT.name))
 
 
 def _starter(name: str) -> str:

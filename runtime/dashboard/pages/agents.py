@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.agent.schedule import shown, upcoming
-from runtime.dashboard.activity import Hour
+from runtime.dashboard.activity import SubscriptionActivity
 from runtime.dashboard.charts import spark
-from runtime.dashboard.context import Desk, desk_of
+from runtime.dashboard.context import DashboardContext, desk_of
 from runtime.errors import StoreError
 from runtime.message import moment
 
@@ -69,13 +69,13 @@ async def _changed(request: Request) -> HTMLResponse:
     return await table(request)
 
 
-async def _agents(desk: Desk) -> dict[str, Any]:
+async def _agents(desk: DashboardContext) -> dict[str, Any]:
     stats, hours = await desk.pulse.stats.get(), await desk.pulse.hours.get()
     timers = {each["name"]: each for each in await desk.pulse.schedules.get()}
     webhooks = {each["name"]: each for each in await desk.pulse.webhooks.get()}
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in stats["subscriptions"]:
-        hour = hours.get(each["id"]) or Hour()
+        hour = hours.get(each["id"]) or SubscriptionActivity()
         backlog = each["fresh"] + each["waiting"] + each["parked"]
         grouped[each["agent"]].append({
             **each,

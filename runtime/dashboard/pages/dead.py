@@ -6,8 +6,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from runtime.client.admin import Letters
-from runtime.dashboard.context import Desk, desk_of, number_of
+from runtime.client.admin import DeadLetterFilter
+from runtime.dashboard.context import DashboardContext, desk_of, number_of
 from runtime.dashboard.filters import pretty
 from runtime.encoding.json import decode
 from runtime.errors import RuntimeFault
@@ -48,7 +48,7 @@ async def letter_page(request: Request) -> HTMLResponse:
 async def change_letter(request: Request) -> Response:
     """Redrive or discard one."""
     desk, number = desk_of(request), request.path_params["id"]
-    letters = await desk.stream.operations.dead_letters(Letters(ids=[number]))
+    letters = await desk.stream.operations.dead_letters(DeadLetterFilter(ids=[number]))
     await _change(desk, request.path_params["what"], [number])
     is_redriven = request.path_params["what"] == "redrive" and letters
     return _go(f"/message/{letters[0]['message_id']}" if is_redriven else "/dead")
@@ -66,10 +66,10 @@ async def amend(request: Request) -> Response:
     return _go(f"/message/{written}")
 
 
-async def _change(desk: Desk, what: str, ids: list[int]) -> int:
+async def _change(desk: DashboardContext, what: str, ids: list[int]) -> int:
     if not ids:
         return 0
-    operations, which = desk.stream.operations, Letters(ids=ids)
+    operations, which = desk.stream.operations, DeadLetterFilter(ids=ids)
     batches = operations.redrive(which) if what == "redrive" else operations.discard(which)
     done = sum([each async for each in batches])
     desk.pulse.changed()
@@ -81,13 +81,13 @@ def _go(url: str) -> Response:
     return Response(headers={"hx-redirect": url})
 
 
-async def _groups(desk: Desk) -> dict[str, Any]:
+async def _groups(desk: DashboardContext) -> dict[str, Any]:
     found = await desk.stream.views.dead_groups()
     return {"groups": found, "total": sum(each["count"] for each in found)}
 
 
-async def _letter(desk: Desk, number: int) -> HTMLResponse:
-    letters = await desk.stream.operations.dead_letters(Letters(ids=[number]), details=True)
+async def _letter(desk: DashboardContext, number: int) -> HTMLResponse:
+    letters = await desk.stream.operations.dead_letters(DeadLetterFilter(ids=[number]), details=True)
     if not letters:
         return await desk.page(
             "missing.html", active="dead", status=404, events="",
@@ -103,7 +103,7 @@ async def _letter(desk: Desk, number: int) -> HTMLResponse:
     )  # fmt: skip
 
 
-def _complaints(desk: Desk, subscription: str, value: object) -> list[str]:
+def _complaints(desk: DashboardContext, subscription: str, value: object) -> list[str]:
     declared = desk.schemas.declared.get(subscription)
     return [] if declared is None else declared.complaints(value)
 

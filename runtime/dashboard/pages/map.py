@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import NODE_HEIGHT, NODE_WIDTH, Map
-from runtime.dashboard.context import Desk, desk_of
+from runtime.dashboard.context import DashboardContext, desk_of
 from runtime.keys import is_exact, matches
 
 _KEYS = 60
@@ -24,7 +24,7 @@ async def drawing(request: Request) -> HTMLResponse:
     return desk.part("_map.html", **await _map(desk))
 
 
-async def _map(desk: Desk) -> dict[str, Any]:
+async def _map(desk: DashboardContext) -> dict[str, Any]:
     stats, flow = await desk.pulse.stats.get(), await desk.pulse.flow.get()
     declared = desk.schemas.declared
     # What is kept nowhere is known from its declaration alone.

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import waterfall
-from runtime.dashboard.context import Desk, desk_of
+from runtime.dashboard.context import DashboardContext, desk_of
 from runtime.dashboard.filters import is_open
 from runtime.errors import StoreError
 
@@ -29,7 +29,7 @@ async def story(request: Request) -> HTMLResponse:
     return await _part(desk, number, None)
 
 
-async def _part(desk: Desk, number: int, said: str | None) -> HTMLResponse:
+async def _part(desk: DashboardContext, number: int, said: str | None) -> HTMLResponse:
     """The part that changes; it may have been removed while somebody looked at it."""
     found = await _story(desk, number)
     if found is None:
@@ -75,7 +75,7 @@ async def cancel(request: Request) -> HTMLResponse:
     return await _part(desk, number, said)
 
 
-async def _story(desk: Desk, number: int) -> dict[str, Any] | None:
+async def _story(desk: DashboardContext, number: int) -> dict[str, Any] | None:
     trace = await desk.stream.views.trace(number)
     by_id = {each["id"]: each for each in trace["messages"]}
     message = by_id.get(number)

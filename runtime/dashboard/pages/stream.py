@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from runtime.client.queries import Views
+from runtime.client.queries import Queries
 from runtime.dashboard.context import desk_of, moment_of, number_of
 from runtime.errors import InvalidKey
 from runtime.keys import check_pattern
@@ -47,7 +47,7 @@ class Filter:
 
     async def page(
         self,
-        views: Views,
+        views: Queries,
         *,
         before: int | None = None,
         after: int | None = None,

@@ -5,7 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from runtime.dashboard.context import Desk, desk_of
+from runtime.dashboard.context import DashboardContext, desk_of
 from runtime.encoding.json import decode
 from runtime.errors import InvalidKey, InvalidPayload, RuntimeFault
 from runtime.keys import check_key, matches
@@ -60,7 +60,7 @@ async def send(request: Request) -> HTMLResponse:
     return desk.part("_sent.html", sent=sent, fault=None, key=key)
 
 
-async def _check(desk: Desk, key: str, text: str) -> dict[str, Any]:
+async def _check(desk: DashboardContext, key: str, text: str) -> dict[str, Any]:
     key = key.strip()
     fault, value = None, None
     try:

@@ -18,7 +18,7 @@ _Headers = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class UpstreamResponse:
     """What the stack said."""
 
     status: int
@@ -67,7 +67,9 @@ class HttpSide:
             else:
                 return None
 
-    async def _answer(self, method: str, target: str, headers: _Headers, body: bytes) -> Answer | None:
+    async def _answer(
+        self, method: str, target: str, headers: _Headers, body: bytes
+    ) -> UpstreamResponse | None:
         """What to send back; nothing means that the connection is to end."""
         await self._faults.pass_gate("requests")
         order = self._faults.strike("requests", f"{method} {target}", body)
@@ -75,7 +77,7 @@ class HttpSide:
         if action == "drop":
             return None
         if order is not None and action in ("refuse", "answer in its place"):
-            return Answer(int(order.number), [], order.body)
+            return UpstreamResponse(int(order.number), [], order.body)
         if order is not None and action == "delay":
             await anyio.sleep(order.number)
         try:
@@ -87,13 +89,13 @@ class HttpSide:
         # Frozen meanwhile: the effect is there, the answer is not.
         await self._faults.pass_gate("requests")
         if (late := self._faults.strike_answer(f"{method} {target}", answer.body)) is not None:
-            return Answer(int(late.number), [], late.body)
+            return UpstreamResponse(int(late.number), [], late.body)
         if action == "truncate":
             await self._send(answer, len(answer.body) // 2)
             return None
         return None if action == "lose the answer" else answer
 
-    async def _send(self, answer: Answer, until: int) -> None:
+    async def _send(self, answer: UpstreamResponse, until: int) -> None:
         headers = [(name, value) for name, value in answer.headers if name.lower() not in _HOP_BY_HOP]
         if answer.status != 204:
             headers.append(("content-length", str(len(answer.body))))

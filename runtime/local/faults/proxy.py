@@ -13,7 +13,7 @@ import httpx
 from anyio.abc import SocketStream, TaskGroup
 from websockets.exceptions import ConnectionClosed
 
-from runtime.local.faults.http import Answer, HttpSide
+from runtime.local.faults.http import HttpSide, UpstreamResponse
 from runtime.local.faults.orders import Action, Kind, Order, Orders
 from runtime.local.faults.websocket import WebSocketSide
 
@@ -219,14 +219,16 @@ class FaultyGateway:
         while (gate := self._open.get(kind)) is not None:
             await gate.wait()
 
-    async def forward(self, method: str, target: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
+    async def forward(
+        self, method: str, target: str, headers: list[tuple[str, str]], body: bytes
+    ) -> UpstreamResponse:
         """Have the stack answer a request.
 
         Raises:
             httpx.HTTPError: it does not answer.
         """
         response = await self._client.request(method, target, headers=headers, content=body)
-        return Answer(response.status_code, list(response.headers.multi_items()), response.content)
+        return UpstreamResponse(response.status_code, list(response.headers.multi_items()), response.content)
 
     async def _serve(self, stream: SocketStream) -> None:
         try:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from runtime.local.gateway.origins import LOOPBACK, Origins
 from runtime.local.gateway.problems import not_served
 from runtime.local.gateway.realtime import Realtime
-from runtime.local.gateway.rest import Rest
+from runtime.local.gateway.rest import RestApi
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.tokens import Tokens
 
@@ -37,7 +37,7 @@ def make_app(settings: GatewaySettings) -> Starlette:
         },
         settings.signing_keys,
     )
-    rest = Rest(settings, tokens)
+    rest = RestApi(settings, tokens)
     realtime = Realtime(settings, tokens)
 
     async def health(_: Request) -> Response:

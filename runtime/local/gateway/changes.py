@@ -15,10 +15,10 @@ import anyio
 
 from runtime.local.gateway.database import DATABASE_FAULTS, Connection, Database
 from runtime.local.gateway.frames import compact
-from runtime.local.gateway.payloads import PayloadWriter, Shown, Values, refused, values
+from runtime.local.gateway.payloads import PayloadWriter, Values, VisibleColumns, refused, values
 from runtime.local.gateway.pgoutput import Change
 from runtime.local.gateway.replication import LogStream
-from runtime.local.gateway.subscriptions import PUBLICATION, Identity, Subscription
+from runtime.local.gateway.subscriptions import PUBLICATION, Identity, TableSubscription
 from runtime.local.gateway.visibility import Access, is_visible, read_access, read_types
 from runtime.local.gateway.walsender import Address
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _MAX_PENDING: Final = 10_000
 
 
-class Subscriber(Protocol):
+class ChangeSubscriber(Protocol):
     """Whom changes are for: one joined channel."""
 
     def push_change(self, payload: str) -> None:
@@ -49,7 +49,7 @@ class ChangeFeed:
         self._database = database
         self._poll_seconds = poll_seconds
         self._stream = LogStream(address, PUBLICATION, self._take)
-        self._by_table: dict[int, dict[Subscriber, list[Subscription]]] = {}
+        self._by_table: dict[int, dict[ChangeSubscriber, list[TableSubscription]]] = {}
         self._wanted = anyio.Event()
         self._pending: list[Change] = []
         self._arrived = anyio.Event()
@@ -63,7 +63,9 @@ class ChangeFeed:
             tasks.start_soon(self._stream.run)
             tasks.start_soon(self._tick)
 
-    async def subscribe(self, subscriber: Subscriber, subscriptions: Iterable[Subscription]) -> None:
+    async def subscribe(
+        self, subscriber: ChangeSubscriber, subscriptions: Iterable[TableSubscription]
+    ) -> None:
         """Replace what this subscriber hears; returns when it will hear what commits from now on."""
         self._wanted.set()
         await self._stream.wait_live()
@@ -74,7 +76,7 @@ class ChangeFeed:
                 subscription
             )
 
-    def unsubscribe(self, subscriber: Subscriber) -> None:
+    def unsubscribe(self, subscriber: ChangeSubscriber) -> None:
         """Tell this subscriber nothing more."""
         for table_oid, subscribers in list(self._by_table.items()):
             subscribers.pop(subscriber, None)
@@ -108,7 +110,7 @@ class ChangeFeed:
 
     async def _deliver(self, changes: Sequence[Change]) -> None:
         async with self._database.connection() as connection:
-            batch = _Batch(connection, self._writer)
+            batch = _ChangeBatch(connection, self._writer)
             for number, change in enumerate(changes):
                 if number % 100 == 0:
                     await anyio.lowlevel.checkpoint()
@@ -119,7 +121,7 @@ class ChangeFeed:
                         subscriber.push_change(f'{{"data":{data},"ids":{compact(ids)}}}')
 
 
-class _Batch:
+class _ChangeBatch:
     """The changes of one polling interval; what was asked of the database for one holds for all of them."""
 
     def __init__(self, connection: Connection, writer: PayloadWriter) -> None:
@@ -129,9 +131,9 @@ class _Batch:
         self._change: Change | None = None
         self._row: Values = {}
         self._seen: dict[Identity, bool] = {}
-        self._written: dict[Shown, str] = {}
+        self._written: dict[VisibleColumns, str] = {}
 
-    async def match(self, change: Change, subscriptions: Sequence[Subscription]) -> dict[str, list[int]]:
+    async def match(self, change: Change, subscriptions: Sequence[TableSubscription]) -> dict[str, list[int]]:
         """What one subscriber is told of this change: the data, and the bindings it is for.
 
         Bindings that select different columns are told different data.
@@ -151,7 +153,7 @@ class _Batch:
                     found.setdefault(data, []).append(subscription.binding_id)
         return found
 
-    async def _data(self, change: Change, subscription: Subscription) -> str | None:
+    async def _data(self, change: Change, subscription: TableSubscription) -> str | None:
         identity, is_gone = subscription.identity, change.kind == "DELETE"
         access = await self._access(change.relation.oid, identity.role)
         if access.refusal is not None and not is_gone:
@@ -170,7 +172,7 @@ class _Batch:
             now = now.intersection(subscription.select.union(access.key))
         # Policies cannot be asked about a row that is gone, so where there are some only its key is told.
         has_old_row = change.relation.full_identity and not (is_gone and access.is_guarded)
-        shown = Shown(now, now if has_old_row else now.intersection(access.key))
+        shown = VisibleColumns(now, now if has_old_row else now.intersection(access.key))
         if shown not in self._written:
             self._written[shown] = self._writer.write(change, shown)
         return self._written[shown]

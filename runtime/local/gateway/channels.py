@@ -14,7 +14,7 @@ from runtime.local.gateway.changes import ChangeFeed
 from runtime.local.gateway.database import DATABASE_FAULTS, Database
 from runtime.local.gateway.frames import (
     MAX_BROADCAST_BYTES,
-    Broadcast,
+    BroadcastFrame,
     Frame,
     Version,
     compact,
@@ -112,7 +112,7 @@ class Channel:
         self._token = token
         self._claims: dict[str, Any] = {}
         self._may_send: bool | None = None
-        self._replayed: list[Broadcast] = []
+        self._replayed: list[BroadcastFrame] = []
         self._renewed = anyio.Event()
         self._scope = anyio.CancelScope()
 
@@ -255,7 +255,9 @@ class Channel:
         renewed, self._renewed = self._renewed, anyio.Event()
         renewed.set()
 
-    async def broadcast(self, ref: str | None, payload: dict[str, Any], binary: Broadcast | None) -> None:
+    async def broadcast(
+        self, ref: str | None, payload: dict[str, Any], binary: BroadcastFrame | None
+    ) -> None:
         """Pass a client's broadcast on to the others of the topic.
 
         Without the right to send to a private topic nothing happens, not even an acknowledgement.

@@ -31,7 +31,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Broadcast:
+class BroadcastFrame:
     """What a broadcast carries: `body` is JSON text, or any bytes if not `is_json`; `meta` may be empty."""
 
     event: str
@@ -106,7 +106,7 @@ def _ref(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def read_binary(data: bytes) -> tuple[Frame, Broadcast] | None:
+def read_binary(data: bytes) -> tuple[Frame, BroadcastFrame] | None:
     """A client's binary broadcast: the frame it stands for and its contents, or None when it is none."""
     if len(data) < 7 or data[0] != _PUSH:
         return None
@@ -125,7 +125,7 @@ def read_binary(data: bytes) -> tuple[Frame, Broadcast] | None:
     except ValueError:
         return None
     frame = Frame(join_ref or None, ref or None, topic, "broadcast", {})
-    return frame, Broadcast(
+    return frame, BroadcastFrame(
         event, data[offset:], about if isinstance(about, dict) else {}, data[6] == _JSON_ENCODING
     )
 
@@ -139,7 +139,7 @@ def write(
     return f'{{"ref":{compact(ref)},"event":{compact(event)},"payload":{payload},"topic":{compact(topic)}}}'
 
 
-def write_broadcast(version: Version, topic: str, broadcast: Broadcast) -> str | bytes | None:
+def write_broadcast(version: Version, topic: str, broadcast: BroadcastFrame) -> str | bytes | None:
     """A broadcast from the database or from a binary push: binary in version 2.0.0, text in 1.0.0.
 
     Returns None when it cannot be said: names above 255 bytes in binary, bytes that are no JSON in text.

@@ -11,7 +11,7 @@ from runtime.local.gateway.authorization import MissingPartition, TopicPolicies,
 from runtime.local.gateway.database import DATABASE_FAULTS
 from runtime.local.gateway.frames import (
     MAX_BROADCAST_BYTES,
-    Broadcast,
+    BroadcastFrame,
     Version,
     compact,
     read_json,
@@ -77,7 +77,7 @@ class HttpBroadcast:
         except (MissingPartition, *DATABASE_FAULTS):
             return JSONResponse({"message": "Tenant database unavailable"}, status_code=422)
         topic = f"realtime:{name}"
-        broadcast = Broadcast(event, body, {}, is_json)
+        broadcast = BroadcastFrame(event, body, {}, is_json)
         self.hub.publish(topic, is_private, lambda version: write_broadcast(version, topic, broadcast))
         return Response(status_code=202)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from runtime.local.gateway.frames import Version
 
 
-class Listener(Protocol):
+class TopicListener(Protocol):
     """One joined channel."""
 
     @property
@@ -25,13 +25,13 @@ class Hub:
     """The listeners of all topics."""
 
     def __init__(self) -> None:
-        self._listeners: defaultdict[tuple[str, bool], set[Listener]] = defaultdict(set)
+        self._listeners: defaultdict[tuple[str, bool], set[TopicListener]] = defaultdict(set)
 
-    def add(self, topic: str, private: bool, listener: Listener) -> None:
+    def add(self, topic: str, private: bool, listener: TopicListener) -> None:
         """Let the listener hear this topic."""
         self._listeners[topic, private].add(listener)
 
-    def remove(self, topic: str, private: bool, listener: Listener) -> None:
+    def remove(self, topic: str, private: bool, listener: TopicListener) -> None:
         """Let it hear no more."""
         listeners = self._listeners.get((topic, private))
         if listeners is not None:
@@ -44,7 +44,7 @@ class Hub:
         topic: str,
         private: bool,
         write: Callable[[Version], str | bytes | None],
-        except_for: Listener | None = None,
+        except_for: TopicListener | None = None,
         message: str | None = None,
     ) -> None:
         """Send each listener the frame in the version it speaks.

@@ -14,7 +14,7 @@ import anyio
 import asyncpg
 
 from runtime.local.gateway.database import DATABASE_FAULTS, Database
-from runtime.local.gateway.frames import Broadcast
+from runtime.local.gateway.frames import BroadcastFrame
 from runtime.local.gateway.pgoutput import Change
 from runtime.local.gateway.replication import LogStream
 from runtime.local.gateway.walsender import Address, WalsenderError
@@ -35,12 +35,12 @@ _DAYS_KEPT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class StoredBroadcast:
     """One message out of the database."""
 
     topic: str
     private: bool
-    broadcast: Broadcast
+    broadcast: BroadcastFrame
 
 
 class MessageFeed:
@@ -52,7 +52,9 @@ class MessageFeed:
         deliver: called with each message, in commit order; must not block.
     """
 
-    def __init__(self, address: Address, database: Database, deliver: Callable[[Sent], None]) -> None:
+    def __init__(
+        self, address: Address, database: Database, deliver: Callable[[StoredBroadcast], None]
+    ) -> None:
         self._database = database
         self._deliver = deliver
         self.stream = LogStream(address, PUBLICATION, self._take, self._prepare)
@@ -112,7 +114,7 @@ class MessageFeed:
                 await connection.execute(f"drop table if exists {partition['name']}")
 
 
-def read_message(change: Change) -> Sent | None:
+def read_message(change: Change) -> StoredBroadcast | None:
     """The broadcast that this row of `realtime.messages` is, or None when it is none."""
     if change.kind != "INSERT" or change.new is None:
         return None
@@ -124,6 +126,8 @@ def read_message(change: Change) -> Sent | None:
     meta = {"id": identity} if isinstance(identity, str) else {}
     if isinstance(binary, str):
         body = bytes.fromhex(binary.removeprefix("\\x"))
-        return Sent(topic, row.get("private") == "t", Broadcast(event, body, meta, is_json=False))
+        return StoredBroadcast(
+            topic, row.get("private") == "t", BroadcastFrame(event, body, meta, is_json=False)
+        )
     body = payload.encode() if isinstance(payload, str) else b"{}"
-    return Sent(topic, row.get("private") == "t", Broadcast(event, body, meta))
+    return StoredBroadcast(topic, row.get("private") == "t", BroadcastFrame(event, body, meta))

@@ -18,7 +18,7 @@ Values = dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class VisibleColumns:
     """Which columns a subscriber sees: of the row, and of the row as it was before."""
 
     now: frozenset[str]
@@ -36,7 +36,7 @@ class PayloadWriter:
         """The types of these columns that must be learnt first."""
         return {column.type_oid for column in relation.columns if column.type_oid not in self.types}
 
-    def write(self, change: Change, shown: Shown) -> str:
+    def write(self, change: Change, shown: VisibleColumns) -> str:
         """The row, cut down to what may be seen, and above 1 MiB to its small values."""
         relation = change.relation
         is_large = _wal_bytes(change) > _MAX_RECORD_BYTES

@@ -25,7 +25,7 @@ class PgOutputError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class PublishedColumn:
     """One published column; `in_identity` says that it is part of the replica identity."""
 
     name: str
@@ -41,7 +41,7 @@ class Relation:
     schema: str
     table: str
     full_identity: bool
-    columns: tuple[Column, ...]
+    columns: tuple[PublishedColumn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,11 @@ def _relation(message: bytes) -> Relation:
     full_identity = message[offset] == ord("f")
     (count,) = _COUNT.unpack_from(message, offset + 1)
     offset += 3
-    columns: list[Column] = []
+    columns: list[PublishedColumn] = []
     for _ in range(count):
         in_identity = bool(message[offset] & 1)
         name, offset = _text(message, offset + 1)
-        columns.append(Column(name, _OID.unpack_from(message, offset)[0], in_identity))
+        columns.append(PublishedColumn(name, _OID.unpack_from(message, offset)[0], in_identity))
         offset += 8
     # An empty schema name means pg_catalog.
     return Relation(oid, schema or "pg_catalog", table, full_identity, tuple(columns))

@@ -19,7 +19,7 @@ from runtime.local.gateway.database import Database
 from runtime.local.gateway.frames import Version, write_broadcast
 from runtime.local.gateway.http_broadcast import HttpBroadcast
 from runtime.local.gateway.hub import Hub
-from runtime.local.gateway.messages import MessageFeed, Sent
+from runtime.local.gateway.messages import MessageFeed, StoredBroadcast
 from runtime.local.gateway.refusals import handshake_refusal
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.sockets import Socket
@@ -79,7 +79,7 @@ class Realtime:
             ),
         ]
 
-    def _deliver(self, sent: Sent) -> None:
+    def _deliver(self, sent: StoredBroadcast) -> None:
         topic = f"realtime:{sent.topic}"
         self._hub.publish(
             topic,

@@ -3,11 +3,11 @@
 from typing import Final
 
 from runtime.local.gateway.tokens import (
-    BadSignature,
     ClaimsMissing,
     SignerUnknown,
     TokenError,
     TokenExpired,
+    TokenForged,
 )
 
 _CLAIMS: Final = "Fields `role` and `exp` are required in JWT"
@@ -38,7 +38,7 @@ def handshake_refusal(error: TokenError) -> str:
             return "Token has expired"
         case ClaimsMissing():
             return _CLAIMS
-        case BadSignature():
+        case TokenForged():
             return _SIGNATURE
         case SignerUnknown():
             return _signer(error)
@@ -52,7 +52,7 @@ def join_refusal(error: TokenError) -> str:
             return f"InvalidJWTToken: {_expired(error)}"
         case ClaimsMissing():
             return f"InvalidJWTToken: {_CLAIMS}"
-        case BadSignature():
+        case TokenForged():
             return f"JwtSignatureError: {_SIGNATURE}"
         case SignerUnknown():
             return f"JwtSignerError: {_signer(error)}"
@@ -66,7 +66,7 @@ def refresh_refusal(error: TokenError) -> str:
             return _expired(error)
         case ClaimsMissing():
             return _CLAIMS
-        case BadSignature():
+        case TokenForged():
             # Recorded: here the server prints its own symbol instead of a sentence.
             return ":signature_error"
         case SignerUnknown():

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeGuard
 import asyncpg
 
 from runtime.local.gateway.database import DATABASE_FAULTS, Database
-from runtime.local.gateway.frames import Broadcast, Version, compact, write, write_broadcast
+from runtime.local.gateway.frames import BroadcastFrame, Version, compact, write, write_broadcast
 from runtime.local.gateway.refusals import JoinRefused
 
 _MOST: Final = 25
@@ -24,7 +24,7 @@ limit $3
 """
 
 
-async def read_replay(database: Database, topic: str, wanted: Mapping[str, Any]) -> list[Broadcast]:
+async def read_replay(database: Database, topic: str, wanted: Mapping[str, Any]) -> list[BroadcastFrame]:
     """The newest messages of a topic since a moment, in the order they were sent.
 
     Args:
@@ -51,7 +51,7 @@ async def read_replay(database: Database, topic: str, wanted: Mapping[str, Any])
 
 
 def write_replayed(
-    version: Version, join_ref: str | None, topic: str, broadcast: Broadcast
+    version: Version, join_ref: str | None, topic: str, broadcast: BroadcastFrame
 ) -> str | bytes | None:
     """The frame of a message that is told again: text, unless it is bytes, which version 1.0.0 cannot say."""
     if not broadcast.is_json:
@@ -63,11 +63,13 @@ def write_replayed(
     return write(version, join_ref, None, topic, "broadcast", payload)
 
 
-def _broadcast(row: asyncpg.Record) -> Broadcast:
+def _broadcast(row: asyncpg.Record) -> BroadcastFrame:
     meta = {"id": row["id"], "replayed": True}
     if row["binary"] is not None:
-        return Broadcast(row["event"], bytes.fromhex(row["binary"].removeprefix("\\x")), meta, is_json=False)
-    return Broadcast(row["event"], compact(json.loads(row["payload"] or "null")).encode(), meta)
+        return BroadcastFrame(
+            row["event"], bytes.fromhex(row["binary"].removeprefix("\\x")), meta, is_json=False
+        )
+    return BroadcastFrame(row["event"], compact(json.loads(row["payload"] or "null")).encode(), meta)
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:

@@ -50,7 +50,7 @@ _AWAY = (
 )
 
 
-class Rest:
+class RestApi:
     """The REST side of the gateway: put `routes()` into the application and close it in the end.
 
     Args:
@@ -137,14 +137,14 @@ class Rest:
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         token = bearer if scheme.lower() == "bearer" and bearer else key
         if not key and not token:
-            raise _Refused(
+            raise _GatewayRefused(
                 "No API key found in request", "No `apikey` request header or url param was found."
             )
         if key:
             try:
                 self._tokens.verify(key)
             except TokenError:
-                raise _Refused(
+                raise _GatewayRefused(
                     "Invalid API key", "Double check your Supabase `anon` or `service_role` API key."
                 ) from None
         try:
@@ -264,7 +264,7 @@ async def _leave_as_it_is(_: object) -> None:
     """Reset nothing."""
 
 
-class _Refused(Problem):
+class _GatewayRefused(Problem):
     """What the API gateway in front of PostgREST says to a stranger."""
 
     def __init__(self, message: str, hint: str) -> None:

@@ -13,7 +13,15 @@ from anyio.abc import TaskGroup
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from runtime.local.gateway.channels import Channel, Services
-from runtime.local.gateway.frames import Broadcast, Frame, Version, compact, read_binary, read_text, write
+from runtime.local.gateway.frames import (
+    BroadcastFrame,
+    Frame,
+    Version,
+    compact,
+    read_binary,
+    read_text,
+    write,
+)
 from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, unserved
 
 logger = logging.getLogger(__name__)
@@ -21,7 +29,7 @@ logger = logging.getLogger(__name__)
 _MAX_MAILBOX_BYTES: Final = 50_000_000
 _MAX_CHANNELS: Final = 100
 
-_Incoming = tuple[Frame, Broadcast | None, int]
+_Incoming = tuple[Frame, BroadcastFrame | None, int]
 
 
 class Socket:
@@ -138,7 +146,7 @@ class Socket:
         payload = f'{{"status":"{status}","response":{response}}}'
         await self._transmit(write(self.version, join_ref, frame.ref, frame.topic, "phx_reply", payload))
 
-    async def _take(self, frame: Frame, binary: Broadcast | None) -> None:
+    async def _take(self, frame: Frame, binary: BroadcastFrame | None) -> None:
         channel = self._channels.get(frame.topic)
         if frame.topic == "phoenix" and frame.event == "heartbeat":
             await self._answer(frame, None, "ok", "{}")
@@ -151,7 +159,7 @@ class Socket:
         else:
             await self._pass_on(channel, frame, binary)
 
-    async def _pass_on(self, channel: Channel, frame: Frame, binary: Broadcast | None) -> None:
+    async def _pass_on(self, channel: Channel, frame: Frame, binary: BroadcastFrame | None) -> None:
         match frame.event:
             case "phx_leave":
                 channel.close()

@@ -49,7 +49,7 @@ class SubscriptionRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class EqualityTest:
     """One condition on equality, with its values as PostgreSQL prints them in that column's type."""
 
     column: str
@@ -94,13 +94,13 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Subscription:
+class TableSubscription:
     """What one binding wants of one table."""
 
     binding_id: int
     table_oid: int
     event: Event
-    tests: tuple[Test, ...]
+    tests: tuple[EqualityTest, ...]
     comparisons: tuple[Comparison, ...]
     select: frozenset[str] | None
     identity: Identity
@@ -121,14 +121,14 @@ class Subscription:
 
 async def resolve(
     connection: Connection, bindings: Iterable[Binding], identity: Identity
-) -> list[Subscription]:
+) -> list[TableSubscription]:
     """Look up the tables and check the filters of all bindings of one channel: all of them or none.
 
     Raises:
         SubscriptionRefused: with the server's text.
         OSError, asyncpg.PostgresError: the database could not be asked.
     """
-    found: list[Subscription] = []
+    found: list[TableSubscription] = []
     for binding in bindings:
         try:
             if not await connection.fetchval(MAY_BECOME, identity.role):
@@ -148,26 +148,30 @@ async def resolve(
     return found
 
 
-async def _resolve_one(connection: Connection, binding: Binding, identity: Identity) -> list[Subscription]:
+async def _resolve_one(
+    connection: Connection, binding: Binding, identity: Identity
+) -> list[TableSubscription]:
     names = ["%" if name == "*" else name for name in (binding.schema, binding.table)]
-    found: list[Subscription] = []
+    found: list[TableSubscription] = []
     for table in await connection.fetch(_TABLES, PUBLICATION, *names):
         rows = await connection.fetch(_COLUMNS, table["oid"], identity.role)
         types: dict[str, str] = {row["name"]: row["type"] for row in rows}
         read = [await _read(connection, condition, types) for condition in binding.conditions]
-        tests = tuple(each for each in read if isinstance(each, Test))
+        tests = tuple(each for each in read if isinstance(each, EqualityTest))
         comparisons = tuple(each for each in read if isinstance(each, Comparison))
         for name in binding.select or ():
             if name not in types:
                 raise _raised(f"invalid column for select {name}")
         select = None if binding.select is None else frozenset(binding.select)
         found.append(
-            Subscription(binding.id, table["oid"], binding.event, tests, comparisons, select, identity)
+            TableSubscription(binding.id, table["oid"], binding.event, tests, comparisons, select, identity)
         )
     return found
 
 
-async def _read(connection: Connection, condition: Condition, types: Mapping[str, str]) -> Test | Comparison:
+async def _read(
+    connection: Connection, condition: Condition, types: Mapping[str, str]
+) -> EqualityTest | Comparison:
     kind = types.get(condition.column)
     if kind is None:
         raise _raised(f"invalid column for filter {condition.column}")
@@ -195,7 +199,9 @@ async def _read(connection: Connection, condition: Condition, types: Mapping[str
         return _compared(condition, kind, symbol)
     is_numeric = kind in _NUMERIC
     values: frozenset[str | Decimal] = frozenset(map(_number, texts) if is_numeric else texts)
-    return Test(condition.column, values, is_numeric, (condition.operator != "neq") is not condition.negated)
+    return EqualityTest(
+        condition.column, values, is_numeric, (condition.operator != "neq") is not condition.negated
+    )
 
 
 def _compared(condition: Condition, kind: str, symbol: str) -> Comparison:

@@ -39,7 +39,7 @@ class TokenExpired(TokenError):
         self.seconds_ago = seconds_ago
 
 
-class BadSignature(TokenError):
+class TokenForged(TokenError):
     """Somebody else signed it."""
 
 
@@ -127,7 +127,7 @@ class Tokens:
                 },
             )  # fmt: skip
         except jwt.InvalidSignatureError:
-            raise BadSignature("the signature is wrong") from None
+            raise TokenForged("the signature is wrong") from None
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise TokenMalformed("it is no JWT") from None
         return claims

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import anyio
 
-from runtime.agent.context import Asks, Context
+from runtime.agent.context import Context, Requests
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import answer_draft
-from runtime.broadcast import Speak
+from runtime.broadcast import SendBroadcast
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 from runtime.tracebacks import text_of
@@ -90,8 +90,8 @@ class Attempts:
         worker: str,
         states: Mapping[str, Any],
         spans: Spans | None = None,
-        asks: Asks | None = None,
-        speak: Speak | None = None,
+        asks: Requests | None = None,
+        speak: SendBroadcast | None = None,
         left: Callable[[Handler], None] = lambda _: None,
         ended: Callable[[Handler], None] = lambda _: None,
     ) -> None:

@@ -6,10 +6,10 @@ from random import Random
 from typing import Any
 
 from runtime.agent.batch import BatchContext
-from runtime.agent.context import Asks
+from runtime.agent.context import Requests
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import answer_draft
-from runtime.broadcast import Speak
+from runtime.broadcast import SendBroadcast
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 from runtime.worker.execution.failure import failure, failures
@@ -18,7 +18,7 @@ from runtime.worker.execution.failure import failure, failures
 _SUSPECT_CRASHES = 2
 
 
-class Gathering:
+class PendingBatch:
     """What waits to be handed to a handler of batches. Pure: time comes in.
 
     Args:
@@ -95,8 +95,8 @@ class Batch:
         worker: str,
         random: Random,
         state: object = None,
-        asks: Asks | None = None,
-        speak: Speak | None = None,
+        asks: Requests | None = None,
+        speak: SendBroadcast | None = None,
     ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
@@ -186,7 +186,7 @@ class Batch:
                 self.reports[delivery.place[0]] = report
 
 
-class Share:
+class BatchMember:
     """One delivery's part in a call of several: the call is cancelled when nobody wants any of them.
 
     Args:

@@ -15,13 +15,13 @@ import anyio
 from anyio._backends import _asyncio
 from anyio.abc import TaskGroup
 
-from runtime.agent.context import Asks
+from runtime.agent.context import Requests
 from runtime.agent.handler import Handler
-from runtime.broadcast import Speak
+from runtime.broadcast import SendBroadcast
 from runtime.store import Delivery, Report
 from runtime.tracebacks import places_of, text_of
 from runtime.worker.execution.attempt import Attempt, Attempts, Observer, Spans
-from runtime.worker.execution.batching import Gathering, Share
+from runtime.worker.execution.batching import BatchMember, PendingBatch
 from runtime.worker.execution.log_context import attempt as attempt_of_logs
 from runtime.worker.execution.loggers import steady
 
@@ -32,7 +32,7 @@ _TASK_STATES: Any = getattr(_asyncio, "_task_states", {})
 _PATIENCE_SECONDS = 5.0
 
 
-class Runner:
+class Executor:
     """The side of user code: runs handlers within their limits and gathers their reports.
 
     Args:
@@ -61,8 +61,8 @@ class Runner:
         states: Mapping[str, Any] | None = None,
         observer: Observer | None = None,
         spans: Spans | None = None,
-        asks: Asks | None = None,
-        speak: Speak | None = None,
+        asks: Requests | None = None,
+        speak: SendBroadcast | None = None,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         steady()
@@ -94,7 +94,7 @@ class Runner:
         self._is_called = threading.Event()
         self._waiting: dict[int, deque[Delivery]] = {}
         # Of handlers of batches; theirs wait nowhere else.
-        self._gathering: dict[int, Gathering] = {}
+        self._gathering: dict[int, PendingBatch] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._running: dict[int, int] = {}
         self._starting: set[int] = set()
@@ -104,7 +104,7 @@ class Runner:
         self._scopes: set[anyio.CancelScope] = set()
         # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
         # None for a plain function, which cannot be cancelled.
-        self._attempts: dict[int, anyio.CancelScope | Share | None] = {}
+        self._attempts: dict[int, anyio.CancelScope | BatchMember | None] = {}
         # Running, and to be reported as cancelled however they end.
         self._called_off: set[int] = set()
         self.ticked_at = time.monotonic()
@@ -155,7 +155,7 @@ class Runner:
             self._running.setdefault(number, 0)
             self._handlers[number] = handler = self._by_name[name]
             if handler.batch is not None:
-                self._gathering.setdefault(number, Gathering(handler.batch.size, handler.batch.within))
+                self._gathering.setdefault(number, PendingBatch(handler.batch.size, handler.batch.within))
 
     def hand_over(self, deliveries: Iterable[Delivery]) -> None:
         """Take deliveries to be run. Called from the runtime's thread; returns at once."""
@@ -240,7 +240,9 @@ class Runner:
             if each is handler and number > 0:
                 waiting = self._gathering.get(number, self._waiting[number])
                 while waiting:
-                    self._give_back(waiting.take() if isinstance(waiting, Gathering) else [waiting.popleft()])
+                    self._give_back(
+                        waiting.take() if isinstance(waiting, PendingBatch) else [waiting.popleft()]
+                    )
         self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
 
     def _leave_no_more(self, handler: Handler) -> None:
@@ -416,7 +418,7 @@ class Runner:
         names = {id(delivery) for delivery in deliveries}
         try:
             for name in tuple(names):
-                self._attempts[name] = Share(names, name, scope.cancel) if handler.is_async else None
+                self._attempts[name] = BatchMember(names, name, scope.cancel) if handler.is_async else None
             await self._attempting.many(batch, clock)
         finally:
             for delivery in deliveries:

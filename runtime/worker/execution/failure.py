@@ -19,7 +19,7 @@ _AWAITED_NOTHING = re.compile(r"\bawait\s+[\w.]*?(\w+\.(?:emit|say|fail|answer))
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _ErrorText:
     """An error as text that can be stored and logged, made once however the error behaves.
 
     Attributes:
@@ -35,7 +35,7 @@ class _Told:
     places: str
 
     @classmethod
-    def of(cls, error: BaseException) -> "_Told":
+    def of(cls, error: BaseException) -> "_ErrorText":
         places = places_of(error)
         error = _awaited_nothing(error) or error
         return cls(
@@ -60,13 +60,13 @@ def failures(
     """Return what becomes of deliveries whose common attempt ended in an error, and log it once."""
     if not deliveries:
         return []
-    told = _Told.of(error)
+    told = _ErrorText.of(error)
     reports = [_report(handler, delivery, seconds, told, random) for delivery in deliveries]
     _log_failure(handler, reports, told)
     return reports
 
 
-def _report(handler: Handler, delivery: Delivery, seconds: float, told: _Told, random: Random) -> Report:
+def _report(handler: Handler, delivery: Delivery, seconds: float, told: _ErrorText, random: Random) -> Report:
     """What becomes of one delivery."""
     if handler.deliver == "each":
         return Report(delivery, seconds, "dead", reason="failed", error=told.text)
@@ -87,7 +87,7 @@ def _report(handler: Handler, delivery: Delivery, seconds: float, told: _Told, r
     )
 
 
-def _delay(handler: Handler, told: _Told, attempt: int, random: Random) -> float | None:
+def _delay(handler: Handler, told: _ErrorText, attempt: int, random: Random) -> float | None:
     """The seconds until the next attempt, or None for a dead letter."""
     retry = handler.retry
     members = members_of(told.error)
@@ -103,7 +103,7 @@ def _delay(handler: Handler, told: _Told, attempt: int, random: Random) -> float
         return Retry().decide(RuntimeError(told.text), attempt, random)
 
 
-def _as_exceptions(members: Sequence[BaseException], told: _Told) -> BaseException:
+def _as_exceptions(members: Sequence[BaseException], told: _ErrorText) -> BaseException:
     """The error to decide by: what is no Exception, such as a SystemExit, is a failure like any other here."""
     if all(is_a(each, (Exception,)) for each in members):
         return told.error
@@ -135,7 +135,7 @@ def _attempt(delivery: Delivery) -> int:
     return delivery.message.attempt - delivery.crashes
 
 
-def _log_failure(handler: Handler, reports: Sequence[Report], told: _Told) -> None:
+def _log_failure(handler: Handler, reports: Sequence[Report], told: _ErrorText) -> None:
     first = reports[0].delivery.message
     details = {
         "agent": handler.agent, "handler": handler.name, "key": first.key, "message_id": first.id,
@@ -170,7 +170,7 @@ def _log_failure(handler: Handler, reports: Sequence[Report], told: _Told) -> No
     )
 
 
-def _why(told: _Told) -> str:
+def _why(told: _ErrorText) -> str:
     """Why a handler puts a delivery off, in its own words."""
     return told.error.why if type(told.error) is RetryLater else told.text
 

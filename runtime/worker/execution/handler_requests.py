@@ -9,14 +9,14 @@ from typing import Any
 from runtime.agent.context import AskOptions, Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import asking_headers, question_key
-from runtime.client.requester import Asker, check_wait
+from runtime.client.requester import Requester, check_wait
 from runtime.errors import NobodyAnswers, RuntimeFault
 from runtime.message import Answer, Draft, check_dedup_key
 
 Tracing = Callable[[Sequence[Draft]], list[Draft]]
 
 
-class HandlerAsks:
+class HandlerRequests:
     """Turns a handler's questions into requests of its worker.
 
     Args:
@@ -28,7 +28,7 @@ class HandlerAsks:
         self._handlers = {handler.name: handler for handler in handlers}
         self._tracing = tracing
         # Set before a handler can run: until then nothing was taken.
-        self.asker: Asker | None = None
+        self.asker: Requester | None = None
 
     async def ask(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
@@ -69,7 +69,7 @@ class HandlerAsks:
         draft, asker = self._request(context, key, value, seconds, options), self._asker()
         return asker.submit(partial(asker.ask, draft, seconds))
 
-    def _asker(self) -> Asker:
+    def _asker(self) -> Requester:
         assert self.asker is not None, "handlers run after their worker has begun"
         return self.asker
 

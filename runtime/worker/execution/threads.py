@@ -12,7 +12,7 @@ import anyio
 from runtime.worker.execution import fork
 
 
-class _State(Enum):
+class _ThreadState(Enum):
     NEW = auto()
     RUNNING = auto()
     ENDED = auto()
@@ -48,7 +48,7 @@ class ThreadCall:
         self._loop = asyncio.get_running_loop()
         self._generation = fork.Generation.number
         self._lock = threading.Lock()
-        self._state = _State.NEW
+        self._state = _ThreadState.NEW
         self._result: object = None
         self._error: BaseException | None = None
         self.is_left = False
@@ -75,9 +75,9 @@ class ThreadCall:
     def _run(self) -> None:
         """In the thread. An error is kept and not raised: a future may fail to carry one of a class of the user's."""
         with self._lock:
-            if self._state is _State.SKIPPED:
+            if self._state is _ThreadState.SKIPPED:
                 return
-            self._state = _State.RUNNING
+            self._state = _ThreadState.RUNNING
         error: BaseException | None = None
         try:
             self._result = self._call()
@@ -86,7 +86,7 @@ class ThreadCall:
         if self._generation != fork.Generation.number:
             fork.leave(error)
         with self._lock:
-            self._state = _State.ENDED
+            self._state = _ThreadState.ENDED
             is_left = self.is_left
         if is_left:
             # Where the loop has ended, nobody waits any more.
@@ -95,6 +95,6 @@ class ThreadCall:
 
     def _leave(self) -> None:
         with self._lock:
-            if self._state is _State.NEW:
-                self._state = _State.SKIPPED
-            self.is_left = self._state is _State.RUNNING
+            if self._state is _ThreadState.NEW:
+                self._state = _ThreadState.SKIPPED
+            self.is_left = self._state is _ThreadState.RUNNING

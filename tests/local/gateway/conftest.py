@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from runtime.local.gateway.realtime import Realtime
-from runtime.local.gateway.rest import Rest
+from runtime.local.gateway.rest import RestApi
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.tokens import Tokens
 from runtime.local.keys import SUPERUSER
@@ -108,7 +108,7 @@ class Server:
     port: int
     database_url: str
     realtime: Realtime
-    rest: Rest
+    rest: RestApi
     stop: Callable[[], None]
     tokens: Any = field(default=staticmethod(make_token))
 
@@ -143,7 +143,7 @@ async def serve(database_url: str, **changed: float) -> AsyncIterator[Server]:
     }
     settings = GatewaySettings(database_url=SecretStr(database_url), **{**quick, **changed})
     tokens = Tokens(SECRET, {"sb_secret_x": "service_role", "sb_publishable_x": "anon"})
-    realtime, rest = Realtime(settings, tokens), Rest(settings, tokens)
+    realtime, rest = Realtime(settings, tokens), RestApi(settings, tokens)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             Starlette(routes=[*rest.routes(), *realtime.routes()]), log_level="warning", lifespan="off",

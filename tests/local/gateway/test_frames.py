@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.local.gateway.frames import Broadcast, Frame, read_binary, read_text, write, write_broadcast
+from runtime.local.gateway.frames import BroadcastFrame, Frame, read_binary, read_text, write, write_broadcast
 
 
 def test_both_versions_say_the_same() -> None:
@@ -35,7 +35,7 @@ def test_text_frames_to_the_letter() -> None:
 
 
 def test_broadcasts_from_the_database() -> None:
-    broadcast = Broadcast("ev", b'{"n": 1}', {"id": "m"})
+    broadcast = BroadcastFrame("ev", b'{"n": 1}', {"id": "m"})
     head = b'\x04\x0a\x02\x0a\x01realtime:xev{"id":"m"}'
     assert write_broadcast("2.0.0", "realtime:x", broadcast) == head + b'{"n": 1}'
     assert write_broadcast("1.0.0", "realtime:x", broadcast) == (
@@ -45,8 +45,8 @@ def test_broadcasts_from_the_database() -> None:
 
 
 def test_what_a_version_cannot_say_is_left_out() -> None:
-    assert write_broadcast("1.0.0", "realtime:x", Broadcast("ev", b"\xff", {}, is_json=False)) is None
-    assert write_broadcast("2.0.0", "realtime:" + "x" * 250, Broadcast("ev", b"{}", {})) is None
+    assert write_broadcast("1.0.0", "realtime:x", BroadcastFrame("ev", b"\xff", {}, is_json=False)) is None
+    assert write_broadcast("2.0.0", "realtime:" + "x" * 250, BroadcastFrame("ev", b"{}", {})) is None
 
 
 @given(st.binary(max_size=60))
@@ -61,4 +61,4 @@ def test_binary_pushes_are_read_back(topic: str, event: str, body: bytes, is_jso
         body = json.dumps(body.hex()).encode()
     parts = [b"1", b"2", topic.encode(), event.encode(), b'{"a":1}']
     found = read_binary(bytes([3, *map(len, parts), is_json]) + b"".join(parts) + body)
-    assert found == (Frame("1", "2", topic, "broadcast", {}), Broadcast(event, body, {"a": 1}, is_json))
+    assert found == (Frame("1", "2", topic, "broadcast", {}), BroadcastFrame(event, body, {"a": 1}, is_json))

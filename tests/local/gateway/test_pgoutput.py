@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from runtime.local.gateway.pgoutput import UNCHANGED, Column, Decoder, PgOutputError, Relation
+from runtime.local.gateway.pgoutput import UNCHANGED, Decoder, PgOutputError, PublishedColumn, Relation
 
 # A transaction as a PostgreSQL 17 wrote it: Begin, Relation, then rows.
 BEGIN = b"B" + struct.pack("!qqi", 1, 817_084_800_123_456, 742)
@@ -39,7 +39,7 @@ def test_insert(decoder: Decoder) -> None:
     assert change.committed_us == 946_684_800_000_000 + 817_084_800_123_456
     assert change.relation == Relation(
         16_400, "public", "notes", False,
-        (Column("id", 20, True), Column("body", 25, False), Column("size", 23, False)),
+        (PublishedColumn("id", 20, True), PublishedColumn("body", 25, False), PublishedColumn("size", 23, False)),
     )  # fmt: skip
 
 

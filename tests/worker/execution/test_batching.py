@@ -9,7 +9,7 @@ import pytest
 from runtime import Agent, BatchContext, Context, Message, Reject, Retry, RetryLater
 from runtime.errors import DeclarationError, InvalidValue
 from runtime.store import Delivery, Report
-from runtime.worker.execution.batching import Gathering
+from runtime.worker.execution.batching import PendingBatch
 from tests.worker.execution.test_executor import stage
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ def by_message(reports: list[Report]) -> dict[int, Report]:
 
 
 def test_a_batch_is_ready_when_it_is_full_or_when_the_first_has_waited_long_enough() -> None:
-    gathering = Gathering(3, 0.5)
+    gathering = PendingBatch(3, 0.5)
     assert gathering.ready_in(0) is None
     gathering.add(delivery(1), now=10.0)
     gathering.add(delivery(2), now=10.4)
@@ -45,13 +45,13 @@ def test_a_batch_is_ready_when_it_is_full_or_when_the_first_has_waited_long_enou
 
 
 def test_without_a_time_whatever_is_there_is_ready() -> None:
-    gathering = Gathering(100, 0.0)
+    gathering = PendingBatch(100, 0.0)
     gathering.add(delivery(1), now=10.0)
     assert gathering.ready_in(10.0) == 0
 
 
 def test_k8_what_may_have_crashed_its_worker_is_a_batch_of_its_own_and_waits_for_nobody() -> None:
-    gathering = Gathering(10, 60)
+    gathering = PendingBatch(10, 60)
     gathering.add(delivery(1), now=0)
     gathering.add(delivery(2, crashes=2), now=0)
     gathering.add(delivery(3), now=0)
@@ -62,7 +62,7 @@ def test_k8_what_may_have_crashed_its_worker_is_a_batch_of_its_own_and_waits_for
 
 
 def test_who_does_not_wait_any_more_is_in_no_batch() -> None:
-    gathering = Gathering(10, 60)
+    gathering = PendingBatch(10, 60)
     one, two = delivery(1), delivery(2)
     gathering.add(one, now=0)
     gathering.add(two, now=0)

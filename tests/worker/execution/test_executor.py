@@ -20,7 +20,7 @@ import pytest
 from runtime import Agent, Context, Message, Reject, Retry, RetryLater
 from runtime.store import Delivery, Report
 from runtime.worker.execution.attempt import Attempt
-from runtime.worker.execution.executor import Runner
+from runtime.worker.execution.executor import Executor
 from runtime.worker.execution.failure import storable
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +49,7 @@ class Stage:
         """Run what is given until the block ends."""
         async with anyio.create_task_group() as tasks:
             limits = {handler.name: self.limits.get(handler.name, 10) for handler in self.agent.handlers}
-            self.runner = Runner(
+            self.runner = Executor(
                 tasks,
                 self.agent.handlers,
                 limits,

@@ -85,7 +85,7 @@ def entry_of(code: str | None, text: str) -> Entry:
 
 
 @dataclass(slots=True)
-class _Door:
+class _CredentialState:
     """What is known of the credentials in one URL.
 
     Attributes:
@@ -137,7 +137,7 @@ class _Door:
 
 
 # By the URL with its password: another password is another door.
-_doors: dict[str, _Door] = {}
+_doors: dict[str, _CredentialState] = {}
 _random = Random()
 
 
@@ -153,7 +153,7 @@ async def open_connection(url: str, *, seconds: float, **options: Any) -> Connec
         OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: the database was not reached or let
             nobody in; without a try, where the same credentials were refused a while ago.
     """
-    door = _doors.setdefault(url, _Door())
+    door = _doors.setdefault(url, _CredentialState())
     door.enter(time.monotonic())
     is_open = False
     try:

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from runtime.worker.narrowing import MAX_REPORT_BYTES, MAX_REPORTS, Narrowing
+from runtime.worker.exchange_bounds import MAX_REPORT_BYTES, MAX_REPORTS, ExchangeBounds
 from runtime.worker.plan import Look
 from tests.simulated_kernel import Simulation
 
 
 @pytest.mark.parametrize("by", [2, 8, 500])
 def test_l2_reports_are_halved_down_to_one_and_come_back(by: int) -> None:
-    narrowing = Narrowing(15)
+    narrowing = ExchangeBounds(15)
     count = MAX_REPORTS
     for _ in range(20):
         narrowing.shrink_reports(count, 1_000_000, by)
@@ -25,7 +25,7 @@ def test_l2_reports_are_halved_down_to_one_and_come_back(by: int) -> None:
 
 
 def test_l11_what_is_taken_grows_only_after_exchanges_that_were_quick() -> None:
-    narrowing = Narrowing(15)
+    narrowing = ExchangeBounds(15)
     narrowing.shrink_taking(200, 8)
     assert narrowing.answer_bytes == 1_000_000
     assert sum(narrowing.share({1: 100, 2: 100}).values()) <= 25
@@ -36,7 +36,7 @@ def test_l11_what_is_taken_grows_only_after_exchanges_that_were_quick() -> None:
 
 
 def test_l11_where_one_alone_is_taken_every_subscription_has_its_turn() -> None:
-    narrowing = Narrowing(15)
+    narrowing = ExchangeBounds(15)
     narrowing.shrink_taking(1, 8)
     turns = [narrowing.share({1: 5, 2: 5, 3: 5}) for _ in range(6)]
     assert all(sum(turn.values()) == 1 for turn in turns)

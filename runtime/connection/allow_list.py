@@ -28,7 +28,7 @@ _SPECIAL: Final = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class AllowList:
     """What may be reached though it is not public, as the settings name it.
 
     Attributes:

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from runtime.connection.allowance import Allowed, is_public
+from runtime.connection.allow_list import AllowList, is_public
 
 PRIVATE = [
     "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "127.0.0.1", "127.8.9.10", "0.0.0.0",
@@ -35,7 +35,7 @@ def test_what_is_of_the_open_internet_is_public(address: str) -> None:
 
 
 def test_hosts_addresses_and_networks_are_allowed_by_name() -> None:
-    allowed = Allowed.parse(" Intranet.example. , 10.1.0.0/16,127.0.0.1,fd00::/8, ")
+    allowed = AllowList.parse(" Intranet.example. , 10.1.0.0/16,127.0.0.1,fd00::/8, ")
     assert allowed.names("intranet.EXAMPLE")
     assert allowed.names("127.0.0.1")
     assert allowed.names("10.1.2.3")
@@ -47,11 +47,11 @@ def test_hosts_addresses_and_networks_are_allowed_by_name() -> None:
 
 
 def test_a_star_allows_everything_and_nothing_allows_nothing() -> None:
-    assert Allowed.parse("*").names("anything.at.all")
-    assert not Allowed.parse("").names("localhost")
+    assert AllowList.parse("*").names("anything.at.all")
+    assert not AllowList.parse("").names("localhost")
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "https://intranet", "a b", "10.0.0.1/8"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no host, address or network"):
-        Allowed.parse(text)
+        AllowList.parse(text)

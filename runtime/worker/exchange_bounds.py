@@ -15,7 +15,7 @@ _MAX_ANSWER_BYTES = 8_000_000
 _QUICK_SHARE = 0.25
 
 
-class Narrowing:
+class ExchangeBounds:
     """The bounds of one exchange.
 
     Args:
