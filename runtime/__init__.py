@@ -11,25 +11,14 @@ if TYPE_CHECKING:
     from runtime.agent.schedule import Tick
     from runtime.agent.source import Source
     from runtime.broadcast import Broadcast
-    from runtime.client.stream import connect
+    from runtime.client.stream import Stream, connect
     from runtime.message import Answer, Message, Priority
     from runtime.worker.serverless import drain
+    from runtime.worker.worker import Worker
 
 __all__ = [
-    "Agent",
-    "Answer",
-    "BatchContext",
-    "Broadcast",
-    "Context",
-    "Message",
-    "Priority",
-    "Reject",
-    "Retry",
-    "RetryLater",
-    "Source",
-    "Tick",
-    "connect",
-    "drain",
+    "Agent", "Answer", "BatchContext", "Broadcast", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater",
+    "Source", "Stream", "Tick", "Worker", "connect", "drain",
 ]  # fmt: skip
 
 _HOMES = {
@@ -44,7 +33,9 @@ _HOMES = {
     "RetryLater": "runtime.agent.retry",
     "Broadcast": "runtime.broadcast",
     "Source": "runtime.agent.source",
+    "Stream": "runtime.client.stream",
     "Tick": "runtime.agent.schedule",
+    "Worker": "runtime.worker.worker",
     "connect": "runtime.client.stream",
     "drain": "runtime.worker.serverless",
 }
