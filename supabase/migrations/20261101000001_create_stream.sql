@@ -1,4 +1,4 @@
--- What people and other programs touch: one shared table of messages.
+-- The stream: one shared table of messages, which people and other programs read and write.
 
 create schema if not exists runtime;
 comment on schema runtime is 'The agent runtime''s own state. Private: talk to the public.stream_… functions instead.';
@@ -69,3 +69,17 @@ begin
     end if;
 end
 $$;
+
+create function runtime.refuse_rekeying() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+    raise exception using
+        errcode = '55000',
+        message = 'the key of a message does not change',
+        hint = 'Its deliveries have been made already: write a new message under the other key.';
+end
+$$;
+
+create trigger refuse_rekeying before update of id, key on public.consciousness_stream
+    for each row when (old.key is distinct from new.key or old.id is distinct from new.id)
+    execute function runtime.refuse_rekeying();

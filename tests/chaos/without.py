@@ -49,7 +49,7 @@ _QUIET = ("--seconds", "20", "--messages", "120", "--settle", "20")
 MECHANISMS = (
     Mechanism(
         "fence",
-        [(f"{_MIGRATIONS}/20261101000010_exchange_deliveries.sql",
+        [(f"{_MIGRATIONS}/20261101000022_report_attempts.sql",
           "where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease\n        returning",
           "where d.message_id = r.message and d.subscription = r.subscription\n        returning")],
         ["--setting", "both/direct", "--fault", "worker SIGSTOP", *_LONG],
@@ -96,7 +96,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "dedup",
-        [(f"{_MIGRATIONS}/20261101000006_send_and_read_messages.sql",
+        [(f"{_MIGRATIONS}/20261101000012_send_messages.sql",
           "    return runtime.store(messages);",
           "    messages := (select jsonb_agg(m - 'dedup_key') from jsonb_array_elements(messages) as m);\n"
           "    return runtime.store(messages);")],
@@ -104,8 +104,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "one tick a slot",
-        [(f"{_MIGRATIONS}/20261101000040_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
-         (f"{_MIGRATIONS}/20261101000040_keep_schedules.sql",
+        [(f"{_MIGRATIONS}/20261101000034_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
+         (f"{_MIGRATIONS}/20261101000034_keep_schedules.sql",
           "'dedup_key', 'tick ' || s.name || ' ' || (t ->> 'slot'),\n", "\n")],
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "timers", *_QUIET],

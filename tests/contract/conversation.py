@@ -1,9 +1,11 @@
-"""How is a recorded conversation played against a database? Step by step; what the database drew is looked up.
+"""The conversation of a worker with the schema, played against a database.
 
-A step calls one function with named arguments. In them `"$take.taken.0.15"` stands for a part of the answer to the
-step called take, `"$n"` for the next number of the pump and `"$n again"` for the one before. A step with `until` is
-repeated until its answer holds that. One that is `loose` is answered differently by each schema, or in any
-order, and in the same form.
+`conversation.json` has the steps; with each release they are recorded together with the answers, as
+`release_<version>.json`. A step calls one function with named arguments. In them `"$take.taken.0.15"` stands for a part
+of the answer to the step called take, `"$n"` for the next number of the pump and `"$n again"` for the one before. A
+step with `until` is repeated until its answer holds that. A `loose` step is answered differently by each schema, or
+in any order, and in the same form. Of an `optional` member some servers know nothing: it is recorded as null, and any
+answer will do.
 """
 
 import json
@@ -16,6 +18,8 @@ from typing import Any
 import anyio
 import asyncpg
 
+from runtime.store import FUNCTIONS
+
 FOLDER = Path(__file__).parent
 _SETTLE_SECONDS = 120
 _DRAWN = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+[+Z]|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
@@ -25,7 +29,10 @@ _SMALLEST_DRAWN = 10_000
 
 @dataclass
 class Release:
-    """A release as it was recorded: the types of the arguments it sends, and its conversation."""
+    """A release: the types of the arguments its workers send, and the steps of its conversation.
+
+    Once recorded, each step has the answer it was given.
+    """
 
     name: str
     functions: dict[str, dict[str, str]]
@@ -35,6 +42,12 @@ class Release:
     def load(cls, name: str) -> "Release":
         """Read the recording of a release."""
         return cls(**json.loads(cls._file(name).read_text()))
+
+    @classmethod
+    def of_today(cls) -> "Release":
+        """The release that the project is on the way to, without answers."""
+        functions = {function: dict(types) for function, types in FUNCTIONS.items()}
+        return cls(this_release(), functions, json.loads((FOLDER / "conversation.json").read_text()))
 
     def save(self) -> None:
         """Write the recording."""
@@ -65,6 +78,20 @@ class Player:
     release: Release
     answers: dict[str, Any] = field(default_factory=dict)
     n: int = 0
+
+    async def record(self) -> None:
+        """Play every step, and keep its answer with it."""
+        for step in self.release.steps:
+            answer = await self.play(step)
+            step["answer"] = {**answer, **dict.fromkeys(step["optional"])} if "optional" in step else answer
+
+    async def missed(self) -> list[str]:
+        """Play every step, and return what a worker of the release would miss in the answers."""
+        return [
+            f"{step['name']}: {each}"
+            for step in self.release.steps
+            for each in differences(step["answer"], await self.play(step), loosely=step.get("loose", False))
+        ]
 
     async def play(self, step: dict[str, Any]) -> Any:
         """Make the call of one step, and return the answer, or the SQLSTATE of an error as `{"error": …}`."""

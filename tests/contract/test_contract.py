@@ -1,10 +1,14 @@
 """Upgrades: a worker of a released version runs against the schema of today."""
 
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from runtime.store import FUNCTIONS
+from runtime.local.test_cluster import Cluster
+from tests.contract import conversation
+from tests.contract.__main__ import record
 from tests.contract.conversation import Player, Release, differences, releases, this_release
 from tests.kernel.driver import connected
 from tests.kernel.switch import switch_off
@@ -12,39 +16,51 @@ from tests.kernel.switch import switch_off
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(scope="module")
+def today(cluster: Cluster) -> Release:
+    """The conversation of today, recorded against a database of its own."""
+    release = Release.of_today()
+    name = cluster.make_database()
+    anyio.run(record, cluster.url(name), release)
+    cluster.drop_database(name)
+    return release
+
+
 async def play(url: str, release: Release) -> list[str]:
     """What a worker of the release would miss today."""
-    missed = []
     async with connected(url) as connection:
-        player = Player(connection, release)
-        for step in release.steps:
-            answer = await player.play(step)
-            found = differences(step["answer"], answer, loosely=step.get("loose", False))
-            missed += [f"{step['name']}: {each}" for each in found]
-    return missed
+        return await Player(connection, release).missed()
 
 
-@pytest.mark.parametrize("name", releases())
-async def test_a_worker_of_a_released_version_is_served_by_the_schema_of_today(
-    name: str, kernel_database: str
-) -> None:
-    assert await play(kernel_database, Release.load(name)) == []
+async def test_a_worker_of_today_is_served_by_every_postgres(today: Release, kernel_database: str) -> None:
+    assert await play(kernel_database, today) == []
 
 
-async def test_every_function_of_the_first_release_is_part_of_its_conversation() -> None:
-    release = Release.load("0.1")
-    assert {step["call"] for step in release.steps} == set(release.functions)
-    used: dict[str, set[str]] = {name: set() for name in release.functions}
-    for step in release.steps:
+async def test_a_worker_of_a_released_version_is_served_by_the_schema_of_today(kernel_database: str) -> None:
+    for name in releases():
+        assert await play(kernel_database, Release.load(name)) == [], name
+
+
+def test_every_function_and_argument_is_part_of_the_conversation(today: Release) -> None:
+    used: dict[str, set[str]] = {step["call"]: set() for step in today.steps}
+    for step in today.steps:
         used[step["call"]] |= set(step["with"])
-    assert used == {name: set(types) for name, types in release.functions.items()}
+    assert used == {name: set(types) for name, types in today.functions.items()}
+
+
+def test_a_recorded_conversation_is_read_as_it_was_written(
+    today: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "FOLDER", tmp_path)
+    today.save()
+    assert releases() == [today.name]
+    assert Release.load(today.name) == today
 
 
 def test_what_this_version_calls_is_in_the_recording_it_is_released_with() -> None:
     if (name := this_release()) in releases():
-        called = {function: dict(types) for function, types in FUNCTIONS.items()}
-        cure = f"Add steps with what is new to release_{name}.json, and `python -m tests.contract {name}`."
-        assert Release.load(name).functions == called, cure
+        cure = "Add steps with what is new to conversation.json, and `python -m tests.contract`."
+        assert Release.load(name).functions == Release.of_today().functions, cure
 
 
 @pytest.mark.parametrize(
@@ -65,20 +81,20 @@ def test_what_this_version_calls_is_in_the_recording_it_is_released_with() -> No
     ],
 )  # fmt: skip
 async def test_what_a_released_worker_would_miss_is_noticed(
-    database: str, function: str, text: str, instead: str, complaint: str
+    today: Release, database: str, function: str, text: str, instead: str, complaint: str
 ) -> None:
     async with connected(database) as connection:
         await switch_off(connection, function, text, instead)
-    assert any(complaint in missed for missed in await play(database, Release.load("0.1")))
+    assert any(complaint in missed for missed in await play(database, today))
 
 
-async def test_an_argument_that_is_gone_is_noticed(database: str) -> None:
+async def test_an_argument_that_is_gone_is_noticed(today: Release, database: str) -> None:
     async with connected(database) as connection:
         await connection.execute(
             "drop function public.stream_leave(uuid);"
             "create function public.stream_leave(who uuid) returns json language sql as $$ select '{}'::json $$"
         )
-    assert any(missed.startswith("left: ") for missed in await play(database, Release.load("0.1")))
+    assert any(missed.startswith("left: ") for missed in await play(database, today))
 
 
 @pytest.mark.parametrize(

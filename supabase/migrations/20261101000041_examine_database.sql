@@ -1,4 +1,14 @@
--- What of the set-up can only the database tell? Facts for `runtime doctor`; what they mean is said there.
+-- What only the database can tell of itself: its version, and facts for `runtime doctor`.
+
+create function public.stream_version() returns json
+language plpgsql security definer set search_path = '' as $$
+begin
+    return json_build_object('version', 1, 'serves', 1, 'incarnation', (runtime.rules()).incarnation);
+end
+$$;
+comment on function public.stream_version() is
+    'The version of this schema, the oldest version whose workers it still serves, and the incarnation of the database. '
+    'A migration that changes what workers call replaces this function.';
 
 create function public.stream_examine() returns json
 language plpgsql stable security definer set search_path = '' as $$

@@ -181,4 +181,3 @@ language sql immutable set search_path = '' as $$
         'enable trigger fan_out;`'
 $$;
 comment on function runtime.fan_out_cure() is 'The statements that bring the trigger back.';
-

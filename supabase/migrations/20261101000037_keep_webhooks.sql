@@ -33,11 +33,6 @@ comment on table runtime.webhooks is
     'The targets of webhooks by subscription, and how they are. It holds secrets: nobody reads it but the functions.';
 alter table runtime.webhooks enable row level security;
 
-alter table runtime.policy
-    add column webhook_failures integer not null default 5,
-    add column webhook_rest_seconds double precision not null default 10,
-    add column webhook_longest_rest_seconds double precision not null default 900;
-
 create function runtime.new_secret() returns text
 language sql volatile set search_path = '' as $$
     -- 244 random bits, from the source that PostgreSQL draws keys from.

@@ -1,7 +1,4 @@
--- What a person looks at: the stream page by page with what became of each message, activity by the minute, and what flows where.
-
--- A message that failed somewhere is sought among those that did.
-create index runs_failed_message on runtime.runs (message_id) where error is not null;
+-- What a person looks at: the stream page by page, activity by the minute, and what flows where.
 
 create function runtime.id_at(moment timestamptz) returns bigint
 language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
@@ -166,16 +163,6 @@ $$;
 comment on function public.stream_page(text, bigint, bigint, integer, text, text, text, timestamptz, timestamptz, integer) is
     'Messages for a person, the newest first, each with what became of it at every subscription. Looks at no more than '
     'look rows, and says with next where to go on: before := next. state is waiting, failed, dead, done or unhandled.';
-
-create function public.stream_handling(ids bigint[]) returns json
-language plpgsql stable security definer set search_path = ''
-    set jit = off set plan_cache_mode = force_generic_plan as $$
-begin
-    perform runtime.refuse_agent('look at the whole stream');
-    return (select coalesce(json_object_agg(h.message_id, h.handled), '{}') from runtime.handling(ids) h);
-end
-$$;
-comment on function public.stream_handling(bigint[]) is 'What became of each of these messages at every subscription, by id.';
 
 create function public.stream_activity(
     since_seconds double precision default 3600, until_seconds double precision default 0

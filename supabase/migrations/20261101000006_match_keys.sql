@@ -58,3 +58,47 @@ end
 $$;
 comment on function runtime.candidates(text) is
     'Every pattern that matches the key: at most 2^(segments + 1) - 1 of them, none of which need exist.';
+
+create function runtime.is_key(text text) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+    perform runtime.check_key(text);
+    return true;
+exception when invalid_parameter_value then
+    return false;
+end
+$$;
+comment on function runtime.is_key(text) is 'Whether the text is a key.';
+
+create function runtime.are_keys(patterns text[]) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+    return not exists (select from unnest(patterns) as p where p ~ '[*>]');
+end
+$$;
+comment on function runtime.are_keys(text[]) is 'Whether none of these patterns has a wildcard.';
+
+create function runtime.prefix_of(pattern text) returns text
+language sql immutable set search_path = '' as $$
+    -- The part before the first wildcard: a range of the index on key.
+    select case when pattern ~ '[*>]' then regexp_replace(pattern, '[*>].*$', '') end
+$$;
+
+create function runtime.regex_of(pattern text) returns text
+language sql immutable strict set search_path = '' as $$
+    -- No character of a key or a pattern but the dot means anything else to a regular expression.
+    select '^' || replace(replace(replace(pattern, '.', '\.'), '*', '[^.]+'), '>', '.+') || '$'
+$$;
+comment on function runtime.regex_of(text) is 'A regular expression for the keys that match the pattern.';
+
+create function runtime.range_of(pattern text, out lowest text, out highest text)
+language plpgsql immutable set search_path = '' as $$
+declare
+    prefix text := runtime.prefix_of(pattern);
+begin
+    lowest := coalesce(prefix, pattern);
+    -- No key has a byte as high.
+    highest := coalesce(prefix || chr(127), pattern);
+end
+$$;
+comment on function runtime.range_of(text) is 'Between which keys, by their bytes, every key lies that matches the pattern.';

@@ -1,84 +1,4 @@
--- What is done about dead letters: look at them, deliver them again, or let them go.
-
--- There may be a million, of one bad deploy. What is asked for by its key, its subscription or its time is looked up.
-create index dead_letters_key on runtime.dead_letters (key, id);
-create index dead_letters_name on runtime.dead_letters (subscription_name, id);
-create index dead_letters_died on runtime.dead_letters (died_at);
-
-create function runtime.dead_keys(pattern text, most integer) returns text[]
-language plpgsql stable set search_path = '' as $$
-declare
-    prefix text collate "C" := runtime.prefix_of(pattern);
-    regex text := runtime.regex_of(pattern);
-    reached text collate "C" := prefix;
-    matching text[] := '{}'::text[];
-begin
-    if prefix is null then
-        return array[pattern];
-    end if;
-    -- A skip from key to key along the index.
-    for step in 0 .. most loop
-        select l.key into reached from runtime.dead_letters l where l.key > reached order by l.key limit 1;
-        if not found or not starts_with(reached, prefix) then
-            return matching;
-        end if;
-        if reached ~ regex then
-            matching := matching || reached;
-        end if;
-    end loop;
-    return null;
-end
-$$;
-comment on function runtime.dead_keys(text, integer) is
-    'The keys of dead letters that match a pattern; null where more than this many begin like it.';
-
-create function runtime.find_letters(
-    ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, before bigint,
-    max integer, newest boolean
-) returns bigint[]
-language plpgsql stable set search_path = '' as $$
-declare
-    caller text := runtime.caller_agent();
-    direction text := case when newest then 'desc' else 'asc' end;
-    -- Only what is given is asked: a plan that allows for all of it could use no index.
-    conditions text := concat(
-        case when ids is not null then ' and l.id = any ($1)' end,
-        case when subscription is not null then ' and l.subscription_name = $2' end,
-        case when older_than_seconds is not null then ' and l.died_at < $3' end,
-        -- Where they begin to be old enough, by their time, which ids follow but for a few of the same moment.
-        case when older_than_seconds is not null and newest then
-            ' and l.id <= (select max(x.id) from (select y.id from runtime.dead_letters y where y.died_at < $3'
-            ' order by y.died_at desc limit 1000) x)' end,
-        case when error <> '' then ' and position($4 in lower(l.error)) > 0' end,
-        case when before is not null then ' and l.id < $5' end,
-        case when caller is not null then ' and split_part(l.subscription_name, ''.'', 1) = $6' end);
-    keys text[];
-    source text := 'runtime.dead_letters l where true';
-    found bigint[];
-begin
-    if pattern is not null then
-        perform runtime.check_pattern(pattern);
-    end if;
-    if pattern <> '>' then
-        keys := case when ids is null then runtime.dead_keys(pattern, 2000) end;
-        if keys is not null then
-            source := format(
-                'unnest($7) as k (key) cross join lateral (select l.id from runtime.dead_letters l where l.key = k.key'
-                '%s order by l.key %2$s, l.id %2$s limit $9) l where true', conditions, direction);
-            conditions := '';
-        else
-            conditions := conditions || ' and l.key ~ $8';
-        end if;
-    end if;
-    execute format('select array(select l.id from %s%s order by l.id %s limit $9)', source, conditions, direction)
-    into found
-    using ids, subscription, clock_timestamp() - make_interval(secs => older_than_seconds), lower(error), before, caller,
-        keys, runtime.regex_of(pattern), max;
-    return found;
-end
-$$;
-comment on function runtime.find_letters(bigint[], text, text, double precision, text, bigint, integer, boolean) is
-    'The ids of dead letters that all given conditions hold for, the newest or the oldest first.';
+-- What is done about dead letters: deliver them again, discard them, or write them anew with another value.
 
 create function runtime.choose_letters(
     ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, max integer
@@ -94,34 +14,6 @@ end
 $$;
 comment on function runtime.choose_letters(bigint[], text, text, double precision, text, integer) is
     'Locks the dead letters that all given conditions hold for, the oldest first.';
-
-create function public.stream_dead(
-    ids bigint[] default null, subscription text default null, pattern text default null,
-    older_than_seconds double precision default null, error text default null,
-    before bigint default null, max integer default 100, details boolean default false
-) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    found bigint[] := runtime.find_letters(
-        ids, subscription, pattern, older_than_seconds, error, before, max, newest => true);
-begin
-    return (
-        select coalesce(json_agg(case when details
-            then to_jsonb(page) || jsonb_build_object(
-                'message', page.message, 'traceback', page.traceback, 'attempts', page.attempts)
-            else to_jsonb(page) - '{message,traceback,attempts}'::text[] end order by page.id desc), '[]')
-        from (
-            select l.id, l.message_id, l.subscription_name as subscription, l.key, l.reason, l.error, l.died_at,
-                   jsonb_array_length(l.attempts) as attempt_count, l.message, l.traceback, l.attempts
-            from runtime.dead_letters l where l.id = any (found)
-        ) page
-    );
-end
-$$;
-comment on function public.stream_dead(bigint[], text, text, double precision, text, bigint, integer, boolean) is
-    'Dead letters that all given conditions hold for, the newest first; error is a part of the error''s text. With '
-    'details, also the message, the traceback and every attempt. Page on with before := the last id.';
 
 create function runtime.count_letters(letters bigint[]) returns jsonb
 language sql stable set search_path = '' as $$
@@ -217,15 +109,6 @@ comment on function public.stream_redrive(bigint[], text, text, double precision
     'Delivers dead letters again, with fresh attempts; a pruned message is brought back from its copy. The same '
     'conditions as stream_dead, the oldest first; with dry_run, only counts.';
 
-create function runtime.release_dead(target integer) returns void
-language plpgsql set search_path = '' as $$
-begin
-    perform runtime.end_deliveries(array_agg(d.message_id), array_agg(d.subscription)) from runtime.deliveries d
-    where d.subscription = target and d.visible_at = 'infinity' and d.lease = runtime.dead_lease();
-end
-$$;
-comment on function runtime.release_dead(integer) is 'Lets every key go that a dead letter of this subscription holds up.';
-
 create function public.stream_discard(
     ids bigint[] default null, subscription text default null, pattern text default null,
     older_than_seconds double precision default null, error text default null,
@@ -262,3 +145,49 @@ $$;
 comment on function public.stream_discard(bigint[], text, text, double precision, text, integer, boolean) is
     'Removes dead letters for good; a key that one of them held up goes on. The same conditions as stream_dead, the '
     'oldest first; with dry_run, only counts.';
+
+create function public.stream_amend(letter bigint, value jsonb) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    dead runtime.dead_letters;
+    target runtime.subscriptions;
+    written bigint;
+begin
+    perform runtime.refuse_agent('amend messages');
+    select l.* into dead from runtime.dead_letters l where l.id = letter for update;
+    if not found then
+        raise exception using
+            errcode = 'P0002',
+            message = format('there is no dead letter %s', letter),
+            hint = 'It may have been redriven or discarded: stream_dead() lists those that are there.';
+    end if;
+    select s.* into target from runtime.subscriptions s where s.id = dead.subscription;
+    if not found then
+        raise exception using
+            errcode = 'P0002', message = format('the subscription %L is no more', dead.subscription_name),
+            hint = 'Discard the letter, or send its value under a key that somebody handles.';
+    end if;
+    -- A new message, since others have handled the old one as it was; its headers say whose place it takes.
+    insert into public.consciousness_stream (key, value, agent, priority, correlation_id, parent_id, headers)
+    values (
+        dead.key, stream_amend.value, left(dead.message ->> 'agent', 255), (dead.message ->> 'priority')::smallint,
+        coalesce(left(dead.message ->> 'correlation_id', 255), dead.message_id::text),
+        dead.message_id,
+        case when jsonb_typeof(dead.message -> 'headers') = 'object' then dead.message -> 'headers' else '{}' end || jsonb_build_object('amends', dead.message_id)
+    ) returning id into written;
+    -- Nobody else is due: whoever else has this key has had the old one.
+    delete from runtime.deliveries d where d.message_id = written and d.subscription <> target.id;
+    insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
+    values (written, target.id, case when target.ordered then 0 else (dead.message ->> 'priority')::smallint end,
+            false, false, true, case when target.ordered then dead.key end)
+    on conflict on constraint deliveries_pkey do nothing;
+    update runtime.deliveries d set sole = false where d.message_id = written;
+    perform public.stream_discard(ids => array[letter]);
+    perform runtime.wake_sleepers(array[target.id], '{}');
+    return json_build_object('id', written, 'letter', letter, 'subscription', target.name);
+end
+$$;
+comment on function public.stream_amend(bigint, jsonb) is
+    'Writes a dead letter''s message anew with another value, for its subscription alone, and removes the letter. In an '
+    'ordered subscription it comes at the end of its key.';

@@ -3,17 +3,6 @@
 -- below "answer." count: the answer bears the name of the agent that gives it, and whoever may ask must not have that
 -- agent write under a key of its own choice.
 
-create function runtime.is_key(text text) returns boolean
-language plpgsql immutable set search_path = '' as $$
-begin
-    perform runtime.check_key(text);
-    return true;
-exception when invalid_parameter_value then
-    return false;
-end
-$$;
-comment on function runtime.is_key(text) is 'Whether the text is a key.';
-
 create function runtime.announce_answer(under text, parent bigint) returns void
 language plpgsql set search_path = '' as $$
 declare

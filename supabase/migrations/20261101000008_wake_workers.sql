@@ -1,4 +1,4 @@
--- Whom to wake? Only workers that sleep: while a worker is awake it looks anyway, and writers pay nothing.
+-- Waking workers that sleep. A worker that is awake looks anyway, and costs writers nothing.
 
 create function runtime.notify_channel(worker uuid) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -177,3 +177,56 @@ end
 $$;
 comment on function runtime.announce_one(text, integer[]) is
     'Announces a message that came alone, given its key and the subscriptions that it matches, if anybody is still to be called.';
+
+create function runtime.hand_on(me runtime.workers, want jsonb, failed json) returns void
+language plpgsql set search_path = '' as $$
+declare
+    waiting integer[] := array(
+        select s.id from runtime.subscriptions s
+        where s.id = any (me.subscriptions) and s.ordered and s.settled and s.paused_at is null
+          and coalesce((want ->> s.id::text)::integer, 0) = 0
+          and exists (
+              select from runtime.deliveries d
+              where d.subscription = s.id and d.priority = 0 and d.visible_at is null offset 0
+          )
+        union
+        -- Given back, or to be tried again: a worker that leaves looks no more, and sets no timer for it.
+        select r.subscription from json_to_recordset(failed) as r (subscription integer)
+        where r.subscription is not null and coalesce((want ->> r.subscription::text)::integer, 0) = 0
+    );
+begin
+    if cardinality(waiting) > 0 then
+        perform runtime.wake_sleepers(waiting, '{}', but => me.id);
+    end if;
+end
+$$;
+comment on function runtime.hand_on(runtime.workers, jsonb, json) is
+    'Wakes somebody for what an end has let go, or an attempt has given back, and this worker has no room for.';
+
+create function runtime.fall_asleep(me runtime.workers, pump runtime.pumps, free integer[], fence xid8)
+returns table (new_fence xid8, quiet boolean)
+language plpgsql set search_path = '' as $$
+declare
+    called bigint := (select max(c.n) from runtime.calls c where c.pump = fall_asleep.pump.id and c.n >= fall_asleep.pump.last_but_one);
+begin
+    if not me.asleep or me.free is distinct from fall_asleep.free or me.pump is distinct from fall_asleep.pump.id then
+        update runtime.workers w set asleep = true, free = fall_asleep.free, pump = fall_asleep.pump.id
+        where w.id = me.id;
+        return query select null::xid8, false;
+        return;
+    elsif called = fall_asleep.pump.previous then
+        -- Until this exchange commits, others may leave it at that call.
+        return query select null::xid8, false;
+        return;
+    elsif called is not null then
+        -- Until the last one did.
+        fence := null;
+    end if;
+    -- The mark was committed by an earlier exchange. A writer that could not see it has a lower xid than ours
+    -- had when we first came back; once all of those have ended, what they wrote is there to be taken.
+    fence := least(fence, pg_current_xact_id());
+    return query select fence, pg_snapshot_xmin(pg_current_snapshot()) >= fence;
+end
+$$;
+comment on function runtime.fall_asleep(runtime.workers, runtime.pumps, integer[], xid8) is
+    'Marks a worker asleep; from the next exchange on, says whether nobody can still write without seeing the mark.';

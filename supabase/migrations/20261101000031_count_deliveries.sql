@@ -1,208 +1,4 @@
--- What an operator does: pause, replay, prune, look.
-
-create function runtime.subscription_of(name text) returns runtime.subscriptions
-language plpgsql stable set search_path = '' as $$
-declare
-    s runtime.subscriptions;
-begin
-    select * into s from runtime.subscriptions x where x.name = subscription_of.name;
-    if not found then
-        raise exception using errcode = '22023', message = format('there is no subscription %L', name),
-            hint = 'stream_stats() lists the subscriptions; they are named agent.handler.';
-    end if;
-    if runtime.caller_agent() is distinct from s.agent and runtime.caller_agent() is not null then
-        raise exception using errcode = '42501', message = format('subscription %L belongs to another agent', name);
-    end if;
-    return s;
-end
-$$;
-
-create function public.stream_pause(subscription text) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    s runtime.subscriptions := runtime.subscription_of(subscription);
-begin
-    perform runtime.forget_rest(s.name);
-    update runtime.subscriptions x set paused_at = clock_timestamp() where x.id = s.id and x.paused_at is null;
-    return json_build_object('subscription', s.name, 'paused', true);
-end
-$$;
-comment on function public.stream_pause(text) is 'Stops taking deliveries of a subscription; they gather until it is resumed.';
-
-create function public.stream_resume(subscription text) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    s runtime.subscriptions := runtime.subscription_of(subscription);
-begin
-    perform runtime.forget_rest(s.name);
-    update runtime.subscriptions x set paused_at = null where x.id = s.id;
-    perform runtime.wake_sleepers(array[s.id], '{}');
-    return json_build_object('subscription', s.name, 'paused', false);
-end
-$$;
-comment on function public.stream_resume(text) is 'Takes deliveries of a paused subscription again.';
-
-create function runtime.range_of(pattern text, out lowest text, out highest text)
-language plpgsql immutable set search_path = '' as $$
-declare
-    prefix text := runtime.prefix_of(pattern);
-begin
-    lowest := coalesce(prefix, pattern);
-    -- No key has a byte as high.
-    highest := coalesce(prefix || chr(127), pattern);
-end
-$$;
-comment on function runtime.range_of(text) is 'Between which keys, by their bytes, every key lies that matches the pattern.';
-
-create function public.stream_replay(
-    subscription text, since timestamptz default null, until timestamptz default null,
-    pattern text default '>', ids bigint[] default null, dry_run boolean default false
-) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    s runtime.subscriptions := runtime.subscription_of(subscription);
-    counted record;
-begin
-    perform runtime.check_pattern(pattern);
-    with wanted as materialized (
-        -- The keys that may match, as ranges of the index: what both the pattern and one of the subscription may.
-        select greatest(asked.lowest collate "C", own.lowest) as lowest,
-               least(asked.highest collate "C", own.highest) as highest
-        from runtime.range_of(pattern) asked, unnest(s.patterns) as p (pattern), runtime.range_of(p.pattern) own
-    ), found as (
-        select m.* from public.consciousness_stream m where m.id = any (stream_replay.ids)
-        union all
-        select m.* from wanted w
-        cross join lateral (
-            select * from public.consciousness_stream m where m.key between w.lowest and w.highest
-        ) m
-        where stream_replay.ids is null
-    ), history as materialized (
-        select distinct m.id, m.key, m.priority,
-               coalesce(pg_column_size(m.value) > 2000 or pg_column_compression(m.value) is not null, false)
-               or coalesce(pg_column_size(m.headers) > 500 or pg_column_compression(m.headers) is not null, false) as heavy
-        from found m
-        where (since is null or m.created_at >= since)
-          and (stream_replay.until is null or m.created_at < stream_replay.until)
-          and runtime.candidates(m.key) @> array[pattern]
-          and runtime.candidates(m.key) && s.patterns
-    ), made as (
-        insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
-        select h.id, s.id, case when s.ordered then 0 else h.priority end, false, false, h.heavy,
-               case when s.ordered then h.key end
-        from history h
-        where not dry_run
-        order by h.id
-        on conflict do nothing
-        returning message_id
-    )
-    select (select count(*) from history) as matching, (select count(*) from made) as replayed into counted;
-    if counted.replayed > 0 then
-        perform runtime.wake_sleepers(array[s.id], '{}');
-    end if;
-    return json_build_object('subscription', s.name, 'matching', counted.matching, 'replayed', counted.replayed);
-end
-$$;
-comment on function public.stream_replay(text, timestamptz, timestamptz, text, bigint[], boolean) is
-    'Delivers history to a subscription again; a delivery still pending is left as it is. With dry_run, only counts.';
-
-create function runtime.has_older(past bigint, horizon timestamptz) returns boolean
-language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
-declare
-    first bigint := (select min(m.id) from public.consciousness_stream m where m.id > past);
-    low bigint := first;
-    -- What says that it was written later than now says nothing of its neighbours.
-    latest timestamptz := clock_timestamp() + interval '1 hour';
-    high bigint := (select max(m.id) + 1 from public.consciousness_stream m);
-    middle bigint;
-    found_id bigint;
-    found_at timestamptz;
-begin
-    -- Ids rise with the time of writing, nearly: halving finds in some twenty looks where what is younger begins.
-    while low < high loop
-        middle := low + (high - low) / 2;
-        select m.id, m.created_at into found_id, found_at
-        from public.consciousness_stream m where m.id >= middle and m.created_at <= latest order by m.id limit 1;
-        if found_id is null or found_at >= horizon then
-            high := middle;
-        else
-            low := found_id + 1;
-        end if;
-    end loop;
-    return low > first;
-end
-$$;
-comment on function runtime.has_older(bigint, timestamptz) is
-    'Whether there is something older than this behind an id, as far as halving finds it.';
-
-create function public.stream_prune(
-    older_than_seconds double precision, max integer default 10000, after bigint default 0
-) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    horizon timestamptz := clock_timestamp() - make_interval(secs => older_than_seconds);
-    looked bigint[];
-    batch bigint[];
-    free bigint[];
-    expired record;
-    pruned bigint;
-begin
-    perform runtime.refuse_agent('prune the stream');
-    if older_than_seconds is null or older_than_seconds < 0 then
-        raise exception using errcode = '22023', message = 'older_than_seconds must be 0 or more';
-    end if;
-    if max is null or max < 1 then
-        raise exception using errcode = '22023', message = 'max must be 1 or more';
-    end if;
-    -- The lowest ids are the oldest, so the first page is looked at, not the whole table.
-    select array_agg(page.id), coalesce(array_agg(page.id) filter (where page.created_at < horizon), '{}')
-    into looked, batch
-    from (
-        select m.id, m.created_at from public.consciousness_stream m
-        where m.id > stream_prune.after order by m.id limit max
-    ) page;
-    -- A delivery nobody took within the retention ends here, so that an orphan cannot fill the disk. One that is
-    -- leased or put off is somebody's work in hand, until that too has come due and lain about for as long.
-    with ended as (
-        delete from runtime.deliveries d
-        where d.message_id = any (batch)
-          and (d.visible_at is null or d.visible_at = 'infinity' or d.visible_at < horizon)
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
-    ), counted as (
-        update runtime.subscriptions s set expired = s.expired + c.amount
-        from (select e.subscription, count(*) as amount from ended e group by 1) c where s.id = c.subscription
-    )
-    select count(*) as amount, array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
-           array_agg(distinct e.subscription) filter (where e.ordered_key is not null) as woken
-    into expired from ended e;
-    -- Locked first, judged after: what a redrive brings back meanwhile is seen, or its message is left alone.
-    free := array(
-        select m.id from public.consciousness_stream m where m.id = any (batch) order by m.id for update skip locked
-    );
-    delete from public.consciousness_stream m
-    where m.id = any (free) and not exists (select from runtime.deliveries d where d.message_id = m.id);
-    get diagnostics pruned = row_count;
-    if expired.amount > 0 then
-        perform runtime.after_end(
-            expired.ids, expired.subscriptions, expired.marks, expired.soles, expired.ordered_keys);
-        perform runtime.wake_sleepers(expired.woken, '{}');
-    end if;
-    delete from runtime.runs r where r.message_id = any (batch)
-        and not exists (select from public.consciousness_stream m where m.id = r.message_id);
-    -- A page of what was brought back lately, or has a time yet to come, is passed over where there is more behind it.
-    return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', case
-        when cardinality(looked) < max then batch[cardinality(batch)]
-        when cardinality(batch) > 0 or runtime.has_older(looked[max], horizon) then looked[max] end);
-end
-$$;
-comment on function public.stream_prune(double precision, integer, bigint) is
-    'Removes one batch of messages older than this, with their runs; deliveries nobody took are counted as expired. '
-    'Page on with after := last, until last is null.';
+-- Figures: what waits, what failed, who works.
 
 create function runtime.recent_runs(seconds double precision)
 returns table (subscription integer, done bigint, failed bigint)
@@ -426,21 +222,29 @@ end
 $$;
 comment on function public.stream_stats() is 'What is there and what waits: subscriptions, deliveries, workers, dead letters.';
 
-create function public.stream_leave(worker uuid) returns json
-language plpgsql security definer set search_path = ''
+create function public.stream_due(subscriptions text[]) returns json
+language plpgsql stable security definer set search_path = ''
     set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    caller text := runtime.caller_agent();
 begin
-    if caller is not null and exists (
-        select from runtime.workers w join runtime.subscriptions s on s.id = any (w.subscriptions)
-        where w.id = stream_leave.worker and s.agent <> caller) then
-        raise exception using errcode = '42501', message = format('agent %L does not own worker %s', caller, worker);
-    end if;
-    delete from runtime.pumps p where p.worker = stream_leave.worker;
-    delete from runtime.beats b where b.worker = stream_leave.worker;
-    delete from runtime.workers w where w.id = stream_leave.worker;
-    return json_build_object('worker', worker, 'left', found);
+    perform runtime.refuse_agent('look at what is due');
+    return (
+        with mine as materialized (
+            select s.id from runtime.subscriptions s
+            where s.name = any (stream_due.subscriptions) and s.settled and s.paused_at is null
+        )
+        select json_build_object(
+            -- What waits behind another of its key is not counted: its head is.
+            'due',
+            (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id where d.visible_at is null)
+            + (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id
+               where d.visible_at <= clock_timestamp()),
+            'next_due_seconds',
+            (select extract(epoch from min(d.visible_at) - clock_timestamp())
+             from mine join runtime.deliveries d on d.subscription = mine.id
+             where d.visible_at > clock_timestamp() and d.visible_at < 'infinity')
+        )
+    );
 end
 $$;
-comment on function public.stream_leave(uuid) is 'Forgets a worker that has ended in good order.';
+comment on function public.stream_due(text[]) is
+    'How many deliveries of these subscriptions are due, and in how many seconds the next one comes due; paused ones aside.';

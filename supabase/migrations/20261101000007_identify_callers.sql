@@ -1,0 +1,71 @@
+-- Who calls: an agent under its own token is held to its own subscriptions; everybody else is an operator.
+
+create function runtime.caller_agent() returns text
+language plpgsql stable set search_path = '' as $$
+declare
+    claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
+begin
+    -- An agent under its own identity is who its token says, whatever the arguments claim.
+    if claims ->> 'role' = 'agent' then
+        if coalesce(claims ->> 'agent', '') = '' then
+            raise exception using
+                errcode = '42501',
+                message = 'this token has the role agent and names no agent',
+                hint = 'Put the agent''s name into its claim "agent".';
+        end if;
+        return claims ->> 'agent';
+    end if;
+    return null;
+end
+$$;
+comment on function runtime.caller_agent() is 'The agent named by the caller''s token, or null for a caller that is no agent.';
+
+create function runtime.refuse_agent(what text) returns void
+language plpgsql stable set search_path = '' as $$
+begin
+    if runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = format('an agent''s identity may not %s', what);
+    end if;
+end
+$$;
+comment on function runtime.refuse_agent(text) is 'Raises 42501 for an agent under its own identity: this is for operators.';
+
+create function runtime.check_caller(caller text, done json, failed json, renew json, want jsonb) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+    stranger integer;
+begin
+    select named.id into stranger
+    from (
+        select (r ->> 'subscription')::integer as id from json_array_elements(coalesce(done, '[]')) as r
+        union select (r ->> 'subscription')::integer from json_array_elements(coalesce(failed, '[]')) as r
+        union select (r ->> 'subscription')::integer from json_array_elements(coalesce(renew, '[]')) as r
+        union select k::integer from jsonb_object_keys(coalesce(want, '{}')) as k
+    ) named
+    left join runtime.subscriptions s on s.id = named.id
+    where s.agent is distinct from caller limit 1;
+    if stranger is not null then
+        raise exception using errcode = '42501',
+            message = format('agent %L does not own subscription %s', caller, stranger);
+    end if;
+end
+$$;
+comment on function runtime.check_caller(text, json, json, json, jsonb) is
+    'An agent under its own identity reports, renews and takes only its own deliveries.';
+
+create function runtime.subscription_of(name text) returns runtime.subscriptions
+language plpgsql stable set search_path = '' as $$
+declare
+    s runtime.subscriptions;
+begin
+    select * into s from runtime.subscriptions x where x.name = subscription_of.name;
+    if not found then
+        raise exception using errcode = '22023', message = format('there is no subscription %L', name),
+            hint = 'stream_stats() lists the subscriptions; they are named agent.handler.';
+    end if;
+    if runtime.caller_agent() is distinct from s.agent and runtime.caller_agent() is not null then
+        raise exception using errcode = '42501', message = format('subscription %L belongs to another agent', name);
+    end if;
+    return s;
+end
+$$;

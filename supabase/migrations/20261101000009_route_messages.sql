@@ -1,0 +1,65 @@
+-- Which subscriptions get the messages of a key: worked out once per key and written down.
+
+create function runtime.route(unknown text[]) returns runtime.routes[]
+language plpgsql set search_path = '' as $$
+declare
+    found runtime.routes[];
+begin
+    perform runtime.check_key(k) from unnest(unknown) as k;
+    -- One statement, so that the generation is that of the patterns it reads.
+    found := array(
+        select row(
+            hashtext(k.key) & 4095, k.key, g.generation,
+            coalesce(array_agg(s.id) filter (where s.id is not null), '{}'),
+            coalesce(array_agg(s.ordered) filter (where s.id is not null), '{}'),
+            coalesce(array_agg(s.marks_processed) filter (where s.id is not null), '{}'),
+            count(*) filter (where s.marks_processed) = 1
+        )::runtime.routes
+        from unnest(unknown) as k (key)
+        -- An aggregate, which has a row in any case: without the row of routing the messages are delivered all the same.
+        cross join (select max(r.generation) as generation from runtime.routing r) g
+        left join lateral (
+            select distinct p.subscription
+            from unnest(runtime.candidates(k.key)) as c (pattern)
+            cross join lateral (
+                -- offset 0: looked up one by one. A planner that knows the table would rather read it whole, per key.
+                select l.subscription from runtime.patterns l where l.pattern = c.pattern offset 0
+            ) p
+        ) hit on true
+        left join lateral (select * from runtime.subscriptions l where l.id = hit.subscription offset 0) s on true
+        group by k.key, g.generation
+    );
+    -- One transaction at a time writes them down, so nobody waits for anybody's row. A key that comes once does not
+    -- drive out one that comes often.
+    if not runtime.is_stricter() and pg_try_advisory_xact_lock(hashtext('runtime.routes')) then
+        insert into runtime.routes as r
+        select distinct on (f.slot) f.* from unnest(found[:100]) as f where f.generation is not null order by f.slot
+        on conflict (slot) do update
+            set key = excluded.key, generation = excluded.generation, subscriptions = excluded.subscriptions,
+                ordered = excluded.ordered, marks = excluded.marks, sole = excluded.sole
+            where r.generation <> excluded.generation or random() < 0.05;
+    end if;
+    return found;
+end
+$$;
+comment on function runtime.route(text[]) is
+    'Works out who gets the messages of these keys, from every pattern that matches them, and writes it down.';
+
+create function runtime.reroute() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+    insert into runtime.routing as r default values
+    on conflict (only_row) do update set generation = r.generation + 1, changed_by = pg_current_xact_id()
+    where r.changed_by is distinct from pg_current_xact_id();
+    return null;
+end
+$$;
+comment on function runtime.reroute() is 'Takes the worth from every row of runtime.routes.';
+
+create trigger reroute after insert or update or delete on runtime.patterns
+    for each row execute function runtime.reroute();
+create trigger reroute_all after truncate on runtime.patterns
+    for each statement execute function runtime.reroute();
+create trigger reroute after update of ordered, marks_processed on runtime.subscriptions
+    for each row when (old.ordered <> new.ordered or old.marks_processed <> new.marks_processed)
+    execute function runtime.reroute();

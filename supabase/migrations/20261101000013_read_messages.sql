@@ -1,0 +1,169 @@
+-- Reading the stream as shared memory, page by page or the newest message of each key.
+
+create function runtime.keys_of(pattern text, most integer) returns text[]
+language plpgsql stable set search_path = '' as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    regex text := runtime.regex_of(pattern);
+    reached text collate "C" := prefix;
+    matching text[] := '{}'::text[];
+begin
+    -- A skip from key to key along the index.
+    for step in 0 .. most loop
+        select m.key into reached from public.consciousness_stream m where m.key > reached order by m.key limit 1;
+        if not found or not starts_with(reached, prefix) then
+            return matching;
+        end if;
+        if reached ~ regex then
+            matching := matching || reached;
+        end if;
+    end loop;
+    return null;
+end
+$$;
+comment on function runtime.keys_of(text, integer) is
+    'The keys of the stream that match a pattern with wildcards; null where more than this many begin like it.';
+
+create function runtime.page(pattern text, after bigint, before bigint, max integer)
+returns setof public.consciousness_stream
+language plpgsql stable set search_path = '' as $$
+declare
+    regex text := runtime.regex_of(pattern);
+    stretch integer := greatest(5000, 2 * max);
+    edge bigint;
+    keys text[];
+    ids bigint[];
+begin
+    -- What is common is found in the first stretch of ids. What is rare is looked up key by key, unless its keys are
+    -- too many: then the stretch is the whole table.
+    if after is not null then
+        ids := array(
+            select x.id from (
+                select s.id, s.key from public.consciousness_stream s
+                where s.id > after and s.id < before order by s.id limit stretch
+            ) x where x.key ~ regex limit max);
+        edge := (select s.id from public.consciousness_stream s
+                 where cardinality(ids) < max and s.id > after and s.id < before order by s.id offset stretch limit 1);
+    else
+        ids := array(
+            select x.id from (
+                select s.id, s.key from public.consciousness_stream s
+                where s.id < before order by s.id desc limit stretch
+            ) x where x.key ~ regex limit max);
+        edge := (select s.id from public.consciousness_stream s
+                 where cardinality(ids) < max and s.id < before order by s.id desc offset stretch limit 1);
+    end if;
+    if edge is not null then
+        keys := runtime.keys_of(pattern, 2000);
+        if cardinality(keys) <= 500000 / max then
+            ids := array(
+                select x.id from unnest(keys) as k (key) cross join lateral (
+                    (select m.id from public.consciousness_stream m
+                     where after is not null and m.key = k.key and m.id > after and m.id < before
+                     order by m.key, m.id limit max)
+                    union all
+                    (select m.id from public.consciousness_stream m
+                     where after is null and m.key = k.key and m.id < before order by m.key desc, m.id desc limit max)
+                ) x order by case when after is null then -x.id else x.id end limit max);
+        elsif after is not null then
+            ids := ids || array(
+                select s.id from public.consciousness_stream s
+                where s.id >= edge and s.id < before and s.key ~ regex order by s.id limit max - cardinality(ids));
+        else
+            ids := ids || array(
+                select s.id from public.consciousness_stream s
+                where s.id <= edge and s.key ~ regex order by s.id desc limit max - cardinality(ids));
+        end if;
+    end if;
+    return query select s.* from public.consciousness_stream s where s.id = any (ids) order by s.id;
+end
+$$;
+comment on function runtime.page(text, bigint, bigint, integer) is 'One page of a wildcard read.';
+
+create function public.stream_read(
+    pattern text default '>',
+    after bigint default null,
+    before bigint default null,
+    max integer default 100,
+    latest boolean default false
+) returns json
+language plpgsql stable security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    upper_end bigint := coalesce(before, 9223372036854775807);
+    page json;
+begin
+    perform runtime.refuse_agent('read the stream');
+    perform runtime.check_pattern(pattern);
+    if max is null or max not between 1 and 10000 then
+        raise exception using errcode = '22023', message = 'max must be between 1 and 10000';
+    end if;
+    if latest then
+        -- The newest message of each key: a skip from key to key along the index.
+        with recursive keys as (
+            (select m.key from public.consciousness_stream m
+             where m.key >= coalesce(prefix, pattern)
+             order by m.key limit 1)
+            union all
+            select (select m.key from public.consciousness_stream m where m.key > k.key order by m.key limit 1)
+            from keys k
+            where k.key is not null and starts_with(k.key, prefix)
+        ), newest as (
+            select m.* from keys k
+            cross join lateral (
+                select * from public.consciousness_stream m where m.key = k.key order by m.id desc limit 1
+            ) m
+            where pattern = any (runtime.candidates(k.key))
+        )
+        select json_agg(row_to_json(n)) into page from (
+            select * from newest n
+            where (after is null or n.id > after) and (before is null or n.id < before)
+            order by n.id desc limit max
+        ) n;
+    elsif prefix is null then
+        -- One of the two halves; each walks the index on key and id, so a page costs what it holds.
+        select json_agg(row_to_json(m) order by m.id) into page from (
+            (select * from public.consciousness_stream m
+             where after is not null and m.key = pattern and m.id > after and m.id < upper_end
+             order by m.key, m.id limit max)
+            union all
+            (select * from public.consciousness_stream m
+             where after is null and m.key = pattern and m.id < upper_end
+             order by m.key desc, m.id desc limit max)
+        ) m;
+    else
+        select json_agg(row_to_json(m) order by m.id) into page from runtime.page(pattern, after, upper_end, max) m;
+    end if;
+    return coalesce(page, '[]');
+end
+$$;
+comment on function public.stream_read(text, bigint, bigint, integer, boolean) is
+    'Messages whose key matches the pattern, in id order: the oldest after an id, or else the newest (before an id). '
+    'With latest, the newest message of each key. Page by passing the last id seen.';
+
+create function public.stream_horizon(look integer default 0) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+    -- Every id up to this one has been drawn, by transactions below the xid that is assigned after it.
+    drawn bigint := (select case when s.is_called then s.last_value else 0 end from public.consciousness_stream_id_seq s);
+    xid xid8 := pg_current_xact_id();
+    earliest bigint := greatest(1, drawn - look + 1);
+begin
+    perform runtime.refuse_agent('listen to the whole stream');
+    return json_build_object(
+        'drawn', drawn,
+        'xid', xid::text::bigint,
+        'xmin', pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+        -- Below the first of the last ids that is not there: it may come yet, or was rolled back.
+        'floor', coalesce((
+            select n.id - 1 from generate_series(earliest, drawn) as n (id)
+            where not exists (select from public.consciousness_stream m where m.id = n.id)
+            order by n.id limit 1), drawn)
+    );
+end
+$$;
+comment on function public.stream_horizon(integer) is
+    'The highest id that was drawn, an xid above those that drew it, the lowest xid that is still open, and the id '
+    'below the first gap among the last so many. Once xmin has passed an earlier xid, its ids are all decided.';

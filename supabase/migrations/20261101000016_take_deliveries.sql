@@ -1,0 +1,253 @@
+-- Taking: fresh deliveries past the pump's cursor, and due ones when their time may have come.
+-- The clock is read in a query of its own: read for each row it serves no index, and all that is delayed would be
+-- walked through.
+
+-- What is told of a delivery is carried along from where it is taken: nothing is looked up twice.
+create type runtime.taken as (
+    message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint
+);
+
+create type runtime.taking as (
+    taken runtime.taken[],
+    -- They as they cross the wire, where that is known, and whether each has a message that has not expired.
+    rows json,
+    is_whole boolean,
+    -- Some have to be weighed before an answer is built of them.
+    heavy boolean,
+    cursors jsonb,
+    -- The ordered ones among the wanted subscriptions: they are looked at one by one.
+    ordered integer[],
+    -- So many make it worth asking which subscriptions gave as many as were wanted.
+    least integer,
+    filled integer[],
+    look_again boolean,
+    more_due boolean
+);
+
+create function runtime.take_fresh(
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz, exactly boolean
+) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+begin
+    -- One statement, for it is most of what a worker does that is woken: who may take, what there is, and the messages.
+    with wanted as materialized (
+        select s.id as subscription, w.value::integer as amount, s.ordered,
+               coalesce((take_fresh.cursors ->> w.key)::bigint, 0) as past
+        from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        where s.settled and s.paused_at is null and w.value::integer > 0
+    ), picked as materialized (
+        select d.place
+        from wanted w
+        cross join lateral (
+            select one.place
+            from (values (1::smallint, 0::bigint), (0::smallint, w.past), (-1::smallint, 0::bigint))
+                as class (priority, past)
+            cross join lateral (
+                select f.ctid as place from runtime.deliveries f
+                where f.subscription = w.subscription and f.priority = class.priority
+                  and f.visible_at is null and f.message_id + 0 > class.past
+                order by f.message_id + 0
+                limit w.amount
+                for update skip locked
+            ) one
+            limit w.amount
+        ) d
+        where not w.ordered
+    ), taken as (
+        -- By its place, which cannot change while it is locked. One that has moved since the snapshot is left for later.
+        update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
+        from picked p
+        where d.ctid = p.place
+        returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
+    )
+    select coalesce(array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), '{}'),
+           -- As runtime.describe says it; what is heavy has to be weighed first.
+           json_agg(json_build_array(
+               t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, new_lease
+           ) order by t.priority desc, m.id) filter (where not t.heavy and not exactly),
+           bool_and(m.id is not null and (m.expires_at <= at) is not true),
+           bool_or(t.heavy),
+           -- Of each the last to be taken: the highest, as they were picked. A lower one would cost a look at some again.
+           coalesce(take_fresh.cursors, '{}')
+               || coalesce(jsonb_object_agg(t.subscription, t.message_id) filter (where t.priority = 0), '{}'),
+           (select array_agg(w.subscription) from wanted w where w.ordered),
+           (select min(w.amount) from wanted w),
+           '{}'::integer[], false, false
+    into result
+    from taken t
+    left join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m on true;
+    return result;
+end
+$$;
+comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer, timestamptz, boolean) is
+    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it has '
+    'come in each, and which of the others are ordered.';
+
+create function runtime.take_due(
+    want jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer,
+    out taken runtime.taken[], out heavy boolean
+) language plpgsql set search_path = '' as $$
+begin
+    with picked as materialized (
+        select d.place
+        from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        cross join lateral (
+            select one.ctid as place from runtime.deliveries one
+            where one.subscription = s.id and one.visible_at <= (select clock_timestamp())
+              and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
+            order by one.visible_at
+            limit w.value::integer
+            for update skip locked
+        ) d
+        where s.settled and s.paused_at is null and not s.ordered and w.value::integer > 0
+    ), taken as (
+        update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
+        from picked p
+        where d.ctid = p.place
+        returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
+    )
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken),
+           bool_or(t.heavy)
+    into take_due.taken, heavy
+    from taken t;
+end
+$$;
+comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
+    'Leases delayed and retrying deliveries whose time has come; or those that are to be taken alone.';
+
+create function runtime.take_due_too(
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz, exactly boolean
+) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+    overdue record := runtime.take_due(want, false, until, new_lease, pump);
+    left_over jsonb;
+begin
+    if overdue.taken is null then
+        return runtime.take_fresh(want, cursors, until, new_lease, pump, at, exactly);
+    end if;
+    left_over := (
+        select jsonb_object_agg(w.key, w.value::integer - coalesce(t.amount, 0))
+        from jsonb_each_text(want) as w
+        left join (select t.subscription, count(*) as amount from unnest(overdue.taken) as t group by 1) t
+            on t.subscription = w.key::integer
+    );
+    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump, at, exactly);
+    result.taken := overdue.taken || result.taken;
+    result.rows := null;
+    result.heavy := overdue.heavy or coalesce(result.heavy, false);
+    result.least := 0;
+    result.more_due := exists (
+        select from jsonb_each_text(want) as w where w.value::integer > 0 and (left_over ->> w.key)::integer = 0
+    );
+    return result;
+end
+$$;
+comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, timestamptz, boolean) is
+    'Leases what is due of the wanted unordered subscriptions, and fresh deliveries where that is fewer than wanted.';
+
+create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer)
+returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking;
+    lane record;
+    one record;
+begin
+    result.taken := '{}';
+    result.cursors := '{}';
+    result.filled := '{}';
+    result.look_again := false;
+    -- The longest due first: one that fails again and again, or asks for what waits here itself, holds up no other.
+    for lane in
+        select s.id, s.ordered
+        from jsonb_each_text(want) as w
+        join runtime.subscriptions s on s.id = w.key::integer
+        cross join lateral (
+            select n.visible_at from runtime.deliveries n
+            where n.subscription = s.id and n.visible_at <= (select clock_timestamp())
+              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = 1
+            order by n.visible_at limit 1
+        ) d
+        where s.settled and s.paused_at is null and w.value::integer > 0
+        order by d.visible_at
+    loop
+        if lane.ordered then
+            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump);
+            result.look_again := result.look_again or one.look_again;
+        else
+            one := runtime.take_due(jsonb_build_object(lane.id, 1), true, until, new_lease, pump);
+        end if;
+        if one.taken is not null then
+            result.taken := one.taken;
+            -- Whoever runs it takes nothing else meanwhile.
+            result.filled := array[lane.id];
+            exit;
+        end if;
+    end loop;
+    return result;
+end
+$$;
+comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer) is
+    'Leases one delivery that has crashed its worker twice, and nothing else.';
+
+create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]
+language plpgsql stable set search_path = '' as $$
+begin
+    return array(
+        select w.key::integer from jsonb_each_text(want) as w
+        left join (select t.subscription, count(*) as amount from unnest(so_far.taken) as t group by t.subscription) t
+            on t.subscription = w.key::integer
+        where w.value::integer > 0 and (t.amount >= w.value::integer or w.key::integer = any (so_far.filled))
+    );
+end
+$$;
+comment on function runtime.filled(runtime.taking, jsonb) is
+    'The subscriptions that gave as many as were wanted of them, so that there may be more.';
+
+create function runtime.next_due_seconds(wanted jsonb, since timestamptz) returns double precision
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    -- greatest() passes over a null, so that nothing due would read as due now.
+    select case when min(d.visible_at) is not null
+        then greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision end
+    from jsonb_each_text(wanted) as w
+    join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+    cross join unnest(array[0, 1, 2]) as standing
+    cross join lateral (
+        select n.visible_at from runtime.deliveries n
+        -- What came due while this exchange was taking is due now: it was too late for it, and too early for a timer.
+        -- But what is to be taken alone (1) is told of apart, also where this exchange made it so.
+        where n.subscription = w.key::integer and n.visible_at < 'infinity'
+          and n.visible_at > case when standing = 1 then (select clock_timestamp()) else since end
+          and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
+        order by n.visible_at limit 1
+    ) d
+    );
+end
+$$;
+comment on function runtime.next_due_seconds(jsonb, timestamptz) is
+    'Seconds until the next delayed, retrying or leased delivery is due that was not yet at a time; null when there is none.';
+
+create function runtime.has_suspects(wanted jsonb) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+    select exists (
+        select from jsonb_each_text(wanted) as w
+        join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+        join runtime.deliveries d on d.subscription = s.id and d.visible_at <= (select clock_timestamp())
+        where case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 1
+    )
+    );
+end
+$$;
+comment on function runtime.has_suspects(jsonb) is
+    'Whether a delivery that has crashed its worker twice waits to be taken alone.';

@@ -1,0 +1,147 @@
+-- Deliveries as they cross the wire, and how many of them fit in one answer.
+
+create function runtime.describe(
+    taken runtime.taken[], lease uuid, at timestamptz, out rows json, out is_whole boolean
+) language plpgsql stable set search_path = '' as $$
+begin
+    select coalesce(json_agg(
+               json_build_array(
+                   t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
+                   m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, describe.lease
+               ) order by t.priority desc, m.id), '[]'),
+           count(*) = cardinality(taken)
+    into rows, is_whole
+    from unnest(taken) as t
+    -- offset 0: looked up one by one. A planner that takes the table for empty would rather read it whole.
+    cross join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m
+    where (m.expires_at <= at) is not true;
+end
+$$;
+comment on function runtime.describe(runtime.taken[], uuid, timestamptz) is
+    'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
+    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; and whether every one '
+    'has a message that had not expired at that time.';
+
+create function runtime.weigh(value jsonb, headers jsonb, agent text, correlation_id text, exactly boolean) returns bigint
+language plpgsql stable set search_path = '' as $$
+begin
+    return coalesce(octet_length(agent), 0) + coalesce(octet_length(correlation_id), 0)
+        + case when exactly or pg_column_size(headers) > 500 or pg_column_compression(headers) is not null
+               then coalesce(octet_length(headers::text), 0)
+               else coalesce(pg_column_size(headers), 0) end
+        + case when exactly or pg_column_size(value) > 2000 or pg_column_compression(value) is not null
+               then coalesce(octet_length(value::text), 0)
+               else coalesce(pg_column_size(value), 0) end;
+exception when program_limit_exceeded or out_of_memory or internal_error then
+    -- A number of a hundred thousand digits takes eight bytes, and thousands of them no text can hold.
+    return null;
+end
+$$;
+comment on function runtime.weigh(jsonb, jsonb, text, text, boolean) is
+    'About how many bytes a message takes in an answer; null where no answer can hold it. A small value is not printed '
+    'for that, unless it is wanted exactly.';
+
+create function runtime.weights(ids bigint[], exactly boolean) returns bigint[]
+language plpgsql stable set search_path = '' as $$
+begin
+    return array(
+        -- One whose message is gone weighs nothing, but has to come along to be dropped.
+        select case when m.id is null then 0
+                    else runtime.weigh(m.value, m.headers, m.agent, m.correlation_id, exactly) end
+        from unnest(ids) with ordinality as t (id, place)
+        left join lateral (select * from public.consciousness_stream l where l.id = t.id offset 0) m on true
+        order by t.place
+    );
+end
+$$;
+comment on function runtime.weights(bigint[], boolean) is 'About how many bytes each of these messages takes in an answer.';
+
+create function runtime.fits(weights bigint[], max_bytes bigint) returns integer
+language plpgsql immutable set search_path = '' as $$
+declare
+    total bigint := 0;
+    counted integer := 0;
+    weight bigint;
+begin
+    foreach weight in array weights loop
+        total := total + weight;
+        exit when total > max_bytes and counted > 0;
+        counted := counted + 1;
+    end loop;
+    return counted;
+end
+$$;
+comment on function runtime.fits(bigint[], bigint) is
+    'How many messages of these weights, from the first, fit in one answer; at least one.';
+
+create function runtime.bury_unanswerable(taken runtime.taken[], weights bigint[], me uuid) returns boolean[]
+language plpgsql set search_path = '' as $$
+declare
+    -- No writer within the limits of the table comes near it.
+    most constant bigint := 33554432;
+    buried record;
+begin
+    with monstrous as (
+        select t.*, case when t.weight is null then 'its message takes more bytes as JSON text than any answer can hold'
+                         else format('its message takes %s MB as JSON text', t.weight / 1048576) end
+                    || '; at most 16 MB are delivered. Have its writer put large things into a file or a bucket' as error
+        from unnest(taken, weights) as t (message_id, subscription, attempts, crashes, priority, weight)
+        where t.weight is null or t.weight > most
+    ), logged as (
+        insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
+        select x.message_id, x.subscription, clock_timestamp(), me, x.attempts + x.crashes + 1, 'dead', x.error
+        from monstrous x
+    )
+    select array_agg(x.message_id) as ids, array_agg(x.subscription) as subscriptions, array_agg(x.error) as errors
+    into buried from monstrous x;
+    if buried.ids is not null then
+        perform runtime.bury(buried.ids, buried.subscriptions, array_fill('invalid'::text, array[cardinality(buried.ids)]),
+                             buried.errors, array_fill(null::text, array[cardinality(buried.ids)]));
+    end if;
+    return array(select w is not null and w <= most from unnest(weights) with ordinality as u (w, place) order by place);
+end
+$$;
+comment on function runtime.bury_unanswerable(runtime.taken[], bigint[], uuid) is
+    'Makes dead letters of deliveries whose messages are too large to be handed to anybody; says of each whether it is left.';
+
+create function runtime.fit(so_far runtime.taking, max_bytes bigint, exactly boolean, me uuid) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking := so_far;
+    weights bigint[] := runtime.weights(array(select t.message_id from unnest(so_far.taken) as t), exactly);
+    is_left boolean[];
+    fitting integer;
+begin
+    result.rows := null;
+    if 33554432 < any (weights) or array_position(weights, null) is not null then
+        is_left := runtime.bury_unanswerable(so_far.taken, weights, me);
+        so_far.taken := array(
+            select t.one from unnest(is_left) with ordinality as l (is_left, place)
+            cross join lateral (select so_far.taken[l.place::integer]) as t (one) where l.is_left order by l.place);
+        weights := array(select w from unnest(weights, is_left) with ordinality as u (w, is_left, place)
+                         where u.is_left order by place);
+        result.taken := so_far.taken;
+        result.look_again := true;
+    end if;
+    fitting := runtime.fits(weights, max_bytes);
+    if fitting < cardinality(so_far.taken) then
+        -- Given back untouched: what does not fit in one answer comes with the next.
+        update runtime.deliveries d
+        set lease = null,
+            visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
+        from unnest(so_far.taken[fitting + 1:]) as t
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = t.message_id and l.subscription = t.subscription offset 0
+        ) at
+        where d.ctid = at.place;
+        result.filled := array(select distinct t.subscription from unnest(so_far.taken) as t);
+        result.least := null;
+        result.taken := so_far.taken[:fitting];
+        result.cursors := '{}';
+    end if;
+    return result;
+end
+$$;
+comment on function runtime.fit(runtime.taking, bigint, boolean, uuid) is
+    'Gives back what does not fit in the bytes of one answer, and buries what fits in none.';

@@ -1,0 +1,155 @@
+-- How a delivery ends: its message is marked as processed, and the next of its ordered key is let go.
+
+create function runtime.mark_processed(sole bigint[], shared bigint[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    marked integer;
+    locked bigint[];
+begin
+    if sole is not null then
+        -- skip locked: an exchange never waits for a row lock of a program that reads the table itself.
+        with free as (
+            select m.ctid as place from public.consciousness_stream m
+            where m.id = any (sole) and not m.processed
+            order by m.id for no key update skip locked
+        )
+        -- By its place, which cannot change while it is locked. One that has moved since the snapshot is marked later.
+        update public.consciousness_stream m set processed = true from free where m.ctid = free.place;
+        get diagnostics marked = row_count;
+        if marked < cardinality(sole) then
+            insert into runtime.unmarked
+            select m.id from public.consciousness_stream m where m.id = any (sole) and not m.processed
+            order by m.id
+            on conflict (message_id) do update set message_id = excluded.message_id;
+        end if;
+    end if;
+    if shared is not null then
+        locked := array(
+            select m.id from public.consciousness_stream m
+            where m.id = any (shared) and not m.processed
+            order by m.id for no key update skip locked
+        );
+        -- A statement of its own: its snapshot sees the deliveries that ended while we waited for nobody.
+        update public.consciousness_stream m set processed = true
+        where m.id = any (locked)
+          and not exists (select from runtime.deliveries d where d.message_id = m.id and d.marks);
+        -- Not "do nothing": a sweep that has read its list and looked is about to strike the message off. Touching
+        -- the row waits for that sweep, and puts the message back on the list.
+        insert into runtime.unmarked
+        select m.id from public.consciousness_stream m
+        where m.id = any (shared) and not m.id = any (locked) and not m.processed
+        order by m.id
+        on conflict (message_id) do update set message_id = excluded.message_id;
+    end if;
+end
+$$;
+comment on function runtime.mark_processed(bigint[], bigint[]) is
+    'Sets processed on messages whose last marking delivery has ended: sole had one such delivery, shared had several.';
+
+create function runtime.mark_unmarked() returns void
+language plpgsql set search_path = '' as $$
+declare
+    ids bigint[] := array(
+        select u.message_id from runtime.unmarked u order by u.message_id limit 1000 for update skip locked
+    );
+    locked bigint[];
+begin
+    if cardinality(ids) = 0 then
+        return;
+    end if;
+    locked := array(
+        select m.id from public.consciousness_stream m where m.id = any (ids)
+        order by m.id for no key update skip locked
+    );
+    update public.consciousness_stream m set processed = true
+    where m.id = any (locked) and not m.processed
+      and not exists (select from runtime.deliveries d where d.message_id = m.id and d.marks);
+    delete from runtime.unmarked u
+    where u.message_id = any (ids)
+      and (u.message_id = any (locked)
+           or not exists (select from public.consciousness_stream m where m.id = u.message_id));
+end
+$$;
+comment on function runtime.mark_unmarked() is 'The sweep''s part of processed: tries again what was locked.';
+
+create function runtime.after_end(
+    ids bigint[], subscriptions integer[], marks boolean[], soles boolean[], ordered_keys text[]
+) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform runtime.mark_processed(
+        (select array_agg(e.id) from unnest(ids, marks, soles) as e (id, marks, sole) where e.sole),
+        (select array_agg(distinct e.id) from unnest(ids, marks, soles) as e (id, marks, sole)
+         where e.marks and not e.sole)
+    );
+    if exists (select from unnest(ordered_keys) as k where k is not null) then
+        perform runtime.unpark(
+            (select array_agg(e.subscription) from unnest(subscriptions, ordered_keys) as e (subscription, key) where e.key is not null),
+            (select array_agg(e.key) from unnest(subscriptions, ordered_keys) as e (subscription, key) where e.key is not null)
+        );
+    end if;
+end
+$$;
+comment on function runtime.after_end(bigint[], integer[], boolean[], boolean[], text[]) is
+    'What follows the deletion of deliveries, in later statements of the same transaction.';
+
+create function runtime.end_deliveries(ids bigint[], subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    gone record;
+begin
+    with ended as (
+        delete from runtime.deliveries d using unnest(ids, subscriptions) as t (id, subscription)
+        where d.message_id = t.id and d.subscription = t.subscription
+        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+    )
+    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
+    into gone from ended e;
+    if gone.ids is not null then
+        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    end if;
+end
+$$;
+comment on function runtime.end_deliveries(bigint[], integer[]) is
+    'Ends deliveries that nothing more is to be said of, with what follows from that.';
+
+create function runtime.drop_undeliverable(taken runtime.taken[], at timestamptz) returns void
+language plpgsql set search_path = '' as $$
+declare
+    gone record;
+begin
+    with hopeless as (
+        -- Taken by this very exchange, so their places hold.
+        select d.place, m.id is not null as expired
+        from unnest(taken) as t
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = t.message_id and l.subscription = t.subscription offset 0
+        ) d
+        left join lateral (
+            select l.id, l.expires_at from public.consciousness_stream l where l.id = t.message_id offset 0
+        ) m on true
+        where m.id is null or m.expires_at <= at
+    ), ended as (
+        delete from runtime.deliveries d using hopeless h
+        where d.ctid = h.place
+        returning d.message_id, d.subscription, d.attempts, d.marks, d.sole, d.ordered_key, h.expired
+    ), logged as (
+        insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome)
+        select e.message_id, e.subscription, clock_timestamp(), e.attempts, 'expired' from ended e where e.expired
+    ), counted as (
+        update runtime.subscriptions s set expired = s.expired + c.amount
+        from (select e.subscription, count(*) as amount from ended e where e.expired group by 1) c
+        where s.id = c.subscription
+    )
+    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
+    into gone from ended e;
+    if gone.ids is not null then
+        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    end if;
+end
+$$;
+comment on function runtime.drop_undeliverable(runtime.taken[], timestamptz) is
+    'Ends deliveries whose message is gone or had expired at that time.';

@@ -1,0 +1,78 @@
+-- A delivery that may not be tried again becomes a dead letter, with a copy of its message and its attempts.
+
+create function runtime.dead_lease() returns uuid
+language sql immutable parallel safe set search_path = '' as $$
+    select '00000000-0000-0000-0000-000000000000'::uuid
+$$;
+comment on function runtime.dead_lease() is 'The lease of a dead letter that holds up its ordered key: nobody draws it.';
+
+create function runtime.bury(
+    ids bigint[], subscriptions integer[], reasons text[], errors text[], tracebacks text[]
+) returns void
+language plpgsql set search_path = '' as $$
+declare
+    gone record;
+begin
+    with victims as (
+        -- Called with the rows locked, so that their places hold.
+        select v.*, d.place, s.name, s.ordered and s.dead_blocks as blocks
+        from unnest(ids, subscriptions, reasons, errors, tracebacks)
+            as v (id, subscription, reason, error, traceback)
+        cross join lateral (
+            select l.ctid as place from runtime.deliveries l
+            where l.message_id = v.id and l.subscription = v.subscription offset 0
+        ) d
+        join runtime.subscriptions s on s.id = v.subscription
+    ), blocking as (
+        -- It stays at the head of its key, leased to nobody for ever, until somebody redrives or discards it.
+        update runtime.deliveries d set lease = runtime.dead_lease(), visible_at = 'infinity'
+        from victims v
+        where v.blocks and d.ctid = v.place
+        returning d.message_id, d.subscription, d.ordered_key
+    ), ended as (
+        delete from runtime.deliveries d using victims v
+        where not v.blocks and d.ctid = v.place
+        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+    ), buried as (
+        select e.message_id, e.subscription from ended e
+        union all
+        select b.message_id, b.subscription from blocking b
+    ), letters as (
+        insert into runtime.dead_letters
+            (message_id, subscription, subscription_name, key, message, reason, error, traceback, attempts)
+        select b.message_id, b.subscription, v.name, m.key, to_jsonb(m), v.reason, v.error, v.traceback,
+               coalesce((
+                   select jsonb_agg(jsonb_build_object(
+                       'attempt', r.attempt, 'outcome', r.outcome, 'worker', r.worker, 'seconds', r.seconds,
+                       'ended_at', r.ended_at, 'error', r.error, 'traceback', r.traceback) order by r.ended_at)
+                   from runtime.runs r
+                   where r.message_id = b.message_id and r.subscription = b.subscription
+               ), '[]')
+        from buried b
+        join victims v on v.id = b.message_id and v.subscription = b.subscription
+        join public.consciousness_stream m on m.id = b.message_id
+    )
+    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
+           (select jsonb_agg(jsonb_build_array(b.subscription, b.ordered_key, b.message_id)) from blocking b) as unleased
+    into gone from ended e;
+    if gone.ids is not null then
+        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
+    end if;
+    if gone.unleased is not null then
+        perform runtime.unpark_below(gone.unleased);
+    end if;
+    perform runtime.answer_dead(ids, subscriptions, reasons, errors);
+end
+$$;
+comment on function runtime.bury(bigint[], integer[], text[], text[], text[]) is
+    'Ends deliveries as dead letters, each with a copy of its message and all its attempts.';
+
+create function runtime.release_dead(target integer) returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform runtime.end_deliveries(array_agg(d.message_id), array_agg(d.subscription)) from runtime.deliveries d
+    where d.subscription = target and d.visible_at = 'infinity' and d.lease = runtime.dead_lease();
+end
+$$;
+comment on function runtime.release_dead(integer) is 'Lets every key go that a dead letter of this subscription holds up.';

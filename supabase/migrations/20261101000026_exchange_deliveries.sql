@@ -1,0 +1,208 @@
+-- The worker's one round trip: report what is done, take what is due; one transaction.
+
+create function public.stream_exchange(
+    worker uuid,
+    pump uuid,
+    n bigint,
+    done json default null,
+    failed json default null,
+    renew json default null,
+    want jsonb default null,
+    options jsonb default '{}'
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan set lock_timeout = '2s' as $$
+declare
+    met record;
+    me runtime.workers;
+    mine runtime.pumps;
+    -- Looked at only where there are any: it is a part of every exchange's time.
+    caller text := case when current_setting('request.jwt.claims', true) <> '' then runtime.caller_agent() end;
+    until timestamptz := clock_timestamp()
+        + make_interval(secs => coalesce((options ->> 'lease_seconds')::double precision, 30));
+    due boolean := coalesce((options ->> 'due')::boolean, false);
+    alone boolean := coalesce((options ->> 'alone')::boolean, false);
+    -- A worker says how much it can take after an answer could not be built, or did not arrive: then what seems small
+    -- is weighed too, and no message is told of before.
+    exactly boolean := options ?| '{max_bytes,bare}';
+    new_lease uuid := case when want <> '{}' then gen_random_uuid() end;
+    looked_at timestamptz;
+    refused jsonb := '[]'::jsonb;
+    lost jsonb;
+    nap record;
+    taking runtime.taking;
+    allowed jsonb := want;
+    bound jsonb;
+    answer jsonb := '{}'::jsonb;
+    warnings jsonb;
+    limited_seconds double precision;
+    described json := '[]'::json;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
+    end if;
+    -- Losing a lease in a crash of the database costs a lease time; losing a finish would repeat work. A condition, since
+    -- that is an expression: performed, the call would be a query.
+    if done is null and failed is null and set_config('synchronous_commit', 'off', true) is null then
+        null;
+    end if;
+    if caller is not null then
+        perform runtime.check_caller(caller, done, failed, renew, want);
+    end if;
+
+    for tries in 1..2 loop
+        update runtime.pumps p
+        set last_but_one = p.previous, previous = p.n, n = stream_exchange.n, lease = new_lease, refused = '[]'
+        from (select stream_exchange.worker as id) asked
+        left join runtime.workers w on w.id = asked.id
+        where p.id = stream_exchange.pump and p.n < stream_exchange.n
+        returning p as pump, w as worker, exists (select from runtime.limits) as is_limited,
+                  exists (select from runtime.subscriptions s where s.ordered) as has_order
+        into met;
+        exit when found;
+        insert into runtime.pumps (id, worker) values (pump, stream_exchange.worker) on conflict do nothing;
+    end loop;
+    mine := met.pump;
+    me := met.worker;
+    if mine.id is null then
+        select * into mine from runtime.pumps p where p.id = pump for update;
+        if n < mine.n then
+            return json_build_object('n', mine.n, 'stale', true);
+        end if;
+        return json_build_object(
+            'n', n, 'repeated', true, 'refused', mine.refused,
+            'leased', case when options ? 'bare' then runtime.keep_leases(mine.lease, want, until) end,
+            'taken', case when options ? 'bare' then '[]' else coalesce((
+                select (runtime.describe(
+                    array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority)::runtime.taken),
+                    mine.lease, '-infinity'
+                )).rows
+                from runtime.deliveries d
+                join jsonb_each_text(coalesce(want, '{}')) as w on w.key::integer = d.subscription
+                where d.lease = mine.lease and d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
+            ), '[]') end);
+    end if;
+
+    if done is not null then
+        refused := runtime.finish(done, stream_exchange.worker);
+    end if;
+    if failed is not null then
+        refused := refused || runtime.fail(failed, stream_exchange.worker);
+    end if;
+    if renew is not null then
+        lost := runtime.renew(renew, until);
+        answer := jsonb_build_object('lost', lost);
+    end if;
+
+    if me.id is null then
+        -- Pruned, or the database was reset: the worker must subscribe again.
+        answer := answer || '{"unknown": true}';
+    else
+        if options ? 'beat' then
+            warnings := runtime.beat(me, options ->> 'nonce', options -> 'gauges');
+            if warnings <> '[]' then
+                answer := answer || jsonb_build_object('warnings', warnings);
+            end if;
+        end if;
+        if options ? 'settle' then
+            perform runtime.settle(me.subscriptions);
+            answer := answer || jsonb_build_object('unsettled', array(
+                select s.id from runtime.subscriptions s where s.id = any (me.subscriptions) and not s.settled));
+        end if;
+        if options ? 'stay' then
+            -- Called: there is most likely something, so whether it may sleep on is left for the next exchange.
+            null;
+        elsif options ? 'sleep' then
+            select * into nap from runtime.fall_asleep(
+                me, mine, array(select w.key::integer from jsonb_each_text(coalesce(want, '{}')) as w
+                          where w.value::integer > 0 order by 1),
+                (options ->> 'fence')::xid8);
+            answer := answer || jsonb_build_object('fence', nap.new_fence::text, 'quiet', nap.quiet);
+        elsif me.asleep then
+            update runtime.workers w set asleep = false where w.id = me.id;
+        end if;
+        if me.cancelled_at is not null then
+            answer := answer || jsonb_build_object('cancelled', runtime.cancelled_of(me));
+        end if;
+    end if;
+
+    if new_lease is not null then
+        looked_at := clock_timestamp();
+        if due then
+            perform runtime.count_crashes(want);
+        end if;
+        if met.is_limited then
+            select * into allowed, bound from runtime.allow(want);
+        end if;
+        if alone then
+            taking := runtime.take_alone(allowed, until, new_lease, mine.number);
+        elsif due then
+            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at, exactly);
+        else
+            taking := runtime.take_fresh(
+                allowed, options -> 'cursors', until, new_lease, mine.number, looked_at, exactly);
+        end if;
+        if taking.ordered is not null then
+            taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number);
+        end if;
+        if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
+            taking := runtime.fit(
+                taking, coalesce((options ->> 'max_bytes')::bigint, 8000000), exactly, stream_exchange.worker);
+        end if;
+        if cardinality(taking.taken) >= taking.least then
+            taking.filled := runtime.filled(taking, allowed);
+        end if;
+        if options ? 'bare' then
+            perform runtime.drop_undeliverable(taking.taken, looked_at);
+            answer := answer || jsonb_build_object('leased', runtime.keep_leases(new_lease, want, until));
+        elsif cardinality(taking.taken) > 0 then
+            described := taking.rows;
+            if not taking.is_whole or described is null then
+                select * into described, taking.is_whole from runtime.describe(taking.taken, new_lease, looked_at);
+            end if;
+            if not taking.is_whole then
+                perform runtime.drop_undeliverable(taking.taken, looked_at);
+                -- What stood behind them may go now.
+                taking.look_again := true;
+            end if;
+        end if;
+        if bound is not null then
+            select * into taking.filled, limited_seconds
+            from runtime.spend(
+                want, bound, array(select t.subscription from unnest(taking.taken) as t), taking.filled);
+            if limited_seconds is not null then
+                answer := answer || jsonb_build_object('limited', limited_seconds);
+            end if;
+        end if;
+        if cardinality(taking.filled) > 0 then
+            perform runtime.wake_sleepers(taking.filled, '{}', but => me.id);
+        end if;
+        answer := answer || jsonb_build_object(
+            'full', taking.filled, 'cursors', taking.cursors, 'look_again', taking.look_again);
+        if due then
+            answer := answer || jsonb_build_object(
+                'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want, looked_at) end,
+                'suspects', runtime.has_suspects(want));
+        end if;
+    end if;
+
+    if done is not null or failed is not null then
+        if failed is not null or met.has_order then
+            perform runtime.hand_on(me, want, failed);
+        end if;
+        if met.is_limited then
+            perform runtime.hand_on_slots(me, done, failed);
+        end if;
+    end if;
+
+    if refused <> '[]' then
+        update runtime.pumps p set refused = stream_exchange_refused.value
+        from (select refused as value) as stream_exchange_refused
+        where p.id = pump;
+    end if;
+    return json_build_object('n', n, 'refused', refused, 'taken', described, 'more', answer);
+end
+$$;
+comment on function public.stream_exchange(uuid, uuid, bigint, json, json, json, jsonb, jsonb) is
+    'Reports done, failed and renewed deliveries and takes up to want[subscription] due ones with their messages. '
+    'Each pump numbers its exchanges; a repeated number is answered again and applied once.';

@@ -1,0 +1,130 @@
+-- Retention: one elected worker removes old messages and forgets old dedup_keys.
+
+create function runtime.has_older(past bigint, horizon timestamptz) returns boolean
+language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+declare
+    first bigint := (select min(m.id) from public.consciousness_stream m where m.id > past);
+    low bigint := first;
+    -- What says that it was written later than now says nothing of its neighbours.
+    latest timestamptz := clock_timestamp() + interval '1 hour';
+    high bigint := (select max(m.id) + 1 from public.consciousness_stream m);
+    middle bigint;
+    found_id bigint;
+    found_at timestamptz;
+begin
+    -- Ids rise with the time of writing, nearly: halving finds in some twenty looks where what is younger begins.
+    while low < high loop
+        middle := low + (high - low) / 2;
+        select m.id, m.created_at into found_id, found_at
+        from public.consciousness_stream m where m.id >= middle and m.created_at <= latest order by m.id limit 1;
+        if found_id is null or found_at >= horizon then
+            high := middle;
+        else
+            low := found_id + 1;
+        end if;
+    end loop;
+    return low > first;
+end
+$$;
+comment on function runtime.has_older(bigint, timestamptz) is
+    'Whether there is something older than this behind an id, as far as halving finds it.';
+
+create function public.stream_prune(
+    older_than_seconds double precision, max integer default 10000, after bigint default 0
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    horizon timestamptz := clock_timestamp() - make_interval(secs => older_than_seconds);
+    looked bigint[];
+    batch bigint[];
+    free bigint[];
+    expired record;
+    pruned bigint;
+begin
+    perform runtime.refuse_agent('prune the stream');
+    if older_than_seconds is null or older_than_seconds < 0 then
+        raise exception using errcode = '22023', message = 'older_than_seconds must be 0 or more';
+    end if;
+    if max is null or max < 1 then
+        raise exception using errcode = '22023', message = 'max must be 1 or more';
+    end if;
+    -- The lowest ids are the oldest, so the first page is looked at, not the whole table.
+    select array_agg(page.id), coalesce(array_agg(page.id) filter (where page.created_at < horizon), '{}')
+    into looked, batch
+    from (
+        select m.id, m.created_at from public.consciousness_stream m
+        where m.id > stream_prune.after order by m.id limit max
+    ) page;
+    -- A delivery nobody took within the retention ends here, so that an orphan cannot fill the disk. One that is
+    -- leased or put off is somebody's work in hand, until that too has come due and lain about for as long.
+    with ended as (
+        delete from runtime.deliveries d
+        where d.message_id = any (batch)
+          and (d.visible_at is null or d.visible_at = 'infinity' or d.visible_at < horizon)
+        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+    ), counted as (
+        update runtime.subscriptions s set expired = s.expired + c.amount
+        from (select e.subscription, count(*) as amount from ended e group by 1) c where s.id = c.subscription
+    )
+    select count(*) as amount, array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
+           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
+           array_agg(distinct e.subscription) filter (where e.ordered_key is not null) as woken
+    into expired from ended e;
+    -- Locked first, judged after: what a redrive brings back meanwhile is seen, or its message is left alone.
+    free := array(
+        select m.id from public.consciousness_stream m where m.id = any (batch) order by m.id for update skip locked
+    );
+    delete from public.consciousness_stream m
+    where m.id = any (free) and not exists (select from runtime.deliveries d where d.message_id = m.id);
+    get diagnostics pruned = row_count;
+    if expired.amount > 0 then
+        perform runtime.after_end(
+            expired.ids, expired.subscriptions, expired.marks, expired.soles, expired.ordered_keys);
+        perform runtime.wake_sleepers(expired.woken, '{}');
+    end if;
+    delete from runtime.runs r where r.message_id = any (batch)
+        and not exists (select from public.consciousness_stream m where m.id = r.message_id);
+    -- A page of what was brought back lately, or has a time yet to come, is passed over where there is more behind it.
+    return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', case
+        when cardinality(looked) < max then batch[cardinality(batch)]
+        when cardinality(batch) > 0 or runtime.has_older(looked[max], horizon) then looked[max] end);
+end
+$$;
+comment on function public.stream_prune(double precision, integer, bigint) is
+    'Removes one batch of messages older than this, with their runs; deliveries nobody took are counted as expired. '
+    'Page on with after := last, until last is null.';
+
+create function public.stream_maintain(
+    worker uuid, retention_seconds double precision default null, after bigint default 0, max integer default 5000
+) returns json
+language plpgsql security definer set search_path = ''
+    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+declare
+    elected uuid := (
+        select w.id from runtime.workers w
+        where w.seen_at > clock_timestamp()
+            - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
+        order by w.started_at, w.id limit 1
+    );
+    pruned json := '{}'::json;
+begin
+    perform runtime.refuse_agent('do the upkeep');
+    -- The lock bridges the moment in which two workers take themselves for the oldest.
+    if elected is distinct from worker or not pg_try_advisory_xact_lock(hashtext('runtime.maintain')) then
+        return json_build_object('elected', false, 'last', null);
+    end if;
+    delete from runtime.dedup d where d.dedup_key in (
+        select f.dedup_key from runtime.dedup f
+        where f.forget_at < clock_timestamp() order by f.forget_at limit max
+    );
+    if retention_seconds is not null then
+        pruned := public.stream_prune(retention_seconds, max, after);
+    end if;
+    return json_build_object('elected', true, 'pruned', coalesce((pruned ->> 'pruned')::bigint, 0),
+                             'expired', coalesce((pruned ->> 'expired')::bigint, 0), 'last', pruned -> 'last');
+end
+$$;
+comment on function public.stream_maintain(uuid, double precision, bigint, integer) is
+    'One bounded batch of upkeep, done for the oldest living worker only: forgets dedup_keys, and prunes where a '
+    'retention is given. Page on with after := last, until last is null.';
