@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import anyio
 
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage, backoff_seconds
 from runtime.broadcast import EVENT
 from runtime.connection.addresses import DatabaseAddress
 from runtime.encoding.json import decode
@@ -22,7 +22,6 @@ from runtime.errors import InvalidPayload
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
 from runtime.wakeups.listen import CONNECT_SECONDS, FAULTS, is_unheard, listening
-from runtime.wakeups.outage import Outage
 from runtime.wakeups.phoenix import Effect, Heard, Joined, PhoenixChannel
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
 

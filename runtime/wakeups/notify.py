@@ -8,12 +8,11 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage, backoff_seconds
 from runtime.connection.addresses import DatabaseAddress
 from runtime.settings import Settings
 from runtime.wakeups import ANSWER, CANCEL, Listener, Path
 from runtime.wakeups.listen import FAULTS, is_unheard, listening
-from runtime.wakeups.outage import Outage
 
 _log = logging.getLogger("runtime.wakeups")
 _NONCE = "nonce:"

@@ -24,13 +24,12 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage, backoff_seconds
 from runtime.connection.claims import expiry_of
 from runtime.connection.proxies import CERTIFICATE_CURE, socket_options
 from runtime.errors import SettingsError
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
-from runtime.wakeups.outage import Outage
 from runtime.wakeups.phoenix import (
     STILL_MISSING,
     VERSION,
