@@ -1,15 +1,13 @@
-"""How does one TCP connection carry requests through the faults? One after another, whole."""
+"""One TCP connection that carries HTTP requests through the faults, one after another, each whole."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 import anyio
 import h11
 import httpx
 from anyio.abc import SocketStream
 
-if TYPE_CHECKING:
-    from runtime.local.faults.proxy import FaultyGateway
+from runtime.local.faults.orders import Orders
 
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "content-encoding", "content-length", "host", "keep-alive", "transfer-encoding"}
@@ -17,25 +15,29 @@ _HOP_BY_HOP: Final = frozenset(
 _Headers = list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamResponse:
-    """What the stack said."""
-
+class UpstreamResponse(NamedTuple):
     status: int
     headers: _Headers
     body: bytes
 
 
 class HttpSide:
-    """The side of the client: `run` serves it until the connection ends, one way or the other."""
+    """The client's side; `run` serves it until the connection ends.
 
-    def __init__(self, faults: "FaultyGateway", stream: SocketStream) -> None:
-        self._faults = faults
+    Args:
+        orders: the faults.
+        stream: the client's connection.
+        upstream: asks the stack.
+    """
+
+    def __init__(self, orders: Orders, stream: SocketStream, upstream: httpx.AsyncClient) -> None:
+        self._orders = orders
         self._stream = stream
+        self._upstream = upstream
         self._protocol = h11.Connection(h11.SERVER)
 
     async def run(self, head: bytes) -> None:
-        """Answer requests; `head` is what was read of the first."""
+        """Answer requests; `head` was read of the first one already."""
         self._protocol.receive_data(head)
         while (request := await self._next()) is not None:
             answer = await self._answer(*request)
@@ -70,9 +72,9 @@ class HttpSide:
     async def _answer(
         self, method: str, target: str, headers: _Headers, body: bytes
     ) -> UpstreamResponse | None:
-        """What to send back; nothing means that the connection is to end."""
-        await self._faults.pass_gate("requests")
-        order = self._faults.strike("requests", f"{method} {target}", body)
+        """Return the answer to send; None means that the connection is to end."""
+        await self._orders.wait_while_frozen("requests")
+        order = self._orders.strike("requests", f"{method} {target}", body)
         action = order.action if order else None
         if action == "drop":
             return None
@@ -81,19 +83,23 @@ class HttpSide:
         if order is not None and action == "delay":
             await anyio.sleep(order.number)
         try:
-            answer = await self._faults.forward(method, target, headers, body)
+            answer = await self._forward(method, target, headers, body)
             if action == "double":
-                answer = await self._faults.forward(method, target, headers, body)
+                answer = await self._forward(method, target, headers, body)
         except httpx.HTTPError:
-            return None  # the stack is gone, so the way to it ends here as well
-        # Frozen meanwhile: the effect is there, the answer is not.
-        await self._faults.pass_gate("requests")
-        if (late := self._faults.strike_answer(f"{method} {target}", answer.body)) is not None:
+            return None  # the stack is gone: end the connection as well
+        # When requests were frozen meanwhile, the request has had its effect, and its answer waits.
+        await self._orders.wait_while_frozen("requests")
+        if (late := self._orders.strike_answer(f"{method} {target}", answer.body)) is not None:
             return UpstreamResponse(int(late.number), [], late.body)
         if action == "truncate":
             await self._send(answer, len(answer.body) // 2)
             return None
         return None if action == "lose the answer" else answer
+
+    async def _forward(self, method: str, target: str, headers: _Headers, body: bytes) -> UpstreamResponse:
+        response = await self._upstream.request(method, target, headers=headers, content=body)
+        return UpstreamResponse(response.status_code, list(response.headers.multi_items()), response.content)
 
     async def _send(self, answer: UpstreamResponse, until: int) -> None:
         headers = [(name, value) for name, value in answer.headers if name.lower() not in _HOP_BY_HOP]
@@ -104,6 +110,6 @@ class HttpSide:
             data += self._protocol.send(h11.Data(data=answer.body[:until])) or b""
         if until == len(answer.body):
             data += self._protocol.send(h11.EndOfMessage()) or b""
-        for piece in self._faults.pieces(data):
+        for piece, seconds in self._orders.pieces(data):
             await self._stream.send(piece)
-            await anyio.sleep(self._faults.seconds_for(piece))
+            await anyio.sleep(seconds)

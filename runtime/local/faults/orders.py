@@ -1,17 +1,21 @@
-"""Which fault strikes what passes by? A list of orders, asked for each frame, socket and request; no I/O here."""
+"""The faults that were ordered: the proxy asks them for each frame, socket and request."""
 
 import json
+import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import anyio
+
 Kind = Literal["rows", "broadcasts", "replies", "pushes", "sockets", "requests"]
-"""What a fault strikes: three kinds of frames to the client, frames from it, new sockets, HTTP requests."""
+"""The kinds of traffic: three kinds of frames to the client, frames from it, new sockets, HTTP requests."""
 
 Action = Literal[
     "drop", "delay", "double", "truncate", "refuse", "hang up", "lose the answer", "answer in its place"
 ]
 
+_PIECE_SECONDS: Final = 0.05
 _KINDS: Final[dict[str, Kind]] = {"postgres_changes": "rows", "broadcast": "broadcasts"}
 
 
@@ -20,12 +24,12 @@ class Order:
     """One fault that was ordered.
 
     Attributes:
-        left: how often it will still strike; None is for ever.
-        matching: it strikes only where this text occurs: in the frame, or in a request's method and path.
+        left: how many more times it strikes; None is for ever.
+        matching: it strikes only a frame, or a request's method and path, that contains this text.
         number: seconds of a delay, status of a refusal, close code of a hang-up.
-        body: what a refusal, or an answer in the stack's place, says.
+        body: the body of a refusal, or of an answer in the stack's place.
         over_bytes: it strikes only requests with a larger body.
-        holding: it strikes only requests whose body holds this text.
+        holding: it strikes only requests whose body contains this text.
         after: it strikes only answers with a larger body, so that the request has its effect.
     """
 
@@ -40,7 +44,7 @@ class Order:
     after: int = -1
 
     def fits(self, kind: Kind, text: str, body: bytes) -> bool:
-        """Whether it strikes this frame, socket or request."""
+        """Return whether it strikes this frame, socket or request."""
         return (
             self.kind == kind
             and self.after < 0
@@ -51,39 +55,52 @@ class Order:
 
 
 class Orders:
-    """All that is ordered. The first order that fits strikes; `struck` counts what each action has hit."""
+    """All faults that are ordered; the first order that fits strikes.
+
+    Attributes:
+        struck: how often each action has struck.
+        bytes_per_second: how fast the answers to requests are sent, each for itself; 0 is as fast as possible.
+    """
 
     def __init__(self) -> None:
         self.struck: Counter[str] = Counter()
+        self.bytes_per_second = 0.0
         self._orders: list[Order] = []
         self._limit: tuple[float, float] | None = None
         self._passed: deque[float] = deque()
+        self._thaws: dict[Kind, anyio.Event] = {}
 
     def add(self, order: Order) -> None:
-        """Have it strike from now on, after those ordered before it."""
+        """Let an order strike from now on, after those ordered before it."""
         self._orders.append(order)
 
     def limit_rate(self, per_second: float, window_seconds: float) -> None:
-        """Let rows and broadcasts vanish while more than that come, on the average of the window."""
+        """Drop rows and broadcasts while more than that come, on the average of the window."""
         self._limit = per_second, window_seconds
         self._passed.clear()
+
+    def freeze(self, kind: Kind) -> None:
+        """Let nothing of this kind pass until `heal`."""
+        self._thaws.setdefault(kind, anyio.Event())
+        self.struck["freeze"] += 1
 
     def heal(self) -> None:
         """Forget every order; the counts stay."""
         self._orders.clear()
         self._limit = None
+        self.bytes_per_second = 0.0
+        for thaw in self._thaws.values():
+            thaw.set()
+        self._thaws.clear()
 
-    def strike_answer(self, text: str, body: bytes) -> Order | None:
-        """The order that strikes an answer for its size, if any."""
-        for order in self._orders:
-            if 0 <= order.after < len(body) and order.matching in text:
-                self.struck[order.action] += 1
-                return order
-        return None
+    async def wait_while_frozen(self, kind: Kind) -> None:
+        """Return at once, or when this kind is no longer frozen."""
+        while (thaw := self._thaws.get(kind)) is not None:
+            await thaw.wait()
 
-    def strike(self, kind: Kind, text: str, now: float, body: bytes = b"") -> Order | None:
-        """The order that strikes this one, if any; `now` is a monotonic time in seconds."""
-        if kind in ("rows", "broadcasts") and self._is_over_limit(now):
+    def strike(self, kind: Kind, text: str, body: bytes = b"") -> Order | None:
+        """Return the order that strikes this frame, socket or request, if any."""
+        if kind in ("rows", "broadcasts") and self._is_over_limit():
             self.struck["limit the rate"] += 1
             return Order("drop", kind, None, "")
         for order in self._orders:
@@ -96,11 +113,28 @@ class Orders:
                 return order
         return None
 
-    def _is_over_limit(self, now: float) -> bool:
+    def strike_answer(self, text: str, body: bytes) -> Order | None:
+        """Return the order that strikes an answer for its size, if any."""
+        for order in self._orders:
+            if 0 <= order.after < len(body) and order.matching in text:
+                self.struck[order.action] += 1
+                return order
+        return None
+
+    def pieces(self, data: bytes) -> list[tuple[bytes, float]]:
+        """Return an answer in the pieces in which it is sent, each with the seconds to wait after it."""
+        if not self.bytes_per_second:
+            return [(data, 0.0)]
+        size = max(1, int(self.bytes_per_second * _PIECE_SECONDS))
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        return [(piece, len(piece) / self.bytes_per_second) for piece in pieces]
+
+    def _is_over_limit(self) -> bool:
         if self._limit is None:
             return False
+        now = time.monotonic()
         per_second, window_seconds = self._limit
-        # As the real server counts: what is dropped counts too, so a burst silences the whole window after it.
+        # Dropped frames count too, as on the real server: a burst silences the whole window after it.
         self._passed.append(now)
         while self._passed[0] <= now - window_seconds:
             self._passed.popleft()
@@ -108,14 +142,14 @@ class Orders:
 
 
 def kind_of(frame: str | bytes) -> Kind:
-    """What a frame from the server is; binary ones are broadcasts."""
+    """Return the kind of a frame from the server; binary ones are broadcasts."""
     if isinstance(frame, bytes):
         return "broadcasts"
     return _KINDS.get(event_of(frame)[1], "replies")
 
 
 def event_of(frame: str) -> tuple[str, str]:
-    """The topic and the event of a text frame of either version; empty where it has none."""
+    """Return the topic and the event of a text frame of either version; empty where it has none."""
     try:
         data: Any = json.loads(frame)
     except ValueError:
@@ -128,5 +162,5 @@ def event_of(frame: str) -> tuple[str, str]:
 
 
 def text_of(frame: str | bytes) -> str:
-    """A frame as text, to look for something in it."""
+    """Return a frame as text, for searching."""
     return frame if isinstance(frame, str) else frame.decode(errors="replace")

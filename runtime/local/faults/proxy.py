@@ -1,9 +1,8 @@
-"""How does a client fare when its way to Supabase breaks? A proxy in front of any stack, which breaks it on order.
+"""A proxy in front of any Supabase stack that breaks the connection on order.
 
-It knows HTTP, WebSockets and the names of the frames, and nothing of who serves behind it.
+It knows HTTP, WebSockets and the names of the frames, and nothing of the server behind it.
 """
 
-import time
 from collections import Counter
 from types import TracebackType
 from typing import Self
@@ -13,11 +12,9 @@ import httpx
 from anyio.abc import SocketStream, TaskGroup
 from websockets.exceptions import ConnectionClosed
 
-from runtime.local.faults.http import HttpSide, UpstreamResponse
+from runtime.local.faults.http import HttpSide
 from runtime.local.faults.orders import Action, Kind, Order, Orders
 from runtime.local.faults.websocket import WebSocketSide
-
-_PIECE_SECONDS = 0.05
 
 
 class FaultyGateway:
@@ -34,14 +31,12 @@ class FaultyGateway:
         self.port = 0
         self._upstream_url = upstream_url.rstrip("/")
         self._orders = Orders()
-        self._open: dict[Kind, anyio.Event] = {}
         self._sockets: set[WebSocketSide] = set()
         self._tasks: TaskGroup | None = None
-        self._bytes_per_second = 0.0
 
     @property
     def url(self) -> str:
-        """What a client is given in the place of the stack's URL."""
+        """The URL to give clients instead of the stack's."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -78,23 +73,23 @@ class FaultyGateway:
                 await self._client.aclose()
 
     def drop(self, kind: Kind, *, times: int | None = None, matching: str = "") -> None:
-        """Frames vanish; a request's connection is cut before it has reached the stack, so it has no effect."""
+        """Drop frames; cut a request's connection before the stack has seen the request, so that it has no effect."""
         self._order("drop", kind, times, matching)
 
     def delay(self, kind: Kind, seconds: float, *, times: int | None = None, matching: str = "") -> None:
-        """Hold each back for so long. What is not struck may overtake it."""
+        """Hold each back for so many seconds; frames that are not struck may overtake it."""
         self._order("delay", kind, times, matching, seconds)
 
     def double(self, kind: Kind, *, times: int | None = None, matching: str = "") -> None:
-        """Frames come twice; a request reaches the stack twice, and its second answer is returned."""
+        """Send frames twice; send a request to the stack twice, and return the second answer."""
         self._order("double", kind, times, matching)
 
     def truncate(self, kind: Kind, *, times: int | None = None, matching: str = "") -> None:
-        """Frames end in their middle; so does the answer to a request, and then the connection."""
+        """Cut frames in half; cut the answer to a request in half, and then the connection."""
         self._order("truncate", kind, times, matching)
 
     def refuse(self, kind: Kind, status: int = 503, *, times: int | None = None, matching: str = "") -> None:
-        """Answer new sockets, or requests, with an HTTP status before they have reached the stack."""
+        """Answer new sockets, or requests, with an HTTP status before the stack has seen them."""
         self._order("refuse", kind, times, matching, status)
 
     def hang_up(self, code: int = 1011, *, times: int | None = None) -> None:
@@ -114,7 +109,7 @@ class FaultyGateway:
         times: int | None = None,
         matching: str = "",
     ) -> None:
-        """Refuse requests with a page, as what stands in front of an API does: by their size, or by a text in them."""
+        """Refuse requests with a page, as a firewall in front of an API does: by their size, or by a text in them."""
         page = f"<html><body><h1>{status}</h1>Request blocked.</body></html>".encode()
         order = Order("refuse", "requests", times, matching, status, page, over_bytes, holding.encode())
         self._orders.add(order)
@@ -128,7 +123,7 @@ class FaultyGateway:
         times: int | None = None,
         matching: str = "",
     ) -> None:
-        """Answer requests in the stack's place, which never sees them."""
+        """Answer requests in the stack's place; it never sees them."""
         order = Order(
             "answer in its place", "requests", times, matching, status, body.encode(), -1, holding.encode()
         )
@@ -140,42 +135,30 @@ class FaultyGateway:
         self._orders.add(Order("refuse", "requests", None, matching, status, page, after=over_bytes))
 
     def throttle(self, bytes_per_second: float) -> None:
-        """Let the answers to requests come no faster than this, each for itself."""
-        self._bytes_per_second = bytes_per_second
-
-    def pieces(self, data: bytes) -> list[bytes]:
-        """An answer in the pieces in which it is sent."""
-        if not self._bytes_per_second:
-            return [data]
-        size = max(1, int(self._bytes_per_second * _PIECE_SECONDS))
-        return [data[at : at + size] for at in range(0, len(data), size)]
-
-    def seconds_for(self, piece: bytes) -> float:
-        """How long a piece takes on its way."""
-        return len(piece) / self._bytes_per_second if self._bytes_per_second else 0.0
+        """Send each answer to a request no faster than this."""
+        self._orders.bytes_per_second = bytes_per_second
 
     def limit_rate(self, per_second: float, *, window_seconds: float = 60) -> None:
-        """Rows and broadcasts above this average vanish without a word, as above the real server's limit."""
+        """Drop rows and broadcasts above this average silently, as the real server does above its limit."""
         self._orders.limit_rate(per_second, window_seconds)
 
     def go_deaf(self, *kinds: Kind) -> None:
-        """The zombie: on the sockets of this moment no rows come any more, while heartbeats are answered.
+        """Drop the rows of all open sockets from now on, while heartbeats are answered.
 
-        As with the real server a fresh join or another token revives it. Name other kinds to silence those too.
+        The real server has been seen in that state; a fresh join or another token ends it. Name `kinds` to drop others.
         """
         for socket in self._sockets:
             socket.go_deaf(frozenset(kinds or ("rows",)))
         self.struck["go deaf"] += len(self._sockets)
 
     def freeze(self, kind: Kind) -> None:
-        """Let nothing pass on sockets, or no request, old or new: TCP lives, the peer says nothing, till `heal`."""
+        """Stop all sockets, or all requests, old and new, until `heal`: TCP stays open, and the peer is silent."""
         if kind not in ("sockets", "requests"):
             raise ValueError(f"Only sockets or requests freeze, not {kind}: drop or delay frames instead.")
-        self._open.setdefault(kind, anyio.Event())
-        self.struck["freeze"] += 1
+        self._orders.freeze(kind)
 
     async def close(self, code: int = 1012) -> None:
-        """Close all sockets with this code; 1006 is no code but a connection that ends without one."""
+        """Close all sockets with this code; 1006 ends the connection without a code."""
         for socket in list(self._sockets):
             await socket.close(code)
         self.struck["close"] += 1
@@ -193,42 +176,14 @@ class FaultyGateway:
         self.struck["inject"] += 1
 
     def heal(self) -> None:
-        """Forget all orders. Channels that are deaf stay so until they join again."""
+        """Forget all orders. Deaf channels stay deaf until they join again."""
         self._orders.heal()
-        self._bytes_per_second = 0.0
-        for event in self._open.values():
-            event.set()
-        self._open.clear()
 
     def _order(self, action: Action, kind: Kind, times: int | None, matching: str, number: float = 0) -> None:
         is_frame = kind not in ("sockets", "requests")
         if (action == "refuse" and is_frame) or (kind == "sockets" and action in ("double", "truncate")):
             raise ValueError(f"There is no way to {action} {kind}.")
         self._orders.add(Order(action, kind, times, matching, number))
-
-    def strike(self, kind: Kind, text: str, body: bytes = b"") -> Order | None:
-        """The order that strikes what passes by now, if any."""
-        return self._orders.strike(kind, text, time.monotonic(), body)
-
-    def strike_answer(self, text: str, body: bytes) -> Order | None:
-        """The order that strikes an answer for its size, if any."""
-        return self._orders.strike_answer(text, body)
-
-    async def pass_gate(self, kind: Kind) -> None:
-        """Return at once, or when what was frozen is healed."""
-        while (gate := self._open.get(kind)) is not None:
-            await gate.wait()
-
-    async def forward(
-        self, method: str, target: str, headers: list[tuple[str, str]], body: bytes
-    ) -> UpstreamResponse:
-        """Have the stack answer a request.
-
-        Raises:
-            httpx.HTTPError: it does not answer.
-        """
-        response = await self._client.request(method, target, headers=headers, content=body)
-        return UpstreamResponse(response.status_code, list(response.headers.multi_items()), response.content)
 
     async def _serve(self, stream: SocketStream) -> None:
         try:
@@ -237,14 +192,14 @@ class FaultyGateway:
                 while b"\r\n\r\n" not in head:
                     head += await stream.receive()
                 if b"upgrade: websocket" not in head.lower():
-                    await HttpSide(self, stream).run(head)
+                    await HttpSide(self._orders, stream, self._client).run(head)
                 else:
                     await self._serve_socket(stream, head)
         except* (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionClosed):
-            pass  # the client is gone, and with it whoever would want to know
+            pass  # the client is gone
 
     async def _serve_socket(self, stream: SocketStream, head: bytes) -> None:
-        socket = WebSocketSide(self, stream, self._upstream_url.replace("http", "ws", 1))
+        socket = WebSocketSide(self._orders, stream, self._upstream_url.replace("http", "ws", 1))
         try:
             await socket.run(head, self._sockets)
         finally:

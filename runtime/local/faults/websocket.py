@@ -1,11 +1,11 @@
-"""How does one WebSocket go through the faults? Frame by frame, both ways."""
+"""One WebSocket that is carried through the faults frame by frame, both ways."""
 
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import anyio
 import websockets
@@ -15,10 +15,7 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from runtime.local.faults.orders import Kind, event_of, kind_of, text_of
-
-if TYPE_CHECKING:
-    from runtime.local.faults.proxy import FaultyGateway
+from runtime.local.faults.orders import Kind, Orders, event_of, kind_of, text_of
 
 _Frame: TypeAlias = str | bytes
 
@@ -27,10 +24,10 @@ _REVIVING: Final = frozenset({"phx_join", "access_token"})
 
 
 class WebSocketSide:
-    """The side of the client: `run` serves it until either side ends."""
+    """The client's side; `run` serves it until either side ends."""
 
-    def __init__(self, faults: "FaultyGateway", stream: SocketStream, upstream_url: str) -> None:
-        self._faults = faults
+    def __init__(self, orders: Orders, stream: SocketStream, upstream_url: str) -> None:
+        self._orders = orders
         self._stream = stream
         self._upstream_url = upstream_url
         self._protocol = ServerProtocol(max_size=None)
@@ -40,12 +37,12 @@ class WebSocketSide:
         self._scope = anyio.CancelScope()
 
     async def run(self, head: bytes, running: "set[WebSocketSide]") -> None:
-        """Open the socket behind and carry frames; among `running` from the upgrade on."""
+        """Open a socket to the stack and carry frames; the socket is in `running` from the upgrade on."""
         self._protocol.receive_data(head)
         (request,) = self._protocol.events_received()
         assert isinstance(request, Request)
-        await self._faults.pass_gate("sockets")
-        order = self._faults.strike("sockets", request.path)
+        await self._orders.wait_while_frozen("sockets")
+        order = self._orders.strike("sockets", request.path)
         action = order.action if order else None
         if action == "drop":
             return
@@ -82,7 +79,7 @@ class WebSocketSide:
                 await upstream.close()
 
     def go_deaf(self, kinds: frozenset[Kind]) -> None:
-        """Let these kinds vanish from now on, until the client joins anew or sends another token."""
+        """Drop these kinds from now on, until the client joins anew or sends another token."""
         self._deaf |= kinds
 
     async def send(self, frame: _Frame) -> None:
@@ -96,7 +93,7 @@ class WebSocketSide:
         await self._flush()
 
     async def close(self, code: int) -> None:
-        """End the socket with this close code, or for 1006 without any."""
+        """End the socket with this close code, or without one for 1006."""
         if code != 1006 and self._protocol.state is OPEN:
             self._protocol.send_close(code)
             await self._flush()
@@ -115,7 +112,7 @@ class WebSocketSide:
         await self._flush()
 
     async def _flush(self) -> None:
-        # A client that is gone is noticed by whoever reads from it.
+        # The task that reads from the client notices that it is gone.
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             async with self._turn:
                 for data in self._protocol.data_to_send():
@@ -134,7 +131,7 @@ class WebSocketSide:
         self._scope.cancel()
 
     async def _frames(self) -> AsyncIterator[_Frame]:
-        """What the client sends, whole, until it closes."""
+        """Yield the client's frames, whole, until it closes."""
         parts: list[bytes] = []
         opcode = Opcode.TEXT
         while self._protocol.close_rcvd is None:
@@ -142,7 +139,7 @@ class WebSocketSide:
                 self._protocol.receive_data(await self._stream.receive())
             except anyio.EndOfStream:
                 return
-            await self._faults.pass_gate("sockets")
+            await self._orders.wait_while_frozen("sockets")
             await self._flush()
             for event in self._protocol.events_received():
                 assert isinstance(event, Frame)
@@ -157,10 +154,10 @@ class WebSocketSide:
         async with anyio.create_task_group() as late:
             with suppress(websockets.ConnectionClosed):  # its code is passed on
                 async for frame in upstream:
-                    await self._faults.pass_gate("sockets")
+                    await self._orders.wait_while_frozen("sockets")
                     kind = kind_of(frame)
                     if kind in self._deaf:
-                        self._faults.struck["swallow"] += 1
+                        self._orders.struck["swallow"] += 1
                     else:
                         await self._carry(kind, frame, self.send, late)
             late.cancel_scope.cancel()
@@ -169,8 +166,8 @@ class WebSocketSide:
     async def _carry(
         self, kind: Kind, frame: _Frame, send: Callable[[_Frame], Awaitable[None]], late: TaskGroup
     ) -> None:
-        """Send a frame on as the orders want it: not, twice, in part, or later."""
-        order = self._faults.strike(kind, text_of(frame))
+        """Send a frame on as ordered: not, twice, in part, or later."""
+        order = self._orders.strike(kind, text_of(frame))
         match order.action if order else None:
             case "drop":
                 pass
