@@ -127,7 +127,7 @@ def places_of(error: BaseException, *, are_own: bool = False) -> list[str]:
     return places[:_PLACES]
 
 
-def claim(file: str) -> None:
+def treat_as_own(file: str) -> None:
     """Take the package that a file belongs to for the user's own, though it may be installed among libraries."""
     library = max((each for each in _LIBRARIES if file.startswith(each)), key=len, default="")
     top, inner, _ = file.removeprefix(library).partition(os.sep)

@@ -80,7 +80,7 @@ def _state(context: Context) -> Any:
     return context.state
 
 
-class Provision:
+class Dependencies:
     """Fills those parameters of one handler that providers give.
 
     Args:

@@ -16,7 +16,7 @@ from runtime.agent.agent import Agent
 from runtime.agent.modules import leads_to, loaded_from, make_importable, real_name
 from runtime.agent.source import Source
 from runtime.errors import DiscoveryError
-from runtime.tracebacks import claim, members_of, places_of, text_of
+from runtime.tracebacks import members_of, places_of, text_of, treat_as_own
 
 _log = logging.getLogger("runtime.agent.discovery")
 # The members of a group that are told of.
@@ -238,7 +238,7 @@ def _where(error: BaseException, name: str) -> str:
         # What is named is the user's own, also where it is installed.
         folders = spec.submodule_search_locations
         for place in [os.path.join(each, "") for each in folders] if folders else [spec.origin or ""]:
-            claim(place)
+            treat_as_own(place)
     places = places_of(error, are_own=True)
     return f"{places[0].rpartition(' in ')[0]}: " if places else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.agent.batch import BatchContext, Batching
 from runtime.agent.context import Context
-from runtime.agent.dependencies import Provision
+from runtime.agent.dependencies import Dependencies
 from runtime.agent.limits import Rate
 from runtime.agent.retry import Retry
 from runtime.agent.schedule import Missed, Schedule
@@ -58,7 +58,7 @@ class Handler:
         rate: how many messages all workers together take in a time, or None.
         concurrency_total: how many messages all workers together may have in hand, or None.
         middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
-        provision: what fills the parameters that providers give, where there are some.
+        dependencies: what fills the parameters that providers give, where there are some.
         target: where its messages are posted to, for a handler that is a URL.
     """
 
@@ -81,7 +81,7 @@ class Handler:
     rate: Rate | None = None
     concurrency_total: int | None = None
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
-    provision: Provision | None = field(default=None, repr=False, compare=False)
+    dependencies: Dependencies | None = field(default=None, repr=False, compare=False)
     target: Target | None = None
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 from runtime.agent.retry import Retry
 from runtime.errors import DeclarationError
 
-CONCURRENCY: Final = 10
-SECONDS: Final = 30.0
+POST_CONCURRENCY: Final = 10
+POST_SECONDS: Final = 30.0
 # About half a day in all: a target that is mended before the next morning has missed nothing.
-PATIENCE: Final = Retry(attempts=15, first_seconds=5.0, cap_seconds=6 * 3600.0)
+POST_RETRY: Final = Retry(attempts=15, first_seconds=5.0, cap_seconds=6 * 3600.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Target:
     url: str = field(repr=False)
     secret_name: str | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    seconds: float = SECONDS
+    seconds: float = POST_SECONDS
 
     @property
     def shown(self) -> str:

@@ -116,19 +116,15 @@ def check_start(start: object) -> Start:
     raise DeclarationError(f'@agent.on(start=…) must be "latest" or "earliest", not {start!r}.')
 
 
-def check_deliver(deliver: object, given: Mapping[str, bool]) -> Deliver:
-    """Whether a message comes to one worker, or to each process that is there.
-
-    Args:
-        deliver: what was declared.
-        given: by option, whether it was given too.
-    """
+def check_deliver(options: Mapping[str, Any]) -> Deliver:
+    """Return whether a message goes to one worker, or to each live process, which excludes some other options."""
+    deliver = options.get("deliver", "once")
     if deliver == "once":
         return "once"
     if deliver != "each":
         raise DeclarationError(f'@agent.on(deliver=…) must be "once" or "each", not {deliver!r}.')
     for option, cure in _NOT_WITH_EACH.items():
-        if given.get(option):
+        if options.get(option) not in (None, False, "latest"):
             raise DeclarationError(f'@agent.on(deliver="each") takes no {option}=…. {cure}')
     return "each"
 

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime.agent.agent import Agent
-from runtime.agent.target import CONCURRENCY, PATIENCE, Target, shown_url
+from runtime.agent.target import POST_CONCURRENCY, POST_RETRY, Target, shown_url
 from runtime.backoff import backoff_seconds
 from runtime.client.factories import open_store
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError, StoreUnavailable
@@ -158,8 +158,8 @@ def agent_of(row: Mapping[str, Any]) -> Agent:
         to=row["url"],
         secret="ADDED",
         emits=row["emits"],
-        retry=replace(PATIENCE, attempts=row["max_attempts"]),
-        concurrency=row["concurrency"] or CONCURRENCY,
+        retry=replace(POST_RETRY, attempts=row["max_attempts"]),
+        concurrency=row["concurrency"] or POST_CONCURRENCY,
         concurrency_total=row["concurrency"],
         ordered=row["ordered"],
         name=handler,

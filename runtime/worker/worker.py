@@ -191,7 +191,7 @@ class Worker:
             self._settings.told(),
         )
         lifespans = Lifespans(
-            {agent.name: agent.around.lifespan for agent in self._agents},
+            {agent.name: agent.hooks.lifespan for agent in self._agents},
             moved=self._open_or_close,
             give_up=self.stop,
         )

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 
 from runtime import Context, Message, Reject, RetryLater
-from runtime.agent.dependencies import Provision
+from runtime.agent.dependencies import Dependencies
 from runtime.agent.discovery import discover
 from runtime.agent.handler import Handler
 from runtime.keys import matches
@@ -59,11 +59,11 @@ async def handle(
     context = Context(message, name)
     if said is not None:
         context.speak = lambda key, text: said.append((key, json.loads(text)["value"]))
-    provision = handler.provision or Provision((), is_async=handler.is_async)
+    dependencies = handler.dependencies or Dependencies((), is_async=handler.is_async)
     arguments = handler.bind(message, context)
     if handler.batch is not None:
         arguments = {parameter: [argument] for parameter, argument in arguments.items()}
-    result = await provision.call(run, handler.function, arguments, context)
+    result = await dependencies.call(run, handler.function, arguments, context)
     handler.emit_result(result, context)
     return [(draft.key, draft.as_dict()["value"]) for draft in context.emitted]
 

@@ -248,7 +248,7 @@ def test_v1_a_provider_is_given_its_context_in_any_form() -> None:
     def session(context: Context | None = None, message: Message[Any] | None = None) -> Session:
         return Session()
 
-    (provider,) = agent.around.providers.values()
+    (provider,) = agent.hooks.providers.values()
     assert provider.signature.contexts == ("context",)
     assert [name for name, _ in provider.signature.messages] == ["message"]
 

@@ -243,9 +243,9 @@ class Attempts:
         """Return what the function itself returns: a coroutine on this loop, a plain function in a thread."""
         if arguments is None:
             arguments = handler.bind(context.message, context)
-        if handler.provision is not None:
+        if handler.dependencies is not None:
             where = _on_loop if handler.is_async else partial(self._plain, handler)
-            call = handler.provision.call(where, handler.function, arguments, context)
+            call = handler.dependencies.call(where, handler.function, arguments, context)
             return await _InOwnContext(call)
         if handler.is_async:
             return await _InOwnContext(handler.function(**arguments))  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""The options of a handler, and their checks in one place.
+
+What each option means is told once, at `Agent.on`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from runtime.agent.limits import check_concurrency_total, check_rate
+from runtime.agent.retry import Retry
+from runtime.agent.validation import (
+    Deliver,
+    Start,
+    check_batch,
+    check_concurrency,
+    check_dead_blocks,
+    check_deliver,
+    check_emits,
+    check_retry,
+    check_start,
+    check_timeout,
+)
+from runtime.errors import DeclarationError
+
+
+class TimerOptions(TypedDict, total=False):
+    """The options of `Agent.every` and `Agent.cron`."""
+
+    retry: Retry | None
+    concurrency: int | None
+    emits: str | None
+    timeout: float | None
+    name: str | None
+
+
+class PostOptions(TimerOptions, total=False):
+    """The options of `Agent.post`."""
+
+    ordered: bool
+    dead_blocks: bool
+    start: Start
+    rate: str | None
+    concurrency_total: int | None
+
+
+class HandlerOptions(PostOptions, total=False):
+    """The options of `Agent.on`: all there are."""
+
+    deliver: Deliver
+    batch: int | None
+    within: float | None
+
+
+def refuse_unknown(declaration: str, options: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Refuse options that this declaration does not take.
+
+    Raises:
+        DeclarationError: there are some; the message lists those it takes.
+    """
+    if unknown := sorted(options.keys() - known):
+        raise DeclarationError(f"{declaration} takes no {unknown[0]}=…; it takes {', '.join(sorted(known))}.")
+
+
+def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `Handler` that its options decide.
+
+    Raises:
+        DeclarationError: an option makes no sense; the message says what to do.
+    """
+    ordered = options.get("ordered", False)
+    batch = check_batch(options.get("batch"), options.get("within"))
+    return {
+        "retry": check_retry(options.get("retry")),
+        "concurrency": check_concurrency(options.get("concurrency")),
+        "emits": check_emits(options.get("emits")),
+        "ordered": bool(ordered),
+        "dead_blocks": check_dead_blocks(options.get("dead_blocks", False), ordered),
+        "start": check_start(options.get("start", "latest")),
+        "timeout": check_timeout(options.get("timeout")),
+        "rate": check_rate(options.get("rate")),
+        "concurrency_total": check_concurrency_total(
+            options.get("concurrency_total"), batch.size if batch else 1
+        ),
+        "batch": batch,
+        "deliver": check_deliver(options),
+    }
