@@ -74,7 +74,7 @@ class InvalidPayload(RuntimeFault, ValueError):
 Nature = Literal[
     "away", "locked", "slow", "garbled", "large", "blocked", "refused", "forbidden", "missing", "setup", "credentials",
 ]  # fmt: skip
-"""What kind of fault an error of a store is; `runtime.store.faults` says what each means."""
+"""What kind of fault an error of a store is; `runtime.store.sqlstates` says what each means."""
 
 
 class StoreError(RuntimeFault):

@@ -14,10 +14,10 @@ from runtime.encoding.json import encode
 from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
 from runtime.store.exchange import Delivery, Exchange, ExchangeAnswer, Outcome, Report
-from runtime.store.faults import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
+from runtime.store.functions import ONCE
+from runtime.store.sqlstates import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
 
 __all__ = [
-    "FUNCTIONS",
     "Delivery",
     "Exchange",
     "ExchangeAnswer",
@@ -32,83 +32,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Which dead letters are meant.
-_LETTERS = {
-    "ids": "bigint[]", "subscription": "text", "pattern": "text", "older_than_seconds": "double precision",
-    "error": "text", "max": "integer",
-}  # fmt: skip
-
-# The SQL functions and the types of their arguments. JSON arguments travel as text, written once.
-FUNCTIONS: Mapping[str, Mapping[str, str]] = {
-    "stream_send": {"messages": "jsonb"},
-    "stream_read": {
-        "pattern": "text", "after": "bigint", "before": "bigint", "max": "integer", "latest": "boolean",
-    },
-    "stream_version": {},
-    "stream_subscribe": {"worker": "jsonb", "subscriptions": "jsonb"},
-    "stream_exchange": {
-        "worker": "uuid", "pump": "uuid", "n": "bigint", "done": "json", "failed": "json", "renew": "json",
-        "want": "jsonb", "options": "jsonb",
-    },
-    "stream_beat": {"worker": "uuid", "nonce": "text"},
-    "stream_say": {"said": "text"},
-    "stream_horizon": {"look": "integer"},
-    "stream_leave": {"worker": "uuid"},
-    "stream_stats": {},
-    "stream_pause": {"subscription": "text"},
-    "stream_resume": {"subscription": "text"},
-    "stream_replay": {
-        "subscription": "text", "since": "timestamptz", "until": "timestamptz", "pattern": "text",
-        "ids": "bigint[]", "dry_run": "boolean",
-    },
-    "stream_dead": {**_LETTERS, "before": "bigint", "details": "boolean"},
-    "stream_redrive": {**_LETTERS, "dry_run": "boolean"},
-    "stream_discard": {**_LETTERS, "dry_run": "boolean"},
-    "stream_remove": {"subscription": "text", "dry_run": "boolean"},
-    "stream_cancel": {"message": "bigint", "subscription": "text", "outcome": "text"},
-    "stream_prune": {"older_than_seconds": "double precision", "max": "integer", "after": "bigint"},
-    "stream_maintain": {
-        "worker": "uuid", "retention_seconds": "double precision", "after": "bigint", "max": "integer",
-    },
-    "stream_schedule": {"worker": "uuid", "schedules": "jsonb"},
-    "stream_tick": {
-        "schedule": "text", "spec": "text", "after": "timestamptz", "reached": "timestamptz", "ticks": "jsonb",
-    },
-    "stream_schedules": {},
-    "stream_add_webhook": {
-        "name": "text", "url": "text", "patterns": "text[]", "emits": "text", "ordered": "boolean",
-        "concurrency": "integer", "max_attempts": "integer", "start": "text", "secret": "text", "replace": "boolean",
-    },
-    "stream_remove_webhook": {"name": "text", "dry_run": "boolean"},
-    "stream_rotate_webhook": {"name": "text", "keep_seconds": "double precision"},
-    "stream_serve_webhooks": {},
-    "stream_webhooks": {},
-    "stream_note_webhooks": {"targets": "jsonb", "notes": "jsonb"},
-    "stream_due": {"subscriptions": "text[]"},
-    "stream_install_realtime": {},
-    "stream_examine": {},
-    "stream_trace": {"message": "bigint", "max": "integer"},
-    "stream_page": {
-        "pattern": "text", "before": "bigint", "after": "bigint", "max": "integer", "agent": "text", "state": "text",
-        "text": "text", "since": "timestamptz", "until": "timestamptz", "look": "integer",
-    },
-    "stream_handling": {"ids": "bigint[]"},
-    "stream_activity": {"since_seconds": "double precision", "until_seconds": "double precision"},
-    "stream_flow": {"look": "integer"},
-    "stream_dead_groups": {"look": "integer"},
-    "stream_last_good": {"letter": "bigint"},
-    "stream_amend": {"letter": "bigint", "value": "jsonb"},
-    "stream_answers": {"requests": "bigint[]"},
-}  # fmt: skip
-
 SCHEMA_VERSION = 1
 """The schema this release is made for; the database tells its own by `stream_version`."""
 
 _ATTEMPTS = 5
-_ONCE = frozenset({
-    "stream_replay", "stream_beat", "stream_amend", "stream_say",
-    "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",
-})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +103,7 @@ class Store(ABC):
         """Call one SQL function once and return its JSON, decoded.
 
         Args:
-            function: a name in `FUNCTIONS`.
+            function: a name in `runtime.store.functions.FUNCTIONS`.
             arguments: by name; those of type json and jsonb as text. None is left to the default.
 
         Raises:
@@ -294,7 +221,7 @@ class Store(ABC):
         """Call one of the operations, such as `stream_stats`, and return its answer."""
         # A replay whose answer was lost may have been handled already: a second one would do it all again. A nonce
         # is booked once, a secret drawn once.
-        repeatable = function not in _ONCE
+        repeatable = function not in ONCE
         return await self._persist(function, arguments, repeatable=repeatable)
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:

@@ -14,9 +14,10 @@ from runtime.connection.database import entry_of
 from runtime.connection.pooler import is_transaction_pooled
 from runtime.encoding.json import decode
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
-from runtime.store import FUNCTIONS, Store
-from runtime.store.faults import UNFIT, fault_of
+from runtime.store import Store
+from runtime.store.functions import FUNCTIONS
 from runtime.store.pool import Connection, Pool
+from runtime.store.sqlstates import UNFIT, fault_of
 
 _log = logging.getLogger("runtime.store")
 

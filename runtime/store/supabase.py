@@ -15,9 +15,10 @@ from runtime.connection.project import is_on_this_machine
 from runtime.connection.proxies import CERTIFICATE_CURE, request_options
 from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
-from runtime.store import FUNCTIONS, Store
-from runtime.store.faults import fault_of, fault_of_status, foreign, missing, nature_of_status
+from runtime.store import Store
+from runtime.store.functions import FUNCTIONS
 from runtime.store.shapes import strangeness
+from runtime.store.sqlstates import fault_of, fault_of_status, foreign, missing, nature_of_status
 
 if TYPE_CHECKING:
     from supabase import AsyncClient

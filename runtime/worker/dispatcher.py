@@ -17,7 +17,7 @@ from runtime.client.requester import Requester
 from runtime.errors import Blocked, StoreError, StoreUnavailable
 from runtime.settings import Settings
 from runtime.store import Delivery, ExchangeAnswer, Report, Store, Subscribed, WorkerCard
-from runtime.store.faults import remedy_of
+from runtime.store.sqlstates import remedy_of
 from runtime.wakeups import ANSWER, CANCEL, Path, Reachability, Wakeups
 from runtime.worker.drain import Drain
 from runtime.worker.exchanger import Exchanger, Unapplied

@@ -16,7 +16,7 @@ import anyio
 from runtime.backoff import backoff_seconds
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.store import Delivery, Exchange, ExchangeAnswer, Store
-from runtime.store.faults import remedy_of
+from runtime.store.sqlstates import remedy_of
 from runtime.worker.plan import Look
 
 _log = logging.getLogger("runtime.worker.dispatcher")

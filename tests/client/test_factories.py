@@ -12,8 +12,8 @@ from runtime.client.factories import open_store, open_wakeups, reachable_by, set
 from runtime.client.stream import connect
 from runtime.errors import SettingsError
 from runtime.settings import Settings
-from runtime.store.faults import missing
 from runtime.store.postgres import PostgresStore
+from runtime.store.sqlstates import missing
 from runtime.store.supabase import SupabaseStore
 from runtime.wakeups.notify import NotifyWakeups
 from runtime.wakeups.realtime import RealtimeWakeups

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import asyncpg
 
-from runtime.store import FUNCTIONS
+from runtime.store.functions import FUNCTIONS
 
 FOLDER = Path(__file__).parent
 _SETTLE_SECONDS = 120

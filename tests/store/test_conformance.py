@@ -21,7 +21,8 @@ from runtime.errors import (
 )
 from runtime.local import keys
 from runtime.message import Draft
-from runtime.store import FUNCTIONS, Exchange, Report, Sent, Store, Subscription, WorkerCard
+from runtime.store import Exchange, Report, Sent, Store, Subscription, WorkerCard
+from runtime.store.functions import FUNCTIONS
 from tests.store.conftest import Way
 
 pytestmark = pytest.mark.anyio

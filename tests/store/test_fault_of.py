@@ -3,7 +3,7 @@
 import pytest
 
 from runtime.errors import Duplicate, MigrationMissing, Refused, StoreUnavailable, Unauthorized
-from runtime.store.faults import fault_of
+from runtime.store.sqlstates import fault_of
 
 
 @pytest.mark.parametrize(

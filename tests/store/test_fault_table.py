@@ -16,15 +16,15 @@ from runtime.errors import (
     StoreUnavailable,
     Unauthorized,
 )
-from runtime.store import FUNCTIONS
-from runtime.store.faults import (
+from runtime.store.functions import FUNCTIONS
+from runtime.store.shapes import LISTS, OBJECTS, strangeness
+from runtime.store.sqlstates import (
     REMEDIES,
     fault_of,
     fault_of_status,
     nature_of_status,
     remedy_of,
 )
-from runtime.store.shapes import LISTS, OBJECTS, strangeness
 
 SQLSTATES: list[tuple[str, str, type[StoreError], Nature]] = [
     ("08006", "connection failure", StoreUnavailable, "away"),

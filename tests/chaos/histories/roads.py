@@ -10,9 +10,9 @@ import anyio
 import asyncpg
 
 from runtime.errors import StoreUnavailable
-from runtime.store import FUNCTIONS
-from runtime.store.faults import ROLLED_BACK
+from runtime.store.functions import FUNCTIONS
 from runtime.store.postgres import PostgresStore
+from runtime.store.sqlstates import ROLLED_BACK
 from runtime.store.supabase import SupabaseStore
 
 AWAY = (

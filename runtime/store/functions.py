@@ -1,0 +1,79 @@
+"""The SQL functions that the stores call."""
+
+from collections.abc import Mapping
+
+# Select the dead letters that an operation is about.
+_FILTER = {
+    "ids": "bigint[]", "subscription": "text", "pattern": "text", "older_than_seconds": "double precision",
+    "error": "text", "max": "integer",
+}  # fmt: skip
+
+FUNCTIONS: Mapping[str, Mapping[str, str]] = {
+    "stream_send": {"messages": "jsonb"},
+    "stream_read": {
+        "pattern": "text", "after": "bigint", "before": "bigint", "max": "integer", "latest": "boolean",
+    },
+    "stream_version": {},
+    "stream_subscribe": {"worker": "jsonb", "subscriptions": "jsonb"},
+    "stream_exchange": {
+        "worker": "uuid", "pump": "uuid", "n": "bigint", "done": "json", "failed": "json", "renew": "json",
+        "want": "jsonb", "options": "jsonb",
+    },
+    "stream_beat": {"worker": "uuid", "nonce": "text"},
+    "stream_say": {"said": "text"},
+    "stream_horizon": {"look": "integer"},
+    "stream_leave": {"worker": "uuid"},
+    "stream_stats": {},
+    "stream_pause": {"subscription": "text"},
+    "stream_resume": {"subscription": "text"},
+    "stream_replay": {
+        "subscription": "text", "since": "timestamptz", "until": "timestamptz", "pattern": "text",
+        "ids": "bigint[]", "dry_run": "boolean",
+    },
+    "stream_dead": {**_FILTER, "before": "bigint", "details": "boolean"},
+    "stream_redrive": {**_FILTER, "dry_run": "boolean"},
+    "stream_discard": {**_FILTER, "dry_run": "boolean"},
+    "stream_remove": {"subscription": "text", "dry_run": "boolean"},
+    "stream_cancel": {"message": "bigint", "subscription": "text", "outcome": "text"},
+    "stream_prune": {"older_than_seconds": "double precision", "max": "integer", "after": "bigint"},
+    "stream_maintain": {
+        "worker": "uuid", "retention_seconds": "double precision", "after": "bigint", "max": "integer",
+    },
+    "stream_schedule": {"worker": "uuid", "schedules": "jsonb"},
+    "stream_tick": {
+        "schedule": "text", "spec": "text", "after": "timestamptz", "reached": "timestamptz", "ticks": "jsonb",
+    },
+    "stream_schedules": {},
+    "stream_add_webhook": {
+        "name": "text", "url": "text", "patterns": "text[]", "emits": "text", "ordered": "boolean",
+        "concurrency": "integer", "max_attempts": "integer", "start": "text", "secret": "text", "replace": "boolean",
+    },
+    "stream_remove_webhook": {"name": "text", "dry_run": "boolean"},
+    "stream_rotate_webhook": {"name": "text", "keep_seconds": "double precision"},
+    "stream_serve_webhooks": {},
+    "stream_webhooks": {},
+    "stream_note_webhooks": {"targets": "jsonb", "notes": "jsonb"},
+    "stream_due": {"subscriptions": "text[]"},
+    "stream_install_realtime": {},
+    "stream_examine": {},
+    "stream_trace": {"message": "bigint", "max": "integer"},
+    "stream_page": {
+        "pattern": "text", "before": "bigint", "after": "bigint", "max": "integer", "agent": "text", "state": "text",
+        "text": "text", "since": "timestamptz", "until": "timestamptz", "look": "integer",
+    },
+    "stream_handling": {"ids": "bigint[]"},
+    "stream_activity": {"since_seconds": "double precision", "until_seconds": "double precision"},
+    "stream_flow": {"look": "integer"},
+    "stream_dead_groups": {"look": "integer"},
+    "stream_last_good": {"letter": "bigint"},
+    "stream_amend": {"letter": "bigint", "value": "jsonb"},
+    "stream_answers": {"requests": "bigint[]"},
+}  # fmt: skip
+"""The types of the arguments of each function, by name. JSON arguments travel as text, encoded once."""
+
+ONCE = frozenset({
+    "stream_replay", "stream_beat", "stream_amend", "stream_say",
+    "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",
+})  # fmt: skip
+"""Functions that are never called again after a lost answer: a second call would do it all again, book a nonce that
+is booked once, or draw another secret."""
