@@ -12,13 +12,16 @@ from runtime.agent.context import Context
 from runtime.agent.dependencies import Dependencies, read_provider, state_provider
 from runtime.agent.handler import Handler, Timer
 from runtime.agent.options import HandlerOptions, PostOptions, TimerOptions, handler_fields, refuse_unknown
+from runtime.agent.retry import Retry
 from runtime.agent.schedule import Missed, Schedule, cron, every
 from runtime.agent.secrets import check_secret_name
 from runtime.agent.signature import Provider, read_signature
 from runtime.agent.target import POST_CONCURRENCY, POST_RETRY, POST_SECONDS, Target, check_url
 from runtime.agent.validation import (
+    Deliver,
     Lifespan,
     Middleware,
+    Start,
     check_lifespan,
     check_middleware,
     check_missed,
@@ -75,7 +78,23 @@ class Agent:
         handlers = ", ".join(handler.name for handler in self.handlers)
         return f"<Agent {self.name} [{handlers or 'no handlers'}]>"
 
-    def on(self, *patterns: str, **options: Unpack[HandlerOptions]) -> Callable[[Function], Function]:
+    def on(
+        self,
+        *patterns: str,
+        retry: Retry | None = None,
+        concurrency: int | None = None,
+        emits: str | None = None,
+        ordered: bool = False,
+        dead_blocks: bool = False,
+        start: Start = "latest",
+        timeout: float | None = None,
+        deliver: Deliver = "once",
+        name: str | None = None,
+        batch: int | None = None,
+        within: float | None = None,
+        rate: str | None = None,
+        concurrency_total: int | None = None,
+    ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
 
         The function itself is unchanged and can be called directly, for example by a test.
@@ -89,12 +108,10 @@ class Agent:
                 key at once, in whichever worker.
             dead_blocks: with `ordered`, a dead letter blocks its key until it is redriven, discarded or older than
                 the retention; by default the next message passes it.
-            start: "earliest" makes a new subscription begin with the oldest message, "latest" (the default) with the
-                next one.
+            start: "earliest" makes a new subscription begin with the oldest message, "latest" with the next one.
             timeout: seconds one attempt may take.
             deliver: "each" gives every live process each message, at most once, as Redis pub/sub does: nothing is
                 kept, so there are no retries and no dead letters, and a process that is away misses what is written.
-                "once" by default.
             name: the handler's name instead of the function's; work waiting in the store is found by it.
             batch: hand the function up to so many messages at once, as a `list[Message[…]]` or a list of values.
             within: with `batch`, seconds to wait for more after the first message; 0 by default.
@@ -106,9 +123,13 @@ class Agent:
         """
         if any(callable(pattern) for pattern in patterns):
             raise DeclarationError('Write @agent.on("some.key"), not @agent.on alone: it needs a pattern.')
-        refuse_unknown("@agent.on(…)", options, HandlerOptions.__optional_keys__)
+        options = HandlerOptions(
+            retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
+            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate,
+            concurrency_total=concurrency_total,
+        )  # fmt: skip
         fields = {"patterns": check_patterns(patterns), **handler_fields(options)}
-        return self._registering(options.get("name"), fields, sys._getframe(1).f_locals)
+        return self._registering(name, fields, sys._getframe(1).f_locals)
 
     def every(
         self,
