@@ -21,8 +21,9 @@ from runtime.encoding.json import decode
 from runtime.errors import InvalidPayload
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
+from runtime.wakeups.effects import Effect, Heard, Joined
 from runtime.wakeups.listen import CONNECT_SECONDS, FAULTS, is_unheard, listening
-from runtime.wakeups.phoenix import Effect, Heard, Joined, PhoenixChannel
+from runtime.wakeups.phoenix import PhoenixChannel
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
 
 _log = logging.getLogger("runtime.wakeups")

@@ -1,66 +1,38 @@
-"""What do the frames of a Realtime channel mean, and what follows? Sans-I/O: frames and time in, effects out.
+"""The Phoenix channel protocol of Realtime, without I/O: frames and time in, effects out.
 
 Version 2.0.0 of the protocol: text frames are `[join_ref, ref, topic, event, payload]`, and broadcasts from the
-database come as binary frames (kind 4). One channel on one socket; on any doubt the socket is dropped and everything
-starts over, since a second join on the same socket kills the channel in ways that cannot be told apart.
+database come as binary frames (kind 4). There is one channel on one socket. On any doubt the driver drops the socket
+and starts over, since a second join on the same socket kills the channel in ways that look all alike.
 """
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID, uuid4
 
-from runtime.encoding.json import decode
 from runtime.keys import is_exact
 from runtime.wakeups import ANSWER, CANCEL, Path
+from runtime.wakeups.effects import (
+    Close,
+    Effect,
+    Gap,
+    Live,
+    Lost,
+    Prove,
+    RefusalKind,
+    Send,
+    Wake,
+    classify,
+)  # fmt: skip
+from runtime.wakeups.frames import PhoenixFrame, read_frame
 
-VERSION = "2.0.0"
-_BINARY_BROADCAST = 4
 _SUBSCRIBED = "Subscribed to PostgreSQL"
 _MAX_FILTER_VALUES = 100
 _REMEMBERED_NONCES = 32
 STILL_MISSING = "a path is still missing"
-"""Why a channel starts over though another path is live on it."""
-
-
-class RefusalKind(Enum):
-    """What kind of no it was, which decides when to try again."""
-
-    RETRY = "retry"
-    RATE = "rate"
-    TOKEN = "token"
-    PRIVATE = "private"
-    OPERATOR = "operator"
-
-
-_RATE_SIGNS = (
-    "RateLimitReached", "Too many", "too many channels", "IncreaseConnectionPool", "DatabaseLackOfConnections",
-)  # fmt: skip
-_TOKEN_SIGNS = (
-    "JWT", "Jwt", "Token has expired", "Fields `role`", "token provided", "signature_error", "API key",
-)  # fmt: skip
-# Only private topics are out of reach, and with them broadcast: rows can still be listened to.
-_PRIVATE_SIGNS = ("MissingPartition", "do not have permissions to read from this Channel")
-_OPERATOR_SIGNS = (
-    "Unauthorized", "PrivateOnly", "RealtimeDisabled", "Realtime was disabled", "TenantNotFound", "Tenant not found",
-    "do not have permissions", "no longer have permission", "TopicNameRequired",
-)  # fmt: skip
-
-
-def classify(text: str) -> RefusalKind:
-    """Return what kind of no a refused join, a refused handshake or a system message is, by its text."""
-    for refusal, signs in (
-        (RefusalKind.RATE, _RATE_SIGNS),
-        (RefusalKind.TOKEN, _TOKEN_SIGNS),
-        (RefusalKind.PRIVATE, _PRIVATE_SIGNS),
-        (RefusalKind.OPERATOR, _OPERATOR_SIGNS),
-    ):
-        if any(sign in text for sign in signs):
-            return refusal
-    return RefusalKind.RETRY
+"""The reason for starting over while another path is live on the channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,74 +49,6 @@ class Timings:
     mend: float = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send this text frame."""
-
-    frame: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """A hint came by this path, or tells of an answer or of an end; about this message, where it says so."""
-
-    path: Path | Literal["answer", "cancel"]
-    message: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """This path is proved to deliver."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """This path may have missed something."""
-
-    path: Path
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """This path delivers no more."""
-
-    path: Path
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prove:
-    """Have the database send this nonce."""
-
-    nonce: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Drop the socket and start over."""
-
-    why: str
-    refusal: RefusalKind = RefusalKind.RETRY
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """The channel is joined."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A broadcast came that is no hint but the thing itself."""
-
-    payload: object
-
-
-Effect = Send | Wake | Live | Gap | Lost | Prove | Close | Joined | Heard
-
-
 class _PathState(Enum):
     WAITING = "waiting"
     LIVE = "live"
@@ -156,16 +60,16 @@ class PhoenixChannel:
     """One channel on one fresh socket.
 
     Args:
-        worker: whose wake-ups these are; its topic is `runtime:<worker>`.
-        patterns: what its handlers listen to.
-        paths: which push paths are wanted.
+        worker: the worker to be woken; its topic is `runtime:<worker>`.
+        patterns: the patterns of its handlers.
+        paths: the push paths that are wanted.
         timings: intervals and deadlines.
-        is_partial: whether a path was left out for now; the channel then ends when it is time to try it again.
+        is_partial: whether a path was left out for now; the channel then ends when it is time to try that path again.
         mend_seconds: how long a missing path is left alone before the channel starts over to try it again; the
             driver doubles it with every try, from `timings.first_mend` up to `timings.mend`.
 
     Attributes:
-        counts: frames by kind, for people; unknown ones are counted and never raised.
+        counts: frames by kind; unknown frames are counted and raise nothing.
         is_proved: whether any path was live on this socket.
         is_whole: whether every wanted path was live on this socket.
     """
@@ -193,7 +97,7 @@ class PhoenixChannel:
         self._heartbeat_ref: str | None = None
         self._heartbeat_deadline: float | None = None
         self._nonce_at: float | None = None
-        # By when each of these paths must have brought one of our nonces back.
+        # The time by which each of these paths must have brought back one of our nonces.
         self._proof_deadlines: dict[Path, float] = {}
         self._sent_nonces: deque[str] = deque(maxlen=_REMEMBERED_NONCES)
         self._mend_at: float | None = None
@@ -203,7 +107,7 @@ class PhoenixChannel:
     # Time and the outside
 
     def open(self, now: float, token: str | None) -> list[Effect]:
-        """The socket is open: join. `token` is a JWT, or None to be who the apikey says."""
+        """The socket is open: join. `token` is a JWT, or None for the role of the apikey."""
         self._join_ref = self._next_ref()
         self._token = token
         payload: dict[str, Any] = {"config": self._config()}
@@ -213,24 +117,26 @@ class PhoenixChannel:
         self._heartbeat_at = now + self.timings.heartbeat
         if self.is_partial:
             self._mend_at = now + self.mend_pause
-        return [Send(self._frame(self._join_ref, self._join_ref, self.topic, "phx_join", payload))]
+        return [Send(PhoenixFrame(self._join_ref, self._join_ref, self.topic, "phx_join", payload).text())]
 
     def push_token(self, token: str, now: float) -> list[Effect]:
-        """Renew the channel's token; the server ignores the one it has."""
+        """Renew the channel's token; the server ignores a token that it has already."""
         if not self._is_joined or self._is_closed or token == self._token:
             return []
         self._token = token
         self._resubscribes_until = now + self.timings.subscribe
         payload = {"access_token": token}
-        return [Send(self._frame(self._join_ref, self._next_ref(), self.topic, "access_token", payload))]
+        return [
+            Send(PhoenixFrame(self._join_ref, self._next_ref(), self.topic, "access_token", payload).text())
+        ]
 
     def doubt(self, now: float) -> list[Effect]:
-        """Work was found that nothing announced: prove the paths at once."""
+        """Work was found that no wake-up announced: prove the paths at once."""
         may_ask = self._is_joined and not self._is_closed and not self._proof_deadlines
         return self._prove(now) if may_ask else []
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: what is due?"""
+        """Time has passed: return the effects that are due."""
         effects: list[Effect] = []
         if self._is_closed:
             return effects
@@ -240,11 +146,13 @@ class PhoenixChannel:
             return self._close("a heartbeat was not answered")
         if self._heartbeat_at is not None and now >= self._heartbeat_at:
             self._heartbeat_at = now + self.timings.heartbeat
-            # While the last one is not answered its deadline stands, and a new one would move it.
+            # A new heartbeat would move the deadline of one that is not answered yet.
             if self._heartbeat_ref is None:
                 self._heartbeat_ref = self._next_ref()
                 self._heartbeat_deadline = now + self.timings.heartbeat_reply
-                effects.append(Send(self._frame(None, self._heartbeat_ref, "phoenix", "heartbeat", {})))
+                effects.append(
+                    Send(PhoenixFrame(None, self._heartbeat_ref, "phoenix", "heartbeat", {}).text())
+                )
         if self._subscribe_deadline is not None and now >= self._subscribe_deadline:
             self._subscribe_deadline = None
             effects += self._fail_path("postgres_changes", "the server did not say that it subscribed", now)
@@ -256,7 +164,7 @@ class PhoenixChannel:
         return effects
 
     def rest(self, now: float) -> float:
-        """Seconds until `tick` has something to do."""
+        """Return the seconds until `tick` has something to do."""
         moments = [
             moment
             for moment in (
@@ -282,23 +190,19 @@ class PhoenixChannel:
         return effects
 
     def receive(self, frame: str | bytes, now: float) -> list[Effect]:
-        """A frame came. Nothing that a server can send raises."""
+        """A frame came. No frame of a server raises."""
         if self._is_closed:
             return []
-        if isinstance(frame, bytes):
-            return self._binary(frame, now)
-        try:
-            join_ref, ref, topic, event, payload = decode(frame)[:5]
-        except (ValueError, TypeError, RecursionError, KeyError):
+        parsed = read_frame(frame)
+        if parsed is None:
             self.counts["malformed"] += 1
             return []
-        if not isinstance(payload, dict):
-            payload = {}
+        join_ref, ref, topic, event, payload = parsed
         if event == "phx_reply" and ref is not None and ref == self._heartbeat_ref:
             self._heartbeat_ref = self._heartbeat_deadline = None
             return []
         if topic != self.topic or (join_ref is not None and join_ref != self._join_ref):
-            # Another channel's, or one of ours that is no more.
+            # A frame of another channel, or of an earlier join.
             self.counts["not ours"] += 1
             return []
         return self._ours(event, ref, payload, now)
@@ -333,7 +237,7 @@ class PhoenixChannel:
             return self._close(f"the join was refused: {text}", classify(text))
         self._is_joined = True
         if "postgres_changes" in self._states:
-            # "ok" is not "subscribed": rows in between never arrive.
+            # "ok" does not mean "subscribed" yet: rows written in between never arrive.
             self._subscribe_deadline = now + self.timings.subscribe
         return self._prove(now) if "broadcast" in self._states else []
 
@@ -352,7 +256,7 @@ class PhoenixChannel:
             return []
         if self._states["postgres_changes"] is _PathState.LIVE:
             if now < self._resubscribes_until:
-                # A new token makes the server subscribe anew; nothing is missed.
+                # A new token makes the server subscribe anew, without a gap.
                 self._resubscribes_until = 0.0
                 return []
             return [Gap("postgres_changes", "the server subscribed anew")]
@@ -369,7 +273,7 @@ class PhoenixChannel:
         if data.get("table") == "beats" and isinstance(nonce, str):
             return self._proved(nonce, "postgres_changes", now)
         if data.get("errors"):
-            # Truncated or withheld; that something was written is all there is to know.
+            # The row is truncated or withheld: all it says is that something was written.
             return [Gap("postgres_changes", str(data["errors"])[:200]), Wake("postgres_changes")]
         number = record.get("id") if isinstance(record, dict) else None
         return [Wake("postgres_changes", number if isinstance(number, int) else None)]
@@ -389,25 +293,6 @@ class PhoenixChannel:
         self.counts["unknown"] += 1
         return []
 
-    def _binary(self, frame: bytes, now: float) -> list[Effect]:
-        """A broadcast from the database: kind, four lengths, then topic, event, meta and payload."""
-        if len(frame) < 5 or frame[0] != _BINARY_BROADCAST:
-            self.counts["malformed"] += 1
-            return []
-        topic_size, event_size, meta_size, encoding = frame[1:5]
-        start = 5 + topic_size
-        topic, event = frame[5:start], frame[start : start + event_size]
-        payload = frame[start + event_size + meta_size :]
-        try:
-            data = decode(payload) if encoding == 1 else None
-            if topic.decode() != self.topic:
-                self.counts["not ours"] += 1
-                return []
-            return self._broadcast(event.decode(), data, now)
-        except (ValueError, RecursionError):
-            self.counts["malformed"] += 1
-            return []
-
     # Paths
 
     def _make_live(self, path: Path) -> list[Effect]:
@@ -426,7 +311,7 @@ class PhoenixChannel:
         return self.timings.mend if self.mend_seconds is None else self.mend_seconds
 
     def _proved(self, nonce: str, path: Path, now: float) -> list[Effect]:
-        """One of our nonces came back by this path, however late and whichever it was: the path delivers."""
+        """A nonce came back by this path. If it is any of ours, however late, the path delivers."""
         if nonce not in self._sent_nonces:
             self.counts["not ours"] += 1
             return []
@@ -462,7 +347,7 @@ class PhoenixChannel:
                 yield from self._fail_path(path, "deaf: no nonce came back in time", now)
 
     def _fail_path(self, path: Path, why: str, now: float) -> list[Effect]:
-        """A path does not deliver: start over, unless another one does and this one never did."""
+        """A path does not deliver: start over, unless it never did and another one does."""
         if self._states[path] is _PathState.LOST:
             return []
         was_live = self._states[path] is _PathState.LIVE
@@ -487,12 +372,12 @@ class PhoenixChannel:
             "broadcast": {"ack": False, "self": False},
             "presence": {"key": "", "enabled": False},
             "postgres_changes": self._bindings() if "postgres_changes" in self._states else [],
-            # A private join needs a partition of the day and a policy; rows need neither.
+            # A private join needs a partition for the day and a policy; postgres_changes needs neither.
             "private": "broadcast" in self._states,
         }
 
     def _bindings(self) -> list[dict[str, Any]]:
-        """The stream, by our keys where they can be listed, and the row that carries our nonces."""
+        """The stream, filtered by our keys if they can be listed, and the row that carries our nonces."""
         stream: dict[str, Any] = {
             "event": "INSERT",
             "schema": "public",
@@ -513,7 +398,3 @@ class PhoenixChannel:
     def _next_ref(self) -> str:
         self._ref += 1
         return str(self._ref)
-
-    @staticmethod
-    def _frame(join_ref: str | None, ref: str, topic: str, event: str, payload: dict[str, Any]) -> str:
-        return json.dumps([join_ref, ref, topic, event, payload], separators=(",", ":"))

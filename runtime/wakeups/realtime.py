@@ -30,22 +30,20 @@ from runtime.connection.proxies import CERTIFICATE_CURE, socket_options
 from runtime.errors import SettingsError
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
-from runtime.wakeups.phoenix import (
-    STILL_MISSING,
-    VERSION,
+from runtime.wakeups.effects import (
     Close,
     Effect,
     Gap,
     Live,
     Lost,
-    PhoenixChannel,
     Prove,
     RefusalKind,
     Send,
-    Timings,
     Wake,
     classify,
 )  # fmt: skip
+from runtime.wakeups.frames import VERSION
+from runtime.wakeups.phoenix import STILL_MISSING, PhoenixChannel, Timings
 
 TokenProvider = Callable[[], str | Awaitable[str]]
 

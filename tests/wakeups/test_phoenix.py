@@ -11,20 +11,19 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from runtime.wakeups import Path
-from runtime.wakeups.phoenix import (
+from runtime.wakeups.effects import (
     Close,
     Effect,
     Gap,
     Live,
     Lost,
-    PhoenixChannel,
     Prove,
     RefusalKind,
     Send,
-    Timings,
     Wake,
     classify,
 )  # fmt: skip
+from runtime.wakeups.phoenix import PhoenixChannel, Timings
 
 WORKER = UUID("12345678-1234-5678-1234-567812345678")
 TOPIC = f"realtime:runtime:{WORKER}"

@@ -20,7 +20,7 @@ from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups import Path
-from runtime.wakeups.phoenix import Close, RefusalKind
+from runtime.wakeups.effects import Close, RefusalKind
 from runtime.wakeups.realtime import RealtimeWakeups
 from runtime.worker.worker import Worker
 
