@@ -1,40 +1,54 @@
-"""Every check there is, in the order of their cost: `python -m tests`. Arguments go to pytest."""
+"""Every check there is: `python -m tests`. Arguments go to pytest."""
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-# Many tests wait for processes to start and for leases to end: side by side they take half the time. A file stays
-# together, since its tests may share servers. Named tests run one after another, as whoever names them expects.
-_TESTS = sys.argv[1:] or ["--numprocesses=3", "--dist=loadfile"]
+from tests.workspace import Workspace
 
-CHECKS = (
-    ("style", ["ruff", "check", "."]),
-    ("types", ["mypy"]),
-    ("direction of imports", ["importlinter.cli"]),
-    ("tests", ["pytest", *_TESTS]),
+# Tests wait for processes to start and for leases to end, so two cores carry more than two workers. Named tests run
+# one after another, as a person who names them expects.
+_TESTS = sys.argv[1:] or ["--numprocesses=4", "--dist=loadfile"]
+
+# One after another they take less time than the tests, so they run beside them.
+_BESIDE = (
+    ("style", ["-m", "ruff", "check", "."]),
+    ("types", ["-m", "mypy"]),
+    ("direction of imports", ["-c", "from importlinter.cli import lint_imports_command as run; run()"]),
 )
 
 
 def main() -> int:
     """Run the checks; all of them, even after one has failed."""
-    failed = []
-    for name, (module, *arguments) in CHECKS:
-        began = time.monotonic()
-        print(f"\n== {name}", flush=True)
-        command = [sys.executable, "-m", module, *arguments]
-        if module == "importlinter.cli":
-            command = [
-                sys.executable,
-                "-c",
-                "from importlinter.cli import lint_imports_command as run; run()",
-            ]
-        if subprocess.run(command, check=False).returncode != 0:
-            failed.append(name)
-        print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
+    with ThreadPoolExecutor(1) as beside, Workspace.opened() as workspace:
+        others = {name: beside.submit(_passes, name, arguments) for name, arguments in _BESIDE}
+        passed = {"tests": _passes("tests", ["-m", "pytest", *_TESTS], workspace)}
+        left = workspace.end_processes()
+        passed["no process left behind"] = not left
+        print(*(f"\nleft behind: {each}" for each in left), flush=True)
+        passed |= {name: check.result() for name, check in others.items()}
+    failed = [name for name, is_passed in passed.items() if not is_passed]
     if failed:
         print(f"\nfailed: {', '.join(failed)}", flush=True)
     return 1 if failed else 0
+
+
+def _passes(name: str, arguments: Sequence[str], workspace: Workspace | None = None) -> bool:
+    """Run one check: the tests as they print, any other with its output at its end, in one piece."""
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **({"TMPDIR": str(workspace.folder)} if workspace else {})},
+        stdout=None if workspace else subprocess.PIPE,
+        stderr=None if workspace else subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(f"\n{ended.stdout or ''}== {name}: {time.monotonic() - began:.0f} s", flush=True)
+    return ended.returncode == 0
 
 
 if __name__ == "__main__":

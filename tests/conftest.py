@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,6 +21,7 @@ from runtime.local.test_cluster import Cluster, running_cluster
 # The plugin's, also where this checkout was installed before it had one.
 from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
+from tests.distribution import LongestFirst, longest_first
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +33,22 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How a run in parallel divides the tests, where `--dist=loadfile` asks for files."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    # The order that longest_first gives, not that of the number of tests.
+    config.option.loadscopereorder = False
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each worker of a run in parallel its tests in the same order."""
+    if hasattr(config, "workerinput"):
+        longest_first(items)
 
 
 @pytest.fixture(scope="session")
