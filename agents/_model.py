@@ -13,12 +13,12 @@ INSTRUCTION = (
 )
 
 
-async def summarise(text: str, say: Callable[[str], None]) -> str:
+async def summarise(text: str, send: Callable[[str], None]) -> str:
     """Return a model's two sentences about the text. NEWSROOM_MODEL names another model.
 
     Args:
         text: the note.
-        say: told of each piece as the model writes it.
+        send: told of each piece as the model writes it.
 
     Raises:
         RetryLater: the service is busy or cannot be reached.
@@ -41,7 +41,7 @@ async def summarise(text: str, say: Callable[[str], None]) -> str:
             ) as answer,
         ):
             async for token in answer.text_stream:
-                say(token)
+                send(token)
                 written += token
     except (anthropic.APIConnectionError, anthropic.RateLimitError, anthropic.InternalServerError) as error:
         raise RetryLater(20, f"the model is not available: {type(error).__name__}") from error

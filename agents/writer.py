@@ -48,9 +48,9 @@ async def _read(path: str) -> str:
 
 
 async def _summarise(body: str, context: Context) -> str:
-    """Two sentences: a model's, said as it writes them, if there is a key for one; else the two that say most."""
+    """Two sentences: a model's, broadcast as it writes them, if there is a key for one; else the two that say most."""
     if os.environ.get("ANTHROPIC_API_KEY") and body:
         from ._model import summarise
 
-        return await summarise(body, lambda token: context.say("draft.token", token))
+        return await summarise(body, lambda token: context.broadcast("draft.token", token))
     return summary(paragraphs(body))

@@ -180,8 +180,8 @@ class Settings(BaseSettings):
     )
     poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
     poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when nothing happens.")
-    say_seconds: float = Field(
-        default=0.1, ge=0, description="How long what is said gathers before it is sent in one frame."
+    broadcast_gather_seconds: float = Field(
+        default=0.1, ge=0, description="How long broadcasts gather before they are sent in one frame."
     )
     request_seconds: float = Field(
         default=15, gt=0, description="How long one request to the store may take."

@@ -65,7 +65,7 @@ class Context:
         state: what the agent's lifespan yielded in this process; None without a lifespan.
         asks: what sends its requests; None outside of a worker.
         asked: how often this attempt has asked each question.
-        speak: what carries away what is said; None where nobody can hear it, as in a test that makes its own context.
+        send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
     """
 
     message: Message[Any]
@@ -75,8 +75,8 @@ class Context:
     state: Any = field(default=None, repr=False)
     asks: Requests | None = field(default=None, repr=False, compare=False)
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
-    speak: SendBroadcast | None = field(default=None, repr=False)
-    _voice: BroadcastSequence | None = field(default=None, init=False, repr=False)
+    send_broadcast: SendBroadcast | None = field(default=None, repr=False)
+    _broadcasts: BroadcastSequence | None = field(default=None, init=False, repr=False)
     _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
 
     @classmethod
@@ -238,29 +238,29 @@ class Context:
             )
         return self.asks
 
-    def say(self, key: str, value: object) -> None:
-        """Say something to whoever listens now: it is sent at once, stored nowhere, and heard at most once.
+    def broadcast(self, key: str, value: object) -> None:
+        """Send a value to whoever listens now: it goes out at once, is stored nowhere, and arrives at most once.
 
-        For tokens as a model writes them, and for how far something is. It does not wait, and nothing tells whether
-        anybody heard; what is said stays said if the attempt fails. From any thread.
+        For tokens as a model writes them, and for progress. It does not wait, and nothing tells whether anybody
+        received it; a broadcast is not taken back if the attempt fails. From any thread.
 
         Args:
-            key: the key to say it under.
+            key: the key to send it under.
             value: anything that has a JSON form, up to 64,000 bytes of it; 7,000 where NOTIFY carries it.
 
         Raises:
             InvalidKey: `key` is not a key.
-            InvalidValue: the value cannot be said.
+            InvalidValue: the value cannot be broadcast.
         """
-        if self._voice is None:
-            self._voice = BroadcastSequence(
-                self.speak or _unheard,
+        if self._broadcasts is None:
+            self._broadcasts = BroadcastSequence(
+                self.send_broadcast or _discard,
                 agent=self.agent,
                 message_id=self.message.id,
                 correlation_id=self.message.correlation,
             )
-        self._voice.say(key, value)
+        self._broadcasts.send(key, value)
 
 
-def _unheard(key: str, text: str) -> None:
-    """Nobody hears it."""
+def _discard(key: str, text: str) -> None:
+    """Nobody receives it."""

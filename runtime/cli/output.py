@@ -153,22 +153,22 @@ def print_message(message: Message[Any], *, as_json: bool) -> None:
         print_line(message_line(message))
 
 
-def print_said(said: Broadcast[Any], *, as_json: bool) -> None:
-    """Print one message that was said and not stored: it has no number, and its time is now."""
+def print_broadcast(broadcast: Broadcast[Any], *, as_json: bool) -> None:
+    """Print one broadcast: its sender numbers it, and its time is now."""
     if as_json:
-        print_json({each.name: getattr(said, each.name) for each in fields(said)})
+        print_json({each.name: getattr(broadcast, each.name) for each in fields(broadcast)})
         return
     print_line(
         Text.assemble(
             (f"{datetime.now():%H:%M:%S}", "dim"),
             "  ",
-            (f"said {said.number:<2}", "dim"),
+            (f"~{broadcast.number:<6}", "dim"),
             " ",
-            (f"{said.key:<20}", "bold"),
+            (f"{broadcast.key:<20}", "bold"),
             "  ",
-            (f"{plain(said.agent) or '-':<12}", "magenta"),
+            (f"{plain(broadcast.agent) or '-':<12}", "magenta"),
             "  ",
-            plain(legible(said.value)),
+            plain(legible(broadcast.value)),
         )
     )
 

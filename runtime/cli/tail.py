@@ -9,7 +9,7 @@ import typer
 from runtime.broadcast import Broadcast
 from runtime.cli.completion import patterns
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import print_message, print_said, start_logs
+from runtime.cli.output import print_broadcast, print_message, start_logs
 from runtime.cli.times import moment
 from runtime.client.stream import Stream, connect
 from runtime.keys import check_pattern
@@ -27,8 +27,8 @@ def tail(
         str | None,
         typer.Option(metavar="ID|TIME", help="Begin after this id instead, or at a time: 10m, or a date."),
     ] = None,
-    said: Annotated[
-        bool, typer.Option("--said", help="Print what is said and not stored as well: tokens, progress.")
+    broadcasts: Annotated[
+        bool, typer.Option("--broadcasts", help="Print unstored messages as well: tokens, progress.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
@@ -37,11 +37,16 @@ def tail(
     start = None if since is None else int(since) if since.isdecimal() else moment(since)
     settings = find_settings()
     start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=as_json)
-    anyio.run(_tail, settings, pattern, count, start, said, as_json)
+    anyio.run(_tail, settings, pattern, count, start, broadcasts, as_json)
 
 
 async def _tail(
-    settings: Settings, pattern: str, count: int, start: int | datetime | None, said: bool, as_json: bool
+    settings: Settings,
+    pattern: str,
+    count: int,
+    start: int | datetime | None,
+    broadcasts: bool,
+    as_json: bool,
 ) -> None:
     async with connect(settings) as stream:
         since = await _last_before(stream, start) if isinstance(start, datetime) else start
@@ -50,13 +55,13 @@ async def _tail(
             since = last[-1].id if last else 0
             for message in last[len(last) - count :] if count else ():
                 print_message(message, as_json=as_json)
-        if not said:
+        if not broadcasts:
             async for message in stream.listen(pattern, since=since):
                 print_message(message, as_json=as_json)
             return
-        async for heard in stream.listen(pattern, since=since, said=True):
+        async for heard in stream.listen(pattern, since=since, broadcasts=True):
             if isinstance(heard, Broadcast):
-                print_said(heard, as_json=as_json)
+                print_broadcast(heard, as_json=as_json)
             else:
                 print_message(heard, as_json=as_json)
 

@@ -1,8 +1,8 @@
-"""How does what is said reach who listens? Gathered for a moment, then sent in one frame, and kept nowhere.
+"""Sends broadcasts, those of a moment in one frame, and keeps them nowhere.
 
-Over Realtime a frame is one request to its HTTP broadcast, to private topics: all that was said goes to one, and what
-was said under each key to another, so that who listens to one key gets that alone. Where there is only a direct
-connection a frame is one NOTIFY. Each is sent once; only what Realtime refuses to take now is sent again.
+Over Realtime a frame is one request to its HTTP broadcast, to private topics: all broadcasts go to one, and those
+under each key to another, so that a listener to one key gets those alone. Where there is only a direct connection a
+frame is one NOTIFY. Each frame is sent once; only one that Realtime refuses to take now is sent again.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("runtime.client.broadcaster")
 _MAX_WAITING_BYTES = 2_000_000
 _LONGEST_GATHER_SECONDS = 2.0
-_SAY_SECONDS = 10.0
+_WARN_SECONDS = 10.0
 
-NOTHING_SAID = (
-    "Nothing carries what is said and not stored. Set SUPABASE_URL and a key, with RUNTIME_BROADCAST on: then Realtime "
-    "does; or DATABASE_URL, with RUNTIME_NOTIFY on: then NOTIFY does."
+NO_TRANSPORT = (
+    "Nothing carries broadcasts. Set SUPABASE_URL and a key, with RUNTIME_BROADCAST on: then Realtime does; or "
+    "DATABASE_URL, with RUNTIME_NOTIFY on: then NOTIFY does."
 )
 
 Entry = tuple[str, str]
-"""A key, and the JSON of what was said under it."""
+"""A key, and the JSON of one broadcast under it."""
 
 
 class BroadcastRateLimited(Exception):
@@ -51,16 +51,16 @@ class BroadcastTransport(Protocol):
     """What carries frames."""
 
     max_bytes: int
-    """How large one said message may be."""
+    """How large one broadcast may be."""
     frame_bytes: int
-    """How large what is sent at once may be."""
+    """How large a frame may be."""
 
     async def send(self, entries: Sequence[Entry]) -> None:
         """Send one frame, once.
 
         Raises:
-            TooMany: it was not taken, and may be sent again.
-            NotHeard: it may not have arrived.
+            BroadcastRateLimited: it was not taken, and may be sent again.
+            BroadcastUndelivered: it may not have arrived.
         """
 
     async def close(self) -> None:
@@ -68,19 +68,19 @@ class BroadcastTransport(Protocol):
 
 
 class Broadcaster:
-    """Gathers what is said, and sends it. It lives on one loop; `say` may be called from any thread.
+    """Gathers broadcasts and sends them. It lives on one loop; `send` may be called from any thread.
 
     Args:
-        way: what carries frames.
+        transport: what carries frames.
         gather_seconds: how long to gather between two frames; longer while Realtime takes no more.
 
     Attributes:
-        counts: said, sent as frames, dropped.
+        counts: `broadcasts` taken, `frames` sent, broadcasts `dropped`.
     """
 
-    def __init__(self, way: BroadcastTransport, gather_seconds: float) -> None:
+    def __init__(self, transport: BroadcastTransport, gather_seconds: float) -> None:
         self.counts: Counter[str] = Counter()
-        self._way = way
+        self._transport = transport
         self._shortest = self._gather = gather_seconds
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -90,29 +90,29 @@ class Broadcaster:
         self._filled = anyio.Event()
         self._flushed = anyio.Event()
         self._dropped = 0
-        self._said_at = -_SAY_SECONDS
+        self._warned_at = -_WARN_SECONDS
 
-    def say(self, key: str, text: str) -> None:
-        """Have one said message sent with the next frame. From any thread.
+    def send(self, key: str, text: str) -> None:
+        """Have one broadcast sent with the next frame. From any thread.
 
         Raises:
             InvalidValue: it is too large.
         """
         size = len(text.encode())
-        if size > self._way.max_bytes:
+        if size > self._transport.max_bytes:
             raise InvalidValue(
-                f"What is said may have {self._way.max_bytes:,} bytes as JSON, not {size:,}: say less at a time, or "
-                "emit it as a message."
+                f"A broadcast may have {self._transport.max_bytes:,} bytes as JSON, not {size:,}: send less at a time, "
+                "or emit it as a message."
             )
         with self._lock:
             if self._waiting_bytes + size > _MAX_WAITING_BYTES:
-                # Its number is used up, so whoever listens sees that something is missing.
+                # Its number is used up, so listeners see that something is missing.
                 self._dropped += 1
                 self.counts["dropped"] += 1
                 return
             self._waiting.append((key, text))
             self._waiting_bytes += size
-            self.counts["said"] += 1
+            self.counts["broadcasts"] += 1
             was_told, self._is_told = self._is_told, True
         if not was_told:
             with suppress(RuntimeError):
@@ -122,7 +122,7 @@ class Broadcaster:
         self._filled.set()
 
     async def run(self) -> None:
-        """Send what was said until cancelled."""
+        """Send frames until cancelled."""
         try:
             while True:
                 await self._filled.wait()
@@ -130,7 +130,7 @@ class Broadcaster:
                 await anyio.sleep(self._gather)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._way.close()
+                await self._transport.close()
 
     async def flush(self, *, seconds: float = 2.0) -> None:
         """Return when everything is sent, or so many seconds are over."""
@@ -144,7 +144,9 @@ class Broadcaster:
         taken: list[Entry] = []
         size = 0
         with self._lock:
-            while self._waiting and size + len(self._waiting[0][1].encode()) + 1 <= self._way.frame_bytes:
+            while (
+                self._waiting and size + len(self._waiting[0][1].encode()) + 1 <= self._transport.frame_bytes
+            ):
                 entry = self._waiting.popleft()
                 size += len(entry[1].encode()) + 1
                 taken.append(entry)
@@ -153,20 +155,20 @@ class Broadcaster:
 
     async def _send_one(self, entries: list[Entry]) -> None:
         try:
-            await self._way.send(entries)
+            await self._transport.send(entries)
         except BroadcastRateLimited:
             self._put_back(entries)
             self._gather = min(_LONGEST_GATHER_SECONDS, max(0.1, self._gather * 2))
-            self._complain("Realtime takes no more just now: what is said is gathered for longer")
+            self._complain("Realtime takes no more just now: broadcasts are gathered for longer")
         except BroadcastUndelivered as error:
             self.counts["dropped"] += len(entries)
-            self._complain(f"what was said may not have been heard: {error}")
+            self._complain(f"broadcasts may not have arrived: {error}")
         else:
             self.counts["frames"] += 1
             self._gather = max(self._shortest, self._gather * 0.8)
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                self._complain(f"{dropped} said messages were dropped: too much was waiting to be sent")
+                self._complain(f"{dropped} broadcasts were dropped: too much was waiting to be sent")
         with self._lock:
             if not self._waiting:
                 self._is_told = False
@@ -180,8 +182,8 @@ class Broadcaster:
 
     def _complain(self, what: str) -> None:
         """Log now and then."""
-        if self._loop.time() >= self._said_at + _SAY_SECONDS:
-            self._said_at = self._loop.time()
+        if self._loop.time() >= self._warned_at + _WARN_SECONDS:
+            self._warned_at = self._loop.time()
             _log.warning("%s", what)
 
 
@@ -204,14 +206,14 @@ class RealtimeTransport:
     _client: "httpx.AsyncClient | None" = field(default=None, init=False, repr=False)
 
     async def send(self, entries: Sequence[Entry]) -> None:
-        """Send one request: everything to the common topic, and to each key's own what was said under it."""
+        """Send one request: everything to the common topic, and each key's broadcasts to its own."""
         import httpx
 
         by_topic: dict[str, list[str]] = {TOPIC: [text for _, text in entries]}
         for key, text in entries:
             by_topic.setdefault(topic_of(key), []).append(text)
         messages = ",".join(
-            f'{{"topic":{encode(topic)},"event":"{EVENT}","private":true,"payload":{{"said":[{",".join(texts)}]}}}}'
+            f'{{"topic":{encode(topic)},"event":"{EVENT}","private":true,"payload":{{"broadcasts":[{",".join(texts)}]}}}}'
             for topic, texts in by_topic.items()
         )
         if self._client is None:
@@ -258,9 +260,9 @@ class NotifyTransport:
 
     async def send(self, entries: Sequence[Entry]) -> None:
         """Send one notification."""
-        said = ",".join(text for _, text in entries)
+        texts = ",".join(text for _, text in entries)
         try:
-            await self.store.operate("stream_say", said=f'{{"said":[{said}]}}')
+            await self.store.operate("stream_broadcast", payload=f'{{"broadcasts":[{texts}]}}')
         except StoreError as error:
             raise BroadcastUndelivered(str(error)) from None
 

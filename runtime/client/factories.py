@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from runtime.broadcast import Broadcast, topic_of
-from runtime.client.broadcaster import NOTHING_SAID, Broadcaster, NotifyTransport, RealtimeTransport
+from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster, NotifyTransport, RealtimeTransport
 from runtime.connection.environment import given
 from runtime.errors import RuntimeFault, SettingsError
 from runtime.keys import matches
@@ -145,49 +145,52 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
     return sources
 
 
-def open_sayer(settings: Settings, store: Store) -> Broadcaster | None:
-    """Return what sends what is said: over Realtime where there is a project, else by NOTIFY, else nothing."""
+def open_broadcaster(settings: Settings, store: Store) -> Broadcaster | None:
+    """Return what sends broadcasts: over Realtime where there is a project, else by NOTIFY, else nothing."""
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
         key = settings.supabase_key.get_secret_value()
         return Broadcaster(
-            RealtimeTransport(settings.supabase_url, key, settings.request_seconds), settings.say_seconds
+            RealtimeTransport(settings.supabase_url, key, settings.request_seconds),
+            settings.broadcast_gather_seconds,
         )
     if settings.database_url and settings.notify:
-        return Broadcaster(NotifyTransport(store), settings.say_seconds)
+        return Broadcaster(NotifyTransport(store), settings.broadcast_gather_seconds)
     return None
 
 
-def open_hearing(
-    settings: Settings, pattern: str, hear: Callable[[Broadcast[Any]], None]
+def open_broadcasts(
+    settings: Settings, pattern: str, take: Callable[[Broadcast[Any]], None]
 ) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Return what hears for ever what others say with the same settings.
+    """Return what receives, until cancelled, the broadcasts of all who share the settings.
 
     Args:
         settings: where the stream is.
-        pattern: what is said under other keys is left out.
-        hear: told of each said message; it returns at once.
+        pattern: broadcasts under other keys are left out.
+        take: told of each broadcast; it returns at once.
 
     Raises:
-        SettingsError: there is no way to hear anything.
+        SettingsError: nothing carries broadcasts.
     """
 
-    def take(payload: object) -> None:
-        for said in Broadcast.all_from_wire(payload):
-            if matches(pattern, said.key):
-                hear(said)
+    def take_frame(payload: object) -> None:
+        for broadcast in Broadcast.all_from_wire(payload):
+            if matches(pattern, broadcast.key):
+                take(broadcast)
 
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
         from runtime.wakeups.broadcasts import RealtimeBroadcasts
 
         key = settings.supabase_key.get_secret_value()
         topic = topic_of(pattern)
-        return RealtimeBroadcasts(settings.supabase_url, key, topic, settings=settings, take=take).hear
+        return RealtimeBroadcasts(
+            settings.supabase_url, key, topic, settings=settings, take=take_frame
+        ).receive
     if settings.database_url and settings.notify:
         from runtime.wakeups.broadcasts import NotifyBroadcasts
 
         url = settings.database_url.get_secret_value()
-        return NotifyBroadcasts(url, settings=settings, take=take).hear
-    raise SettingsError(NOTHING_SAID)
+        return NotifyBroadcasts(url, settings=settings, take=take_frame).receive
+    raise SettingsError(NO_TRANSPORT)
 
 
 def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notify"], ...]:

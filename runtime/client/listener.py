@@ -10,7 +10,7 @@ from uuid import uuid4
 import anyio
 
 from runtime.broadcast import Broadcast
-from runtime.client.factories import open_hearing, open_wakeups
+from runtime.client.factories import open_broadcasts, open_wakeups
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.message import Message
 from runtime.settings import Settings
@@ -27,8 +27,8 @@ _OPEN_IDS = 5_000
 # How many ids are remembered while a transaction stays open.
 _MAX_SEEN = 100_000
 _LOOK_BACK_SECONDS = 1.0
-# How much of what was said may wait for a listener that is busy.
-_SAID = 10_000
+# How many broadcasts may wait for a listener that is busy.
+_MAX_BROADCASTS = 10_000
 
 
 class Reader:
@@ -141,7 +141,9 @@ class Reader:
 class Listening:
     """Whom the wake-ups of one listener tell: they only end its rest."""
 
-    def __init__(self, settings: Settings, store: Store, pattern: str, *, hears_said: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, pattern: str, *, with_broadcasts: bool = False
+    ) -> None:
         self._id = uuid4()
         self._store = store
         # Announcements are for workers; a listener hears of the rows themselves.
@@ -151,9 +153,9 @@ class Listening:
         self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
         self.woken = anyio.Event()
         self.scope = anyio.CancelScope()
-        # What is said and not stored, until whoever listens takes it.
-        self.said: deque[Broadcast[Any]] = deque(maxlen=_SAID)
-        self._hear = open_hearing(settings, pattern, self._take_said) if hears_said else None
+        # Broadcasts that the listener has not taken yet.
+        self.broadcasts: deque[Broadcast[Any]] = deque(maxlen=_MAX_BROADCASTS)
+        self._receive = open_broadcasts(settings, pattern, self._take_broadcast) if with_broadcasts else None
         self._is_due = True
         self._look_at = 0.0
         self._sweep_seconds = settings.sweep_seconds
@@ -168,8 +170,8 @@ class Listening:
                 for source in self.wakeups:
                     tasks.start_soon(source.run, self)
                 tasks.start_soon(self._prove)
-                if self._hear is not None:
-                    tasks.start_soon(self._hear)
+                if self._receive is not None:
+                    tasks.start_soon(self._receive)
 
     def is_due(self) -> bool:
         """Whether to look now; from then on the next look is due at the pace of polling, or of the sweep if live."""
@@ -186,7 +188,7 @@ class Listening:
         self._is_due = True
 
     async def rest(self) -> None:
-        """Wait for a wake-up, or for something said, no longer than until the next look is due."""
+        """Wait for a wake-up, or for a broadcast, no longer than until the next look is due."""
         if not self._is_due:
             with anyio.move_on_after(self._look_at - monotonic()):
                 await self.woken.wait()
@@ -216,9 +218,9 @@ class Listening:
                     # The nonce's deadline passes, and the path counts as deaf: polling goes on, and tells the rest.
                     _log.debug("a nonce could not be sent: %s", error)
 
-    def _take_said(self, said: Broadcast[Any]) -> None:
+    def _take_broadcast(self, broadcast: Broadcast[Any]) -> None:
         # With no more room the oldest is dropped: its number tells that it is missing.
-        self.said.append(said)
+        self.broadcasts.append(broadcast)
         self.woken.set()
 
     def _look(self) -> None:

@@ -10,8 +10,8 @@ from anyio.abc import TaskGroup
 from runtime.agent.context import AskOptions
 from runtime.broadcast import Broadcast, BroadcastSequence
 from runtime.client.admin import Admin
-from runtime.client.broadcaster import NOTHING_SAID, Broadcaster
-from runtime.client.factories import open_sayer, open_store, open_telemetry, settings_of
+from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster
+from runtime.client.factories import open_broadcaster, open_store, open_telemetry, settings_of
 from runtime.client.listener import Listening, Reader
 from runtime.client.queries import Queries
 from runtime.client.stream_requests import StreamRequests
@@ -55,7 +55,7 @@ async def connect(
                 yield stream
             except Exception as error:  # noqa: BLE001 - raised again below, as it was: outside of the group
                 failure = error
-            await stream.said()
+            await stream.flush_broadcasts()
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -74,8 +74,8 @@ class Stream:
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
         self._inquiry: StreamRequests | None = None
-        self._sayer: Broadcaster | None = None
-        self._voice: BroadcastSequence | None = None
+        self._broadcaster: Broadcaster | None = None
+        self._broadcasts: BroadcastSequence | None = None
 
     def __repr__(self) -> str:
         return f"<Stream at {self.place}>"
@@ -199,32 +199,32 @@ class Stream:
             self._inquiry = StreamRequests(self._store, self._settings, self._tasks, self.send_all)
         return self._inquiry
 
-    def say(self, key: str, value: object) -> None:
-        """Say something to whoever listens now: it is sent at once, stored nowhere, and heard at most once.
+    def broadcast(self, key: str, value: object) -> None:
+        """Send a value to whoever listens now: it goes out at once, is stored nowhere, and arrives at most once.
 
-        It does not wait, and nothing tells whether anybody heard: `listen(pattern, said=True)` does.
+        It does not wait, and nothing tells whether anybody received it. `listen(pattern, broadcasts=True)` receives.
 
         Args:
-            key: the key to say it under.
+            key: the key to send it under.
             value: anything that has a JSON form, up to 64,000 bytes of it; 7,000 where NOTIFY carries it.
 
         Raises:
             InvalidKey: `key` is not a key.
-            InvalidValue: the value cannot be said.
-            SettingsError: nothing carries what is said.
+            InvalidValue: the value cannot be broadcast.
+            SettingsError: nothing carries broadcasts.
         """
-        if self._voice is None:
-            self._sayer = open_sayer(self._settings, self._store)
-            if self._sayer is None:
-                raise SettingsError(NOTHING_SAID)
-            self._tasks.start_soon(self._sayer.run)
-            self._voice = BroadcastSequence(self._sayer.say)
-        self._voice.say(key, value)
+        if self._broadcasts is None:
+            self._broadcaster = open_broadcaster(self._settings, self._store)
+            if self._broadcaster is None:
+                raise SettingsError(NO_TRANSPORT)
+            self._tasks.start_soon(self._broadcaster.run)
+            self._broadcasts = BroadcastSequence(self._broadcaster.send)
+        self._broadcasts.send(key, value)
 
-    async def said(self) -> None:
-        """Return when what was said so far is sent, or after two seconds."""
-        if self._sayer is not None:
-            await self._sayer.flush()
+    async def flush_broadcasts(self) -> None:
+        """Return when the broadcasts so far are sent, or after two seconds."""
+        if self._broadcaster is not None:
+            await self._broadcaster.flush()
 
     async def read(
         self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100
@@ -250,16 +250,16 @@ class Stream:
 
     @overload
     def listen(
-        self, pattern: str, *, since: int | None = None, said: Literal[False] = False
+        self, pattern: str, *, since: int | None = None, broadcasts: Literal[False] = False
     ) -> AsyncGenerator[Message[Any]]: ...
 
     @overload
     def listen(
-        self, pattern: str, *, since: int | None = None, said: Literal[True]
+        self, pattern: str, *, since: int | None = None, broadcasts: Literal[True]
     ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]: ...
 
     async def listen(
-        self, pattern: str, *, since: int | None = None, said: bool = False
+        self, pattern: str, *, since: int | None = None, broadcasts: bool = False
     ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]:
         """Yield messages as they are written, for ever; a store that is away is waited for.
 
@@ -269,21 +269,21 @@ class Stream:
         Args:
             pattern: a key, or a pattern such as site.>.
             since: begin with the messages after this id; by default with those committed from now on.
-            said: yield what is said and not stored as well, each as a `Broadcast`, at most once.
+            broadcasts: yield broadcasts as well, each a `Broadcast`, at most once.
 
         Raises:
-            SettingsError: `said` is asked for, and nothing carries it.
+            SettingsError: `broadcasts` are asked for, and nothing carries them.
             Unauthorized: the key or the role is wrong.
             MigrationMissing: the database lacks the schema.
         """
-        listening = Listening(self._settings, self._store, check_pattern(pattern), hears_said=said)
+        listening = Listening(self._settings, self._store, check_pattern(pattern), with_broadcasts=broadcasts)
         reader = await Reader.begin(self._store, pattern, since)
         self._tasks.start_soon(listening.run)
         try:
             while True:
                 listening.woken = anyio.Event()
-                while listening.said:
-                    yield listening.said.popleft()
+                while listening.broadcasts:
+                    yield listening.broadcasts.popleft()
                 if not listening.is_due():
                     await listening.rest()
                     continue

@@ -20,7 +20,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "want": "jsonb", "options": "jsonb",
     },
     "stream_beat": {"worker": "uuid", "nonce": "text"},
-    "stream_say": {"said": "text"},
+    "stream_broadcast": {"payload": "text"},
     "stream_horizon": {"look": "integer"},
     "stream_leave": {"worker": "uuid"},
     "stream_stats": {},
@@ -72,7 +72,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
 """The types of the arguments of each function, by name. JSON arguments travel as text, encoded once."""
 
 ONCE = frozenset({
-    "stream_replay", "stream_beat", "stream_amend", "stream_say",
+    "stream_replay", "stream_beat", "stream_amend", "stream_broadcast",
     "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",
 })  # fmt: skip
 """Functions that are never called again after a lost answer: a second call would do it all again, book a nonce that

@@ -79,7 +79,7 @@ def strangeness(function: str, arguments: Mapping[str, Any], answer: Any) -> str
             return _named(answer)
         is_strange = any(type(row) is not dict or any(name not in row for name in members) for row in answer)
         return "another list" if is_strange else None
-    # What `stream_say` returns.
+    # What `stream_broadcast` returns.
     return None if answer is True else _named(answer)
 
 

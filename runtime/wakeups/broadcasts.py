@@ -1,4 +1,4 @@
-"""Broadcasts, heard over Realtime or by NOTIFY.
+"""Broadcasts received over Realtime or by NOTIFY.
 
 Each path has a connection of its own, not the one that carries wake-ups: a flood of broadcasts may close its channel,
 and must not cost those.
@@ -27,23 +27,23 @@ from runtime.wakeups.phoenix import PhoenixChannel
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
 
 _log = logging.getLogger("runtime.wakeups")
-CHANNEL = "runtime_said"
+CHANNEL = "runtime_broadcast"
 _POOLED = "a transaction pooler stands in between, and LISTEN is not heard through one"
 
 
 @dataclass
 class BroadcastChannel(PhoenixChannel):
-    """One private channel that hears what is said, on one fresh socket.
+    """One private channel of broadcasts, on one fresh socket.
 
     Args:
-        said_topic: the topic to listen to.
+        broadcast_topic: the topic to listen to.
     """
 
-    said_topic: str = ""
+    broadcast_topic: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.topic = f"realtime:{self.said_topic}"
+        self.topic = f"realtime:{self.broadcast_topic}"
 
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "private": True}
@@ -60,7 +60,7 @@ class BroadcastChannel(PhoenixChannel):
 
 
 class RealtimeBroadcasts(RealtimeWakeups):
-    """What is said, over Supabase Realtime.
+    """Broadcasts over Supabase Realtime.
 
     Args:
         url: the project's URL, as in SUPABASE_URL.
@@ -88,23 +88,23 @@ class RealtimeBroadcasts(RealtimeWakeups):
         self._topic = topic
         self._take = take
 
-    async def hear(self) -> None:
+    async def receive(self) -> None:
         """Listen for ever, connecting anew as often as needed, until cancelled."""
         await self.run(_Nobody())
 
     def _channel(self) -> PhoenixChannel:
-        return BroadcastChannel(self._worker, (), (), self._timings, said_topic=self._topic)
+        return BroadcastChannel(self._worker, (), (), self._timings, broadcast_topic=self._topic)
 
     def _pass_on(self, effect: Effect, listener: Listener) -> None:
         if isinstance(effect, Heard):
             self._take(effect.payload)
         elif isinstance(effect, Joined):
             self._outage.over()
-            _log.info("what is said is heard at %s", self._place)
+            _log.info("broadcasts are received at %s", self._place)
 
 
 class NotifyBroadcasts:
-    """What is said, by NOTIFY.
+    """Broadcasts by NOTIFY.
 
     Args:
         url: a `postgresql://` URL.
@@ -119,13 +119,13 @@ class NotifyBroadcasts:
         self._random = Random()
         self._outage = Outage()
 
-    async def hear(self) -> None:
+    async def receive(self) -> None:
         """Listen for ever, connecting anew as often as needed, until cancelled."""
         failures = 0
         while True:
             began = time.monotonic()
             try:
-                why = await self._hear_once()
+                why = await self._receive_once()
             except FAULTS as error:
                 why = f"no connection ({type(error).__name__})"
             failures = 1 if time.monotonic() - began > 3 * CONNECT_SECONDS else failures + 1
@@ -134,19 +134,21 @@ class NotifyBroadcasts:
                 pause = 60.0
             level = self._outage.level("pooled" if why == _POOLED else "no connection", logging.WARNING)
             _log.log(
-                level, "what is said at %s is not heard: %s; trying again in %.1f s",
+                level, "broadcasts at %s are not received: %s; trying again in %.1f s",
                 self._address.place, why, pause,
             )  # fmt: skip
             await anyio.sleep(pause)
 
-    async def _hear_once(self) -> str:
+    async def _receive_once(self) -> str:
         """Live through one connection and return why it ended."""
         if await is_unheard(self._address):
             return _POOLED
         ended = anyio.Event()
-        async with listening(self._address, (CHANNEL,), self._receive, ended.set, who="said") as connection:
+        async with listening(
+            self._address, (CHANNEL,), self._receive, ended.set, who="broadcasts"
+        ) as connection:
             self._outage.over()
-            _log.info("what is said is heard at %s", self._address.place)
+            _log.info("broadcasts are received at %s", self._address.place)
             while not ended.is_set():
                 with anyio.move_on_after(self._check_seconds):
                     await ended.wait()

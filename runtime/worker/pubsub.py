@@ -34,7 +34,7 @@ _GATHER_SECONDS = 0.05
 # How many messages may wait for a handler, and how long a page that it has no room for is kept.
 _WAITING = 1_000
 _PATIENCE_SECONDS = 5.0
-_SAY_SECONDS = 10.0
+_WARN_SECONDS = 10.0
 # Announcements are addressed to workers with work; they say nothing of what each process reads.
 _ADDRESSED = ("broadcast", "notify")
 
@@ -194,7 +194,7 @@ class _Subscriber:
         self._outbox: deque[Report] = deque()
         self._emitted = anyio.Event()
         self._dropped = 0
-        self._said_at = -_SAY_SECONDS
+        self._warned_at = -_WARN_SECONDS
         self._trouble = ""
 
     async def read(self) -> None:
@@ -259,8 +259,8 @@ class _Subscriber:
             self._waiting.popleft()
             self._dropped += 1
             self._each.counts["dropped"] += 1
-        if self._dropped and anyio.current_time() >= self._said_at + _SAY_SECONDS:
-            self._said_at = anyio.current_time()
+        if self._dropped and anyio.current_time() >= self._warned_at + _WARN_SECONDS:
+            self._warned_at = anyio.current_time()
             _log.warning(
                 "%s is too slow: %d of the messages that waited for it were dropped, the oldest first; nothing is "
                 'kept for deliver="each"',

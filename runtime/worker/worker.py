@@ -17,10 +17,10 @@ import anyio
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import reply_key
-from runtime.client.broadcaster import NOTHING_SAID, Broadcaster
+from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster
 from runtime.client.factories import (
     compare_places,
-    open_sayer,
+    open_broadcaster,
     open_store,
     open_telemetry,
     open_wakeups,
@@ -103,7 +103,7 @@ class Worker:
         self._dispatcher: Dispatcher | None = None
         self._each: PubSub | None = None
         self._runner: Executor | None = None
-        self._sayer: Broadcaster | None = None
+        self._broadcaster: Broadcaster | None = None
         self._started = threading.Lock()
         self._is_stopping = False
         self._drain_seconds = settings.drain_seconds
@@ -209,7 +209,7 @@ class Worker:
                     observer=_all_of(self._observer, None if metrics is None else metrics.observe),
                     spans=spans,
                     asks=asks,
-                    speak=self._speak,
+                    send_broadcast=self._send_broadcast,
                     moved=self._change_room,
                 )
                 ended = anyio.Event()
@@ -255,10 +255,10 @@ class Worker:
         elif self._dispatcher is not None:
             self._dispatcher.report(report)
 
-    def _speak(self, key: str, text: str) -> None:
-        if self._sayer is None:
-            raise SettingsError(NOTHING_SAID)
-        self._sayer.say(key, text)
+    def _send_broadcast(self, key: str, text: str) -> None:
+        if self._broadcaster is None:
+            raise SettingsError(NO_TRANSPORT)
+        self._broadcaster.send(key, text)
 
     async def _run_thread(
         self, runner: Executor, asks: HandlerRequests, metrics: "Metrics | None", ended: Callable[[], None]
@@ -309,7 +309,7 @@ class Worker:
             steady()
             with self._started:
                 self._dispatcher, self._each = dispatcher, each
-                self._sayer = open_sayer(self._settings, store)
+                self._broadcaster = open_broadcaster(self._settings, store)
                 if self._is_stopping:
                     dispatcher.stop(self._drain_seconds)
                     if each is not None:
@@ -323,15 +323,15 @@ class Worker:
                     tasks.start_soon(self._listen, each, dispatcher)
                 if self._posts is not None:
                     tasks.start_soon(self._posts.keep, store)
-                if self._sayer is not None:
-                    tasks.start_soon(self._sayer.run)
+                if self._broadcaster is not None:
+                    tasks.start_soon(self._broadcaster.run)
                 await dispatcher.run()
                 if each is not None:
                     # What runs is cancelled when the time to drain is over.
                     with anyio.move_on_after(self._drain_seconds + _LEAVE_SECONDS):
                         await each.drained()
-                if self._sayer is not None:
-                    await self._sayer.flush()
+                if self._broadcaster is not None:
+                    await self._broadcaster.flush()
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):

@@ -1,12 +1,12 @@
 -- Broadcasts: values that are not stored, for whoever listens just now.
 
-create function public.stream_say(said text) returns json
+create function public.stream_broadcast(payload text) returns json
 language plpgsql security definer set search_path = '' as $$
 begin
-    perform runtime.refuse_agent('say what is not stored');
-    perform pg_notify('runtime_said', said);
+    perform runtime.refuse_agent('broadcast');
+    perform pg_notify('runtime_broadcast', payload);
     return 'true'::json;
 end
 $$;
-comment on function public.stream_say(text) is
-    'Sends {"said": [...]} to who listens on runtime_said, less than 8,000 bytes; nothing is stored.';
+comment on function public.stream_broadcast(text) is
+    'Notifies the channel runtime_broadcast of {"broadcasts": [...]}, less than 8,000 bytes; stores nothing.';

@@ -49,10 +49,10 @@ begin
             end if;
             -- Broadcasts of workers are sent to these topics, and to no other.
             if not exists (
-                select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers say'
+                select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers broadcast'
             ) then
-                create policy "runtime workers say" on realtime.messages for insert to service_role
-                    with check (realtime.topic() like 'runtime:said%' and extension = 'broadcast');
+                create policy "runtime workers broadcast" on realtime.messages for insert to service_role
+                    with check (realtime.topic() like 'runtime:broadcast%' and extension = 'broadcast');
             end if;
         exception
             when insufficient_privilege then

@@ -24,7 +24,7 @@ select case when yes
     else skip('postgres does not own realtime.messages') end
 from may_make_policies;
 select case when yes
-    then policy_cmd_is('realtime', 'messages', 'runtime workers say', 'insert', 'but what is not stored')
+    then policy_cmd_is('realtime', 'messages', 'runtime workers broadcast', 'insert', 'but what is not stored')
     else skip('postgres does not own realtime.messages') end
 from may_make_policies;
 select is(

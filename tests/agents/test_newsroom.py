@@ -48,17 +48,17 @@ def files_in(folder: Path) -> list[Path]:
 
 
 async def handle(
-    name: str, value: object, *, number: int = 1, key: str = "test", said: list[Any] | None = None
+    name: str, value: object, *, number: int = 1, key: str = "test", broadcasts: list[Any] | None = None
 ) -> list[tuple[str, Any]]:
     """Run one handler on one message, as a worker would; what it emitted, as it would be stored.
 
-    What it says is put into `said`.
+    Its broadcasts are put into `broadcasts`.
     """
     (handler,) = (handler for handler in handlers() if handler.name == name)
     message = Message(number, key, value)
     context = Context(message, name)
-    if said is not None:
-        context.speak = lambda key, text: said.append((key, json.loads(text)["value"]))
+    if broadcasts is not None:
+        context.send_broadcast = lambda key, text: broadcasts.append((key, json.loads(text)["value"]))
     dependencies = handler.dependencies or Dependencies((), is_async=handler.is_async)
     arguments = handler.bind(message, context)
     if handler.batch is not None:
@@ -327,11 +327,11 @@ async def test_with_a_key_a_model_writes_the_summary_and_is_heard_writing(
         },
         {"type": "message_stop"},
     ]
-    said: list[Any] = []
+    broadcasts: list[Any] = []
     with model_service(200, answer) as (url, asked):
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        ((_, written),) = await handle("writer.draft", {"path": "leases.md"}, said=said)
-    assert said == [("draft.token", piece) for piece in pieces]
+        ((_, written),) = await handle("writer.draft", {"path": "leases.md"}, broadcasts=broadcasts)
+    assert broadcasts == [("draft.token", piece) for piece in pieces]
     assert written["summary"] == "Leases end. Nobody cleans up."
     assert asked[0]["model"] == "claude-haiku-4-5"
     assert "A worker takes a job" in asked[0]["messages"][0]["content"]

@@ -231,7 +231,7 @@ def test_t7_a_server_that_lets_realtime_read_rows_needs_no_cure(listed: str | No
 NO_POLICIES = """
 drop event trigger lend_messages; drop event trigger take_messages_back;
 drop policy "runtime workers hear their wake-ups" on realtime.messages;
-drop policy "runtime workers say" on realtime.messages;
+drop policy "runtime workers broadcast" on realtime.messages;
 """
 
 

@@ -82,23 +82,23 @@ def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(shell: Shell) -> 
     assert "Traceback" not in said
 
 
-def test_tail_prints_what_is_said_beside_what_is_stored_when_asked(shell: Shell, stack: Any) -> None:
-    process = shell.start("tail", "news.>", "--said", "--json", PYTHONUNBUFFERED="1")
+def test_tail_prints_broadcasts_beside_messages_when_asked(shell: Shell, stack: Any) -> None:
+    process = shell.start("tail", "news.>", "--broadcasts", "--json", PYTHONUNBUFFERED="1")
     assert process.stdout is not None
     lines = process.stdout
 
-    async def speak() -> None:
+    async def write() -> None:
         settings = Settings.load(
             supabase_url=stack.api_url, supabase_key=stack.service_role_key, database_url=None
         )
         async with connect(settings) as stream, anyio.create_task_group() as tasks:
 
-            async def say_on() -> None:
+            async def broadcast_on() -> None:
                 while True:
-                    stream.say("news.token", "word")
+                    stream.broadcast("news.token", "word")
                     await anyio.sleep(0.1)
 
-            tasks.start_soon(say_on)
+            tasks.start_soon(broadcast_on)
             first = json.loads(await anyio.to_thread.run_sync(lines.readline))
             assert (first["key"], first["value"]) == ("news.token", "word")
             assert "id" not in first
@@ -111,7 +111,7 @@ def test_tail_prints_what_is_said_beside_what_is_stored_when_asked(shell: Shell,
             tasks.cancel_scope.cancel()
 
     with anyio.from_thread.start_blocking_portal() as portal:
-        portal.call(speak)
+        portal.call(write)
 
 
 def test_status_tells_what_is_there_and_what_to_do(shell: Shell) -> None:

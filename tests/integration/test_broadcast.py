@@ -1,4 +1,4 @@
-"""Is what is said heard by who listens, by nobody else, and stored nowhere? Over Realtime, and over NOTIFY."""
+"""Broadcasts reach those who listen, nobody else, and no table: over Realtime, and over NOTIFY."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ WAYS = ["realtime", "notify"]
 
 
 def settings_for(way: str, stack: Any, **changes: Any) -> Settings:
-    """Settings with which this way carries what is said."""
+    """Settings with which this way carries broadcasts."""
     if way == "realtime":
         return settings_of(stack, **changes)
     return settings_of(stack, supabase_url=None, supabase_key=None, database_url=stack.db_url, **changes)
@@ -36,21 +36,21 @@ def settings_for(way: str, stack: Any, **changes: Any) -> Settings:
 
 async def hear(stream: Stream, pattern: str, into: list[Message[Any] | Broadcast[Any]]) -> None:
     """Listen for ever."""
-    async for heard in stream.listen(pattern, said=True):
+    async for heard in stream.listen(pattern, broadcasts=True):
         into.append(heard)
 
 
-def said(heard: list[Message[Any] | Broadcast[Any]]) -> list[Any]:
+def values(heard: list[Message[Any] | Broadcast[Any]]) -> list[Any]:
     return [each.value for each in heard if isinstance(each, Broadcast)]
 
 
 async def hears(caplog: pytest.LogCaptureFixture, times: int) -> None:
-    """Return when so many listeners hear what is said."""
-    await until(lambda: caplog.text.count("what is said is heard at") >= times)
+    """Return when so many listeners receive broadcasts."""
+    await until(lambda: caplog.text.count("broadcasts are received at") >= times)
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
+async def test_a_handlers_broadcasts_arrive_in_order_and_are_stored_nowhere(
     way: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -60,14 +60,14 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
     @writer.on("chat.asked", emits="chat.answered")
     async def answer(question: str, context: Context) -> str:
         for token in tokens:
-            context.say("chat.tokens", token)
+            context.broadcast("chat.tokens", token)
             await anyio.sleep(0.001)
         return "".join(tokens)
 
     @writer.on("chat.asked")
     def think(question: str, context: Context) -> None:
         for step in range(20):
-            context.say("thought.step", {"step": step})
+            context.broadcast("thought.step", {"step": step})
 
     everything: list[Message[Any] | Broadcast[Any]] = []
     exact: list[Message[Any] | Broadcast[Any]] = []
@@ -85,8 +85,8 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
         await hears(caplog, 3)
         await until(lambda: settled(database, "writer.answer", "writer.think"))
         sent = await stream.send("chat.asked", "Why?")
-        await until(lambda: len(said(everything)) >= 220 and len(said(exact)) >= 200)
-        assert said(exact) == tokens
+        await until(lambda: len(values(everything)) >= 220 and len(values(exact)) >= 200)
+        assert values(exact) == tokens
         assert [
             each.value for each in everything if isinstance(each, Broadcast) and each.key == "chat.tokens"
         ] == tokens
@@ -97,8 +97,8 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
         assert {(each.agent, each.message_id, each.correlation_id) for each in heard} == {
             ("writer", sent.id, str(sent.id))
         }
-        assert len({each.sayer for each in heard}) == 1
-        assert heard[0].sayer != steps[0].sayer
+        assert len({each.sender for each in heard}) == 1
+        assert heard[0].sender != steps[0].sender
         await until(
             lambda: any(isinstance(each, Message) and each.key == "chat.answered" for each in everything)
         )
@@ -106,13 +106,13 @@ async def test_what_a_handler_says_is_heard_in_order_and_stored_nowhere(
         stored = await database.fetchval(
             "select count(*) from consciousness_stream where key in ('chat.tokens', 'thought.step')"
         )
-        broadcast = await database.fetchval("select count(*) from realtime.messages where event = 'said'")
-        assert (stored, broadcast) == (0, 0)
+        kept = await database.fetchval("select count(*) from realtime.messages where event = 'broadcasts'")
+        assert (stored, kept) == (0, 0)
         tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_script_says_what_others_hear_and_what_it_said_last_is_sent_before_it_ends(
+async def test_a_script_broadcasts_and_its_last_broadcast_is_sent_before_it_ends(
     way: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -123,35 +123,35 @@ async def test_a_script_says_what_others_hear_and_what_it_said_last_is_sent_befo
         await hears(caplog, 1)
         async with connect(settings) as beside:
             for number in range(100):
-                beside.say("news.tick", number)
+                beside.broadcast("news.tick", number)
             with pytest.raises(InvalidValue, match="bytes as JSON"):
-                beside.say("news.tick", "x" * 65_000)
-            beside.say("news.last", {"over": True})
-        await until(lambda: {"over": True} in said(heard))
-        assert said(heard) == [*range(100), {"over": True}]
+                beside.broadcast("news.tick", "x" * 65_000)
+            beside.broadcast("news.last", {"over": True})
+        await until(lambda: {"over": True} in values(heard))
+        assert values(heard) == [*range(100), {"over": True}]
         tasks.cancel_scope.cancel()
 
 
-async def test_a_frame_gathers_what_is_said_within_a_moment(
+async def test_a_frame_gathers_the_broadcasts_of_a_moment(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     heard: list[Message[Any] | Broadcast[Any]] = []
-    settings = settings_of(stack, say_seconds=0.3)
+    settings = settings_of(stack, broadcast_gather_seconds=0.3)
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
         tasks.start_soon(hear, stream, "news.*", heard)
         await hears(caplog, 1)
         for number in range(100):
-            stream.say("news.tick", number)
+            stream.broadcast("news.tick", number)
             await anyio.sleep(0.001)
-        await until(lambda: len(said(heard)) == 100)
-        assert stream._sayer is not None
-        assert stream._sayer.counts["frames"] <= 3
+        await until(lambda: len(values(heard)) == 100)
+        assert stream._broadcaster is not None
+        assert stream._broadcaster.counts["frames"] <= 3
         tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_is_said_while_a_listeners_connection_is_dead_is_missed_and_nothing_is_doubled(
+async def test_broadcasts_while_a_listeners_connection_is_dead_are_missed_and_none_is_doubled(
     way: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -159,7 +159,7 @@ async def test_what_is_said_while_a_listeners_connection_is_dead_is_missed_and_n
     target = urlsplit(stack.api_url if way == "realtime" else stack.db_url)
     async with (
         faulty_proxy(target.port) as proxy,
-        connect(settings_for(way, stack)) as speaker,
+        connect(settings_for(way, stack)) as sender,
         anyio.create_task_group() as tasks,
     ):
         place = target._replace(netloc=target.netloc.replace(str(target.port), str(proxy.port))).geturl()
@@ -171,35 +171,35 @@ async def test_what_is_said_while_a_listeners_connection_is_dead_is_missed_and_n
         async with connect(far) as stream:
             tasks.start_soon(hear, stream, "news.*", heard)
             await hears(caplog, 1)
-            speaker.say("news.tick", 1)
-            await until(lambda: said(heard) == [1])
+            sender.broadcast("news.tick", 1)
+            await until(lambda: values(heard) == [1])
             await proxy.cut()
-            speaker.say("news.tick", 2)
-            await speaker.said()
+            sender.broadcast("news.tick", 2)
+            await sender.flush_broadcasts()
             await hears(caplog, 2)
-            speaker.say("news.tick", 3)
-            await until(lambda: 3 in said(heard))
+            sender.broadcast("news.tick", 3)
+            await until(lambda: 3 in values(heard))
             # The second may have come just before the cut was done; what is missing shows in the numbers.
-            assert said(heard) in ([1, 3], [1, 2, 3])
+            assert values(heard) in ([1, 3], [1, 2, 3])
             numbers = [each.number for each in heard if isinstance(each, Broadcast)]
-            assert numbers == said(heard)
+            assert numbers == values(heard)
             tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
-    ("role", "topic"), [("anon", "runtime:said"), ("authenticated", "runtime:said:news.tick")]
+    ("role", "topic"), [("anon", "runtime:broadcast"), ("authenticated", "runtime:broadcast:news.tick")]
 )
-async def test_others_neither_hear_what_is_said_nor_say_anything(
+async def test_others_neither_receive_broadcasts_nor_send_any(
     role: str, topic: str, stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     heard: list[Message[Any] | Broadcast[Any]] = []
     key = make_token(secret=stack.jwt_secret, role=role)
     url = stack.api_url.replace("http", "ws", 1)
-    forged = {"said": [{"key": "news.tick", "number": 1, "value": "forged", "sayer": "x"}]}
-    message = {"topic": topic, "event": "said", "private": True, "payload": forged}
+    forged = {"broadcasts": [{"key": "news.tick", "number": 1, "value": "forged", "sender": "x"}]}
+    message = {"topic": topic, "event": "broadcasts", "private": True, "payload": forged}
     async with connect(settings_of(stack)) as stream, anyio.create_task_group() as tasks:
-        tasks.start_soon(hear, stream, ">" if topic == "runtime:said" else "news.tick", heard)
+        tasks.start_soon(hear, stream, ">" if topic == "runtime:broadcast" else "news.tick", heard)
         await hears(caplog, 1)
         async with httpx.AsyncClient(base_url=stack.api_url, headers={"apikey": key}) as http:
             answer = await http.post("/realtime/v1/api/broadcast", json={"messages": [message]})
@@ -211,13 +211,13 @@ async def test_others_neither_hear_what_is_said_nor_say_anything(
             answer = json.loads(await socket.recv())
             assert answer[4]["status"] == "error"
             assert "permissions to read" in answer[4]["response"]["reason"]
-        stream.say("news.tick", "true")
-        await until(lambda: said(heard) == ["true"])
+        stream.broadcast("news.tick", "true")
+        await until(lambda: values(heard) == ["true"])
         tasks.cancel_scope.cancel()
 
 
 @pytest.mark.own_stack
-async def test_a_policy_opens_what_is_said_under_one_key_and_nothing_else(
+async def test_a_policy_opens_the_broadcasts_under_one_key_and_nothing_else(
     stack: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "listening.md").read_text()
@@ -233,20 +233,20 @@ async def test_a_policy_opens_what_is_said_under_one_key_and_nothing_else(
         websockets.connect(f"{url}/realtime/v1/websocket?apikey={token}&vsn=2.0.0") as socket,
     ):
         join = {"config": {"private": True}, "access_token": token}
-        await socket.send(json.dumps(["1", "1", f"realtime:runtime:said:chat.{user}", "phx_join", join]))
+        await socket.send(json.dumps(["1", "1", f"realtime:runtime:broadcast:chat.{user}", "phx_join", join]))
         assert json.loads(await socket.recv())[4]["status"] == "ok"
-        stream.say("chat.another", "not for you")
-        stream.say(f"chat.{user}", "for you")
+        stream.broadcast("chat.another", "not for you")
+        stream.broadcast(f"chat.{user}", "for you")
         payload = json.loads(await socket.recv())[4]["payload"]
-        assert [each["value"] for each in payload["said"]] == ["for you"]
-        await socket.send(json.dumps(["2", "2", "realtime:runtime:said", "phx_join", join]))
+        assert [each["value"] for each in payload["broadcasts"]] == ["for you"]
+        await socket.send(json.dumps(["2", "2", "realtime:runtime:broadcast", "phx_join", join]))
         assert json.loads(await socket.recv())[4]["status"] == "error"
 
 
 async def test_nothing_carries_it_where_realtime_and_notify_are_off(stack: Any) -> None:
     settings = settings_of(stack, broadcast=False)
     async with connect(settings) as stream:
-        with pytest.raises(SettingsError, match="Nothing carries what is said"):
-            stream.say("news.tick", 1)
-        with pytest.raises(SettingsError, match="Nothing carries what is said"):
-            await anext(stream.listen("news.tick", said=True))
+        with pytest.raises(SettingsError, match="Nothing carries broadcasts"):
+            stream.broadcast("news.tick", 1)
+        with pytest.raises(SettingsError, match="Nothing carries broadcasts"):
+            await anext(stream.listen("news.tick", broadcasts=True))

@@ -284,10 +284,10 @@ async def post_to_targets(db: Any, _: Worker) -> None:
 
 
 @call
-async def listen_and_say(db: Any, _: Worker) -> None:
+async def listen_and_broadcast(db: Any, _: Worker) -> None:
     found = await db.fetchval("select stream_horizon(1000)")
     assert found["floor"] <= found["drawn"]
-    await db.fetchval("select stream_say($1)", '{"said":[]}')
+    await db.fetchval("select stream_broadcast($1)", '{"broadcasts":[]}')
 
 
 @call
@@ -471,7 +471,7 @@ async def test_k6_no_function_of_the_kernel_is_left_out(crowded: Any) -> None:
         "select proname::text from pg_proc where pronamespace = 'public'::regnamespace and proname like 'stream\\_%'"
     )
     text = await anyio.Path(__file__).read_text()
-    without_the_stream = {"stream_install_realtime", "stream_say"}
+    without_the_stream = {"stream_install_realtime", "stream_broadcast"}
     by_the_driver = {"stream_send", "stream_subscribe", "stream_exchange"}
     named = {row["proname"] for row in public} - without_the_stream - by_the_driver
     assert {name for name in named if f"select {name}(" not in text} == set()

@@ -161,7 +161,7 @@ def test_n3_what_servers_and_poolers_say_on_the_way_in_has_its_class(
 
 STRANGE: list[Any] = [None, [], {}, 7, "x", True, 1.5, [1], [None], [{}], {"ok": True}, {"message": "hello"}]
 # What the API itself could have said.
-FITTING = {"stream_say": [True], "stream_last_good": [None]}
+FITTING = {"stream_broadcast": [True], "stream_last_good": [None]}
 BY_NAME = ("stream_handling", "stream_note_webhooks")
 
 
@@ -176,7 +176,7 @@ def test_l3_no_function_takes_the_answer_of_a_stranger_for_its_own(function: str
 
 
 def test_l3_every_function_has_a_shape() -> None:
-    assert OBJECTS.keys() | LISTS.keys() | {"stream_say"} == FUNCTIONS.keys()
+    assert OBJECTS.keys() | LISTS.keys() | {"stream_broadcast"} == FUNCTIONS.keys()
     assert not OBJECTS.keys() & LISTS.keys()
 
 

@@ -78,7 +78,7 @@ class Attempts:
         states: of the agents that are open, what their lifespans yielded; it may change.
         spans: what makes a trace of the attempts, where one is wanted.
         asks: what sends the requests of handlers.
-        speak: what carries away what handlers say; called from any thread.
+        send_broadcast: sends a handler's broadcast; called from any thread.
         left: told of a handler whose plain function was given up on and runs on in its thread.
         ended: told when such a thread has ended.
     """
@@ -91,7 +91,7 @@ class Attempts:
         states: Mapping[str, Any],
         spans: Spans | None = None,
         asks: Requests | None = None,
-        speak: SendBroadcast | None = None,
+        send_broadcast: SendBroadcast | None = None,
         left: Callable[[Handler], None] = lambda _: None,
         ended: Callable[[Handler], None] = lambda _: None,
     ) -> None:
@@ -103,7 +103,7 @@ class Attempts:
         self._states = states
         self._spans = spans
         self._asks = asks
-        self._speak = speak
+        self._send_broadcast = send_broadcast
         self._random = Random()
         # A limiter each, so that a slow handler takes no other's threads.
         self._threads = {
@@ -135,7 +135,7 @@ class Attempts:
     def gathered(self, handler: Handler, deliveries: Sequence[Delivery]) -> Batch:
         """One call to be made with several deliveries."""
         state = self._states.get(handler.agent)
-        return Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._speak)
+        return Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._send_broadcast)
 
     async def many(self, batch: Batch, clock: float) -> None:
         """Make the call of a batch; its reports say what comes of each delivery.
@@ -176,7 +176,7 @@ class Attempts:
             self._worker,
             state=self._states.get(handler.agent),
             asks=self._asks,
-            speak=self._speak,
+            send_broadcast=self._send_broadcast,
         )
         attempt_of_logs.set(context)
         try:

@@ -78,7 +78,7 @@ class Batch:
         random: where the jitter of retries comes from.
         state: what the agent's lifespan yielded.
         asks: what sends its requests.
-        speak: what carries away what is said.
+        send_broadcast: sends a handler's broadcast.
 
     Attributes:
         handler, deliveries: as they were given.
@@ -96,7 +96,7 @@ class Batch:
         random: Random,
         state: object = None,
         asks: Requests | None = None,
-        speak: SendBroadcast | None = None,
+        send_broadcast: SendBroadcast | None = None,
     ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
@@ -111,7 +111,7 @@ class Batch:
             worker,
             state=state,
             asks=asks,
-            speak=speak,
+            send_broadcast=send_broadcast,
             messages=messages,
         )
 

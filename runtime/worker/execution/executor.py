@@ -46,7 +46,7 @@ class Executor:
         observer: told of every attempt, on the loop of user code.
         spans: what makes a trace of the attempts, where one is wanted.
         asks: what sends the requests of handlers.
-        speak: what carries away what handlers say; called from any thread.
+        send_broadcast: sends a handler's broadcast; called from any thread.
         moved: told on the loop of user code that a handler has more room now, or less.
     """
 
@@ -62,7 +62,7 @@ class Executor:
         observer: Observer | None = None,
         spans: Spans | None = None,
         asks: Requests | None = None,
-        speak: SendBroadcast | None = None,
+        send_broadcast: SendBroadcast | None = None,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         steady()
@@ -81,7 +81,7 @@ class Executor:
             self._states,
             spans,
             asks,
-            speak,
+            send_broadcast,
             self._leave,
             self._leave_no_more,
         )

@@ -15,7 +15,7 @@ from runtime.tracebacks import line_of, members_of, places_of, text_of, trace_of
 _log = logging.getLogger("runtime.handlers")
 _ERROR_CHARACTERS = 4_000
 _TRACEBACK_CHARACTERS = 20_000
-_AWAITED_NOTHING = re.compile(r"\bawait\s+[\w.]*?(\w+\.(?:emit|say|fail|answer))\(")
+_AWAITED_NOTHING = re.compile(r"\bawait\s+[\w.]*?(\w+\.(?:emit|broadcast|fail|answer))\(")
 
 
 @dataclass(frozen=True, slots=True)

@@ -667,15 +667,15 @@ async def test_h7_one_result_of_a_batch_takes_no_neighbour_with_it() -> None:
     assert reports == {1: None, 2: "dead", 3: "dead"}
 
 
-@pytest.mark.parametrize("name", ["emit", "say"])
+@pytest.mark.parametrize("name", ["emit", "broadcast"])
 async def test_h7_an_emit_that_is_awaited_is_told_in_plain_words(name: str) -> None:
     async def emit(value: int, context: Context) -> None:
         await context.emit("a.c", value)  # type: ignore[func-returns-value]
 
-    async def say(value: int, it: Context) -> None:
-        await it.say("a.c", value)  # type: ignore[func-returns-value]
+    async def broadcast(value: int, it: Context) -> None:
+        await it.broadcast("a.c", value)  # type: ignore[func-returns-value]
 
-    async with stage(emit, say).open() as it:
+    async with stage(emit, broadcast).open() as it:
         it.give(name, 1)
         [report] = await it.reported()
     assert report.outcome == "dead"
