@@ -11,11 +11,11 @@ import anyio
 
 from runtime.broadcast import Broadcast
 from runtime.client.factories import open_broadcasts, open_wakeups
-from runtime.errors import StoreError, StoreUnavailable
+from runtime.client.wakeup_inbox import WakeupInbox
+from runtime.errors import StoreUnavailable
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Store
-from runtime.wakeups import Path, Reachability
 from runtime.wakeups.polling import Pace
 
 _log = logging.getLogger("runtime.client.stream")
@@ -144,12 +144,13 @@ class Listening:
     def __init__(
         self, settings: Settings, store: Store, pattern: str, *, with_broadcasts: bool = False
     ) -> None:
-        self._id = uuid4()
-        self._store = store
+        identity = uuid4()
         # Announcements are for workers; a listener hears of the rows themselves.
         changes_only = settings.model_copy(update={"broadcast": False, "notify": False, "webhook": None})
-        self.wakeups = open_wakeups(changes_only, self._id, [pattern])
-        self.reach = Reachability(frozenset(path for source in self.wakeups for path in source.paths))
+        self._inbox = WakeupInbox(
+            store, identity, open_wakeups(changes_only, identity, [pattern]), self._look
+        )
+        self.reach = self._inbox.reach
         self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
         self.woken = anyio.Event()
         self.scope = anyio.CancelScope()
@@ -159,17 +160,13 @@ class Listening:
         self._is_due = True
         self._look_at = 0.0
         self._sweep_seconds = settings.sweep_seconds
-        self._nonces: list[str] = []
-        self._asked = anyio.Event()
         self._is_away = False
 
     async def run(self) -> None:
         """Listen until the scope is cancelled."""
         with self.scope:
             async with anyio.create_task_group() as tasks:
-                for source in self.wakeups:
-                    tasks.start_soon(source.run, self)
-                tasks.start_soon(self._prove)
+                tasks.start_soon(self._inbox.run)
                 if self._receive is not None:
                     tasks.start_soon(self._receive)
 
@@ -205,19 +202,6 @@ class Listening:
             self._is_away = False
             _log.info("the store answers again")
 
-    async def _prove(self) -> None:
-        """Send nonces through the database, also while whoever listens is busy with a message."""
-        while True:
-            await self._asked.wait()
-            self._asked = anyio.Event()
-            while self._nonces:
-                nonce = self._nonces.pop()
-                try:
-                    await self._store.operate("stream_beat", worker=str(self._id), nonce=nonce)
-                except StoreError as error:
-                    # The nonce's deadline passes, and the path counts as deaf: polling goes on, and tells the rest.
-                    _log.debug("a nonce could not be sent: %s", error)
-
     def _take_broadcast(self, broadcast: Broadcast[Any]) -> None:
         # With no more room the oldest is dropped: its number tells that it is missing.
         self.broadcasts.append(broadcast)
@@ -226,26 +210,3 @@ class Listening:
     def _look(self) -> None:
         self._is_due = True
         self.woken.set()
-
-    def wake(self, why: str, message: int | None = None) -> None:
-        """Read now."""
-        self._look()
-
-    def live(self, path: Path) -> None:
-        """Read once, then wait for wake-ups."""
-        self.reach.live(path)
-        self._look()
-
-    def gap(self, path: Path, why: str) -> None:
-        """Read now."""
-        self._look()
-
-    def lost(self, path: Path, why: str) -> None:
-        """Poll."""
-        self.reach.lost(path)
-        self._look()
-
-    def prove(self, nonce: str) -> None:
-        """Send the nonce through the database."""
-        self._nonces.append(nonce)
-        self._asked.set()

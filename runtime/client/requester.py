@@ -1,7 +1,7 @@
-"""How does whoever asked wait for the answers? One look at the table serves all that wait; wake-ups say when to look.
+"""Requests and the wait for their answers: one query serves all requests that wait; wake-ups say when to run it.
 
-A request is stored at once and stands, whatever becomes of who asked. A lost wake-up costs latency only: the table is
-looked at all the same, at a modest pace.
+A request is stored at once and stays, even if the process that asked ends. A lost wake-up costs latency only: the table
+is queried anyway, at a modest pace.
 """
 
 import asyncio
@@ -13,17 +13,19 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from random import Random
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import Any, Self, TypeVar
+from uuid import UUID, uuid4
 
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.agent.request_reply import RequestState, reply_key
-from runtime.backoff import backoff_seconds
+from runtime.agent.context import AskOptions
+from runtime.agent.request_reply import RequestState, asking_headers, reply_key
+from runtime.backoff import Outage
+from runtime.client.factories import open_wakeups, reachable_by
+from runtime.client.wakeup_inbox import WakeupInbox
 from runtime.errors import AskTimeout, InvalidValue, RuntimeFault, StoreError, StoreUnavailable
-from runtime.message import Answer, Draft
+from runtime.message import Answer, Draft, Priority, check_dedup_key
 from runtime.settings import Settings
 from runtime.store import Sent, Store
 from runtime.wakeups import Reachability
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 _FIRST_LOOK_SECONDS = 0.02
 _LAST_LOOK_SECONDS = 2.0
-# Hints can be forged, and many come for others: some looks that found nothing are free, then they cost a pause.
+# Hints can be forged, and many are for other requests: after some looks that found nothing, each costs a pause.
 _FREE_LOOKS = 3
 _PAUSE_SECONDS = (0.005, 0.05)
 
@@ -43,7 +45,7 @@ Send = Callable[[list[Draft]], Awaitable[list[Sent]]]
 
 @dataclass(eq=False)
 class _PendingRequest:
-    """One who waits for a request to be settled."""
+    """A request that is not settled yet."""
 
     key: str
     judge: Callable[[RequestState], object | None]
@@ -54,7 +56,7 @@ class _PendingRequest:
     error: Exception | None = None
 
     def note(self, found: RequestState) -> bool:
-        """Take note of what has come; returns whether it is settled by that."""
+        """Take note of the answers so far; returns whether they settle it."""
         self.found = found
         try:
             self.outcome = self.judge(found)
@@ -65,7 +67,7 @@ class _PendingRequest:
         return self.settled.is_set()
 
     def fail(self, error: Exception) -> None:
-        """Nothing will come any more."""
+        """Settle it with an error: no more answers can be read."""
         self.error = self.error or error
         self.settled.set()
 
@@ -75,26 +77,26 @@ class Requester:
 
     Args:
         store: where messages live.
-        settings: the paces.
-        asker: the topic and channel that hear of answers.
-        reachable_by: how the database can tell: realtime, notify.
+        settings: the polling intervals.
+        identity: the topic and channel on which answers are announced.
+        reachable_by: how the database can announce them: realtime, notify.
         reach: which push paths are live.
-        send: what sends; by default the store.
+        send: sends the messages; by default the store.
     """
 
     def __init__(
         self,
         store: Store,
         settings: Settings,
-        asker: UUID,
+        identity: UUID,
         reachable_by: Sequence[str],
         reach: Reachability,
         *,
         send: Send | None = None,
     ) -> None:
-        self.id = asker
+        self.reply_to = reply_key(identity)
+        self.id = identity
         self.reachable_by = tuple(reachable_by)
-        self.reply_to = reply_key(asker)
         self._store = store
         self._send: Send = send or store.send
         self._reach = reach
@@ -103,25 +105,72 @@ class Requester:
         self._waiting: list[_PendingRequest] = []
         self._woken = anyio.Event()
         self._idle_looks = 0
-        self._failures = 0
-        self._random = Random()
+        self._outage = Outage(first=0.1, cap=2.0)
         self._loop = asyncio.get_running_loop()
         self._submitted: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
         self._called = anyio.Event()
         self._is_closed = False
 
+    @classmethod
+    def start(cls, store: Store, settings: Settings, tasks: TaskGroup, send: Send) -> Self:
+        """Return a requester that runs in these tasks, with wake-ups of its own."""
+        identity = uuid4()
+        # A script has no address that a database webhook could post to.
+        sources = open_wakeups(settings.model_copy(update={"webhook": None}), identity, [reply_key(identity)])
+        inbox = WakeupInbox(store, identity, sources, lambda: requester.wake())
+        requester = cls(store, settings, identity, reachable_by(sources), inbox.reach, send=send)
+        tasks.start_soon(requester.run)
+        tasks.start_soon(inbox.run)
+        return requester
+
+    def draft(
+        self,
+        key: str,
+        value: object,
+        options: AskOptions,
+        *,
+        dedup_key: str,
+        agent: str | None = None,
+        correlation_id: str | None = None,
+        parent_id: int | None = None,
+    ) -> Draft:
+        """Return the message of a request.
+
+        Args:
+            key: the key to ask under.
+            value: the question.
+            options: as the user gave them.
+            dedup_key: unless the options have one; with it a request can be sent again when the store's reply is lost.
+            agent: the writer's name.
+            correlation_id: unless the options have one.
+            parent_id: the message whose handler asks.
+        """
+        return Draft(
+            key,
+            value,
+            agent=agent,
+            expires_in=options.get("expires_in"),
+            priority=options.get("priority", Priority.NORMAL),
+            dedup_key=check_dedup_key(options.get("dedup_key")) or dedup_key,
+            correlation_id=options.get("correlation_id") or correlation_id,
+            parent_id=parent_id,
+            headers=asking_headers(self.id, self.reachable_by, options.get("headers")),
+        )
+
     async def ask(self, draft: Draft, seconds: float | None) -> Answer:
         """Send a request and return its first good answer, or the first bad one when no better can come.
 
         Args:
-            draft: the request, with the headers that make it one.
+            draft: the request, as `draft` returned it.
             seconds: how long to wait; for ever where None.
 
         Raises:
             AskTimeout: no answer came in time.
-            NobodyAnswers: nobody can answer.
+            NobodyAnswers: no handler can answer.
+            InvalidValue: `seconds` is no time.
             StoreError: the request was not stored, or the answers cannot be read.
         """
+        check_wait(seconds)
         waiting = _PendingRequest(draft.key, RequestState.best)
         outcome = await self._settle(draft, waiting, seconds)
         if outcome is None:
@@ -139,8 +188,10 @@ class Requester:
 
         Raises:
             AskTimeout: the request could not be sent in time.
+            InvalidValue: `seconds` is no time, or `count` is no number of answers.
             StoreError: the request was not stored, or the answers cannot be read.
         """
+        check_wait(seconds, count)
         waiting = _PendingRequest(draft.key, partial(RequestState.settled, count=count))
         await self._settle(draft, waiting, seconds)
         if waiting.request is None:
@@ -153,7 +204,7 @@ class Requester:
         return AskTimeout(waiting.key, waiting.request, reply_to, seconds or 0.0, left)
 
     async def _settle(self, draft: Draft, waiting: _PendingRequest, seconds: float | None) -> object | None:
-        """Send, and wait until the request is settled; returns by what, or None at the deadline."""
+        """Send, and wait until the request is settled; returns the outcome, or None at the deadline."""
         with anyio.move_on_after(seconds):
             waiting.request = (await self._send([draft]))[0].id
             self._waiting.append(waiting)
@@ -172,7 +223,7 @@ class Requester:
             raise waiting.error
         return waiting.outcome
 
-    # What happens
+    # Called from outside
 
     def wake(self) -> None:
         """There may be an answer. Returns at once."""
@@ -180,7 +231,7 @@ class Requester:
             self._woken.set()
 
     def submit(self, work: Callable[[], Awaitable[T]]) -> "Future[T]":
-        """Do some of the above on the asker's own loop. From any thread; cancelling the future ends the work."""
+        """Run work on this requester's loop. From any thread; cancelling the future ends the work."""
         future: Future[T] = Future()
         self._submitted.append((work, future))
         try:
@@ -208,12 +259,12 @@ class Requester:
                 tasks.start_soon(self._carry_out, *self._submitted.popleft())
 
     async def _carry_out(self, work: Callable[[], Awaitable[T]], future: "Future[T]") -> None:
-        # Whoever waits may give up at any moment, in another thread.
+        # The caller may cancel the future at any moment, from another thread.
         with anyio.CancelScope() as scope, suppress(InvalidStateError):
             future.add_done_callback(lambda _: self._end(scope))
             try:
                 future.set_result(await work())
-            except Exception as error:  # noqa: BLE001 - it is raised where the work was asked for
+            except Exception as error:  # noqa: BLE001 - it is raised where the future is awaited
                 future.set_exception(error)
             finally:
                 if not future.done():
@@ -226,7 +277,7 @@ class Requester:
     # The loop
 
     async def run(self) -> None:
-        """Look for answers until cancelled; then nobody waits any longer."""
+        """Look for answers until cancelled; then every waiting request fails."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._start_submitted, tasks)
@@ -248,20 +299,17 @@ class Requester:
         try:
             await self._look(waiting)
         except StoreUnavailable as error:
-            # The store is away: each waits on to its own deadline.
-            _log.debug("answers cannot be looked for now: %s", error)
-            self._failures += 1
-            await anyio.sleep(
-                backoff_seconds(min(self._failures, 8), first=0.1, cap=2.0, random=self._random)
-            )
+            # Each request waits on to its own deadline.
+            _log.debug("answers cannot be read now: %s", error)
+            await anyio.sleep(self._outage.pause_seconds())
         except StoreError as error:
             for each in waiting:
                 each.fail(error)
         else:
-            self._failures = 0
+            self._outage.over()
 
     async def _look(self, waiting: Sequence[_PendingRequest]) -> None:
-        """See what has come for these."""
+        """Read the answers to these requests."""
         requests = sorted({each.request for each in waiting if each.request is not None})
         rows: list[Mapping[str, Any]] = await self._store.operate("stream_answers", requests=requests)
         found = {row["request"]: row for row in rows}
@@ -269,7 +317,7 @@ class Requester:
         for each in waiting:
             row = found.get(each.request or 0)
             if row is None:
-                # Pruned, or the database was reset.
+                # The request was pruned, or the database was reset.
                 row = {
                     "request": each.request, "reply_to": self.reply_to, "listeners": 1, "waiting": 0,
                     "handled": False, "answers": (),
@@ -278,15 +326,15 @@ class Requester:
         self._idle_looks = 0 if settled else self._idle_looks + 1
 
     async def _rest(self) -> None:
-        """Wait for a wake-up, no longer than a pace: a modest one where the database tells of answers."""
+        """Wait for a wake-up, no longer than the polling interval: a long one if the database announces answers."""
         if self._idle_looks > _FREE_LOOKS:
             first, cap = _PAUSE_SECONDS
             await anyio.sleep(min(cap, first * 2 ** min(self._idle_looks - _FREE_LOOKS, 8)))
-        with anyio.move_on_after(self._slow_seconds if self._is_told() else self._pace.next_seconds()):
+        with anyio.move_on_after(self._slow_seconds if self._is_announced() else self._pace.next_seconds()):
             await self._woken.wait()
 
-    def _is_told(self) -> bool:
-        """Whether wake-ups come for all that wait; those for the request of a worker that died go to that one."""
+    def _is_announced(self) -> bool:
+        """Whether every answer is announced here; those to a request of a worker that died are announced to it."""
         return self._reach.is_live and all(
             each.found is None or each.found.reply_to == self.reply_to for each in self._waiting
         )
@@ -299,10 +347,10 @@ def _closed() -> StoreUnavailable:
 
 
 def check_wait(seconds: object, count: object = None) -> None:
-    """Refuse to wait for a time or for a number of answers that makes no sense.
+    """Check how long to wait, and for how many answers.
 
     Raises:
-        InvalidValue: one of them is none.
+        InvalidValue: one of them is no such number.
     """
     is_time = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds < math.inf
     if seconds is not None and not is_time:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from uuid import uuid4
 
 import anyio
 from anyio.abc import TaskGroup
@@ -14,7 +15,7 @@ from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster
 from runtime.client.factories import open_broadcaster, open_store, open_telemetry, settings_of
 from runtime.client.listener import Listening, Reader
 from runtime.client.queries import Queries
-from runtime.client.stream_requests import StreamRequests
+from runtime.client.requester import Requester
 from runtime.errors import SettingsError, StoreUnavailable
 from runtime.keys import check_key, check_pattern
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
@@ -73,7 +74,7 @@ class Stream:
         # Listeners' sockets live here and not in the generators, which may be left without being closed.
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
-        self._inquiry: StreamRequests | None = None
+        self._requester: Requester | None = None
         self._broadcaster: Broadcaster | None = None
         self._broadcasts: BroadcastSequence | None = None
 
@@ -166,7 +167,8 @@ class Stream:
             NobodyAnswers: no handler listens to the key, or nobody who had it is left.
             StoreError: the request could not be stored.
         """
-        return await self._inquire().ask(key, value, timeout, agent, options)
+        requester, draft = self._request(key, value, agent, options)
+        return (await requester.ask(draft, timeout)).given()
 
     async def ask_all(
         self,
@@ -192,12 +194,16 @@ class Stream:
             AskTimeout: the request could not even be sent in time.
             StoreError: the request could not be stored.
         """
-        return await self._inquire().ask_all(key, value, first, timeout, agent, options)
+        requester, draft = self._request(key, value, agent, options)
+        return await requester.ask_all(draft, first, timeout)
 
-    def _inquire(self) -> StreamRequests:
-        if self._inquiry is None:
-            self._inquiry = StreamRequests(self._store, self._settings, self._tasks, self.send_all)
-        return self._inquiry
+    def _request(
+        self, key: str, value: object, agent: str | None, options: AskOptions
+    ) -> tuple[Requester, Draft]:
+        if self._requester is None:
+            self._requester = Requester.start(self._store, self._settings, self._tasks, self.send_all)
+        draft = self._requester.draft(key, value, options, agent=agent, dedup_key=f"ask {uuid4()}")
+        return self._requester, draft
 
     def broadcast(self, key: str, value: object) -> None:
         """Send a value to whoever listens now: it goes out at once, is stored nowhere, and arrives at most once.

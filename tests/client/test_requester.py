@@ -214,10 +214,10 @@ async def test_whoever_gives_up_leaves_nothing_behind(stream: Stream) -> None:
         )
         # Given up when it waits, however long a busy machine takes until then.
         with anyio.fail_after(60):
-            while stream._inquiry is None or not stream._inquiry._asker._waiting:
+            while stream._requester is None or not stream._requester._waiting:
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
-    assert stream._inquiry._asker._waiting == []
+    assert stream._requester._waiting == []
     for wrong in (0, -1, float("nan"), "soon"):
         with pytest.raises(InvalidValue, match="timeout="):
             await stream.ask("price.wanted", "pen", timeout=wrong)  # type: ignore[arg-type]
