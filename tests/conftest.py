@@ -22,6 +22,7 @@ from runtime.local.test_cluster import Cluster, running_cluster
 from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
 from tests.distribution import LongestFirst, longest_first
+from tests.terminal import prepared
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,6 +94,13 @@ def database(cluster: Cluster) -> Iterator[str]:
     name = cluster.make_database()
     yield cluster.url(name)
     cluster.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def prepared_stack() -> Iterator[Path]:
+    """The folder of a local stack to copy, for terminals with a stack of their own."""
+    with prepared() as folder:
+        yield folder
 
 
 @pytest.fixture(params=["cluster_15", "cluster_17", "cluster"], ids=["pg15", "pg17", "pg18"])

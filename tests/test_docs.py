@@ -22,9 +22,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def terminal() -> Iterator[Terminal]:
+def terminal(prepared_stack: Path) -> Iterator[Terminal]:
     """A terminal with a stack of its own."""
-    with opened() as terminal:
+    with opened(prepared_stack) as terminal:
         yield terminal
 
 
