@@ -18,11 +18,6 @@ from dataclasses import asdict
 from typing import Any
 
 import anyio
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.agent.agent import Agent
 from runtime.agent.discovery import discover_with_sources
@@ -31,14 +26,23 @@ from runtime.agent.source import Source
 from runtime.client.factories import open_store
 from runtime.connection.environment import environment, given
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
-from runtime.http_server import BodyRefused, read_body
+from runtime.extras import needing
 from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Sent, Store
-from runtime.wakeups.database_webhook import UNKNOWN_SECRET, DatabaseWebhook
 from runtime.webhooks.receiver import Verifier, WebhookRefusal, verifier_of
 from runtime.worker.serverless import Drains
 from runtime.worker.worker import Worker
+
+with needing("runtime.asgi", "serve"):
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from runtime.http_server import BodyRefused, read_body
+    from runtime.wakeups.database_webhook import UNKNOWN_SECRET, DatabaseWebhook
 
 _log = logging.getLogger("runtime.asgi")
 # Below what senders wait for: GitHub gives up after 10 s.

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runtime.errors import SettingsError
+from runtime.extras import needing
+
 # Loaded by every pytest run on the machine: nothing heavy before it is asked for.
 if TYPE_CHECKING:
     from runtime.local.test_cluster import Cluster
@@ -24,7 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def runtime_cluster() -> "Iterator[Cluster]":
     """A PostgreSQL from the wheel, for this run of the tests; each test gets a database of it."""
-    from runtime.local.test_cluster import running_cluster
+    try:
+        with needing("The harness", "local"):
+            from runtime.local.test_cluster import running_cluster
+    except SettingsError as error:
+        pytest.fail(str(error), pytrace=False)
 
     with running_cluster() as cluster:
         yield cluster

@@ -13,16 +13,19 @@ from runtime.agent.agent import Agent
 from runtime.client.admin import DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import encode, legible
-from runtime.local import keys
-from runtime.local.bootstrap import connected
-from runtime.local.faults import FaultyGateway
-from runtime.local.gateway_process import GatewayProcess
-from runtime.local.ports import free_port
+from runtime.extras import needing
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Sent
 from runtime.worker.execution.attempt import Observer
 from runtime.worker.worker import Worker
+
+with needing("runtime.testing", "local"):
+    from runtime.local import keys
+    from runtime.local.bootstrap import connected
+    from runtime.local.faults import FaultyGateway
+    from runtime.local.gateway_process import GatewayProcess
+    from runtime.local.ports import free_port
 
 __all__ = ["FaultyGateway", "Harness", "NotDrained"]
 

@@ -1,4 +1,4 @@
--- A demo stream: a note that went all the way through the newsroom of `agents/`, and two that wait for it.
+-- A demo stream: a note that went all the way through the newsroom of `runtime/cli/newsroom/`, and two that wait for it.
 --
 -- `supabase db reset` runs this after the migrations. To run it again adds nothing: every message has a dedup_key.
 -- Agents hear what is written once they are there; `runtime replay writer.draft` gives them these notes too.

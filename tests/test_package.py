@@ -95,7 +95,6 @@ def test_the_sdist_holds_what_builds_tests_and_explains_it(built: Path) -> None:
         tops = {name.split("/")[1] for name in archive.getnames() if "/" in name}
     assert tops >= {
         "runtime",
-        "agents",
         "supabase",
         "tests",
         "docs",

@@ -78,7 +78,7 @@ def test_the_introduction_has_five_lines() -> None:
 
 
 def test_a_newcomer_sees_nothing_at_the_top_that_does_not_belong_there() -> None:
-    folders = {"runtime", "agents", "tests", "supabase", "docs"}
+    folders = {"runtime", "tests", "supabase", "docs"}
     files = {"pyproject.toml", "mkdocs.yml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS
@@ -91,7 +91,7 @@ def test_every_file_and_command_that_is_named_exists() -> None:
     from runtime.cli import COMMANDS
 
     for text in (README, (ROOT / "CONTRIBUTING.md").read_text(), (ROOT / "docs" / "design.md").read_text()):
-        for path in re.findall(r"`((?:runtime|tests|docs|agents|supabase)/[\w./*-]*)`", text):
+        for path in re.findall(r"`((?:runtime|tests|docs|supabase)/[\w./*-]*)`", text):
             assert list(ROOT.glob(path.rstrip("/"))) or path == "runtime/migrations", path
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for name in re.findall(r"(?:`|^)runtime (\w+)", page.read_text(), re.MULTILINE):

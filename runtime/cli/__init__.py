@@ -12,6 +12,8 @@ from typer.core import TyperCommand
 
 from runtime.cli import streams
 from runtime.cli.errors import Commands
+from runtime.errors import SettingsError
+from runtime.extras import needing
 
 # What the list of commands says of each: so that printing it loads none of them.
 COMMANDS: Final = {
@@ -44,6 +46,15 @@ COMMANDS: Final = {
     "local": "A Supabase-compatible stack on this machine, without Docker.",
 }
 
+# What brings the libraries of a command that a worker does without.
+_EXTRAS: Final = {
+    "dashboard": ("dashboard",),
+    "demo": ("demo",),
+    "dev": ("local", "dashboard"),
+    "local": ("local",),
+    "serve": ("serve",),
+}
+
 
 class _LoadedWhenCalled(Commands):
     """The commands by name; the module of one is imported when it is called, or its own help is asked for."""
@@ -53,18 +64,29 @@ class _LoadedWhenCalled(Commands):
         self.commands = {name: TyperCommand(name, short_help=text) for name, text in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command these arguments begin with, and load it."""
+        """Find the command these arguments begin with, and load it.
+
+        Raises:
+            SettingsError: a library that it needs is not installed.
+        """
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and load(name), rest
+        try:
+            return name, command and load(name), rest
+        except SettingsError:
+            # A shell that completes the line has no use for an error.
+            if ctx.resilient_parsing:
+                return name, command, rest
+            raise
 
 
-def load(name: str | None) -> Any:
+def load(name: str) -> Any:
     """The command in the file of this name: a function, or an app with commands of its own."""
-    module = import_module(f"runtime.cli.{name}")
+    with needing(f"runtime {name}", *_EXTRAS.get(name, ())):
+        module = import_module(f"runtime.cli.{name}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False)
-        app.command(name)(getattr(module, str(name)))
+        app.command(name)(getattr(module, name))
     return typer.main.get_command(app)
 
 

@@ -11,6 +11,7 @@ import typer
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, start_logs
+from runtime.dashboard.server import serving
 from runtime.settings import Settings
 from runtime.worker import event_loop
 from runtime.worker.signals import heeded
@@ -51,8 +52,6 @@ async def _serve(
     settings: Settings, paths: list[str], host: str, port: int, token: str | None, is_opened: bool
 ) -> int | None:
     """Serve until a signal; returns the number of a second one, which does not wait for browsers."""
-    from runtime.dashboard.server import serving
-
     stopping, hurried = anyio.Event(), list[int]()
     soon = asyncio.get_running_loop().call_soon_threadsafe
 

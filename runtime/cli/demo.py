@@ -18,9 +18,9 @@ from pydantic import SecretStr
 from rich.table import Table
 from rich.text import Text
 
-import runtime
 from runtime.agent.agent import Agent
 from runtime.agent.discovery import discover
+from runtime.cli import newsroom
 from runtime.cli.output import err, out, plain, print_json, print_line, start_logs
 from runtime.cli.run import attempt_json
 from runtime.client.stream import Stream, connect
@@ -40,7 +40,7 @@ _PING = "demo.ping"
 def demo(
     agents: Annotated[
         Path | None,
-        typer.Option(help="The newsroom's folder.", show_default="agents/ of the checkout", file_okay=False),
+        typer.Option(help="The newsroom's folder.", show_default="the one that ships", file_okay=False),
     ] = None,
     notes: Annotated[
         Path | None,
@@ -55,10 +55,10 @@ def demo(
 
     Sets up a stack of its own on free ports, and leaves nothing behind but the site.
     """
-    folder = agents or Path(runtime.__file__).resolve().parents[1] / "agents"
+    folder = agents or Path(newsroom.__file__).resolve().parent
     if not (folder / "publisher.py").is_file():
         raise DiscoveryError(
-            f"There is no newsroom in {folder}: the demo runs from a checkout of the project, or with --agents FOLDER."
+            f"There is no newsroom in {folder}: name the folder of one, or leave --agents out for the one that ships."
         )
     notes = (notes or folder / "notes").resolve()
     paths = sorted(path.relative_to(notes).as_posix() for path in notes.rglob("*.md"))

@@ -18,6 +18,7 @@ from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, print_message, start_logs
 from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
+from runtime.dashboard.server import serving
 from runtime.errors import DiscoveryError, StoreError
 from runtime.local.ports import port_is_free
 from runtime.local.stack import LocalStack
@@ -91,8 +92,6 @@ async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader) -> 
 
 async def _show(settings: Settings, paths: list[str], is_opened: bool) -> None:
     """Serve the dashboard, at its usual port or, where that is taken, at another one."""
-    from runtime.dashboard.server import serving
-
     async with serving(settings, port=PORT if port_is_free(PORT) else 0, paths=paths) as url:
         _say(f"dashboard: {url}")
         if is_opened:

@@ -18,16 +18,16 @@ def find_settings(**overrides: object) -> Settings:
     settings = Settings.load(**{name: value for name, value in overrides.items() if value is not None})
     if settings.supabase_url is not None or settings.database_url is not None:
         return settings
-    # The stack brings servers and drivers along that a command for a hosted project does without.
-    from runtime.local.stack import LocalStack
+    # Not for a hosted project; and without what starts a stack, which another environment may have done.
+    from runtime.local.keys import Keys
+    from runtime.local.state import default_folder, running_stack
 
-    stack = LocalStack().status()
-    if not stack.is_running:
+    stack = running_stack(default_folder().expanduser().resolve())
+    if stack is None:
         # The store says what to set.
         return settings
-    typer.echo(f"Using the local stack at {stack.api_url}.", err=True)
+    url = f"http://127.0.0.1:{stack.api_port}"
+    typer.echo(f"Using the local stack at {url}.", err=True)
     return settings.placed(
-        "the local stack",
-        supabase_url=stack.api_url,
-        supabase_key=SecretStr(stack.values["SECRET_KEY"]),
+        "the local stack", supabase_url=url, supabase_key=SecretStr((stack.keys or Keys()).secret_key)
     )

@@ -18,7 +18,7 @@ from runtime.broadcast import Broadcast
 from runtime.cli.times import clock
 from runtime.encoding.json import decode, encode, legible
 from runtime.encoding.printable import printable
-from runtime.errors import SettingsError
+from runtime.extras import needing
 from runtime.message import Message, Priority
 from runtime.worker.execution.log_context import of_attempt
 from runtime.worker.execution.loggers import steady
@@ -203,15 +203,10 @@ def export_telemetry() -> None:
     Raises:
         SettingsError: OpenTelemetry is not installed.
     """
-    try:
+    with needing("RUNTIME_TELEMETRY", "otel"):
         from runtime.client.telemetry import current_ids, start_exporting
 
         start_exporting()
-    except ImportError as error:
-        raise SettingsError(
-            f"RUNTIME_TELEMETRY is set, and OpenTelemetry is not there ({error.name}): "
-            'pip install "agent-runtime[otel]".'
-        ) from None
 
     def correlate(record: logging.LogRecord) -> bool:
         record.__dict__.update(current_ids())

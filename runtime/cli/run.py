@@ -19,6 +19,7 @@ from runtime.cli.attempts import AttemptLines
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, export_telemetry, logs_are_json, print_json, start_logs
 from runtime.errors import DiscoveryError
+from runtime.extras import need
 from runtime.settings import Settings
 from runtime.worker import event_loop
 from runtime.worker.execution.attempt import Observer
@@ -95,6 +96,7 @@ def run(
     if processes > 1 or isolate:
         if webhook is not None:
             raise typer.BadParameter("a port has one owner: give --webhook to a `runtime run` of one process")
+        _check_extras(settings)
         options = [
             *(["--concurrency", str(concurrency)] if concurrency else []),
             *(["--quiet"] if quiet else []),
@@ -121,6 +123,16 @@ def run(
     lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
+
+
+def _check_extras(settings: Settings) -> None:
+    """Raise a SettingsError where a library is missing that each of several processes would end without."""
+    if settings.telemetry:
+        need("RUNTIME_TELEMETRY", "otel", "opentelemetry.exporter.otlp.proto.http")
+    if settings.metrics_port is not None:
+        need("RUNTIME_METRICS_PORT", "serve", "prometheus_client")
+    if settings.webhook is not None:
+        need("RUNTIME_WEBHOOK", "serve", "uvicorn")
 
 
 def _postroom(

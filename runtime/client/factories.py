@@ -12,6 +12,7 @@ from runtime.broadcast import Broadcast, topic_of
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster, NotifyTransport, RealtimeTransport
 from runtime.connection.environment import given
 from runtime.errors import RuntimeFault, SettingsError
+from runtime.extras import needing
 from runtime.keys import matches
 from runtime.settings import Settings
 from runtime.store import Store
@@ -139,7 +140,8 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
 
         sources.append(NotifyWakeups(settings.database_url.get_secret_value(), worker, settings=settings))
     if settings.webhook:
-        from runtime.wakeups.database_webhook import WebhookWakeups
+        with needing("RUNTIME_WEBHOOK", "serve"):
+            from runtime.wakeups.database_webhook import WebhookWakeups
 
         sources.append(WebhookWakeups(settings.webhook, given(settings.webhook_secret), patterns=patterns))
     return sources
@@ -212,11 +214,6 @@ def open_telemetry(settings: Settings) -> "Telemetry | None":
     """
     if not settings.telemetry:
         return None
-    try:
+    with needing("RUNTIME_TELEMETRY", "otel"):
         from runtime.client.telemetry import Telemetry
-    except ImportError as error:
-        raise SettingsError(
-            f"RUNTIME_TELEMETRY is set, and OpenTelemetry is not there ({error.name}): "
-            'pip install "agent-runtime[otel]".'
-        ) from None
     return Telemetry()

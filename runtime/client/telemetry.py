@@ -149,7 +149,7 @@ def start_exporting() -> None:
     """Send spans and metrics by OTLP where the standard variables `OTEL_…` say; a provider that is set stays.
 
     Raises:
-        ImportError: the extra `otel` is not installed.
+        ModuleNotFoundError: the extra `otel` is not installed.
     """
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

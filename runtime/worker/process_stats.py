@@ -1,25 +1,42 @@
 """How is this process? What it uses of the machine, and how it hears of work."""
 
-from time import monotonic
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from time import monotonic, process_time
 from typing import Any, Literal
-
-import psutil
 
 
 class ProcessStats:
     """Reads what `runtime status` shows of a worker's process."""
 
     def __init__(self) -> None:
-        self._process = psutil.Process()
-        # The first reading has nothing to compare with.
-        self._process.cpu_percent()
+        self._read_at, self._cpu_seconds = monotonic(), process_time()
 
     def read(self) -> dict[str, Any]:
-        """Return `rss_bytes`, the memory in use, and `cpu_percent` of one core since the last reading."""
+        """Return `cpu_percent` of one core since the last reading, and `rss_bytes`, the memory in use, if known."""
+        since, before = self._read_at, self._cpu_seconds
+        self._read_at, self._cpu_seconds = monotonic(), process_time()
+        # Two readings within one tick of the clock have nothing between them.
+        elapsed = max(self._read_at - since, 1e-3)
+        resident = _resident_bytes()
         return {
-            "rss_bytes": self._process.memory_info().rss,
-            "cpu_percent": round(self._process.cpu_percent(), 1),
+            **({} if resident is None else {"rss_bytes": resident}),
+            "cpu_percent": round(100 * (self._cpu_seconds - before) / elapsed, 1),
         }
+
+
+def _resident_bytes() -> int | None:
+    """The memory that this process holds; outside of Linux only psutil knows, which the extra `local` brings."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        pass
+    if find_spec("psutil") is None:
+        return None
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 class WakeupStatus:

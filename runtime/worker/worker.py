@@ -27,6 +27,7 @@ from runtime.client.factories import (
     reachable_by,
 )
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError
+from runtime.extras import needing
 from runtime.settings import Settings
 from runtime.store import Report, Store, Subscribed, Subscription, WorkerCard
 from runtime.worker import event_loop
@@ -374,7 +375,10 @@ def _metrics(settings: Settings) -> "Metrics | None":
     """What counts, where somebody may ask; its library is not loaded otherwise."""
     if settings.metrics_port is None:
         return None
-    from runtime.worker.metrics import Metrics
+    with needing("RUNTIME_METRICS_PORT", "serve"):
+        # Also what answers later, in a thread: a worker that cannot answer ends before it takes work.
+        from runtime.worker.health import HealthEndpoints  # noqa: F401
+        from runtime.worker.metrics import Metrics
 
     return Metrics()
 

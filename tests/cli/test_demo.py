@@ -182,7 +182,7 @@ def test_somebody_without_privileges_can_run_it(temporary: Path) -> None:
         sysconfig.get_path("purelib"), packages,
         ignore=shutil.ignore_patterns("mypy*", "ruff*", "pip*", "hypothesis*", "__pycache__", "*.pth"),
     )  # fmt: skip
-    for name in ("runtime", "agents", "supabase"):
+    for name in ("runtime", "supabase"):
         shutil.copytree(CHECKOUT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     home.mkdir()
     os.chown(home, 65534, 65534)

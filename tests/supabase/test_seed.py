@@ -84,7 +84,9 @@ async def test_the_newsroom_writes_what_the_seed_says_it_wrote(
     for name in ("NEWSROOM_NOTES", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     planted = await plant(harness)
-    agents = [a for a in discover([SUPABASE.parent / "agents"]) if a.name != "archivist"]
+    agents = [
+        a for a in discover([SUPABASE.parent / "runtime" / "cli" / "newsroom"]) if a.name != "archivist"
+    ]
     async with harness.running(*agents), connect(harness.settings) as stream:
         await stream.operations.replay("writer.draft")
         await harness.drain()

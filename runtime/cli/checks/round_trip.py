@@ -15,6 +15,7 @@ from runtime.cli.checks.finding import Finding, fault, ok, skipped, warning
 from runtime.client.factories import open_wakeups
 from runtime.connection.pooler import is_transaction_pooled
 from runtime.errors import SettingsError, StoreError
+from runtime.extras import needing
 from runtime.local.ports import port_is_free
 from runtime.message import Draft
 from runtime.settings import Settings
@@ -262,7 +263,8 @@ async def check_webhook(settings: Settings, facts: Facts | None) -> Finding:
     """Does whoever listens for the webhook know the secret, and does the database post?"""
     if settings.webhook is None:
         return skipped("webhook", "RUNTIME_WEBHOOK is not set.")
-    from runtime.wakeups.database_webhook import WebhookWakeups
+    with needing("RUNTIME_WEBHOOK", "serve"):
+        from runtime.wakeups.database_webhook import WebhookWakeups
 
     secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
     try:

@@ -17,7 +17,7 @@ class Note(BaseModel):
     text: str | None = None
 
 
-class Draft(BaseModel):
+class ArticleDraft(BaseModel):
     """`draft.written`: a note as an article; `revision` counts how often it was mended."""
 
     path: str
@@ -38,14 +38,14 @@ class Fault(BaseModel):
 class Rejection(BaseModel):
     """`draft.rejected` and `draft.abandoned`: a draft and everything that is wrong with it."""
 
-    draft: Draft
+    draft: ArticleDraft
     faults: list[Fault]
 
 
 class Approval(BaseModel):
     """`draft.approved`: a draft and what was measured."""
 
-    draft: Draft
+    draft: ArticleDraft
     words: int
     reading_ease: float
 

@@ -6,7 +6,7 @@ from anyio import Path
 
 from runtime import Agent, Context, Reject, Retry
 
-from ._desk import Draft, Note, Rejection, inside, notes_folder
+from ._desk import ArticleDraft, Note, Rejection, inside, notes_folder
 from ._markdown import drop_links, paragraphs, split_title
 from ._prose import summary
 
@@ -16,10 +16,10 @@ agent = Agent("writer")
 @agent.on(
     "note.found", emits="draft.written", retry=Retry(never_on=(UnicodeError,)), concurrency=4, timeout=90
 )
-async def draft(note: Note, context: Context) -> Draft:
+async def draft(note: Note, context: Context) -> ArticleDraft:
     """Read the note and write its article: a title, a summary, a body."""
     title, body = split_title(note.text if note.text is not None else await _read(note.path))
-    return Draft(
+    return ArticleDraft(
         path=note.path,
         title=title or note.path.rpartition("/")[2].removesuffix(".md").replace("-", " ").capitalize(),
         summary=await _summarise(body, context),

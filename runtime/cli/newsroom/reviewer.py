@@ -2,7 +2,7 @@
 
 from runtime import Agent, Context
 
-from ._desk import Approval, Draft, Fault, Rejection, inside, notes_folder
+from ._desk import Approval, ArticleDraft, Fault, Rejection, inside, notes_folder
 from ._markdown import internal_links, paragraphs
 from ._prose import reading_ease, words
 
@@ -13,7 +13,7 @@ agent = Agent("reviewer")
 
 
 @agent.on("draft.written", concurrency=4)
-def review(draft: Draft, context: Context) -> None:
+def review(draft: ArticleDraft, context: Context) -> None:
     """Approve the draft, or reject it with all that is wrong, so that one round of mending is enough."""
     prose = "\n".join(paragraphs(draft.body))
     count, ease = len(words(prose)), reading_ease(prose)
@@ -30,7 +30,7 @@ def review(draft: Draft, context: Context) -> None:
         context.emit("draft.approved", Approval(draft=draft, words=count, reading_ease=round(ease, 1)))
 
 
-def _dead_links(draft: Draft) -> list[Fault]:
+def _dead_links(draft: ArticleDraft) -> list[Fault]:
     """The links to notes that do not exist."""
     folder, slash, _ = draft.path.rpartition("/")
     faults = []

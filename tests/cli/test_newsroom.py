@@ -19,10 +19,11 @@ from runtime import Context, Message, Reject, RetryLater
 from runtime.agent.dependencies import Dependencies
 from runtime.agent.discovery import discover
 from runtime.agent.handler import Handler
+from runtime.cli import newsroom
 from runtime.keys import matches
 
 pytestmark = pytest.mark.anyio
-FOLDER = Path(__file__).parents[2] / "agents"
+FOLDER = Path(newsroom.__file__).parent
 AGENTS = {agent.name: agent for agent in discover([FOLDER])}
 
 
