@@ -70,8 +70,10 @@ class _LoadedWhenCalled(Commands):
             SettingsError: a library that it needs is not installed.
         """
         name, command, rest = super().resolve_command(ctx, args)
+        if name is None or command is None:
+            return name, command, rest
         try:
-            return name, command and load(name), rest
+            return name, load(name), rest
         except SettingsError:
             # A shell that completes the line has no use for an error.
             if ctx.resilient_parsing:
