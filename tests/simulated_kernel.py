@@ -113,7 +113,8 @@ class Kernel:
             if look.due
             else None,
             limited=min((self.next_at[each] - self.now for each in look.want if self._is_held(each)), default=None),
-            suspects=look.due and any(r.lease is None and r.crashes >= 2 and r.visible_at <= self.now for r in waiting),  # type: ignore[operator]
+            has_poison=look.due
+            and any(r.lease is None and r.crashes >= 2 and r.visible_at <= self.now for r in waiting),  # type: ignore[operator]
             quiet=quiet,
             fence=fence,
             unsettled=frozenset(self.unsettled),
@@ -207,7 +208,7 @@ class Simulation:
         limits: dict[int, int],
         *,
         paths: tuple[Path, ...] = ("broadcast",),
-        suspects: PoisonMessages = PoisonMessages.TOO,
+        poison_messages: PoisonMessages = PoisonMessages.ALSO,
         **settings: Any,
     ) -> None:
         self.settings = Settings.load(**settings)
@@ -217,7 +218,7 @@ class Simulation:
             {number: Lane(limit) for number, limit in limits.items()},
             Reachability(frozenset(paths)),
             now=self.kernel.now,
-            suspects=suspects,
+            poison_messages=poison_messages,
             random=Random(0),
         )
         self.running: dict[str, Delivery] = {}

@@ -77,13 +77,13 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
     ] = False,
-    suspects: Annotated[PoisonMessages, typer.Option(hidden=True)] = PoisonMessages.TOO,
+    poison_messages: Annotated[PoisonMessages, typer.Option(hidden=True)] = PoisonMessages.ALSO,
     is_supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Run agents until Ctrl-C or SIGTERM; then running handlers finish, and nothing is lost.
 
-    With several processes, one that dies is started again, and one more is kept for deliveries that have killed a
-    process twice: there they run with nothing beside them.
+    With several processes, one that dies is started again, and a message that crashed its process twice runs alone in
+    one more, the quarantine process.
     """
     if not paths and not webhooks:
         raise typer.BadParameter("Missing argument PATH: say which agents to run, or --webhooks")
@@ -113,9 +113,9 @@ def run(
     observer = None if quiet else _print_json if as_json else lines
     crew: list[Worker | WebhookForwarder] = []
     if agents:
-        crew.append(Worker(agents, settings, observer=observer, suspects=suspects))
+        crew.append(Worker(agents, settings, observer=observer, poison_messages=poison_messages))
     if webhooks:
-        crew.append(_postroom(settings, observer, suspects, is_alone=not agents))
+        crew.append(_postroom(settings, observer, poison_messages, is_alone=not agents))
     if not is_json_log and not is_supervised:
         for handler in [handler for each in crew if isinstance(each, Worker) for handler in each.handlers]:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
@@ -136,14 +136,14 @@ def _check_extras(settings: Settings) -> None:
 
 
 def _postroom(
-    settings: Settings, observer: Observer | None, suspects: PoisonMessages, *, is_alone: bool
+    settings: Settings, observer: Observer | None, poison_messages: PoisonMessages, *, is_alone: bool
 ) -> "WebhookForwarder":
     """Who posts for the webhooks; beside agents it leaves them the ports."""
     from runtime.worker.webhook_forwarder import WebhookForwarder
 
     if not is_alone:
         settings = settings.model_copy(update={"metrics_port": None, "webhook": None})
-    return WebhookForwarder(settings, observer=observer, suspects=suspects)
+    return WebhookForwarder(settings, observer=observer, poison_messages=poison_messages)
 
 
 def _tune_interpreter() -> None:
@@ -174,7 +174,7 @@ def _children(
     options: Sequence[str],
     metrics_port: int | None,
 ) -> list[Child]:
-    """The processes that do the work, and the spare one."""
+    """The processes that do the work, and the quarantine process."""
     command = [sys.executable, "-m", "runtime", "run", "--supervised", *options]
     posting = ["--webhooks"] if webhooks else []
     chosen = [*paths, *(option for agent in agents for option in ("--agent", agent.name)), *posting]
@@ -185,12 +185,14 @@ def _children(
     children = [
         Child(
             f"{name}-{number}" if processes > 1 else name,
-            [*command, *which, "--suspects", PoisonMessages.NEVER],
+            [*command, *which, "--poison-messages", PoisonMessages.NEVER],
         )
         for name, which in groups
         for number in range(1, processes + 1)
     ]
-    children.append(Child("spare", [*command, *chosen, "--suspects", PoisonMessages.ONLY], is_spare=True))
+    children.append(
+        Child("quarantine", [*command, *chosen, "--poison-messages", PoisonMessages.ONLY], is_quarantine=True)
+    )
     if metrics_port is None:
         return children
     # Each process answers for itself: a port has one owner.

@@ -78,7 +78,7 @@ def _workers(stats: dict[str, Any]) -> Rows:
             plain(each["name"]),
             _state(each),
             ", ".join(plain(way) for way in each["announce"])
-            or ("time" if details.get("is_spare") else "polling"),
+            or ("time" if details.get("is_quarantine") else "polling"),
             f"{duration(each['seen_seconds'])} ago",
             str(details.get("running", "")),
             decimal(details["rss_bytes"]) if "rss_bytes" in details else "",
@@ -91,8 +91,8 @@ def _workers(stats: dict[str, Any]) -> Rows:
 def _state(worker: dict[str, Any]) -> str | Text:
     if worker["seen_seconds"] > _GONE_SECONDS:
         return Text("gone", style="red")
-    if worker["details"].get("is_spare"):
-        return "spare"
+    if worker["details"].get("is_quarantine"):
+        return "quarantine"
     return "asleep" if worker["asleep"] else "awake"
 
 

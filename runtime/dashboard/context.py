@@ -89,7 +89,7 @@ def number_of(text: str | None) -> int | None:
 def _ways(stats: dict[str, Any]) -> dict[str, Any]:
     """How the workers hear of work, in one word, and since when."""
     here = [each for each in stats["workers"] if each["seen_seconds"] <= _GONE_SECONDS]
-    working = [each for each in here if not each["details"].get("is_spare")]
+    working = [each for each in here if not each["details"].get("is_quarantine")]
     told = [each["details"] for each in working if "way_in" in each["details"]]
     words = {each["way_in"] for each in told}
     way = "deaf" if "deaf" in words else "polling" if "polling" in words else "live" if words else "none"

@@ -226,7 +226,7 @@ class ExchangeAnswer:
         next_due: seconds until something is due, if that was asked and there is anything.
         limited: seconds until more may be taken of what waits behind a limit, where that is known.
         look_again: something stands behind a delivery that is just ending.
-        suspects: a delivery that has crashed its worker twice waits to be taken alone.
+        has_poison: a delivery that has crashed its worker twice waits to be taken alone.
         quiet: nobody can still write without seeing that this worker sleeps.
         unsettled: subscriptions that are not settled yet.
         warnings: sentences about what is wrong with the set-up or the declarations, with a heartbeat.
@@ -245,7 +245,7 @@ class ExchangeAnswer:
     next_due: float | None = None
     limited: float | None = None
     look_again: bool = False
-    suspects: bool = False
+    has_poison: bool = False
     quiet: bool = False
     fence: str | None = None
     unsettled: frozenset[int] = frozenset()
@@ -273,7 +273,7 @@ class ExchangeAnswer:
             next_due=more.get("next_due"),
             limited=more.get("limited"),
             look_again=bool(more.get("look_again")),
-            suspects=bool(more.get("suspects")),
+            has_poison=bool(more.get("poison")),
             quiet=bool(more.get("quiet")),
             fence=more.get("fence"),
             unsettled=frozenset(more.get("unsettled") or ()),

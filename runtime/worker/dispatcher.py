@@ -45,7 +45,7 @@ class Dispatcher:
         handlers: by subscription name.
         runner: where handlers run.
         settings: paces and limits.
-        suspects: whether to take what has crashed its worker twice.
+        poison_messages: whether to take what has crashed its worker twice.
         gauges: how this process is, told with every heartbeat.
         subscribe: declares the worker's subscriptions and returns their numbers; given True, new ones get
             the whole history.
@@ -61,7 +61,7 @@ class Dispatcher:
         limits: Mapping[str, int],
         runner: Executor,
         settings: Settings,
-        suspects: PoisonMessages,
+        poison_messages: PoisonMessages,
         gauges: ProcessStats,
         subscribe: Callable[[bool], Awaitable[Subscribed]],
         drainage: Drain | None = None,
@@ -94,7 +94,9 @@ class Dispatcher:
         self._numbers: Mapping[str, int] = {}
         self._by_number: dict[int, Handler] = {}
         paths = frozenset(path for source in wakeups for path in source.paths)
-        self.plan = Plan(settings, {}, Reachability(paths), now=time.monotonic(), suspects=suspects)
+        self.plan = Plan(
+            settings, {}, Reachability(paths), now=time.monotonic(), poison_messages=poison_messages
+        )
         self.asker = Requester(store, settings, card.id, card.announce, self.plan.reach)
         self._incarnation = ""
         self._warned: frozenset[str] = frozenset()
@@ -210,9 +212,9 @@ class Dispatcher:
             tasks.start_soon(self._watch_leases)
             tasks.start_soon(self.asker.run)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
-            if not self.plan.is_spare and self._drainage is None:
+            if not self.plan.is_quarantine and self._drainage is None:
                 tasks.start_soon(keep_time, self._store, self._card.id, tuple(self._handlers.values()))
-            if not self.plan.reach.expected and not self.plan.is_spare and self._drainage is None:
+            if not self.plan.reach.expected and not self.plan.is_quarantine and self._drainage is None:
                 _log.info("polling: every push path is switched off")
             self.ready.set()
             try:

@@ -30,9 +30,9 @@ _BEAT_SECONDS = 20.0
 
 
 class PoisonMessages(StrEnum):
-    """Does this worker take deliveries that have crashed their worker twice? They are taken alone."""
+    """Whether this worker takes deliveries that have crashed their worker twice. They are taken alone."""
 
-    TOO = "too"
+    ALSO = "also"
     NEVER = "never"
     ONLY = "only"
 
@@ -121,8 +121,8 @@ class Plan:
         settings: paces and limits.
         lanes: the subscriptions of this worker by their numbers.
         reach: which push paths were asked for.
-        suspects: whether to take what has crashed its worker twice; a spare worker takes nothing else, and is woken
-            by the time alone.
+        poison_messages: whether to take what has crashed its worker twice; a quarantine worker takes nothing else, and
+            is woken by the time alone.
         now: the moment it begins, in monotonic seconds.
     """
 
@@ -133,7 +133,7 @@ class Plan:
         reach: Reachability,
         *,
         now: float,
-        suspects: PoisonMessages = PoisonMessages.TOO,
+        poison_messages: PoisonMessages = PoisonMessages.ALSO,
         random: Random | None = None,
     ) -> None:
         self.lanes = lanes
@@ -152,9 +152,9 @@ class Plan:
         self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds, random or Random())
         self._cursors: Mapping[str, int] = {}
         self._drowsing = Sleep(now, slow_seconds=settings.poll_slow_seconds)
-        self.is_spare = suspects is PoisonMessages.ONLY
-        self._passes_suspects = suspects is PoisonMessages.NEVER
-        self._hinted = not self.is_spare
+        self.is_quarantine = poison_messages is PoisonMessages.ONLY
+        self._passes_poison = poison_messages is PoisonMessages.NEVER
+        self._hinted = not self.is_quarantine
         self._follows_hint = False
         self._hint_after = now
         self._hint_pause = FIRST_SECONDS
@@ -163,7 +163,7 @@ class Plan:
         self._rescan_at: float | None = None
         self._rescanned_at = now - _RESCAN_PAUSE_SECONDS
         self._due_at: float | None = now
-        self._poll_at = math.inf if self.is_spare else now
+        self._poll_at = math.inf if self.is_quarantine else now
         self._recalled = False
         self._recall_after = now
         self._sweep_at = now + settings.sweep_seconds
@@ -173,10 +173,10 @@ class Plan:
         self._settle_seconds = FIRST_SECONDS
         self._nonces: deque[str] = deque()
         self._doubted_until = now
-        self._suspects = False
-        self._suspects_since = now
+        self._has_poison = False
+        self._poison_since = now
         self._is_alone = False
-        self._runs_suspect = False
+        self._runs_poison = False
         self._paced_at = now
         self._saw_nothing = False
         self.narrowing = ExchangeBounds(settings.request_seconds)
@@ -186,7 +186,7 @@ class Plan:
     @property
     def is_idle(self) -> bool:
         """Whether the last look was at everything and found nothing, and nothing is left here to be done."""
-        return self._saw_nothing and not (self.held or self._reports or self.unsettled or self._suspects)
+        return self._saw_nothing and not (self.held or self._reports or self.unsettled or self._has_poison)
 
     @property
     def phase(self) -> Phase:
@@ -200,7 +200,7 @@ class Plan:
         if message is not None and message in self._recent:
             # It was taken already: the slower of two paths tells of it again.
             return False
-        self._hinted = not self.is_spare
+        self._hinted = not self.is_quarantine
         return self._hinted
 
     def recall(self) -> None:
@@ -209,7 +209,7 @@ class Plan:
 
     def sweep(self, now: float) -> None:
         """Something may have been missed: look at everything once, soon."""
-        self._hinted = not self.is_spare
+        self._hinted = not self.is_quarantine
         self._rescan_at = self._due_at = now
         self._saw_nothing = False
 
@@ -342,8 +342,8 @@ class Plan:
             want = {} if renewing else self._narrowed(want)
         # Taking needs room; without any, a hint waits until a report makes some.
         more = not self._filled.isdisjoint(want)
-        suspected = self._is_alone and self._suspects
-        taking = bool(want) and (hinted or more or due or rescan or polling or looking or suspected)
+        poisoned = self._is_alone and self._has_poison
+        taking = bool(want) and (hinted or more or due or rescan or polling or looking or poisoned)
         if not (self._reports or renewing or taking or beating or settling or recalled):
             return Wait(self._rest(now, bool(want)))
 
@@ -420,7 +420,7 @@ class Plan:
         if answer.repeated:
             # Only what was taken is told a second time; everything else is to be asked again.
             self._is_alone = False
-            self._runs_suspect = look.alone and bool(answer.taken)
+            self._runs_poison = look.alone and bool(answer.taken)
             self._drowsing.stay_awake(now)
             self.sweep(now)
             return
@@ -485,12 +485,12 @@ class Plan:
             yield self._reports.popleft()
 
     def _want(self, now: float) -> dict[int, int]:
-        self._is_alone = (self._suspects or self.is_spare) and not self.held
+        self._is_alone = (self._has_poison or self.is_quarantine) and not self.held
         if self._is_alone:
             # What has crashed its worker twice runs with nothing beside it.
             return {number: 1 for number, lane in self.lanes.items() if lane.limit}
-        self._runs_suspect = self._runs_suspect and bool(self.held)
-        if self.is_spare or self._runs_suspect or (self._suspects and self._holds_back(now)):
+        self._runs_poison = self._runs_poison and bool(self.held)
+        if self.is_quarantine or self._runs_poison or (self._has_poison and self._holds_back(now)):
             return {}
         return {
             number: room
@@ -500,8 +500,8 @@ class Plan:
         }
 
     def _holds_back(self, now: float) -> bool:
-        """Suspects wait for a moment when nothing runs; if none comes, taking pauses, a lease's time at most."""
-        lease_times = (now - self._suspects_since) // self._settings.lease_seconds
+        """Poison messages wait for a moment when nothing runs; if none comes, taking pauses, a lease's time at most."""
+        lease_times = (now - self._poison_since) // self._settings.lease_seconds
         return lease_times % 2 == 1
 
     def _to_renew(self, reports: Iterable[Report]) -> list[Delivery]:
@@ -550,7 +550,7 @@ class Plan:
     def _note_taking(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         if not look.alone:
             self._filled = (self._filled - look.want.keys()) | answer.filled
-        self._note_suspects(look, answer, now)
+        self._note_poison(look, answer, now)
         if look.want and not look.alone:
             self._cursors = answer.cursors
         if look.cursors is not None and len(answer.taken) < sum(look.want.values()):
@@ -573,7 +573,7 @@ class Plan:
             self._hint_pause = min(2 * self._hint_pause, CAP_SECONDS)
         if answer.taken or look.done:
             self._pace.active()
-        if self._polls(now) and not self.is_spare:
+        if self._polls(now) and not self.is_quarantine:
             self._poll_at = now + self._pace.next_seconds()
 
     def _polls(self, now: float) -> bool:
@@ -583,14 +583,14 @@ class Plan:
     def _expect_due(self, at: float) -> None:
         self._due_at = at if self._due_at is None else min(self._due_at, at)
 
-    def _note_suspects(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
+    def _note_poison(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         if look.alone:
-            self._suspects = self._runs_suspect = bool(answer.taken)
+            self._has_poison = self._runs_poison = bool(answer.taken)
             self._is_alone = False
-        elif look.due and look.want and not self._passes_suspects:
-            if answer.suspects and not self._suspects:
-                self._suspects_since = now
-            self._suspects = answer.suspects
+        elif look.due and look.want and not self._passes_poison:
+            if answer.has_poison and not self._has_poison:
+                self._poison_since = now
+            self._has_poison = answer.has_poison
 
     def _note_sleep(self, look: Look, answer: ExchangeAnswer, now: float) -> None:
         drowsing = self._drowsing
@@ -635,10 +635,10 @@ class Plan:
                 moments.append(self._poll_at)
             if self.reach.is_live and self.phase is not Phase.ASLEEP:
                 moments.append(self._drowsing.look_at)
-        if self._suspects:
+        if self._has_poison:
             lease = self._settings.lease_seconds
             # Never so little that no clock would show it.
-            moments.append(now + max(0.001, lease - (now - self._suspects_since) % lease))
+            moments.append(now + max(0.001, lease - (now - self._poison_since) % lease))
         return max(0.0, min(moments) - now)
 
 

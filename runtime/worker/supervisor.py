@@ -26,12 +26,12 @@ class Child:
     Attributes:
         name: for people.
         command: its command line.
-        is_spare: whether it runs what has killed its process before; it is expected to die and never given up.
+        is_quarantine: whether it runs what has crashed its process before; it is expected to die and never given up.
     """
 
     name: str
     command: Sequence[str]
-    is_spare: bool = False
+    is_quarantine: bool = False
 
 
 class Supervisor:
@@ -84,7 +84,7 @@ class Supervisor:
             tasks.cancel_scope.cancel()
 
     async def _keep(self, child: Child) -> None:
-        restarts = Restarts(is_patient=child.is_spare)
+        restarts = Restarts(is_patient=child.is_quarantine)
         while not self.is_stopping:
             began = time.monotonic()
             code = await self._live(child)
@@ -113,8 +113,8 @@ class Supervisor:
                 await self._stopping.wait()
 
     def _is_over(self) -> bool:
-        """Whether nobody is left but spares, who do nothing by themselves."""
-        return all(each.is_spare or each.name in self.given_up for each in self._children)
+        """Whether only the quarantine process is left, which does nothing by itself."""
+        return all(each.is_quarantine or each.name in self.given_up for each in self._children)
 
     async def _live(self, child: Child) -> int:
         """Live through one process and return its exit code."""

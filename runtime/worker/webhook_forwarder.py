@@ -37,7 +37,7 @@ class WebhookForwarder:
     Args:
         settings: where the stream is, and which private addresses are allowed.
         observer: told of every attempt.
-        suspects: as for a worker.
+        poison_messages: as for a worker.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class WebhookForwarder:
         settings: Settings,
         *,
         observer: Observer | None = None,
-        suspects: PoisonMessages = PoisonMessages.TOO,
+        poison_messages: PoisonMessages = PoisonMessages.ALSO,
     ) -> None:
         self._settings = settings
         self._observer = observer
-        self._suspects = suspects
+        self._poison_messages = poison_messages
         self._worker: Worker | None = None
         self._targets: list[dict[str, Any]] = []
         self._complained: set[str] = set()
@@ -116,7 +116,9 @@ class WebhookForwarder:
         """Start a worker for the targets there are now, and have the last one finish."""
         last, self._worker, self._targets = self._worker, None, found
         if agents := self._agents(found):
-            self._worker = Worker(agents, self._settings, observer=self._observer, suspects=self._suspects)
+            self._worker = Worker(
+                agents, self._settings, observer=self._observer, poison_messages=self._poison_messages
+            )
             tasks.start_soon(self._run, self._worker)
         if last is not None:
             last.stop()

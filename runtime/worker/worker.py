@@ -63,8 +63,8 @@ class Worker:
         agents: whose handlers to run.
         settings: where the stream is, paces and limits.
         observer: told of every attempt, on the loop of user code.
-        suspects: whether to take deliveries that have crashed their worker twice. Where a supervisor keeps a spare
-            worker for them, the others never do, and it takes nothing else.
+        poison_messages: whether to take deliveries that have crashed their worker twice. Where a supervisor keeps a
+            quarantine worker for them, the others never do, and it takes nothing else.
         drainage: for a worker that ends by itself when nothing is due any more; no socket wakes it.
 
     Raises:
@@ -78,7 +78,7 @@ class Worker:
         settings: Settings,
         *,
         observer: Observer | None = None,
-        suspects: PoisonMessages = PoisonMessages.TOO,
+        poison_messages: PoisonMessages = PoisonMessages.ALSO,
         drainage: Drain | None = None,
     ) -> None:
         self.id: UUID = uuid4()
@@ -91,15 +91,15 @@ class Worker:
             self.handlers = self._posts.handlers
         self._settings = settings
         self._observer = observer
-        self._suspects = suspects
+        self._poison_messages = poison_messages
         self._drainage = drainage
         self._limits = {handler.name: _limit(handler, settings) for handler in self.handlers}
         self._subscribed = [handler for handler in self.handlers if handler.deliver == "once"]
-        # A spare process is there for what crashes; it is not one more that hears everything.
+        # A quarantine process is there for what crashes; it is not one more that hears everything.
         self._listening = [
             handler
             for handler in self.handlers
-            if handler.deliver == "each" and suspects is not PoisonMessages.ONLY and drainage is None
+            if handler.deliver == "each" and poison_messages is not PoisonMessages.ONLY and drainage is None
         ]
         self._dispatcher: Dispatcher | None = None
         self._each: PubSub | None = None
@@ -116,15 +116,15 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """One of starting, live, polling, spare and stopping."""
+        """One of starting, live, polling, quarantine and stopping."""
         # Asked of who was told, not of the plan, which hears of it a moment later on its own loop.
         if self._is_stopping:
             return "stopping"
         if self._dispatcher is None:
             return "starting"
         plan = self._dispatcher.plan
-        if self._suspects is PoisonMessages.ONLY and not plan.stopping:
-            return "spare"
+        if self._poison_messages is PoisonMessages.ONLY and not plan.stopping:
+            return "quarantine"
         return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
 
     @property
@@ -279,9 +279,9 @@ class Worker:
         try:
             patterns = [pattern for each in self.handlers for pattern in each.patterns]
             patterns.append(reply_key(self.id))
-            # A spare is woken by the time alone: a crash shows when a lease ends.
-            is_spare = self._suspects is PoisonMessages.ONLY
-            is_woken = not is_spare and self._drainage is None
+            # A quarantine worker is woken by the time alone: a crash shows when a lease ends.
+            is_quarantine = self._poison_messages is PoisonMessages.ONLY
+            is_woken = not is_quarantine and self._drainage is None
             wakeups = open_wakeups(self._settings, self.id, patterns) if is_woken else []
             each = None
             if self._listening:
@@ -289,7 +289,7 @@ class Worker:
                 wakeups = [each.hearing(source) for source in wakeups]
             gauges = ProcessStats()
             details = {
-                "pid": os.getpid(), "host": platform.node(), "is_spare": is_spare, **gauges.read(),
+                "pid": os.getpid(), "host": platform.node(), "is_quarantine": is_quarantine, **gauges.read(),
             }  # fmt: skip
             card = WorkerCard(self.id, self.name, reachable_by(wakeups), details)
             dispatcher = Dispatcher(
@@ -300,7 +300,7 @@ class Worker:
                 self._limits,
                 runner,
                 self._settings,
-                self._suspects,
+                self._poison_messages,
                 gauges,
                 lambda with_history: self._subscribe(store, card, with_history),
                 self._drainage,

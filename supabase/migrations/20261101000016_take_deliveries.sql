@@ -236,7 +236,7 @@ $$;
 comment on function runtime.next_due_seconds(jsonb, timestamptz) is
     'Seconds until the next delayed, retrying or leased delivery is due that was not yet at a time; null when there is none.';
 
-create function runtime.has_suspects(wanted jsonb) returns boolean
+create function runtime.has_poison_messages(wanted jsonb) returns boolean
 language plpgsql stable set search_path = '' as $$
 begin
     return (
@@ -249,5 +249,5 @@ begin
     );
 end
 $$;
-comment on function runtime.has_suspects(jsonb) is
+comment on function runtime.has_poison_messages(jsonb) is
     'Whether a delivery that has crashed its worker twice waits to be taken alone.';

@@ -182,7 +182,7 @@ begin
         if due then
             answer := answer || jsonb_build_object(
                 'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want, looked_at) end,
-                'suspects', runtime.has_suspects(want));
+                'poison', runtime.has_poison_messages(want));
         end if;
     end if;
 

@@ -128,7 +128,7 @@ class Stage:
         )
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that do the work; the spare is not among them."""
+        """The processes that do the work; the quarantine process is not among them."""
         if self.supervisor is None:
             return []
         with suppress(psutil.Error):
@@ -137,7 +137,7 @@ class Stage:
         return []
 
     async def start_workers(self, setting: Setting) -> None:
-        """Start two workers and a spare under a supervisor, and wait until every subscription is settled."""
+        """Start two workers and a quarantine process under a supervisor; wait until every subscription is settled."""
         self.setting = setting
         self.supervisor = await self._run("--processes", "2")
         awaited = [*SUBSCRIPTIONS, *(name for each in self.features for name in each.subscriptions)]

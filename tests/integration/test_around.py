@@ -89,7 +89,7 @@ def diaries(folder: Path) -> dict[int, list[str]]:
 
 
 def working(run: Run, folder: Path, killed: set[int]) -> list[psutil.Process]:
-    """The processes that have begun and were not killed; not the spare."""
+    """The processes that have begun and were not killed; not the quarantine process."""
     begun, found = diaries(folder).keys() - killed, []
     for each in run.children:
         with suppress(psutil.NoSuchProcess):
@@ -122,7 +122,7 @@ async def test_g9_each_process_sets_up_once_and_takes_down_last_and_a_kill_loses
                 return not await count(connection, "select count(*) from runtime.deliveries")
 
             await until(is_over, seconds=60)
-            # Two, two in place of those that were killed, and the spare.
+            # Two, two in place of those that were killed, and the quarantine process.
             await until(lambda: len(diaries(tmp_path)) >= 5, seconds=60)
             run.process.send_signal(signal.SIGTERM)
             assert await run.process.wait() == 0

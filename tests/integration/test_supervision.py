@@ -150,9 +150,9 @@ async def test_g5_g6_a_message_that_kills_its_process_ends_as_a_dead_letter_and_
             ("steady.work", 400, 400),
             ("deadly.maybe_die", 19, 19),
         }
-        # Its agent's own process died of it twice at most; then it was the spare's.
+        # Its agent's own process died of it twice at most; then it was the quarantine process's.
         assert run.log.read_text().count("process deadly ended with exit code 70") <= 2
-        assert run.said("process spare ended with exit code 70")
+        assert run.said("process quarantine ended with exit code 70")
         assert run.child("steady") == steady
         run.process.terminate()
         with anyio.fail_after(60):
@@ -173,7 +173,7 @@ async def test_g6_a_killed_process_is_replaced_and_sigterm_drains_them_all(
         await until(all_there)
         assert (
             await count(
-                connection, "select count(*) from runtime.workers where (details ->> 'is_spare')::bool"
+                connection, "select count(*) from runtime.workers where (details ->> 'is_quarantine')::bool"
             )
             == 1
         )

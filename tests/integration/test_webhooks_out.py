@@ -214,7 +214,7 @@ async def _serves(connection: Any, name: str, count: int) -> bool:
     return bool(
         await connection.fetchval(
             "select count(*) >= $2 from runtime.workers w join runtime.subscriptions s on s.id = any (w.subscriptions) "
-            "where s.name = $1 and s.settled and not (w.details ->> 'is_spare')::boolean",
+            "where s.name = $1 and s.settled and not (w.details ->> 'is_quarantine')::boolean",
             name, count,
         )
     )  # fmt: skip

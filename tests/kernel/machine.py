@@ -80,7 +80,7 @@ class KernelMachine(Resting, RuleBasedStateMachine):
             reports = [Report(taken, "done") for taken in hand.held.values()]
             want = dict.fromkeys(self.numbers.values(), 10)
             answer = self._exchange(hand, reports, want=want, due=True, alone=alone)
-            alone = not alone and bool(answer.more["suspects"])
+            alone = not alone and bool(answer.more["poison"])
 
 
 def machine_for(database: Database) -> type[KernelMachine]:

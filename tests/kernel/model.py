@@ -401,15 +401,15 @@ class Model:
         """Those of the same key that somebody holds, whatever their ids."""
         return [d for d in self.of_one_key(delivery) if d.lease is not None]
 
-    def takeable(self, subscriptions: Iterable[int], *, suspects: bool) -> list[Delivery]:
-        """What a patient worker gets of these; suspects crashed their worker twice and come alone."""
+    def takeable(self, subscriptions: Iterable[int], *, poison: bool) -> list[Delivery]:
+        """What a patient worker gets of these; poison messages crashed their worker twice and come alone."""
         wanted = set(subscriptions)
         return [
             d
             for d in self.deliveries.values()
             if d.subscription.number in wanted
             and self.is_due(d)
-            and (d.crashes >= 2) == suspects
+            and (d.crashes >= 2) == poison
             and not self.before(d)
             and not self.beside(d)
         ]

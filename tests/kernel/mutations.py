@@ -61,7 +61,7 @@ MUTATIONS = (
     Mutation("K6 says nothing is due next", "runtime.next_due_seconds", "min(d.visible_at) is not null", "false"),
     Mutation("K8 counts no crash", "runtime.settle_crashes", "set crashes = d.crashes + 1", "set crashes = d.crashes"),
     Mutation("K8 looks at no abandoned lease", "public.stream_exchange", "perform runtime.count_crashes(want);", "null;"),
-    Mutation("K8 suspects come with others", "runtime.take_due", "else 0 end = alone::integer", "else 0 end < 2"),
+    Mutation("K8 poison messages come with others", "runtime.take_due", "else 0 end = alone::integer", "else 0 end < 2"),
     Mutation("K8 one attempt too many", "runtime.fail", "d.attempts + 1 >= s.max_attempts", "d.attempts >= s.max_attempts"),
     Mutation("K8 giving back counts", "runtime.fail", "(r.verdict = 'failed')::integer", "1"),
     Mutation("K9 unparks nothing", "runtime.unpark", "where d.ctid = next.place", "where false"),

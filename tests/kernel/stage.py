@@ -300,7 +300,7 @@ class Stage(Watch):
             return
         more = answer.more
         hand.fence = more.get("fence")
-        if answer.taken or more["full"] or more["look_again"] or more["suspects"]:
+        if answer.taken or more["full"] or more["look_again"] or more["poison"]:
             hand.wake()
         elif more["quiet"]:
             hand.asleep = True

@@ -123,16 +123,16 @@ async def test_g5_g6_k8_a_delivery_that_crashed_twice_is_taken_alone(db: Any, wo
     poisoned, neighbours = await poison(db, worker)
     answer = await worker.exchange(want=10, due=True)
     assert sorted(answer.ids) == neighbours
-    assert answer.more["suspects"] is True
+    assert answer.more["poison"] is True
     assert answer.more["next_due"] > 1
     answer = await worker.exchange(want=10, due=True, alone=True)
     assert answer.ids == [poisoned]
     assert answer.taken[0].crashes == 2
-    assert answer.more["suspects"] is False
+    assert answer.more["poison"] is False
     assert (await worker.exchange(want=10, due=True, alone=True)).ids == []
 
 
-async def test_k8_two_suspects_are_not_taken_together(db: Any, worker: Worker) -> None:
+async def test_k8_two_poison_messages_are_not_taken_together(db: Any, worker: Worker) -> None:
     await worker.subscribe(
         "a.one=task.output",
         "b.other=task.output",
@@ -146,11 +146,11 @@ async def test_k8_two_suspects_are_not_taken_together(db: Any, worker: Worker) -
     for left in (True, True, False):
         answer = await worker.exchange(want=10, due=True, alone=True)
         assert len(answer.ids) == 1
-        assert answer.more["suspects"] is left
+        assert answer.more["poison"] is left
 
 
-async def fail_two_suspects_in_turn(db: Any, worker: Worker) -> list[int]:
-    """The subscriptions of the suspects as they are taken, each of them failing and due again at once."""
+async def fail_two_poison_messages_in_turn(db: Any, worker: Worker) -> list[int]:
+    """The subscriptions of the poison messages as they are taken, each of them failing and due again at once."""
     numbers = await worker.subscribe(
         "a.one=task.output", {"name": "b.row", "patterns": ["task.output"], "ordered": True}
     )
@@ -168,15 +168,17 @@ async def fail_two_suspects_in_turn(db: Any, worker: Worker) -> list[int]:
     return turns
 
 
-async def test_g6_k8_a_suspect_that_fails_again_and_again_holds_up_no_other(db: Any, worker: Worker) -> None:
-    first, second, third, fourth = await fail_two_suspects_in_turn(db, worker)
+async def test_g6_k8_a_poison_message_that_fails_again_and_again_holds_up_no_other(
+    db: Any, worker: Worker
+) -> None:
+    first, second, third, fourth = await fail_two_poison_messages_in_turn(db, worker)
     assert first != second
     assert (first, second) == (third, fourth)
 
 
-async def test_g6_k8_without_it_one_suspect_goes_first_for_ever(db: Any, worker: Worker) -> None:
+async def test_g6_k8_without_it_one_poison_message_goes_first_for_ever(db: Any, worker: Worker) -> None:
     await switch_off(db, "runtime.take_alone", "order by d.visible_at", "order by s.id")
-    assert len(set(await fail_two_suspects_in_turn(db, worker))) == 1
+    assert len(set(await fail_two_poison_messages_in_turn(db, worker))) == 1
 
 
 async def test_k8_without_it_the_poison_is_handed_out_among_its_neighbours(db: Any, worker: Worker) -> None:
@@ -209,7 +211,7 @@ async def test_k8_without_it_the_poison_goes_round_for_ever(db: Any, worker: Wor
     assert await db.fetchval("select count(*) from runtime.dead_letters") == 0
 
 
-async def test_k8_a_suspect_that_is_given_back_stays_one(db: Any, worker: Worker) -> None:
+async def test_k8_a_poison_message_that_is_given_back_stays_one(db: Any, worker: Worker) -> None:
     await worker.subscribe("a.one=task.output")
     await insert(db, "task.output", "poison")
     await crash(db, worker, 2)

@@ -73,7 +73,7 @@ async def _due(db: Any, ordered: Worker, other: Worker) -> tuple[int, Taken]:
     return lower, running
 
 
-async def _suspect(db: Any, ordered: Worker, other: Worker) -> tuple[int, Taken]:
+async def _poison(db: Any, ordered: Worker, other: Worker) -> tuple[int, Taken]:
     lower, running = await _late(db, ordered, other)
     await db.execute(
         "update runtime.deliveries set crashes = 2, visible_at = clock_timestamp() where message_id = $1",
@@ -88,7 +88,7 @@ WAYS_TO_COME: dict[str, Coming] = {
     "redriven": _redriven,
     "replayed": _replayed,
     "due": _due,
-    "suspect": _suspect,
+    "poison": _poison,
 }
 
 

@@ -165,7 +165,7 @@ async def test_k9_an_ordered_subscription_keeps_its_order_and_its_limit(db: Any,
         assert [each for each in order if each in mine] == mine
 
 
-async def test_k8_a_suspect_is_taken_alone_within_the_limit(db: Any, worker: Worker) -> None:
+async def test_k8_a_poison_message_is_taken_alone_within_the_limit(db: Any, worker: Worker) -> None:
     await worker.subscribe({**TOTAL, "concurrency_total": 1})
     first, second = await write(db, 2)
     for _ in range(2):

@@ -27,8 +27,8 @@ class Watch:
             if self._sleepers(number):
                 waiting = [
                     d
-                    for s in (False, True)
-                    for d in self.model.takeable([number], suspects=s)
+                    for p in (False, True)
+                    for d in self.model.takeable([number], poison=p)
                     if d.place not in touched
                 ]
                 assert not waiting, f"K16: all sleep beside {waiting}"
@@ -65,13 +65,13 @@ class Watch:
             before.crash(before.deliveries[place])
         got = [(t.id, t.subscription) for t in answer.taken] + dropped
         if alone:
-            suspects = before.takeable(want, suspects=True)
-            assert len(got) == min(1, len(suspects)), f"K8: got {got} of {suspects}"
+            poison = before.takeable(want, poison=True)
+            assert len(got) == min(1, len(poison)), f"K8: got {got} of {poison}"
             return
         for number, amount in want.items():
             if before.subscriptions[number].was_ordered:
                 continue
-            due = before.takeable([number], suspects=False)
+            due = before.takeable([number], poison=False)
             mine = [place for place in got if place[1] == number]
             assert len(mine) == min(amount, len(due)), f"K6: {mine} of {due}"
             fresh = sorted((-d.message.draft.priority, d.message.id) for d in due if d.due is None)

@@ -530,19 +530,19 @@ def test_polling_never_sleeps_in_the_eyes_of_the_database(simulation: Simulation
     assert simulation.plan.phase is Phase.AWAKE
 
 
-# Suspects
+# Poison messages
 
 
-def make_suspect(simulation: Simulation, subscription: int = 1) -> None:
+def make_poison(simulation: Simulation, subscription: int = 1) -> None:
     simulation.write(subscription)
     row = max(simulation.kernel.rows.items())[1]
     row.crashes, row.visible_at = 2, simulation.now
     simulation.plan.sweep(simulation.now)
 
 
-def test_k8_a_suspect_is_taken_alone_and_runs_with_nothing_beside_it(simulation: Simulation) -> None:
+def test_k8_a_poison_message_is_taken_alone_and_runs_with_nothing_beside_it(simulation: Simulation) -> None:
     simulation.fall_asleep()
-    make_suspect(simulation)
+    make_poison(simulation)
     simulation.advance(1, until=lambda: bool(simulation.running))
     assert simulation.looks[-1][1].alone
     assert simulation.looks[-1][1].want == {1: 1, 2: 1}
@@ -556,11 +556,11 @@ def test_k8_a_suspect_is_taken_alone_and_runs_with_nothing_beside_it(simulation:
     assert not simulation.looks[-1][1].alone
 
 
-def test_k8_a_suspect_waits_for_what_runs_and_holds_up_nobody_for_long(simulation: Simulation) -> None:
+def test_k8_a_poison_message_waits_for_what_runs_and_holds_up_nobody_for_long(simulation: Simulation) -> None:
     simulation.fall_asleep()
     simulation.write(2)
     simulation.advance(1)
-    make_suspect(simulation)
+    make_poison(simulation)
     simulation.advance(1)
     # A long handler runs: others are still taken.
     simulation.write(1)
@@ -582,10 +582,10 @@ def test_k8_a_suspect_waits_for_what_runs_and_holds_up_nobody_for_long(simulatio
     assert [each.crashes for each in simulation.running.values()] == [2]
 
 
-def test_k8_beside_a_spare_a_worker_goes_on_and_leaves_suspects_alone() -> None:
-    simulation = Simulation({1: 10, 2: 10}, suspects=PoisonMessages.NEVER, lease_seconds=LEASE_SECONDS)
+def test_k8_beside_quarantine_a_worker_goes_on_and_leaves_poison_messages_alone() -> None:
+    simulation = Simulation({1: 10, 2: 10}, poison_messages=PoisonMessages.NEVER, lease_seconds=LEASE_SECONDS)
     simulation.plan.live("broadcast", simulation.now)
-    make_suspect(simulation)
+    make_poison(simulation)
     simulation.advance(3 * LEASE_SECONDS)
     assert not simulation.running
     assert not any(look.alone for _, look in simulation.looks)
@@ -595,13 +595,13 @@ def test_k8_beside_a_spare_a_worker_goes_on_and_leaves_suspects_alone() -> None:
     assert [each.crashes for each in simulation.running.values()] == [0]
 
 
-def test_k8_a_spare_takes_one_suspect_at_a_time_and_nothing_else() -> None:
+def test_k8_a_quarantine_worker_takes_one_poison_message_at_a_time_and_nothing_else() -> None:
     simulation = Simulation(
-        {1: 10, 2: 10}, paths=(), suspects=PoisonMessages.ONLY, lease_seconds=LEASE_SECONDS
+        {1: 10, 2: 10}, paths=(), poison_messages=PoisonMessages.ONLY, lease_seconds=LEASE_SECONDS
     )
     simulation.write(1)
-    make_suspect(simulation, 1)
-    make_suspect(simulation, 2)
+    make_poison(simulation, 1)
+    make_poison(simulation, 2)
     simulation.advance(1)
     assert [each.crashes for each in simulation.running.values()] == [2]
     simulation.advance(LEASE_SECONDS)
@@ -615,8 +615,10 @@ def test_k8_a_spare_takes_one_suspect_at_a_time_and_nothing_else() -> None:
     assert [row.crashes for row in simulation.kernel.rows.values()] == [0]
 
 
-def test_k8_a_spare_looks_when_a_lease_ends_and_rests_meanwhile() -> None:
-    simulation = Simulation({1: 10}, paths=(), suspects=PoisonMessages.ONLY, lease_seconds=LEASE_SECONDS)
+def test_k8_a_quarantine_worker_looks_when_a_lease_ends_and_rests_meanwhile() -> None:
+    simulation = Simulation(
+        {1: 10}, paths=(), poison_messages=PoisonMessages.ONLY, lease_seconds=LEASE_SECONDS
+    )
     simulation.write(1)
     (row,) = simulation.kernel.rows.values()
     row.lease, row.visible_at, row.crashes = "of another", simulation.now + 7, 1
@@ -772,7 +774,7 @@ class AnyOrder(RuleBasedStateMachine):
         if plan.phase is Phase.ASLEEP:
             assert not plan.unsettled
             assert simulation.kernel.asleep
-        if plan._suspects or plan._runs_suspect or rest.seconds <= simulation.settings.poll_slow_seconds:
+        if plan._has_poison or plan._runs_poison or rest.seconds <= simulation.settings.poll_slow_seconds:
             return
         for number in plan._want(simulation.now):
             left = [

@@ -37,9 +37,9 @@ STUBBORN = STEADY.replace("sys.exit(0)", "pass").replace(
 )
 
 
-def child(name: str, script: str, folder: Path, *, is_spare: bool = False) -> Child:
+def child(name: str, script: str, folder: Path, *, is_quarantine: bool = False) -> Child:
     """A child that runs a script."""
-    return Child(name, [sys.executable, "-c", textwrap.dedent(script), str(folder)], is_spare)
+    return Child(name, [sys.executable, "-c", textwrap.dedent(script), str(folder)], is_quarantine)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_five_early_deaths_in_a_row_are_a_crash_loop() -> None:
     assert restarts.died(1) is None
 
 
-def test_a_spare_is_never_given_up() -> None:
+def test_a_quarantine_process_is_never_given_up() -> None:
     restarts = Restarts(is_patient=True)
     waits = [restarts.died(0) for _ in range(100)]
     assert all(wait is not None and wait <= 30 for wait in waits)
@@ -118,9 +118,14 @@ async def test_g6_a_crash_loop_is_given_up_with_a_clear_message_and_the_others_g
     assert "5 times in a row: it is not started again. The others go on" in said
 
 
-async def test_when_only_spares_are_left_there_is_nothing_to_wait_for(tmp_path: Path, quick: None) -> None:
+async def test_when_only_the_quarantine_process_is_left_there_is_nothing_to_wait_for(
+    tmp_path: Path, quick: None
+) -> None:
     supervisor = Supervisor(
-        [child("bad", "raise SystemExit(1)", tmp_path), child("spare", STEADY, tmp_path, is_spare=True)],
+        [
+            child("bad", "raise SystemExit(1)", tmp_path),
+            child("quarantine", STEADY, tmp_path, is_quarantine=True),
+        ],
         drain_seconds=5,
     )
     with anyio.fail_after(60):

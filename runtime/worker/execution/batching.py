@@ -15,7 +15,7 @@ from runtime.store import Delivery, Report
 from runtime.worker.execution.failure import failure, failures
 
 # From the second crash of its worker on, a delivery runs with nothing beside it.
-_SUSPECT_CRASHES = 2
+_POISON_CRASHES = 2
 
 
 class PendingBatch:
@@ -51,7 +51,7 @@ class PendingBatch:
         if not self._waiting:
             return None
         first, came_at = self._waiting[0]
-        if len(self._waiting) >= self._size or first.crashes >= _SUSPECT_CRASHES:
+        if len(self._waiting) >= self._size or first.crashes >= _POISON_CRASHES:
             return 0.0
         return max(0.0, came_at + self._within - now)
 
@@ -59,11 +59,11 @@ class PendingBatch:
         """The next batch, ready or not; what may have crashed its worker is one of its own."""
         batch: list[Delivery] = []
         while self._waiting and len(batch) < self._size:
-            is_suspect = self._waiting[0][0].crashes >= _SUSPECT_CRASHES
-            if is_suspect and batch:
+            is_poison = self._waiting[0][0].crashes >= _POISON_CRASHES
+            if is_poison and batch:
                 break
             batch.append(self._waiting.popleft()[0])
-            if is_suspect:
+            if is_poison:
                 break
         return batch
 
