@@ -9,11 +9,14 @@ from xdist.scheduler import LoadScopeScheduling
 # of a run there is not one long test on one core.
 _APART = (
     "tests/chaos/test_chaos.py",
+    "tests/integration/test_external.py",
     "tests/test_docs.py",
     "tests/kernel/test_model.py",
     "tests/cli/test_demo.py",
     "tests/cli/test_dev.py",
     "tests/chaos/test_leftovers.py",
+    "tests/integration/test_odd_rows_shown.py",
+    "tests/integration/test_deploying.py",
     "tests/cli/test_operate.py",
     "tests/cli/test_doctor.py",
     "tests/cli/test_read.py",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.preforked import Preforked
 from tests.cli.shell import Shell
 
 
@@ -17,11 +18,18 @@ def nowhere(tmp_path: Path) -> Iterator[Shell]:
         yield shell
 
 
+@pytest.fixture(scope="session")
+def preforked() -> Iterator[Preforked]:
+    """What runs the commands of these tests."""
+    with closing(Preforked()) as preforked:
+        yield preforked
+
+
 @pytest.fixture
-def shell(tmp_path: Path, stack: Any) -> Iterator[Shell]:
+def shell(tmp_path: Path, stack: Any, preforked: Preforked) -> Iterator[Shell]:
     """A shell whose environment names a stack, as one that uses a hosted project would."""
     named = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
-    with closing(Shell(tmp_path, named)) as shell:
+    with closing(Shell(tmp_path, named, preforked=preforked)) as shell:
         yield shell
 
 
