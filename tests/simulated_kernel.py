@@ -11,9 +11,11 @@ from typing import Any
 
 from runtime.message import Message
 from runtime.settings import Settings
-from runtime.store import Delivery, ExchangeAnswer, Report
+from runtime.store import Delivery, ExchangeAnswer, Look, Report
 from runtime.wakeups import Path, Reachability
-from runtime.worker.plan import Lane, Look, Plan, PoisonMessages, Wait
+from runtime.worker.lanes import Lane
+from runtime.worker.plan import Plan, Wait
+from runtime.worker.poison import PoisonMessages
 from runtime.worker.sleep import Phase
 
 EXCHANGE_SECONDS = 0.001
@@ -261,7 +263,7 @@ class Simulation:
             self.running[_attempt(delivery)] = delivery
         self.plan.absorb(step, answer, sent_at=sent_at, now=self.now)
         for place in answer.lost:
-            self.plan.give_up(place)
+            self.plan.leases.give_up(place)
         return step
 
     def settle_down(self) -> Wait:

@@ -23,7 +23,7 @@ from runtime.extras import need
 from runtime.settings import Settings
 from runtime.worker import event_loop
 from runtime.worker.execution.attempt import Observer
-from runtime.worker.plan import PoisonMessages
+from runtime.worker.poison import PoisonMessages
 from runtime.worker.signals import heeded
 from runtime.worker.supervisor import Child, Supervisor
 from runtime.worker.worker import Attempt, Worker

@@ -13,7 +13,7 @@ from runtime.backoff import backoff_seconds
 from runtime.encoding.json import encode
 from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
-from runtime.store.exchange import Delivery, Exchange, ExchangeAnswer, Outcome, Report
+from runtime.store.exchange import Delivery, Exchange, ExchangeAnswer, Look, Outcome, Report
 from runtime.store.functions import ONCE
 from runtime.store.sqlstates import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
 
@@ -21,6 +21,7 @@ __all__ = [
     "Delivery",
     "Exchange",
     "ExchangeAnswer",
+    "Look",
     "Outcome",
     "Report",
     "Sent",

@@ -80,11 +80,11 @@ def _message(row: Sequence[Any]) -> Message[Any]:
         _, attempts, crashes, id_, key, value, agent, created_at, correlation_id, parent_id, headers, priority,
         dedup_key, deliver_at, expires_at, _,
     ) = row[:16]  # fmt: skip
-    return Message.of_fields((
+    return Message(
         id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
         headers if type(headers) is dict else {}, PRIORITIES[priority], dedup_key,
         None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 def _salvaged(row: Sequence[Any], error: Exception) -> Message[Any]:
@@ -137,12 +137,14 @@ class Report:
         return f"{head},{encode(details)[1:]}"
 
 
-# Nor these two: one of each is made for every round trip.
+# Not frozen either: one of each of the next three is made for every round trip.
 @dataclass(slots=True, kw_only=True)
-class Exchange:
-    """What a pump says and asks in one round trip; `n` makes a repeated one harmless.
+class Look:
+    """What a pump has to report, and how it looks for work.
 
     Attributes:
+        done, failed: how attempts ended.
+        renew: the deliveries whose leases go on.
         want: how many deliveries to take, by subscription.
         cursors: where to go on among fresh deliveries; None starts from the lowest id.
         due: look at delayed, retrying and abandoned deliveries too.
@@ -151,21 +153,15 @@ class Exchange:
         stay: it sleeps and was woken; whether it may sleep on is asked next, if nothing comes.
         fence: what the last exchange said while falling asleep.
         beat: count this as the worker's heartbeat and sweep.
-        gauges: with a beat, how the worker's process is, for `status`.
         nonce: have the database send this text back over every push path.
         settle: bring new subscriptions closer to settled.
         max_bytes: how large the answer may be; None leaves that to the database.
-        bare: tell only which deliveries are leased, without their messages.
     """
 
-    worker: UUID
-    pump: UUID
-    n: int
     done: Sequence[Report] = ()
     failed: Sequence[Report] = ()
     renew: Sequence[Delivery] = ()
     want: Mapping[int, int] = field(default_factory=dict)
-    lease_seconds: float = 30.0
     cursors: Mapping[str, int] | None = None
     due: bool = False
     alone: bool = False
@@ -173,11 +169,45 @@ class Exchange:
     stay: bool = False
     fence: str | None = None
     beat: bool = False
-    gauges: Mapping[str, Any] | None = None
     nonce: str | None = None
     settle: bool = False
     max_bytes: int | None = None
+
+    @classmethod
+    def of(cls, reports: Sequence[Report], **fields: Any) -> "Look":
+        """Return the look that carries some reports."""
+        return cls(
+            done=[report for report in reports if report.outcome is None],
+            failed=[report for report in reports if report.outcome is not None],
+            **fields,
+        )
+
+    @property
+    def reports(self) -> list[Report]:
+        """Everything it reports."""
+        return [*self.done, *self.failed]
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange(Look):
+    """A look as it goes over the wire in one round trip; `n` makes a repeated one harmless.
+
+    Attributes:
+        gauges: with a beat, how the worker's process is, for `status`.
+        bare: tell only which deliveries are leased, without their messages.
+    """
+
+    worker: UUID
+    pump: UUID
+    n: int
+    lease_seconds: float = 30.0
+    gauges: Mapping[str, Any] | None = None
     bare: bool = False
+
+    @classmethod
+    def carrying(cls, look: Look, **fields: Any) -> "Exchange":
+        """Return the exchange that carries this look, with the fields that a look lacks."""
+        return cls(**{name: getattr(look, name) for name in Look.__slots__}, **fields)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `stream_exchange`; JSON ones as text."""

@@ -1,7 +1,7 @@
-"""When is a target left alone? While it rests: it has failed too often in a row, or asked for it.
+"""Circuit breakers: a target rests after too many failures in a row, or when it asks for that.
 
-The database decides and remembers, so that all workers agree: it pauses the subscription, and messages wait without
-spending an attempt. Here a worker tells how its requests went, and learns how its targets are.
+The database decides, so that all workers agree: it pauses the subscription, and messages wait without spending an
+attempt. A worker reports how its requests went, and learns the state of its targets.
 """
 
 import asyncio
@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any, Final
 
 import anyio
 
 from runtime.agent.retry import RetryLater
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage
 from runtime.encoding.json import encode
 from runtime.errors import PostFailed, StoreError
 from runtime.store import Store
@@ -30,13 +29,13 @@ _ANSWER_SECONDS: Final = 10.0
 
 @dataclass
 class _CircuitBreaker:
-    """How a target is, as far as this worker knows."""
+    """The state of a target, as far as this worker knows."""
 
     rests_until: float = 0.0
     is_probing: bool = False
     is_failing: bool = False
     succeeded_at: float = 0.0
-    # Who tries a target that has rested; the others wait for what comes of it.
+    # Held by the one request that tries a target after its rest; the others wait for the result.
     turn: anyio.Lock = field(default_factory=anyio.Lock)
 
     @property
@@ -45,11 +44,11 @@ class _CircuitBreaker:
 
 
 class CircuitBreakers:
-    """The standing of a worker's targets.
+    """The states of a worker's targets.
 
     Args:
         targets: their names, URLs for people, and what else a list of them shows.
-        look_seconds: how often the database is asked though nothing was told.
+        look_seconds: how often to ask the database though there is nothing to report.
     """
 
     def __init__(self, targets: Sequence[Mapping[str, Any]], look_seconds: float) -> None:
@@ -59,20 +58,20 @@ class CircuitBreakers:
         self._inbox: deque[tuple[dict[str, Any] | None, Future[None] | None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._called = anyio.Event()
-        self._random = Random()
+        self._outage = Outage()
 
     # Called from the loop of user code
 
     @asynccontextmanager
     async def admitted(self, name: str) -> AsyncIterator[None]:
-        """Enter when a request may be made; one at a time where it is not known yet whether the target is well.
+        """Enter when a request may be made; only one at a time to a target that has just rested.
 
         Raises:
             RetryLater: the target rests.
         """
         standing = self._standings[name]
         if standing.rests:
-            # Perhaps somebody has resumed it.
+            # An operator may have resumed it.
             await self._told(None)
         async with AsyncExitStack() as stack:
             if standing.is_probing and not standing.rests:
@@ -84,7 +83,7 @@ class CircuitBreakers:
             yield
 
     async def failed(self, name: str, message: int, error: PostFailed) -> bool:
-        """Tell of a failure, and return whether the target rests now."""
+        """Report a failure, and return whether the target rests now."""
         await self._told(
             {
                 "name": name, "kind": error.kind, "message": message, "status": error.status,
@@ -94,7 +93,7 @@ class CircuitBreakers:
         return self._standings[name].rests
 
     def succeeded(self, name: str) -> None:
-        """Tell of a success, now and then: at once where it ends a row of failures."""
+        """Report a success: at once where it ends a row of failures, else now and then."""
         standing, now = self._standings[name], time.monotonic()
         if standing.is_probing or standing.is_failing or now - standing.succeeded_at > _SUCCESS_SECONDS:
             standing.is_probing = standing.is_failing = False
@@ -102,7 +101,7 @@ class CircuitBreakers:
             self._tell({"name": name, "kind": "done"}, None)
 
     async def _told(self, note: dict[str, Any] | None) -> None:
-        """Tell, and wait until the database has answered; a store that is away holds nobody up for long."""
+        """Report, and wait until the database has answered, but not long: the store may be away."""
         answered: Future[None] = Future()
         self._tell(note, answered)
         with anyio.move_on_after(_ANSWER_SECONDS):
@@ -114,16 +113,15 @@ class CircuitBreakers:
                 answered.set_result(None)
             return
         self._inbox.append((note, answered))
-        # A loop that has ended needs to be told nothing.
+        # The loop may have ended.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(lambda: self._called.set())
 
     # On the runtime's own loop
 
     async def keep(self, store: Store) -> None:
-        """Tell the database what was noted, end rests whose time is over, and learn how the targets are, for ever."""
+        """Report to the database, end rests whose time is over, and learn the states of the targets, for ever."""
         self._loop = asyncio.get_running_loop()
-        failures, said = 0, ""
         while True:
             self._called = anyio.Event()
             waiting = [self._inbox.popleft() for _ in range(len(self._inbox))]
@@ -132,19 +130,18 @@ class CircuitBreakers:
                 answer = await store.operate(
                     "stream_note_webhooks", targets=encode(self._targets), notes=encode(notes)
                 )
-                failures, said, pause = 0, "", self._look_seconds
+                pause = self._look_seconds
+                self._outage.over()
                 self._absorb(answer)
             except StoreError as error:
-                failures += 1
-                if str(error) != said:
-                    said = str(error)
+                pause = self._outage.pause_seconds()
+                if self._outage.is_news(str(error)):
                     _log.warning(
-                        "what is known of the webhooks' targets cannot be kept: %s Trying again.", error
+                        "the states of the webhooks' targets cannot be stored: %s Trying again.", error
                     )
-                pause = backoff_seconds(min(failures, 8), first=0.2, cap=10.0, random=self._random)
             finally:
                 for _, answered in waiting:
-                    # Whoever waited may have been cancelled meanwhile.
+                    # The request that waited may have been cancelled meanwhile.
                     if answered is not None and answered.set_running_or_notify_cancel():
                         answered.set_result(None)
             with anyio.move_on_after(min(pause, self._seconds_to_next_end())):

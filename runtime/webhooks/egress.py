@@ -1,7 +1,7 @@
-"""How is a request kept from addresses it may not go to, whatever a name turns out to mean?
+"""Egress control: requests reach only public addresses and those that are allowed.
 
-A host is resolved once, each address it has is checked, and the connection goes to one that was checked: a name whose
-answer changes between the two cannot lead elsewhere.
+A host is resolved once, each of its addresses is checked, and the connection goes to one that was checked: a name that
+resolves otherwise a moment later cannot lead elsewhere.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence

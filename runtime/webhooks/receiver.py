@@ -1,4 +1,4 @@
-"""What becomes of another program's webhook? A message under its source's key, if the sender proves who it is.
+"""The receiver of other programs' webhooks: each becomes a message under its source's key, if its signature holds.
 
 Headers and bytes in, a draft or a refusal out: no clock, no server, no store.
 """
@@ -26,7 +26,7 @@ from runtime.webhooks.signatures import (
 _NOT_OF_A_KEY = re.compile(r"[^A-Za-z0-9_:-]+")
 _ABSENT = "none"
 _HASHED = "sha256:"
-# What is kept of a request beside its body: what names the event, and the trace it belongs to.
+# The headers of a request that are kept: those that name the event, and the trace it belongs to.
 _KEPT: Final[Mapping[Scheme, tuple[str, ...]]] = {
     "standard": ("webhook-id", "webhook-timestamp"),
     "github": ("x-github-event", "x-github-delivery", "x-github-hook-id"),
@@ -68,7 +68,7 @@ class Verifier:
         except _MalformedBody as error:
             return WebhookRefusal(error.status, str(error))
         except (InvalidKey, InvalidValue) as error:
-            # Sending it again will not help: no row can hold it.
+            # To send it again will not help: no row can hold it.
             return WebhookRefusal(422, str(error))
 
     def _verify(self, headers: Mapping[str, str], body: bytes, now: float) -> str | None:
@@ -141,7 +141,7 @@ def _filled(template: str, known: Mapping[str, str], value: Any) -> str:
             continue
         text = known.get(hole[1]) or _field(value, hole[1])
         if hole[1] == "event" and number == len(segments):
-            # As many as there is room for; what is too much stays together in the last one.
+            # As many segments as a key may have; the rest stays together in the last one.
             parts = [part for part in text.split(".", MAX_SEGMENTS - number) if part]
             filled += [_segment(part) for part in parts or [_ABSENT]]
         else:
@@ -160,9 +160,9 @@ def _field(value: Any, name: str) -> str:
 
 
 def _dedup_key(source: str, message_id: str) -> str:
-    """Under which a repeated webhook is known; a sender's id can be longer than the column.
+    """The key by which a repeated webhook is recognised, hashed where the sender's id is longer than the column.
 
-    A blank is in no source's name: "shop" and "shop:eu" have no key in common, whatever their senders choose.
+    No source's name holds a blank: "shop" and "shop:eu" have no key in common, whatever ids their senders choose.
     """
     whole = f"webhook {source} {message_id}"
     if len(whole) <= MAX_DEDUP_CHARACTERS and not message_id.startswith(_HASHED):
@@ -189,7 +189,7 @@ def _form(body: bytes) -> Any:
         fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=1000, errors="strict"))
     except ValueError:
         raise _MalformedBody(400, "The body is no form.") from None
-    # GitHub's way to send JSON to those who read only forms.
+    # GitHub sends JSON in this field of a form.
     return _json(fields["payload"].encode()) if fields.keys() == {"payload"} else fields
 
 

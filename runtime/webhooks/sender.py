@@ -1,4 +1,4 @@
-"""How does a message get to a target? As a signed POST; the answer says what becomes of the delivery."""
+"""The sender of webhooks: a message goes to a target as a signed POST, and the response decides about the delivery."""
 
 import base64
 import re
@@ -33,11 +33,11 @@ from runtime.webhooks.signatures import read_secret, sign
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 _LONGEST_ASKED_SECONDS: Final = 3600.0
 _CONNECT_SECONDS: Final = 10.0
-# A server that closes what is idle does so later than this, nearly always.
+# Nearly every server keeps idle connections open longer than this.
 _IDLE_SECONDS: Final = 4.0
-# What no other attempt can change: the message is too large, or of a kind the target does not take.
+# No other attempt can change these: the message is too large, or of a kind the target does not take.
 _HOPELESS: Final = frozenset({413, 415, 422})
-# What says nothing of the target as a whole.
+# These are about the message, and say nothing of the target as a whole.
 _OF_THE_MESSAGE: Final = frozenset({400, 409, 412, 424, 428, 500, 501})
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-\S{1,256})?", re.ASCII)
 _TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
@@ -62,7 +62,7 @@ class TargetResponse:
 
 
 class Sender:
-    """The handlers of a worker, those with a target able to post to it.
+    """The handlers of a worker, where those that have a target post to it.
 
     Args:
         handlers: all handlers of the worker.
@@ -116,7 +116,7 @@ class Sender:
         await self._pool.aclose()
 
     async def keep(self, store: Store) -> None:
-        """Keep the standing of the targets in the database, for ever. On the runtime's own loop."""
+        """Keep the states of the targets in the database, for ever. On the runtime's own loop."""
         await self._rests.keep(store)
 
     def _equipped(self, handler: Handler) -> Handler:
@@ -125,8 +125,8 @@ class Sender:
         target, parts = handler.target, urlsplit(handler.target.url)
         if parts.scheme == "http" and not self._allowed.names(parts.hostname or ""):
             raise SettingsError(
-                f"{handler.name} posts to {target.shown}, which anybody on the way can read: write https://, or name "
-                f"the host in RUNTIME_WEBHOOKS_ALLOW."
+                f"{handler.name} posts to {target.shown}, which anyone on the network path can read: write https://, "
+                f"or name the host in RUNTIME_WEBHOOKS_ALLOW."
             )
         keys = self._keys[handler.name] = _keys(handler.name, target)
 
@@ -296,7 +296,7 @@ def _result(answer: TargetResponse, shown: str, emits: str) -> Any:
 
 
 def _said(error: Exception) -> str:
-    """What went wrong; the library repeats what the target sent, as in a status line that is none."""
+    """The error's text, made printable: it may repeat what the target sent, as a broken status line."""
     return printable(str(error), 200).rstrip(".")
 
 

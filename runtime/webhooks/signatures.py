@@ -1,4 +1,4 @@
-"""Who sent this webhook, and when? Signatures by Standard Webhooks, made and verified, and those of GitHub and Stripe.
+"""Signatures of webhooks: those of Standard Webhooks are made and verified, those of GitHub and Stripe verified.
 
 Bytes and seconds in, a verdict out: no clock, no server. Every comparison takes the same time whatever it finds.
 """
@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from runtime.agent.source import TOLERANCE_SECONDS
 from runtime.connection.environment import given
 from runtime.errors import BadSignature, SettingsError
-
-"""How far a signed time may lie from ours, to either side."""
 
 _PREFIX = "whsec_"
 _MAX_KEY_BYTES = 64
@@ -172,7 +170,7 @@ def _match(expected: Sequence[str], signatures: Sequence[str]) -> None:
 
 
 def _check_time(timestamp: str, now: float, tolerance: float) -> None:
-    """Accept a time near ours. Asked after the signature, so that only who knows the secret is told our clock."""
+    """Accept a time near ours. Checked after the signature, so that only a holder of the secret learns our time."""
     if not _WHOLE_SECONDS.fullmatch(timestamp):
         raise BadSignature("The timestamp must be whole seconds since 1970.")
     away = int(timestamp) - now

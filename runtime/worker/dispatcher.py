@@ -1,35 +1,32 @@
-"""How does work get from the store to the handlers and back? One pump carries the plan out."""
+"""The dispatcher: one pump that carries out the plan, between the store and the handlers."""
 
 import asyncio
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from random import Random
 
 import anyio
 
 from runtime.agent.handler import Handler
-from runtime.client.requester import Requester
 from runtime.errors import Blocked, StoreError, StoreUnavailable
 from runtime.settings import Settings
-from runtime.store import Delivery, ExchangeAnswer, Report, Store, Subscribed, WorkerCard
-from runtime.store.sqlstates import remedy_of
+from runtime.store import Delivery, ExchangeAnswer, Look, Report, Store, Subscribed, WorkerCard
 from runtime.wakeups import ANSWER, CANCEL, Path, Reachability, Wakeups
 from runtime.worker.drain import Drain
 from runtime.worker.exchanger import Exchanger, Unapplied
 from runtime.worker.execution.executor import Executor
-from runtime.worker.execution.failure import failure
-from runtime.worker.plan import LAPSING_SHARE, Lane, Look, Plan, PoisonMessages, Wait
+from runtime.worker.isolation import Isolation, name_of
+from runtime.worker.lanes import Lane
+from runtime.worker.plan import Plan, Wait
+from runtime.worker.poison import PoisonMessages
 from runtime.worker.process_stats import ProcessStats, WakeupStatus
 from runtime.worker.pruner import keep_retention
 from runtime.worker.scheduler import keep_time
+from runtime.worker.watchdog import Watchdog
 
 _log = logging.getLogger("runtime.worker.dispatcher")
-_BLOCKED_WARNING_SECONDS = 1.0
 _LEAVE_SECONDS = 2.0
 
 
@@ -40,7 +37,8 @@ class Dispatcher:
 
     Args:
         store: where messages live.
-        wakeups: every source of wake-ups.
+        wakeups: every source of wake-ups, as one.
+        reach: which push paths are live; the dispatcher keeps it.
         card: who this worker is.
         handlers: by subscription name.
         runner: where handlers run.
@@ -55,7 +53,8 @@ class Dispatcher:
     def __init__(
         self,
         store: Store,
-        wakeups: Sequence[Wakeups],
+        wakeups: Wakeups,
+        reach: Reachability,
         card: WorkerCard,
         handlers: Mapping[str, Handler],
         limits: Mapping[str, int],
@@ -84,7 +83,6 @@ class Dispatcher:
         self._is_signalled = False
         self._inbox: deque[Report] = deque()
         self._untold: deque[tuple[Callable[[Sequence[Delivery]], None], Sequence[Delivery]]] = deque()
-        self._random = Random()
         self._exchanger = Exchanger(
             store,
             card.id,
@@ -93,15 +91,12 @@ class Dispatcher:
         )
         self._numbers: Mapping[str, int] = {}
         self._by_number: dict[int, Handler] = {}
-        paths = frozenset(path for source in wakeups for path in source.paths)
-        self.plan = Plan(
-            settings, {}, Reachability(paths), now=time.monotonic(), poison_messages=poison_messages
-        )
-        self.asker = Requester(store, settings, card.id, card.announce, self.plan.reach)
+        self.plan = Plan(settings, {}, reach, now=time.monotonic(), poison_messages=poison_messages)
         self._incarnation = ""
         self._warned: frozenset[str] = frozenset()
-        # How often in a row an exchange was refused for wanting anything.
-        self._wants_refused = 0
+        self._isolation = Isolation(
+            self.plan, self._exchanger, self._by_number, settings.poll_slow_seconds, self._absorb
+        )
 
     @property
     def is_whole(self) -> bool:
@@ -159,7 +154,6 @@ class Dispatcher:
     def wake(self, why: str, message: int | None = None) -> None:
         """Look again."""
         self.counts[f"wake-ups by {why}"] += 1
-        self.asker.wake()
         if why == CANCEL:
             self.plan.recall()
             self._signal_now()
@@ -202,15 +196,13 @@ class Dispatcher:
         Raises:
             StoreError: the store cannot be used at all, found out at the start.
         """
-        await self._introduce_first()
+        await self._exchanger.persist(self._introduce, (StoreUnavailable, Blocked))
         if self._drainage is not None:
             await self._drainage.begin(self._store, self._card.id, tuple(self._handlers.values()))
+        watchdog = Watchdog(self.plan, self._runner, self._settings, self._lapse, self._signal_now)
         async with anyio.create_task_group() as tasks:
-            for source in self._wakeups:
-                tasks.start_soon(source.run, self)
-            tasks.start_soon(self._watch_user_loop)
-            tasks.start_soon(self._watch_leases)
-            tasks.start_soon(self.asker.run)
+            tasks.start_soon(self._wakeups.run, self)
+            tasks.start_soon(watchdog.run)
             tasks.start_soon(keep_retention, self._store, self._card.id, self._settings)
             if not self.plan.is_quarantine and self._drainage is None:
                 tasks.start_soon(keep_time, self._store, self._card.id, tuple(self._handlers.values()))
@@ -227,19 +219,6 @@ class Dispatcher:
             await self._leave()
         _log.info("%s has stopped", self._card.name)
 
-    async def _introduce_first(self) -> None:
-        """Declare everything for the first time; a store that is away is waited for."""
-        attempt = 4
-        while True:
-            try:
-                await self._introduce()
-            except (StoreUnavailable, Blocked) as error:
-                attempt += 1
-                await self._exchanger.sit_out(error, attempt)
-            else:
-                self._exchanger.note_answer()
-                return
-
     async def _introduce(self) -> None:
         """Declare this worker and its subscriptions, also again after the database forgot them."""
         incarnation = await self._store.check_schema()
@@ -247,7 +226,7 @@ class Dispatcher:
         # Whatever is in a database that was reset was written after that, and nothing of it may be missed.
         subscribed = await self._subscribe(was_reset)
         self._incarnation = incarnation
-        self._runner.know(subscribed.numbers)
+        self._runner.know(subscribed.numbers, self.report)
         self._numbers = subscribed.numbers
         for name, number in subscribed.numbers.items():
             self._by_number[number] = self._handlers[name]
@@ -262,6 +241,7 @@ class Dispatcher:
         self._warn(subscribed.warnings)
         self.plan.unsettled = subscribed.unsettled
         self.plan.begin_anew(time.monotonic())
+        self._exchanger.note_answer()
 
     async def _pump_until_stopped(self) -> None:
         plan = self.plan
@@ -299,7 +279,7 @@ class Dispatcher:
         try:
             answer, doubt = await self._exchanger.exchange(look)
         except Unapplied as fault:
-            await self._carry_less(look, fault)
+            await self._isolation.carry_less(look, fault)
             return
         except StoreError as error:
             # There is no more time. Where nothing is left to report, nothing is lost either.
@@ -307,19 +287,19 @@ class Dispatcher:
                 raise
             return
         if look.want:
-            self._wants_refused = 0
+            self._isolation.wants_refused = 0
         self._absorb(look, answer, sent_at)
         if doubt is not None:
             if look.nonce is not None:
                 self.plan.prove(look.nonce)
             if answer.leased:
-                await self._have(look, answer.leased, doubt)
+                await self._isolation.have(look, answer.leased, doubt)
         if answer.unknown:
             _log.warning(
                 "the database does not know this worker any more; was it reset? Subscribing again; what runs goes "
                 "on, and its results are refused"
             )
-            await self._introduce_again()
+            await self._exchanger.persist(self._introduce_again, (StoreError,))
 
     def _absorb(self, look: Look, answer: ExchangeAnswer, sent_at: float) -> None:
         self.plan.absorb(look, answer, sent_at=sent_at, now=time.monotonic())
@@ -338,7 +318,7 @@ class Dispatcher:
         for message, subscription in answer.lost:
             self.counts["leases lost"] += 1
             delivery = self.plan.held.get((message, subscription))
-            self.plan.give_up((message, subscription))
+            self.plan.leases.give_up((message, subscription))
             if delivery is not None:
                 self._soon(self._runner.revoke, [delivery])
             _log.warning("the lease of %s on message %s is lost", self._name(subscription), message)
@@ -348,8 +328,7 @@ class Dispatcher:
         if look.beat:
             self._warn(answer.warnings)
         if self.plan.unannounced:
-            for source in self._wakeups:
-                source.doubt()
+            self._wakeups.doubt()
 
     def _warn(self, warnings: Sequence[str]) -> None:
         """Log what the database warns of; what it warned of before is not said again while it lasts."""
@@ -371,156 +350,22 @@ class Dispatcher:
             tell, deliveries = self._untold.popleft()
             tell(deliveries)
 
-    async def _carry_less(self, look: Look, fault: Unapplied) -> None:
-        """Nothing of an exchange was applied, for something in it: find that, and let everything else go on."""
-        reports, remedy = look.reports, remedy_of(fault.error)
-        await self._give_back(fault.leased)
-        if len(reports) == 1 and not look.want:
-            await self._judge(reports[0], fault.error)
-        elif reports or (look.want and fault.leased):
-            self.plan.put_back(look, time.monotonic(), by=remedy.shrinks_by)
-        elif look.want:
-            # Not refused for how much it wants, then, but for wanting anything: or it was mended meanwhile.
-            self._wants_refused += 1
-            self.plan.put_back(look, time.monotonic(), by=1)
-            if self._wants_refused > 1:
-                self._exchanger.say(fault.error)
-                self.plan.put_off(time.monotonic() + self._settings.poll_slow_seconds)
-        else:
-            await self._renew_each(look)
-
-    async def _judge(self, report: Report, error: StoreError) -> None:
-        """A report fails alone, while an empty exchange passes: it becomes a failed attempt, or waits by itself."""
-        message, subscription = report.delivery.place
-        aside = self.plan.set_aside(report, time.monotonic())
-        if aside.tries >= remedy_of(error).blames:
-            await self._fail_instead(report, error)
-        elif aside.tries == 1:
-            _log.warning(
-                "the report of %s on message %s waits, and others go on: %s It is tried again until it passes.",
-                self._name(subscription), message, error,
-            )  # fmt: skip
-
-    async def _fail_instead(self, report: Report, reason: StoreError) -> None:
-        """Report an attempt whose report cannot pass as a failed one."""
-        handler = self._by_number[report.delivery.subscription]
-        # Our own frames tell nobody anything, and whatever refused the report reads them too.
-        reason = reason.with_traceback(None)
-        reason.__cause__ = reason.__context__ = None
-        failed = failure(handler, report.delivery, report.seconds, reason, self._random)
-        plain = replace(failed, error="its report was refused; the worker's log says why", traceback=None)
-        for each in (failed, plain):
-            look, sent_at = Look(failed=[each]), time.monotonic()
-            try:
-                answer, _ = await self._exchanger.exchange(look)
-            except Unapplied as again:
-                reason = again.error
-            else:
-                self._absorb(look, answer, sent_at)
-                return
-        # Its lease will lapse; nothing else can be done from here.
-        _log.error("message %s cannot even be reported as failed: %s", report.delivery.place[0], reason)
-        self.plan.forget(report.delivery)
-
-    async def _have(self, look: Look, leased: Sequence[Delivery], doubt: StoreError) -> None:
-        """Deliveries are leased whose messages did not arrive: have them a few at a time, in the end one alone."""
-        remedy = remedy_of(doubt)
-        if len(leased) > 1 or remedy.blames == math.inf:
-            await self._give_back(leased)
-            self.plan.narrowing.shrink_taking(len(leased), remedy.shrinks_by)
-            return
-        single = Look(want=look.want, due=look.due, alone=look.alone)
-        again: StoreError | None = doubt
-        for _ in range(int(remedy.blames) - 1):
-            # Its lease was renewed by the exchange that told of it.
-            sent_at = self._exchanger.asked_at
-            answer, again = await self._exchanger.exchange(single, again=True)
-            if again is None or not answer.leased:
-                self._absorb(single, answer, sent_at)
-                return
-        message, subscription = leased[0].place
-        text = f"{type(again).__name__}: the message does not arrive, while everything else does: {again}"
-        _log.error("message %s for %s is a dead letter: %s", message, self._name(subscription), text)
-        await self._report_apart([Report(leased[0], outcome="dead", reason="failed", error=text)])
-
-    async def _give_back(self, leased: Sequence[Delivery]) -> None:
-        """Give back what was leased and not begun."""
-        if leased:
-            await self._report_apart([Report(delivery, outcome="released") for delivery in leased])
-
-    async def _report_apart(self, reports: list[Report]) -> None:
-        """Report deliveries that never began here."""
-        look, sent_at = Look(failed=reports), time.monotonic()
-        try:
-            answer, _ = await self._exchanger.exchange(look)
-        except Unapplied as fault:
-            _log.warning("%d deliveries are left to come due again: %s", len(reports), fault.error)
-        else:
-            self._absorb(look, answer, sent_at)
-
-    async def _renew_each(self, look: Look) -> None:
-        """Leases could not be renewed together: one by one, so that one that cannot be holds up no other."""
-        if len(look.renew) == 1:
-            return
-        for delivery in look.renew:
-            single, sent_at = Look(renew=[delivery]), time.monotonic()
-            with suppress(Unapplied):
-                answer, _ = await self._exchanger.exchange(single)
-                self._absorb(single, answer, sent_at)
-
     async def _introduce_again(self) -> None:
-        """Declare everything anew, however long it takes until the store lets us."""
-        attempt = 0
-        while not self.plan.stopping:
-            try:
-                await self._introduce()
-            except StoreError as error:
-                attempt += 1
-                await self._exchanger.sit_out(error, attempt)
-            else:
-                self._exchanger.note_answer()
-                return
+        """Declare everything anew, unless the worker is about to end."""
+        if not self.plan.stopping:
+            await self._introduce()
 
-    async def _watch_leases(self) -> None:
-        """End attempts whose leases cannot be renewed in time: before another worker may take them over."""
-        while True:
-            await anyio.sleep(self._settings.lease_seconds * LAPSING_SHARE / 2)
-            lapsing = self.plan.lapsing(time.monotonic())
-            if lapsing:
-                names = sorted({self._name(delivery.subscription) for delivery in lapsing})
-                _log.warning(
-                    "%d leases could not be renewed and end now (%s): their handlers are cancelled, and the "
-                    "deliveries come due again",
-                    len(lapsing),
-                    ", ".join(names),
-                )
-                self.counts["leases lapsed"] += len(lapsing)
-                self._soon(self._runner.revoke, lapsing)
-
-    async def _watch_user_loop(self) -> None:
-        """Notice a handler that blocks the loop of user code, and stop renewing for one that does so for long."""
-        warned = False
-        while True:
-            await anyio.sleep(_BLOCKED_WARNING_SECONDS)
-            if self.plan.held:
-                self._runner.tick()
-                blocked = time.monotonic() - self._runner.ticked_at - _BLOCKED_WARNING_SECONDS
-            else:
-                # Nobody was asked for a sign of life, so its absence means nothing.
-                blocked, self._runner.ticked_at = 0.0, time.monotonic()
-            is_blocked = blocked > _BLOCKED_WARNING_SECONDS
-            if is_blocked and not warned:
-                names = ", ".join(self._runner.running) or "a handler"
-                _log.warning(
-                    "the event loop of the handlers has been blocked for %.1f s; running: %s. "
-                    "Declare a handler that blocks as a plain function: it then runs in a thread.",
-                    blocked,
-                    names,
-                )
-            warned = is_blocked
-            if self.plan.renews_async != (blocked < self._settings.blocked_loop_seconds):
-                self.plan.renews_async = not self.plan.renews_async
-                self._signal_now()
+    def _lapse(self, lapsing: Sequence[Delivery]) -> None:
+        """Cancel the attempts whose leases are about to end."""
+        names = sorted({self._name(delivery.subscription) for delivery in lapsing})
+        _log.warning(
+            "%d leases could not be renewed and end now (%s): their handlers are cancelled, and the deliveries come "
+            "due again",
+            len(lapsing),
+            ", ".join(names),
+        )
+        self.counts["leases lapsed"] += len(lapsing)
+        self._soon(self._runner.revoke, lapsing)
 
     def _begin_stopping(self, drain_seconds: float) -> None:
         if self.plan.stopping:
@@ -545,5 +390,4 @@ class Dispatcher:
         self._signal.set()
 
     def _name(self, subscription: int) -> str:
-        handler = self._by_number.get(subscription)
-        return handler.name if handler else f"subscription {subscription}"
+        return name_of(self._by_number, subscription)

@@ -1,4 +1,4 @@
-"""How does a worker do what is due and end? Ticks first, then work until a look finds nothing, then a look ahead."""
+"""The beginning and the end of a worker that drains: due ticks first, in the end a look at what is left."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ _ASK_SECONDS = 2.0
 
 
 class Drain:
-    """What a worker that drains does at its beginning and at its end.
+    """What a worker does that ends by itself once nothing is due.
 
     Attributes:
         left: how many deliveries were still due at the end; None while that is not known.
-        next_due_seconds: how long after the end there is something to do again; None where nothing waits.
+        next_due_seconds: how long after the end something is due again; None where nothing waits.
     """
 
     def __init__(self) -> None:

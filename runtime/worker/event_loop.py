@@ -1,7 +1,7 @@
-"""Which event loop do workers run on? uvloop where it is: each wait, wake and hop between threads costs less there.
+"""The event loops of workers: uvloop where it is installed, where waits, wakes and hops between threads cost less.
 
-A loop ends when a task of it raises SystemExit or KeyboardInterrupt, and when somebody stops it. Handlers start tasks
-and may do either, so the loops of workers go on until what they were made for has come to its end.
+A loop ends when one of its tasks raises SystemExit or KeyboardInterrupt, or when `stop()` is called on it. Tasks that
+handlers start may do either, so the loops of workers go on until the function they were made for has ended.
 """
 
 import asyncio

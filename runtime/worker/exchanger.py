@@ -6,22 +6,19 @@ number: that passes where the way is good, and says whether the exchange was app
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from random import Random
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
 
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage
 from runtime.errors import StoreError, StoreUnavailable
-from runtime.store import Delivery, Exchange, ExchangeAnswer, Store
+from runtime.store import Delivery, Exchange, ExchangeAnswer, Look, Store
 from runtime.store.sqlstates import remedy_of
-from runtime.worker.plan import Look
 
 _log = logging.getLogger("runtime.worker.dispatcher")
-_FIRST_PAUSE_SECONDS = 0.1
-# Said at once, by somebody who has looked at the request: to pause before the next try would gain nothing.
+# Refusals that follow from the request itself: a pause before the emptied one would gain nothing.
 _DEFINITE = frozenset({"blocked", "refused", "forbidden", "missing", "large"})
 
 
@@ -63,9 +60,7 @@ class Exchanger:
         self._lease_seconds = lease_seconds
         self._gauges = gauges
         self._pump, self._n = uuid4(), 0
-        self._random = Random()
-        # The kinds of what the store was said to suffer from; empty while it answers.
-        self._troubles: set[str] = set()
+        self._outage = Outage(first=0.1)
 
     async def exchange(self, look: Look, *, again: bool = False) -> tuple[ExchangeAnswer, StoreError | None]:
         """Make one exchange, repeated under its number until it is answered.
@@ -83,13 +78,13 @@ class Exchanger:
             StoreError: there is no more time.
         """
         self._n += not again
-        exchange = Exchange(
+        exchange = Exchange.carrying(
+            look,
             worker=self._worker,
             pump=self._pump,
             n=self._n,
             lease_seconds=self._lease_seconds,
             gauges=self._gauges() if look.beat else None,
-            **look.fields(),  # type: ignore[arg-type]
         )
         doubt: StoreError | None = None
         attempt = 0
@@ -106,7 +101,7 @@ class Exchanger:
                 elif doubt is not None and error.nature in _DEFINITE:
                     # The empty one is refused for what it wants, if for anything.
                     exchange.want = {}
-                await self.sit_out(error, attempt)
+                await self.sit_out(error)
                 continue
             self.note_answer()
             if doubt is None:
@@ -117,26 +112,37 @@ class Exchanger:
                 return answer, doubt
             raise Unapplied(doubt, answer.leased)
 
-    async def sit_out(self, error: StoreError, attempt: int) -> None:
+    async def persist(self, step: Callable[[], Awaitable[None]], on: tuple[type[StoreError], ...]) -> None:
+        """Await a step other than an exchange until it succeeds.
+
+        Raises:
+            StoreError: one that is not in `on`, or the last one when there is no more time.
+        """
+        while True:
+            try:
+                await step()
+            except on as error:
+                await self.sit_out(error)
+            else:
+                return
+
+    async def sit_out(self, error: StoreError) -> None:
         """Wait before the store is asked again, and say why; an operator may be mending it.
 
         Raises:
             StoreError: the very error, when there is no more time.
         """
         self.say(error)
-        cap = remedy_of(error).longest_pause
-        pause = backoff_seconds(min(attempt, 20), first=_FIRST_PAUSE_SECONDS, cap=cap, random=self._random)
-        with anyio.move_on_after(pause):
+        with anyio.move_on_after(self._outage.pause_seconds(remedy_of(error).longest_pause)):
             await self.stop_asking.wait()
         if self.stop_asking.is_set():
             raise error
 
     def say(self, error: StoreError) -> None:
         """Say what the store suffers from: once an outage, and once for each other kind of cause that shows in it."""
-        kind, is_first = f"{error.nature} {error.code}", not self._troubles
-        if kind in self._troubles:
+        is_first = not self._outage
+        if not self._outage.is_news(f"{error.nature} {error.code}"):
             return
-        self._troubles.add(kind)
         if not isinstance(error, StoreUnavailable):
             _log.error("the store cannot be used: %s Asking again until it can.", error)
         elif is_first:
@@ -146,8 +152,7 @@ class Exchanger:
 
     def note_answer(self) -> None:
         """The store answers: say so, where it did not before."""
-        if self._troubles:
-            self._troubles.clear()
+        if self._outage.over():
             _log.info("the store answers again")
 
 

@@ -1,6 +1,6 @@
-"""How do Kubernetes and Prometheus ask a worker how it is? At one small HTTP port: healthz, readyz and metrics.
+"""The HTTP port that tells Kubernetes and Prometheus how a worker is: healthz, readyz and metrics.
 
-It answers from the runtime's own thread, so a handler that blocks its loop does not make the process look dead.
+It is served in the runtime's own thread, so a handler that blocks its loop does not make the process look dead.
 """
 
 import time
@@ -19,7 +19,7 @@ from runtime.worker.dispatcher import Dispatcher
 from runtime.worker.metrics import Metrics
 
 _ASK_SECONDS = 2.0
-# What waits is counted row by row: not more often than this, however many scrape.
+# Waiting deliveries are counted row by row: not more often than this, however many programs scrape.
 _STATS_SECONDS = 15.0
 
 
@@ -74,7 +74,7 @@ class HealthEndpoints:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _count(self) -> None:
-        """Ask what waits, if that was not asked just now; without the database the last figures are not told."""
+        """Count what waits, unless that was done just now; without the database there are no such figures."""
         async with self._counting:
             if time.monotonic() - self._counted_at < _STATS_SECONDS:
                 return
@@ -84,6 +84,6 @@ class HealthEndpoints:
                 try:
                     stats = await self._store.call("stream_stats", {})
                 except StoreError:
-                    # Said by readyz and in the worker's log; a scrape tells what is known without the database.
+                    # readyz and the worker's log report it; a scrape shows what is known without the database.
                     stats = {}
             self._standing.stats = stats

@@ -1,4 +1,4 @@
-"""What can Prometheus know of a worker? Attempts as they end, and how the worker stands when it is asked."""
+"""The metrics of a worker for Prometheus: attempts as they end, and the worker's state at each scrape."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -49,17 +49,17 @@ class Metrics:
             self._emitted.labels(handler).inc(len(report.emits))
 
     def watch(self, dispatcher: Dispatcher) -> "WorkerSnapshot":
-        """Tell with each scrape how this dispatcher stands, too."""
+        """Show the state of this dispatcher too, at each scrape."""
         standing = WorkerSnapshot(dispatcher)
         self.registry.register(standing)
         return standing
 
 
 class WorkerSnapshot(Collector):
-    """How a worker stands, read when asked.
+    """The state of a worker, read at each scrape.
 
     Attributes:
-        stats: what `stream_stats` last told; empty as long as nobody asked.
+        stats: the last answer of `stream_stats`; empty before the first.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -94,7 +94,7 @@ class WorkerSnapshot(Collector):
 
 
 def _of_subscriptions(subscriptions: list[dict[str, Any]]) -> Iterator[Metric]:
-    """What waits in the whole stream: every worker tells the same, so take the maximum and not the sum."""
+    """The backlog of the whole stream: every worker shows the same, so take the maximum and not the sum."""
     backlog = GaugeMetricFamily(
         "runtime_backlog", "Deliveries that have not ended, by state.", labels=["subscription", "state"]
     )

@@ -1,4 +1,4 @@
-"""How is this process? What it uses of the machine, and how it hears of work."""
+"""The state of a worker's process: what it uses of the machine, and how it learns of work."""
 
 import os
 from importlib.util import find_spec
@@ -40,7 +40,7 @@ def _resident_bytes() -> int | None:
 
 
 class WakeupStatus:
-    """How a worker hears of work, and since when: live, polling, or deaf: polling, since a path kept silent."""
+    """How a worker learns of work, and since when: live, polling, or deaf (polling because a path went silent)."""
 
     def __init__(self) -> None:
         self._word: Literal["live", "polling", "deaf"] = "polling"

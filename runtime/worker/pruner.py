@@ -1,11 +1,12 @@
-"""Who removes what is too old? The oldest living worker, in bounded batches; the others ask and are told no."""
+"""Removal of old messages, in bounded batches: the database lets the oldest living worker do it, and no other."""
 
 import logging
-from random import Random
+from random import uniform
 from uuid import UUID
 
 import anyio
 
+from runtime.backoff import Outage
 from runtime.errors import StoreError
 from runtime.settings import Settings
 from runtime.store import Store
@@ -24,19 +25,17 @@ async def keep_retention(store: Store, worker: UUID, settings: Settings) -> None
         worker: who asks.
         settings: how long messages are kept, and how often to look.
     """
-    random = Random()
-    said = ""
+    outage = Outage()
     while True:
         # Jittered, so that many workers do not ask at the same moment.
-        await anyio.sleep(settings.upkeep_seconds * random.uniform(0.5, 1.5))
+        await anyio.sleep(settings.upkeep_seconds * uniform(0.5, 1.5))
         try:
             pruned = await _round(store, worker, settings.retention_days)
         except StoreError as error:
-            if str(error) != said:
-                said = str(error)
+            if outage.is_news(str(error)):
                 _log.warning("old messages could not be removed: %s Trying again later.", error)
             continue
-        said = ""
+        outage.over()
         if pruned:
             _log.info("removed %d messages older than %g days", pruned, settings.retention_days)
 
@@ -57,5 +56,5 @@ async def _round(store: Store, worker: UUID, retention_days: float | None) -> in
         if answer["last"] is None:
             return pruned
         after = answer["last"]
-        # Others want the disk too.
+        # Other work needs the disk too.
         await anyio.sleep(_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""How does each live process get each message? By reading the stream itself: nothing is kept for it anywhere.
+"""Publish and subscribe: each live process gets each message, by reading the stream itself.
 
 A handler declared with `deliver="each"` has no subscription and no deliveries. Every process reads what is new under
 its patterns, as a listener does, hands it to the handler, and forgets it. Wake-ups come over the worker's own socket;
@@ -10,21 +10,19 @@ import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import anyio
 
 from runtime.agent.handler import Handler
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage, retrying
 from runtime.client.listener import Reader
 from runtime.errors import StoreError
 from runtime.keys import matches
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Delivery, Report, Store
-from runtime.wakeups import Listener, Path, Reachability, Wakeups
+from runtime.wakeups import Path, Reachability
 from runtime.wakeups.polling import Pace
 from runtime.worker.execution.executor import Executor
 
@@ -73,7 +71,7 @@ class PubSub:
             -place: _Subscriber(self, handler, -place, limits[handler.name], store, runner, settings)
             for place, handler in enumerate(handlers, start=1)
         }
-        runner.know({ear.handler.name: number for number, ear in self._ears.items()})
+        runner.know({ear.handler.name: number for number, ear in self._ears.items()}, self.report)
         self._reading = anyio.CancelScope()
 
     @property
@@ -86,8 +84,9 @@ class PubSub:
         """Whether rows are pushed, so that nobody has to poll."""
         return self._reach.is_live
 
-    async def run(self) -> None:
-        """Read and hand over until cancelled."""
+    async def run(self, ready: anyio.Event) -> None:
+        """Read and hand over until cancelled, once the worker is ready."""
+        await ready.wait()
         async with anyio.create_task_group() as tasks:
             for ear in self._ears.values():
                 tasks.start_soon(ear.send_emits)
@@ -129,10 +128,6 @@ class PubSub:
         while self._reports:
             report = self._reports.popleft()
             self._ears[report.delivery.subscription].ended(report)
-
-    def hearing(self, source: Wakeups) -> Wakeups:
-        """The same source of wake-ups, which tells this too."""
-        return _TeeWakeups(source, self)
 
     # Called by the wake-ups
 
@@ -187,7 +182,8 @@ class _Subscriber:
         self._runner = runner
         self._pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
         self._sweep_seconds = settings.sweep_seconds
-        self._random = Random()
+        self._outage = Outage(first=0.1, cap=5.0)
+        self._readers: list[Reader] = []
         self._waiting: deque[Message[Any]] = deque()
         self._running = 0
         self._moved = anyio.Event()
@@ -195,33 +191,11 @@ class _Subscriber:
         self._emitted = anyio.Event()
         self._dropped = 0
         self._warned_at = -_WARN_SECONDS
-        self._trouble = ""
 
     async def read(self) -> None:
         """Read what is written from now on, for ever; a store that is away is waited for."""
-        failures = 0
-        readers: list[Reader] = []
         while True:
-            self.woken = anyio.Event()
-            if not self._runner.is_open(self.handler.name):
-                # Nobody is there to hear it; what is said until then passes by, as it does before a process starts.
-                readers = []
-                await self.woken.wait()
-                continue
-            try:
-                if not readers:
-                    readers = [
-                        await Reader.begin(self._store, pattern, None) for pattern in self.handler.patterns
-                    ]
-                    self.has_begun = True
-                fresh = await self._fresh(readers)
-            except StoreError as error:
-                failures += 1
-                self._say_trouble(error)
-                await anyio.sleep(backoff_seconds(min(failures, 8), first=0.1, cap=5.0, random=self._random))
-                continue
-            failures = 0
-            self._say_back()
+            fresh = await retrying(self._fresh, self._outage, on=StoreError, say=self._say_trouble)
             await self._take(fresh)
             if fresh:
                 self._pace.active()
@@ -229,17 +203,28 @@ class _Subscriber:
                 await self._rest()
             await anyio.sleep(_GATHER_SECONDS)
 
-    async def _fresh(self, readers: Sequence[Reader]) -> list[Message[Any]]:
-        """What was not read before, once, in the order of the ids."""
+    async def _fresh(self) -> list[Message[Any]]:
+        """The messages that were not read before, each once, in the order of the ids."""
         patterns = self.handler.patterns
+        self.woken = anyio.Event()
+        while not self._runner.is_open(self.handler.name):
+            # Messages pass by until the agent has started, as they do before a process starts.
+            self._readers = []
+            await self.woken.wait()
+            self.woken = anyio.Event()
+        if not self._readers:
+            self._readers = [await Reader.begin(self._store, pattern, None) for pattern in patterns]
+            self.has_begun = True
         fresh = [
             message
-            for place, reader in enumerate(readers)
+            for place, reader in enumerate(self._readers)
             for message in await reader.fresh()
             # The first pattern that matches has it.
             if not any(matches(pattern, message.key) for pattern in patterns[:place])
         ]
-        return sorted(fresh, key=lambda message: message.id) if len(readers) > 1 else fresh
+        if self._outage.over():
+            _log.info("%s hears again", self.handler.name)
+        return sorted(fresh, key=lambda message: message.id) if len(patterns) > 1 else fresh
 
     async def _rest(self) -> None:
         seconds = self._sweep_seconds if self._each.is_live else self._pace.next_seconds()
@@ -318,52 +303,4 @@ class _Subscriber:
             await self._moved.wait()
 
     def _say_trouble(self, error: StoreError) -> None:
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            _log.warning("%s hears nothing now: %s Reading again when it can.", self.handler.name, error)
-
-    def _say_back(self) -> None:
-        if self._trouble:
-            self._trouble = ""
-            _log.info("%s hears again", self.handler.name)
-
-
-class _TeeWakeups:
-    """A source of wake-ups that tells two."""
-
-    def __init__(self, source: Wakeups, each: PubSub) -> None:
-        self.paths = source.paths
-        self.doubt = source.doubt
-        self._source = source
-        self._each = each
-
-    async def run(self, listener: Listener) -> None:
-        """Listen for ever, for both."""
-        await self._source.run(Fanout(listener, self._each))
-
-
-@dataclass(frozen=True, slots=True)
-class Fanout:
-    """Tells the worker first, then those who listen beside it."""
-
-    worker: Listener
-    each: PubSub
-
-    def wake(self, why: str, message: int | None = None) -> None:
-        self.worker.wake(why, message)
-        self.each.wake(why, message)
-
-    def live(self, path: Path) -> None:
-        self.worker.live(path)
-        self.each.live(path)
-
-    def gap(self, path: Path, why: str) -> None:
-        self.worker.gap(path, why)
-        self.each.gap(path, why)
-
-    def lost(self, path: Path, why: str) -> None:
-        self.worker.lost(path, why)
-        self.each.lost(path, why)
-
-    def prove(self, nonce: str) -> None:
-        self.worker.prove(nonce)
+        _log.warning("%s hears nothing now: %s Reading again when it can.", self.handler.name, error)

@@ -1,7 +1,7 @@
-"""Who writes the ticks of the timers? Every worker tries when a slot has come, and the database lets one of them.
+"""The ticks of timers: every worker writes them when a slot has come, and the database lets one of them.
 
-Slots are worked out here, from the database's time; the last one that was ticked is kept there. So nothing depends on
-the clocks of workers, and whoever comes back knows what was missed.
+Slots are computed here, from the database's time; the database keeps the last slot that was ticked. So nothing depends
+on the clocks of workers, and a worker that comes back knows which slots were missed.
 """
 
 import logging
@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from random import Random
 from typing import Any
 from uuid import UUID
 
 import anyio
 
 from runtime.agent.handler import Handler, Timer
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage, retrying
 from runtime.encoding.json import encode
 from runtime.errors import StoreError
 from runtime.message import moment
@@ -39,21 +38,20 @@ async def keep_time(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
         handlers: all that this worker runs, so that a handler which has lost its timer is known.
     """
     keeper = _Scheduler(store, worker, handlers)
-    random, failures = Random(), 0
-    said = ""
-    while True:
-        try:
-            await keeper.declare()
-            if not keeper.timers:
-                return
-            failures, said = 0, ""
+    outage = Outage()
+
+    def say(error: StoreError) -> None:
+        _log.warning("the timers cannot tick: %s Trying again until they can.", error)
+
+    async def tick() -> None:
+        await keeper.declare()
+        outage.over()
+        if keeper.timers:
             await keeper.tick_for_a_while()
-        except StoreError as error:
-            failures += 1
-            if str(error) != said:
-                said = str(error)
-                _log.warning("the timers cannot tick: %s Trying again until they can.", error)
-            await anyio.sleep(backoff_seconds(min(failures, 8), first=0.2, cap=10.0, random=random))
+
+    await retrying(tick, outage, on=StoreError, say=say)
+    while keeper.timers:
+        await retrying(tick, outage, on=StoreError, say=say)
 
 
 async def tick_once(store: Store, worker: UUID, handlers: Sequence[Handler]) -> Callable[[], float | None]:

@@ -1,4 +1,4 @@
-"""How do agents live where processes sleep? Whoever wakes them has them do what is due, within a budget of time."""
+"""Drains for platforms where processes sleep: a call does what is due, within a budget of time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from runtime.worker.drain import Drain
 from runtime.worker.execution.attempt import Observer
 from runtime.worker.worker import Attempt, Worker
 
-# The last part of a budget is for what runs: nothing new is begun in it.
+# The rest of a budget is for handlers that still run: nothing new is begun in it.
 _TAKING_SHARE = 0.8
 
 
@@ -102,7 +102,7 @@ async def _stop_in_time(worker: Worker, seconds: float, stop: anyio.Event | None
 
 
 class Drains:
-    """The drains of one process: one at a time, and who calls meanwhile is told so.
+    """The drains of one process: one at a time; a call during a drain has it look once more.
 
     Args:
         agents: whose handlers to run.
@@ -138,7 +138,7 @@ class Drains:
     async def _drain_until_uncalled(self) -> Drained:
         until = anyio.current_time() + self._settings.budget_seconds
         total: Drained | None = None
-        # What was written while a drain ended may have been seen by none: it is looked for again.
+        # A message that was written while a drain ended may have been missed by it: look again.
         while self._is_called and not self._stop.is_set():
             self._is_called = False
             budget = until - anyio.current_time()
@@ -152,6 +152,6 @@ class Drains:
                 found.next_due_seconds,
             )
         if total is None or self._is_called:
-            # Somebody was told that there would be another look, and there was no time for it.
+            # A caller was promised another look, and there was no time for it.
             return Drained(total.handled if total else 0, total.failed if total else 0, None, 0.0)
         return total

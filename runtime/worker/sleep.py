@@ -1,11 +1,14 @@
-"""How does a worker go to sleep without missing what is written meanwhile? It looks once more than it needs to.
+"""The way of a worker to sleep without missing what is written meanwhile.
 
-Marked asleep in the database it is announced to; but who began to write before the mark cannot have seen it. So it
-looks on, ever more slowly, until a look at everything came back empty that began after all of those had ended. Who
-began to write while it was being called may have left it at that call; so it looks on after a call in the same way.
+While a worker is marked asleep in the database, writers announce messages to it. But a transaction that began before
+the mark cannot have seen it. So the worker looks on, ever more slowly, until a look at everything came back empty that
+began after all of those transactions had ended. A transaction that began while the worker was being woken may rely on
+that call; so the worker looks on after a call in the same way.
 """
 
 from enum import Enum
+
+from runtime.store import ExchangeAnswer, Look
 
 FIRST_SECONDS = 0.005
 CAP_SECONDS = 0.05
@@ -21,14 +24,14 @@ class Phase(Enum):
 
 
 class Sleep:
-    """The phase, and when the next look of its own accord is due.
+    """The phase, and when the next look is due that nothing calls for.
 
     Args:
         now: the moment it begins, in monotonic seconds.
         slow_seconds: the pace of looking while a foreign transaction stays open for long.
 
     Attributes:
-        fence: the transaction that everybody who could not see the mark began before; None before it is known.
+        fence: every transaction that could not see the mark began before this one; None before it is known.
         look_at: when to look again, while not asleep.
     """
 
@@ -41,8 +44,43 @@ class Sleep:
         self._since = now
 
     def is_due(self, now: float) -> bool:
-        """Whether it should look though nothing woke it: nobody announces anything to one who is awake."""
+        """Whether to look though nothing woke it: writers announce nothing to a worker that is awake."""
         return self.phase is not Phase.ASLEEP and now >= self.look_at
+
+    def note(
+        self,
+        look: Look,
+        answer: ExchangeAnswer,
+        now: float,
+        *,
+        is_wakeable: bool,
+        is_settling: bool,
+        is_hinted: bool,
+    ) -> None:
+        """Take note of an answer.
+
+        Args:
+            is_wakeable: whether a push path can wake the worker, and it is to go on.
+            is_settling: whether a new subscription is not settled yet.
+            is_hinted: whether a hint came that no look has followed.
+        """
+        # Only a look at everything, from the lowest id, proves that there is nothing.
+        proves_emptiness = look.cursors is None and look.due and not is_hinted
+        if answer.taken or answer.filled or look.alone:
+            self.stay_awake(now)
+        elif not look.want or not is_wakeable:
+            self.rouse()
+        elif not look.sleep and is_settling:
+            self.rouse()
+            self.look_later(now)
+        elif not look.sleep:
+            self.look_soon(now)
+        elif answer.fence is None:
+            self.lie_down(now)
+        elif answer.quiet and (self.phase is Phase.ASLEEP or proves_emptiness):
+            self.fall_asleep(answer.fence)
+        else:
+            self.doze(now, answer.fence)
 
     def rouse(self) -> None:
         """Be awake, with no look of its own planned anew."""
@@ -55,22 +93,22 @@ class Sleep:
         self.look_at = now + FIRST_SECONDS
 
     def look_soon(self, now: float) -> None:
-        """Nothing came of a look that had no reason to lie down: the next one has."""
+        """The look found nothing and did not ask to sleep; the next one will."""
         self.rouse()
         self.look_at = now + FIRST_SECONDS
 
     def lie_down(self, now: float) -> None:
-        """Marked only now. Who began to write before cannot have seen it, so nothing is proved yet: look at once."""
+        """Marked only now: transactions that began before cannot have seen it, so look again at once."""
         self.stay_awake(now)
         self.phase, self.look_at = Phase.DROWSY, now
 
     def doze(self, now: float, fence: str) -> None:
-        """Somebody may still write who has not seen the mark: look on."""
+        """A transaction that has not seen the mark may still write: look on."""
         self.phase, self.fence = Phase.DROWSY, fence
         self.look_later(now)
 
     def fall_asleep(self, fence: str) -> None:
-        """It is proved that there is nothing, and that everybody knows whom to wake."""
+        """It is proved that there is nothing, and that every writer sees the mark."""
         self.phase, self.fence = Phase.ASLEEP, fence
 
     def look_later(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""Who starts a dead process again? One that runs no agents itself, so that nothing of the user's can end it."""
+"""The supervisor: it starts dead processes again, and runs no agents itself, so that no user code can end it."""
 
 import logging
 import signal
@@ -14,7 +14,7 @@ from runtime.backoff import Restarts
 
 _log = logging.getLogger("runtime.worker.supervisor")
 
-# After its own drain a process has this long to say goodbye.
+# How long a process has to end after its own drain.
 _GRACE_SECONDS = 10.0
 _HURRY_SECONDS = 2.0
 
@@ -118,7 +118,7 @@ class Supervisor:
 
     async def _live(self, child: Child) -> int:
         """Live through one process and return its exit code."""
-        # A session of its own: Ctrl-C in a terminal reaches us alone, and what we pass on comes once.
+        # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, and the child gets one signal.
         process = await anyio.open_process(
             child.command, stdin=subprocess.PIPE, stdout=None, stderr=None, start_new_session=True
         )
@@ -137,7 +137,7 @@ class Supervisor:
                 process.send_signal(number)
 
     async def _kill_late(self) -> None:
-        """End for good what does not end by itself."""
+        """Kill the processes that do not end by themselves."""
         await self._stopping.wait()
         with anyio.move_on_after(self._drain_seconds + _GRACE_SECONDS):
             await self._hurried.wait()

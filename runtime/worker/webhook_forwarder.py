@@ -1,14 +1,13 @@
-"""Who posts to the targets that commands have added? A worker for all of them, and another one when they change.
+"""The forwarder of webhooks that commands have added: one worker for all targets, and another one when they change.
 
-A worker is cheap, and any number of them may run side by side: so the next one starts, the last one finishes what it
-has begun, and no handler list ever changes under a worker's feet.
+A worker is cheap, and any number of them may run side by side: the next one starts, the last one finishes what it has
+begun, and the list of a worker's handlers never changes.
 """
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from random import Random
 from typing import Any, Final
 
 import anyio
@@ -16,18 +15,18 @@ from anyio.abc import TaskGroup
 
 from runtime.agent.agent import Agent
 from runtime.agent.target import POST_CONCURRENCY, POST_RETRY, Target, shown_url
-from runtime.backoff import backoff_seconds
+from runtime.backoff import Outage
 from runtime.client.factories import open_store
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError, StoreUnavailable
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.webhooks.sender import Sender
 from runtime.worker.execution.attempt import Observer
-from runtime.worker.plan import PoisonMessages
+from runtime.worker.poison import PoisonMessages
 from runtime.worker.worker import Worker, first_fault
 
 _log = logging.getLogger("runtime.webhooks")
-# How soon a target that was added, changed or removed is known here, if workers sweep no more often.
+# How often to ask for added, changed or removed targets, unless workers sweep more often.
 _LOOK_SECONDS: Final = 5.0
 
 
@@ -57,11 +56,11 @@ class WebhookForwarder:
         self._fault: RuntimeFault | None = None
 
     def __repr__(self) -> str:
-        return f"<Postroom [{self.state}, {len(self._targets)} targets]>"
+        return f"<WebhookForwarder [{self.state}, {len(self._targets)} targets]>"
 
     @property
     def state(self) -> str:
-        """That of its worker; while there is no target, it is live."""
+        """The state of its worker; live while there is no target."""
         if self._stopped.is_set():
             return "stopping"
         return "live" if self._worker is None else self._worker.state
@@ -93,7 +92,7 @@ class WebhookForwarder:
 
     async def _keep_up(self, store: Store, tasks: TaskGroup) -> None:
         """Have a worker for the targets there are, until stopped."""
-        failures, random, has_asked = 0, Random(), False
+        outage, has_asked = Outage(first=0.5), False
         while not self._stopped.is_set():
             pause = min(_LOOK_SECONDS, self._settings.sweep_seconds)
             try:
@@ -101,12 +100,12 @@ class WebhookForwarder:
             except StoreError as error:
                 if not has_asked and not isinstance(error, StoreUnavailable):
                     raise
-                failures += 1
-                if failures == 1:
-                    _log.warning("which webhooks there are cannot be asked: %s Asking again.", error)
-                pause = backoff_seconds(min(failures, 8), first=0.5, cap=10.0, random=random)
+                if outage.is_news(str(error)):
+                    _log.warning("the list of webhooks cannot be read: %s Trying again.", error)
+                pause = outage.pause_seconds()
             else:
-                failures, has_asked = 0, True
+                has_asked = True
+                outage.over()
                 if found != self._targets:
                     self._replace(found, tasks)
             with anyio.move_on_after(pause):

@@ -50,13 +50,13 @@ MECHANISMS = (
     Mechanism(
         "fence",
         [(f"{_MIGRATIONS}/20261101000022_report_attempts.sql",
-          "where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease\n        returning",
-          "where d.message_id = r.message and d.subscription = r.subscription\n        returning")],
+          "r.subscription and d.lease = r.lease offset 0\n        ) l on true\n    ), gone as (",
+          "r.subscription offset 0\n        ) l on true\n    ), gone as (")],
         ["--setting", "both/direct", "--fault", "worker SIGSTOP", *_LONG],
     ),
     Mechanism(
         "renewal",
-        [("runtime/worker/plan.py", "return bool(self.held) and now >=", "return False and bool(self.held) and now >=")],
+        [("runtime/worker/leases.py", "return bool(self.held) and now >=", "return False and bool(self.held) and now >=")],
         ["--setting", "both/direct", "--fault", "frames forged", "--seconds", "20", "--messages", "300", "--work", "6",
          "--settle", "60"],
     ),
@@ -113,19 +113,21 @@ MECHANISMS = (
     Mechanism(
         "one id for all attempts",
         [("runtime/webhooks/sender.py",
-          'f"msg_{message.id}_{written:x}_', 'f"msg_{message.id}_{message.attempt}_{written:x}_')],
+          'f"msg_{message.idempotency_key}_', 'f"msg_{message.idempotency_key}_{message.attempt}_')],
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "outgoing", *_QUIET],
     ),
     Mechanism(
         "a retry finds what it asked",
-        [("runtime/worker/execution/handler_requests.py", 'dedup_key=options.get("dedup_key") or question,', "dedup_key=None,")],
+        [("runtime/worker/execution/handler_requests.py",
+          "dedup_key=question,", 'dedup_key=__import__("uuid").uuid4().hex,')],
         ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
          "--feature", "requests", *_QUIET],
     ),
     Mechanism(
         "a request is stored once",
-        [("runtime/client/stream_requests.py", 'dedup_key=options.get("dedup_key") or f"ask {uuid4()}",', "dedup_key=None,")],
+        [("runtime/client/requester.py",
+          'dedup_key=check_dedup_key(options.get("dedup_key")) or dedup_key,', "dedup_key=None,")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "requests", *_QUIET],
     ),
     Mechanism(
@@ -137,8 +139,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "a webhook known again",
-        [("runtime/webhooks/receiver.py", "    if len(whole) <= MAX_DEDUP_CHARACTERS:",
-          '    whole += __import__("uuid").uuid4().hex\n    if len(whole) <= MAX_DEDUP_CHARACTERS:')],
+        [("runtime/webhooks/receiver.py", "    if len(whole) <= MAX_DEDUP_CHARACTERS and",
+          '    whole += __import__("uuid").uuid4().hex\n    if len(whole) <= MAX_DEDUP_CHARACTERS and')],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", "--feature", "incoming", *_QUIET],
     ),
 )  # fmt: skip

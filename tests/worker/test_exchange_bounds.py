@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from runtime.store import Look
 from runtime.worker.exchange_bounds import MAX_REPORT_BYTES, MAX_REPORTS, ExchangeBounds
-from runtime.worker.plan import Look
 from tests.simulated_kernel import Simulation
 
 
@@ -83,7 +83,7 @@ def test_l1_a_report_set_aside_is_tried_by_itself_ever_more_rarely_and_stays_lea
     (report,) = look.reports
     pauses = []
     for _ in range(10):
-        aside = simulation.plan.set_aside(report, simulation.now)
+        aside = simulation.plan.outbox.delay(report, simulation.now)
         pauses.append(aside.due_at - simulation.now)
         simulation.kernel.now = aside.due_at
         again = simulation.plan.decide(simulation.now)

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from runtime.settings import Settings
-from runtime.store import ExchangeAnswer
+from runtime.store import ExchangeAnswer, Look
 from runtime.wakeups import Reachability
 from runtime.worker.exchange_bounds import MAX_REPORT_BYTES, MAX_REPORTS
-from runtime.worker.plan import Lane, Look, Plan, PoisonMessages, Wait
+from runtime.worker.lanes import Lane
+from runtime.worker.plan import Plan, Wait
+from runtime.worker.poison import PoisonMessages
 from runtime.worker.sleep import Phase
 from tests.simulated_kernel import Simulation
 
@@ -253,7 +255,7 @@ def test_g3_a_delivery_that_lapsed_here_and_was_taken_again_is_counted_right(sim
 def test_a_lost_lease_is_not_renewed_any_more(simulation: Simulation) -> None:
     simulation.write(1)
     simulation.settle_down()
-    simulation.plan.give_up((1, 1))
+    simulation.plan.leases.give_up((1, 1))
     simulation.kernel.now += LEASE_SECONDS / 3
     look = simulation.step()
     assert isinstance(look, Look)
@@ -774,7 +776,7 @@ class AnyOrder(RuleBasedStateMachine):
         if plan.phase is Phase.ASLEEP:
             assert not plan.unsettled
             assert simulation.kernel.asleep
-        if plan._has_poison or plan._runs_poison or rest.seconds <= simulation.settings.poll_slow_seconds:
+        if plan._poison.waits or plan._poison.runs or rest.seconds <= simulation.settings.poll_slow_seconds:
             return
         for number in plan._want(simulation.now):
             left = [

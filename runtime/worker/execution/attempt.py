@@ -1,32 +1,29 @@
-"""How is a handler called, and what comes of it? A report, whatever the handler does."""
+"""Attempts: one call of a handler each, which ends in a report whatever the handler does."""
 
-import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 
-from runtime.agent.context import Context, Requests
+from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import answer_draft
-from runtime.broadcast import SendBroadcast
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 from runtime.tracebacks import text_of
-from runtime.worker.event_loop import is_pressed
 from runtime.worker.execution import fork
 from runtime.worker.execution.batching import Batch
+from runtime.worker.execution.cancellation import comes_from_outside
 from runtime.worker.execution.failure import failure
 from runtime.worker.execution.log_context import attempt as attempt_of_logs
 from runtime.worker.execution.middleware import surrounded
+from runtime.worker.execution.services import HandlerServices, Spans
 from runtime.worker.execution.threads import ThreadCall
 
 _log = logging.getLogger("runtime.handlers")
@@ -50,35 +47,13 @@ class Attempt:
 Observer = Callable[[Attempt], None]
 
 
-class Spans(Protocol):
-    """What makes a trace of attempts."""
-
-    def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
-        """The span of one attempt, current while it runs."""
-
-    def handling_batch(
-        self, handler: str, worker: str, deliveries: Sequence[Delivery]
-    ) -> AbstractContextManager[list[Any]]:
-        """A span for each delivery of an attempt they share; none of them is current."""
-
-    def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
-        """The drafts with the trace context in their headers: that of the span, or of the current one."""
-
-    def reported(self, span: Any, handler: str, report: Report) -> None:
-        """How the attempt of this span ended."""
-
-
 class Attempts:
     """Calls handlers, on the loop of user code or in threads of theirs.
 
     Args:
         handlers: what is called.
         limits: how many of each may run at once, by the handler's name.
-        worker: the worker's name.
-        states: of the agents that are open, what their lifespans yielded; it may change.
-        spans: what makes a trace of the attempts, where one is wanted.
-        asks: what sends the requests of handlers.
-        send_broadcast: sends a handler's broadcast; called from any thread.
+        services: what they may use.
         left: told of a handler whose plain function was given up on and runs on in its thread.
         ended: told when such a thread has ended.
     """
@@ -87,23 +62,16 @@ class Attempts:
         self,
         handlers: Iterable[Handler],
         limits: Mapping[str, int],
-        worker: str,
-        states: Mapping[str, Any],
-        spans: Spans | None = None,
-        asks: Requests | None = None,
-        send_broadcast: SendBroadcast | None = None,
-        left: Callable[[Handler], None] = lambda _: None,
-        ended: Callable[[Handler], None] = lambda _: None,
+        services: HandlerServices,
+        left: Callable[[Handler], None],
+        ended: Callable[[Handler], None],
     ) -> None:
         self._left = left
         self._ended = ended
         self._generation = fork.Generation.number
         self._context = copy_context()
-        self._worker = worker
-        self._states = states
-        self._spans = spans
-        self._asks = asks
-        self._send_broadcast = send_broadcast
+        self._services = services
+        self._spans = services.spans
         self._random = Random()
         # A limiter each, so that a slow handler takes no other's threads.
         self._threads = {
@@ -122,7 +90,7 @@ class Attempts:
             return await self._one(handler, delivery, clock)
         report: Report | None = None
         try:
-            with self._spans.handling(handler.name, self._worker, delivery) as span:
+            with self._spans.handling(handler.name, self._services.worker, delivery) as span:
                 report = await self._one(handler, delivery, clock)
                 self._spans.reported(span, handler.name, report)
         except BaseException as error:
@@ -134,8 +102,7 @@ class Attempts:
 
     def gathered(self, handler: Handler, deliveries: Sequence[Delivery]) -> Batch:
         """One call to be made with several deliveries."""
-        state = self._states.get(handler.agent)
-        return Batch(handler, deliveries, self._worker, self._random, state, self._asks, self._send_broadcast)
+        return Batch(handler, deliveries, self._services, self._random)
 
     async def many(self, batch: Batch, clock: float) -> None:
         """Make the call of a batch; its reports say what comes of each delivery.
@@ -157,7 +124,7 @@ class Attempts:
 
     async def _many_traced(self, batch: Batch, clock: float, spans: Spans) -> None:
         handler, deliveries = batch.handler, batch.deliveries
-        with spans.handling_batch(handler.name, self._worker, deliveries) as begun:
+        with spans.handling_batch(handler.name, self._services.worker, deliveries) as begun:
             by_message = {each.place[0]: span for each, span in zip(deliveries, begun, strict=True)}
             await self._many(
                 batch,
@@ -170,14 +137,7 @@ class Attempts:
                 spans.reported(by_message[number], handler.name, report)
 
     async def _one(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        context = Context(
-            delivery.message,
-            handler.name,
-            self._worker,
-            state=self._states.get(handler.agent),
-            asks=self._asks,
-            send_broadcast=self._send_broadcast,
-        )
+        context = self._services.context(handler, delivery.message)
         attempt_of_logs.set(context)
         try:
             result = await self._result(handler, context)
@@ -267,27 +227,6 @@ class Attempts:
                 self._left(handler)
 
 
-def comes_from_outside(error: BaseException) -> bool:
-    """Whether somebody ends the attempt, so that the handler has not failed.
-
-    What else a handler raises is its own, a KeyboardInterrupt and a cancellation among it: it cancelled itself, or
-    awaited what was cancelled.
-    """
-    if type(error) is GeneratorExit:
-        # A task is closed when its loop has ended, or after that; on a loop that runs the handler has raised it.
-        return not _loop_runs()
-    if issubclass(type(error), asyncio.CancelledError):
-        return anyio.current_effective_deadline() == -math.inf
-    return type(error) is KeyboardInterrupt and is_pressed(error)
-
-
-def _loop_runs() -> bool:
-    try:
-        return asyncio.current_task() is not None
-    except RuntimeError:
-        return False
-
-
 def _signed(sign: Callable[[Sequence[Draft]], Sequence[Draft]], drafts: Sequence[Draft]) -> Sequence[Draft]:
     """The drafts with what a trace needs; as they are where that fails."""
     try:
@@ -310,7 +249,10 @@ async def _on_loop(call: Callable[[], Any]) -> object:
 
 
 class _InOwnContext:
-    """Awaits a coroutine in a context of its own: what one attempt sets in a ContextVar, the next does not see."""
+    """Awaits a coroutine in a context of its own: what one attempt sets in a ContextVar, the next does not see.
+
+    That costs 5 µs an attempt; a task for each, which would have the same effect, costs 20 µs.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
         self._coroutine = coroutine

@@ -1,25 +1,23 @@
-"""When is a batch ready to run, and what becomes of each of its messages?"""
+"""Batches: when one is ready to run, and the report on each of its messages."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from runtime.agent.batch import BatchContext
-from runtime.agent.context import Requests
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import answer_draft
-from runtime.broadcast import SendBroadcast
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 from runtime.worker.execution.failure import failure, failures
+from runtime.worker.execution.services import HandlerServices
 
-# From the second crash of its worker on, a delivery runs with nothing beside it.
+# A message that crashed its worker twice runs with nothing beside it.
 _POISON_CRASHES = 2
 
 
 class PendingBatch:
-    """What waits to be handed to a handler of batches. Pure: time comes in.
+    """The deliveries that wait for a handler of batches. Pure: time comes in.
 
     Args:
         size: at most so many make a batch.
@@ -35,11 +33,11 @@ class PendingBatch:
         return len(self._waiting)
 
     def add(self, delivery: Delivery, now: float) -> None:
-        """One more has come."""
+        """Have one more wait."""
         self._waiting.append((delivery, now))
 
     def remove(self, delivery: Delivery) -> bool:
-        """Let one go that is not to run; returns whether it waited here."""
+        """Remove one that is not to run; returns whether it waited here."""
         for place, (waiting, _) in enumerate(self._waiting):
             if waiting is delivery:
                 del self._waiting[place]
@@ -56,7 +54,7 @@ class PendingBatch:
         return max(0.0, came_at + self._within - now)
 
     def take(self) -> list[Delivery]:
-        """The next batch, ready or not; what may have crashed its worker is one of its own."""
+        """The next batch, ready or not; a message that crashed its worker twice is a batch of its own."""
         batch: list[Delivery] = []
         while self._waiting and len(batch) < self._size:
             is_poison = self._waiting[0][0].crashes >= _POISON_CRASHES
@@ -74,11 +72,8 @@ class Batch:
     Args:
         handler: what is called.
         deliveries: those that gathered.
-        worker: the worker's name.
+        services: what it may use.
         random: where the jitter of retries comes from.
-        state: what the agent's lifespan yielded.
-        asks: what sends its requests.
-        send_broadcast: sends a handler's broadcast.
 
     Attributes:
         handler, deliveries: as they were given.
@@ -92,11 +87,8 @@ class Batch:
         self,
         handler: Handler,
         deliveries: Sequence[Delivery],
-        worker: str,
+        services: HandlerServices,
         random: Random,
-        state: object = None,
-        asks: Requests | None = None,
-        send_broadcast: SendBroadcast | None = None,
     ) -> None:
         self.valid: list[Delivery] = []
         self.reports: dict[int, Report] = {}
@@ -104,16 +96,7 @@ class Batch:
         self.handler = handler
         self.deliveries = deliveries
         self._random = random
-        messages = tuple(delivery.message for delivery in deliveries)
-        self.context = BatchContext(
-            messages[0],
-            handler.name,
-            worker,
-            state=state,
-            asks=asks,
-            send_broadcast=send_broadcast,
-            messages=messages,
-        )
+        self.context = services.batch_context(handler, tuple(delivery.message for delivery in deliveries))
 
     def bind(self) -> dict[str, Any]:
         """The arguments for those that are valid; the others have failed alone."""
@@ -173,7 +156,7 @@ class Batch:
             self.reports[report.delivery.place[0]] = report
 
     def give_back(self, seconds: float) -> None:
-        """The call came to no end: what has not failed alone is somebody else's."""
+        """Give back what has not failed alone: the call did not come to an end."""
         for delivery in self.deliveries:
             self.reports.setdefault(delivery.place[0], Report(delivery, seconds, "released"))
 
@@ -202,7 +185,7 @@ class BatchMember:
         self._cancel = cancel
 
     def cancel(self) -> None:
-        """This one is not wanted any more."""
+        """Want this delivery no more."""
         self._shares.discard(self._name)
         if not self._shares:
             self._cancel()

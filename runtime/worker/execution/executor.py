@@ -1,34 +1,28 @@
-"""Which attempts run when? As many of each handler as may, on the side of user code; their reports are gathered."""
+"""The executor: it runs attempts on the loop of user code, within the limits of their handlers."""
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import anyio
-from anyio._backends import _asyncio
 from anyio.abc import TaskGroup
 
-from runtime.agent.context import Requests
 from runtime.agent.handler import Handler
-from runtime.broadcast import SendBroadcast
 from runtime.store import Delivery, Report
 from runtime.tracebacks import places_of, text_of
-from runtime.worker.execution.attempt import Attempt, Attempts, Observer, Spans
+from runtime.worker.execution.attempt import Attempt, Attempts, Observer
 from runtime.worker.execution.batching import BatchMember, PendingBatch
-from runtime.worker.execution.log_context import attempt as attempt_of_logs
+from runtime.worker.execution.cancellation import TASK_STATES, leave_scopes, shake_off_cancellation
 from runtime.worker.execution.loggers import steady
+from runtime.worker.execution.services import HandlerServices
 
 _log = logging.getLogger("runtime.handlers")
-# anyio's own record of the scopes of each task. In a release that keeps it elsewhere, scopes left open stay open.
-_TASK_STATES: Any = getattr(_asyncio, "_task_states", {})
-# So long what was taken waits for a thread that was given up on.
+# How long deliveries that were taken wait for a thread that was given up on.
 _PATIENCE_SECONDS = 5.0
 
 
@@ -39,14 +33,8 @@ class Executor:
         tasks: the group its handlers run in, on the loop of user code.
         handlers: what to run.
         limits: how many of each may run at once, by the handler's name.
-        worker: the worker's name.
-        report: called with every report; from any thread, it must return at once.
-        states: of the agents that are open, what their lifespans yielded; it may change on the loop of user code.
-            Without it every agent is open.
-        observer: told of every attempt, on the loop of user code.
-        spans: what makes a trace of the attempts, where one is wanted.
-        asks: what sends the requests of handlers.
-        send_broadcast: sends a handler's broadcast; called from any thread.
+        services: what handlers may use; an agent is open while it has a state there.
+        observers: told of every attempt, on the loop of user code.
         moved: told on the loop of user code that a handler has more room now, or less.
     """
 
@@ -55,14 +43,9 @@ class Executor:
         tasks: TaskGroup,
         handlers: Iterable[Handler],
         limits: Mapping[str, int],
+        services: HandlerServices,
         *,
-        worker: str,
-        report: Callable[[Report], None],
-        states: Mapping[str, Any] | None = None,
-        observer: Observer | None = None,
-        spans: Spans | None = None,
-        asks: Requests | None = None,
-        send_broadcast: SendBroadcast | None = None,
+        observers: Sequence[Observer] = (),
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         steady()
@@ -70,25 +53,15 @@ class Executor:
         self._by_name = {handler.name: handler for handler in handlers}
         self._limits = limits
         self._handlers: dict[int, Handler] = {}
-        self._report = report
-        self._states = (
-            dict.fromkeys(handler.agent for handler in self._by_name.values()) if states is None else states
-        )
+        self._report: dict[int, Callable[[Report], None]] = {}
+        self._states = services.states
         self._attempting = Attempts(
-            self._by_name.values(),
-            limits,
-            worker,
-            self._states,
-            spans,
-            asks,
-            send_broadcast,
-            self._leave,
-            self._leave_no_more,
+            self._by_name.values(), limits, services, self._leave, self._leave_no_more
         )
         # The limits, less the threads of plain functions that were given up on and run on: each keeps its slot.
         self._rooms = dict(limits)
         self._moved = moved
-        self._observer = observer
+        self._observers = observers
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Delivery] = deque()
         self._is_called = threading.Event()
@@ -98,8 +71,6 @@ class Executor:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._running: dict[int, int] = {}
         self._starting: set[int] = set()
-        # Tasks that have nothing to do: one for each handler at most.
-        self._standing_by: dict[int, anyio.Event] = {}
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
         # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
@@ -148,9 +119,15 @@ class Executor:
                 if number in self._gathering:
                     self._start_batch(number)
 
-    def know(self, numbers: Mapping[str, int]) -> None:
-        """Learn the numbers of the subscriptions. Called from the runtime's thread, before they are used."""
+    def know(self, numbers: Mapping[str, int], report: Callable[[Report], None]) -> None:
+        """Learn the numbers of subscriptions. Called from the runtime's thread, before they are used.
+
+        Args:
+            numbers: by the handler's name.
+            report: called with the reports of their deliveries; from any thread, it must return at once.
+        """
         for name, number in numbers.items():
+            self._report[number] = report
             self._waiting.setdefault(number, deque())
             self._running.setdefault(number, 0)
             self._handlers[number] = handler = self._by_name[name]
@@ -185,7 +162,7 @@ class Executor:
     def _revoke(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             if self._remove_waiting(delivery):
-                self._report(Report(delivery, outcome="released"))
+                self._tell(Report(delivery, outcome="released"))
             elif id(delivery) in self._attempts:
                 self._cancel_one(delivery)
 
@@ -200,7 +177,7 @@ class Executor:
         for delivery in deliveries:
             name = id(delivery)
             if self._remove_waiting(delivery):
-                self._report(Report(delivery, outcome="cancelled"))
+                self._tell(Report(delivery, outcome="cancelled"))
             elif name in self._attempts and name not in self._called_off:
                 self._called_off.add(name)
                 self._cancel_one(delivery)
@@ -236,8 +213,8 @@ class Executor:
         if self._rooms[handler.name] > 0:
             return
         for number, each in tuple(self._handlers.items()):
-            # Nobody but this process has what is handed to each.
-            if each is handler and number > 0:
+            # A message that each process gets can be handled by no other worker.
+            if each is handler and handler.deliver == "once":
                 waiting = self._gathering.get(number, self._waiting[number])
                 while waiting:
                     self._give_back(
@@ -295,25 +272,22 @@ class Executor:
     def _start(self, number: int) -> None:
         """Have one handler's waiting deliveries run, or given back when there is nobody to run them."""
         waiting, handler = self._waiting[number], self._handlers[number]
-        # As `_may_begin` says; this is passed twice for each attempt.
+        # `_may_begin`, written out: this line runs twice for each attempt.
         while waiting and (self._is_stopping or handler.agent not in self._states):
             self._give_back([waiting.popleft()])
         # One task is started at a time, and it starts the next: handlers that never wait need only one.
         if waiting and number not in self._starting and self._running[number] < self._rooms[handler.name]:
             self._starting.add(number)
             self._running[number] += 1
-            if (called := self._standing_by.pop(number, None)) is not None:
-                called.set()
-            else:
-                self._tasks.start_soon(self._work, number)
+            self._tasks.start_soon(self._work, number)
 
     async def _work(self, number: int) -> None:
-        """Run waiting deliveries of one handler, one after another; when there are none, stand by if nobody does."""
+        """Run waiting deliveries of one handler, one after another, until there are none."""
         self._starting.discard(number)
         waiting, handler = self._waiting[number], self._handlers[number]
         task = asyncio.current_task()
         assert task is not None
-        state, rooms, name = _TASK_STATES.get(task), self._rooms, handler.name
+        state, rooms, name = TASK_STATES.get(task), self._rooms, handler.name
         try:
             while waiting and self._running[number] <= rooms[name] and not self._is_stopping:
                 # One scope serves many attempts: only one that was cancelled needs another after it.
@@ -331,39 +305,14 @@ class Executor:
                             await self._run(handler, delivery, scope)
                             del delivery
                             if state is not None and state.cancel_scope is not scope:
-                                _leave_scopes(handler, state, scope)
+                                leave_scopes(handler, state, scope)
                             if task.cancelling():
-                                await _shake_off_cancellation()
-                            if self._may_stand_by(number) and not scope.cancel_called:
-                                await self._stand_by(number)
+                                await shake_off_cancellation()
                     finally:
                         self._scopes.discard(scope)
         finally:
             self._running[number] -= 1
             self._start(number)
-
-    def _may_stand_by(self, number: int) -> bool:
-        return not (self._waiting[number] or number in self._standing_by or self._is_stopping)
-
-    async def _stand_by(self, number: int) -> None:
-        """Wait for the next delivery: to make a task for it would be a tenth of its way to an idle handler."""
-        self._running[number] -= 1
-        called = self._standing_by[number] = anyio.Event()
-        # What was handled is not kept for as long as that.
-        attempt_of_logs.set(None)
-        try:
-            await called.wait()
-        except asyncio.CancelledError:
-            if anyio.current_effective_deadline() == -math.inf:
-                raise
-            # Somebody who knew it by an attempt that has ended meant that one.
-            _forget_cancellation()
-        finally:
-            if self._standing_by.get(number) is called:
-                del self._standing_by[number]
-                self._running[number] += 1
-            else:
-                self._starting.discard(number)
 
     def _start_batch(self, number: int) -> None:
         """Have the next batch run when it is ready, or given back when everything ends."""
@@ -387,7 +336,7 @@ class Executor:
 
     def _give_back(self, deliveries: Iterable[Delivery]) -> None:
         for delivery in deliveries:
-            self._report(Report(delivery, outcome="released"))
+            self._tell(Report(delivery, outcome="released"))
 
     async def _work_batch(self, number: int, deliveries: list[Delivery]) -> None:
         """Run one batch, and have the next one run."""
@@ -401,9 +350,9 @@ class Executor:
                 self._scopes.add(scope)
                 try:
                     await self._run_batch(handler, deliveries, scope)
-                    state = _TASK_STATES.get(asyncio.current_task())
+                    state = TASK_STATES.get(asyncio.current_task())
                     if state is not None and state.cancel_scope is not scope:
-                        _leave_scopes(handler, state, scope)
+                        leave_scopes(handler, state, scope)
                 finally:
                     self._scopes.discard(scope)
         finally:
@@ -445,48 +394,24 @@ class Executor:
             self._called_off.discard(id(report.delivery))
             report = Report(report.delivery, report.seconds, "cancelled")
             _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
-        self._report(report)
-        if self._observer is not None and report.outcome != "released":
+        self._tell(report)
+        if self._observers and report.outcome != "released":
             self._observe(Attempt(handler, report.delivery, began, report))
 
+    def _tell(self, report: Report) -> None:
+        self._report[report.delivery.subscription](report)
+
     def _observe(self, attempt: Attempt) -> None:
-        assert self._observer is not None
-        try:
-            self._observer(attempt)
-        except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
-            _log.error(
-                "the observer failed; the work goes on: %s (at %s)",
-                text_of(error),
-                ", ".join(places_of(error)),
-            )
+        for observer in self._observers:
+            try:
+                observer(attempt)
+            except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
+                _log.error(
+                    "the observer failed; the work goes on: %s (at %s)",
+                    text_of(error),
+                    ", ".join(places_of(error)),
+                )
 
     def _cancel(self) -> None:
         for scope in self._scopes:
             scope.cancel()
-
-
-def _leave_scopes(handler: Handler, state: Any, scope: anyio.CancelScope) -> None:
-    """Leave the scopes that a handler entered and never left: one whose time is over would cancel the next attempt."""
-    _log.warning(
-        "%s left a cancel scope or a task group open; enter it by `with` or `async with`", handler.name
-    )
-    while state.cancel_scope not in (scope, None):
-        left = state.cancel_scope
-        left.cancel()
-        left.__exit__(None, None, None)
-
-
-async def _shake_off_cancellation() -> None:
-    """A handler may have cancelled the task it ran in: the next delivery must not suffer for it."""
-    if anyio.current_effective_deadline() == -math.inf:
-        return
-    with suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)
-    _forget_cancellation()
-
-
-def _forget_cancellation() -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    while task.cancelling():
-        task.uncancel()

@@ -1,4 +1,4 @@
-"""What becomes of a delivery whose attempt ended in an error? Another attempt, later, or a dead letter."""
+"""Failures: an attempt that ended in an error is followed by another one, later, or by a dead letter."""
 
 import logging
 import re

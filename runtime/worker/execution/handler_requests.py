@@ -1,4 +1,4 @@
-"""How does a handler ask? From the loop of user code, or from a thread of it; the asker lives on the runtime's loop."""
+"""Requests from handlers: made on the loop of user code or in a thread of it, and carried to the runtime's own loop."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,27 +8,30 @@ from typing import Any
 
 from runtime.agent.context import AskOptions, Context
 from runtime.agent.handler import Handler
-from runtime.agent.request_reply import asking_headers, question_key
-from runtime.client.requester import Requester, check_wait
+from runtime.agent.request_reply import question_key
+from runtime.client.requester import Requester
 from runtime.errors import NobodyAnswers, RuntimeFault
-from runtime.message import Answer, Draft, check_dedup_key
+from runtime.message import Answer, Draft
 
 Tracing = Callable[[Sequence[Draft]], list[Draft]]
 
 
 class HandlerRequests:
-    """Turns a handler's questions into requests of its worker.
+    """Makes the requests of handlers, and has the worker's requester send them.
 
     Args:
         handlers: all that the worker runs.
         tracing: puts the current trace context into drafts, where one is wanted.
+
+    Attributes:
+        requester: sends them; set before a handler can run.
     """
+
+    requester: Requester
 
     def __init__(self, handlers: Sequence[Handler], tracing: Tracing | None = None) -> None:
         self._handlers = {handler.name: handler for handler in handlers}
         self._tracing = tracing
-        # Set before a handler can run: until then nothing was taken.
-        self.asker: Requester | None = None
 
     async def ask(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
@@ -46,10 +49,9 @@ class HandlerRequests:
         options: AskOptions,
     ) -> list[Answer]:
         """Ask, and return so many answers; see `Context.ask_all`."""
-        check_wait(seconds, count)
-        draft = self._request(context, key, value, seconds, options)
-        asker = self._asker()
-        return await asyncio.wrap_future(asker.submit(partial(asker.ask_all, draft, count, seconds)))
+        draft = self._request(context, key, value, options)
+        send = partial(self.requester.ask_all, draft, count, seconds)
+        return await asyncio.wrap_future(self.requester.submit(send))
 
     def ask_blocking(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
@@ -66,19 +68,12 @@ class HandlerRequests:
     def _submit(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> "Future[Answer]":
-        draft, asker = self._request(context, key, value, seconds, options), self._asker()
-        return asker.submit(partial(asker.ask, draft, seconds))
+        draft = self._request(context, key, value, options)
+        return self.requester.submit(partial(self.requester.ask, draft, seconds))
 
-    def _asker(self) -> Requester:
-        assert self.asker is not None, "handlers run after their worker has begun"
-        return self.asker
-
-    def _request(
-        self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
-    ) -> Draft:
-        check_wait(seconds)
+    def _request(self, context: Context, key: str, value: object, options: AskOptions) -> Draft:
         message, handler = context.message, self._handlers[context.handler]
-        # Held up by this very message, in every worker there is.
+        # This very message would hold up the request, in every worker.
         is_ordered = handler.ordered and key == message.key
         if is_ordered or (handler.concurrency_total == 1 and key in handler.patterns):
             why = "it is ordered" if is_ordered else "concurrency_total=1 lets it have one message in hand"
@@ -88,20 +83,12 @@ class HandlerRequests:
                 key,
                 None,
             )
-        asker = self._asker()
         question = question_key(message, handler.name, key, value, 0)
         context.asked[question] = context.asked.get(question, 0) + 1
         if context.asked[question] > 1:
             question = question_key(message, handler.name, key, value, context.asked[question] - 1)
-        draft = Draft(
-            key,
-            value,
-            agent=context.agent,
-            expires_in=options.get("expires_in"),
-            priority=options.get("priority", 0),  # type: ignore[arg-type]
-            dedup_key=check_dedup_key(options.get("dedup_key")) or question,
-            correlation_id=options.get("correlation_id") or message.correlation,
-            parent_id=message.id,
-            headers=asking_headers(asker.id, asker.reachable_by, options.get("headers")),
-        )
+        draft = self.requester.draft(
+            key, value, options,
+            agent=context.agent, dedup_key=question, correlation_id=message.correlation, parent_id=message.id,
+        )  # fmt: skip
         return draft if self._tracing is None else self._tracing([draft])[0]

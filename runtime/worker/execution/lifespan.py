@@ -1,8 +1,8 @@
-"""What does an agent set up once in each process, and take down in the end?
+"""Lifespans: what an agent sets up once in each process, and takes down in the end.
 
 An agent whose lifespan has not started takes no work in that process: its messages wait or go to other processes, and
-the other agents are not held up. A lifespan that fails is entered again with growing waits. Where no agent is left that
-could work, the process ends, and whoever started it decides what follows.
+the other agents are not held up. A lifespan that fails is entered again with growing waits. If no agent is left that
+could work, the process ends, and its supervisor decides what follows.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from runtime.agent.validation import Lifespan
 from runtime.backoff import Restarts
 from runtime.errors import LifespanFailed
 from runtime.tracebacks import exc_info_of, text_of
-from runtime.worker.execution.attempt import comes_from_outside
+from runtime.worker.execution.cancellation import comes_from_outside
 from runtime.worker.execution.loggers import steady
 
 _log = logging.getLogger("runtime.worker.lifespan")
@@ -103,7 +103,7 @@ class Lifespans:
                         )  # fmt: skip
                         break
                     wait = restarts.died(time.monotonic() - began)
-                    assert wait is not None, "who is patient never gives up"
+                    assert wait is not None, "patient restarts never end"
                     self._note_failure(name, error, wait)
                     await anyio.sleep(wait)
         if scope.cancelled_caught and name in self.states:

@@ -1,4 +1,4 @@
-"""Which attempt does a log record belong to? Whatever a handler calls logs on its behalf, in tasks and threads too.
+"""The attempt that a log record belongs to: also for the code that a handler calls, in tasks and threads too.
 
 Each attempt runs in a context of its own, and notes itself there; `of_attempt` puts that on the records.
 """

@@ -1,4 +1,4 @@
-"""What goes around each attempt of an agent? Ordinary async functions; the one declared first is outermost."""
+"""Middlewares: async functions around each attempt of an agent; the one declared first is outermost."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial

@@ -237,8 +237,8 @@ async def test_g1_k16_a_worker_that_slept_misses_nothing_for_an_agent_that_opens
     async with harness.running(declared("shop", late, events), other, sweep_seconds=600) as worker:
 
         def is_asleep() -> bool:
-            assert worker._dispatcher is not None
-            return worker._dispatcher.plan.phase is Phase.ASLEEP
+            assert worker._parts is not None
+            return worker._parts.dispatcher.plan.phase is Phase.ASLEEP
 
         await until(is_asleep)
         # Whoever writes before the opening is known announces to nobody, and commits when it was looked for.

@@ -1,0 +1,73 @@
+"""What the runtime gives to handlers beside their messages."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from runtime.agent.batch import BatchContext
+from runtime.agent.context import Context, Requests
+from runtime.agent.handler import Handler
+from runtime.broadcast import SendBroadcast
+from runtime.message import Draft, Message
+from runtime.store import Delivery, Report
+
+
+class Spans(Protocol):
+    """What makes a trace of attempts."""
+
+    def handling(self, handler: str, worker: str, delivery: Delivery) -> AbstractContextManager[Any]:
+        """The span of one attempt, current while it runs."""
+
+    def handling_batch(
+        self, handler: str, worker: str, deliveries: Sequence[Delivery]
+    ) -> AbstractContextManager[list[Any]]:
+        """A span for each delivery of an attempt they share; none of them is current."""
+
+    def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
+        """The drafts with the trace context in their headers: that of the span, or of the current one."""
+
+    def reported(self, span: Any, handler: str, report: Report) -> None:
+        """How the attempt of this span ended."""
+
+
+@dataclass(slots=True)
+class HandlerServices:
+    """What every handler of a worker may use.
+
+    Attributes:
+        worker: the worker's name.
+        states: what the lifespans of the agents that are open yielded; it may change on the loop of user code.
+        requests: sends the requests of handlers.
+        send_broadcast: sends what handlers broadcast; called from any thread.
+        spans: makes a trace of the attempts, where one is wanted.
+    """
+
+    worker: str
+    states: Mapping[str, Any] = field(default_factory=dict)
+    requests: Requests | None = None
+    send_broadcast: SendBroadcast | None = None
+    spans: Spans | None = None
+
+    def context(self, handler: Handler, message: Message[Any]) -> Context:
+        """Return the context of an attempt with one message."""
+        return Context(
+            message,
+            handler.name,
+            self.worker,
+            state=self.states.get(handler.agent),
+            asks=self.requests,
+            send_broadcast=self.send_broadcast,
+        )
+
+    def batch_context(self, handler: Handler, messages: tuple[Message[Any], ...]) -> BatchContext:
+        """Return the context of an attempt with several messages."""
+        return BatchContext(
+            messages[0],
+            handler.name,
+            self.worker,
+            state=self.states.get(handler.agent),
+            asks=self.requests,
+            send_broadcast=self.send_broadcast,
+            messages=messages,
+        )

@@ -1,0 +1,55 @@
+"""The handlers of a worker as the database and the executor see them: unique names, limits, subscriptions."""
+
+from collections.abc import Iterable
+
+from runtime.agent.agent import Agent
+from runtime.agent.handler import Handler
+from runtime.errors import DeclarationError
+from runtime.settings import Settings
+from runtime.store import Subscription
+
+_THREADS = 10
+
+
+def handlers_of(agents: Iterable[Agent]) -> list[Handler]:
+    """Return the handlers of some agents.
+
+    Raises:
+        DeclarationError: there is none, or two have the same name.
+    """
+    handlers: dict[str, Handler] = {}
+    for agent in agents:
+        for handler in agent.handlers:
+            if handler.name in handlers:
+                raise DeclarationError(f"{handler.name} is declared by two agents. Rename one of them.")
+            handlers[handler.name] = handler
+    if not handlers:
+        raise DeclarationError("No agent has a handler: decorate a function with @agent.on(…).")
+    return list(handlers.values())
+
+
+def limit_of(handler: Handler, settings: Settings) -> int:
+    """Return how many calls of a handler may run at once in this worker; threads are dearer than tasks."""
+    if handler.concurrency is not None:
+        return handler.concurrency
+    if handler.batch is not None:
+        # The worker's own limit counts messages, whether they are handled one by one or in batches.
+        return max(1, min(settings.concurrency // handler.batch.size, _THREADS))
+    return settings.concurrency if handler.is_async else min(settings.concurrency, _THREADS)
+
+
+def subscription_of(handler: Handler) -> Subscription:
+    """Return the subscription that a handler declares."""
+    return Subscription(
+        name=handler.name,
+        agent=handler.agent,
+        patterns=handler.patterns,
+        ordered=handler.ordered,
+        dead_blocks=handler.dead_blocks,
+        start=handler.start,
+        max_attempts=handler.retry.attempts,
+        must_exist=handler.target is not None and handler.target.secret_name is None,
+        rate_amount=None if handler.rate is None else handler.rate.amount,
+        rate_seconds=None if handler.rate is None else handler.rate.seconds,
+        concurrency_total=handler.concurrency_total,
+    )
