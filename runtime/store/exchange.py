@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 from uuid import UUID
 
 from runtime.encoding.json import encode
@@ -14,6 +14,35 @@ _OPTIONS = (
 )  # fmt: skip
 
 Outcome = Literal["failed", "dead", "later", "released", "cancelled"]
+
+
+class WireRow(NamedTuple):
+    """A delivery with its message as it crosses the wire: a list in this order, which `runtime.describe` builds.
+
+    Not an object by names, which takes 200 bytes more of each message and twice as long to decode (3.5 µs, not 1.8 µs).
+    """
+
+    subscription: int
+    attempts: int
+    crashes: int
+    id: int
+    key: str
+    value: Any
+    agent: str | None
+    created_at: str
+    correlation_id: str | None
+    parent_id: int | None
+    headers: Any
+    priority: int
+    dedup_key: str | None
+    deliver_at: str | None
+    expires_at: str | None
+    lease: str
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Name the parts of a list; a newer schema may say more, at the end."""
+        return cls._make(row[: len(cls._fields)])
 
 
 class Delivery:
@@ -31,7 +60,7 @@ class Delivery:
 
     __slots__ = ("_message", "_row", "crashes", "lease", "place", "subscription")
     _message: Message[Any] | None
-    _row: Sequence[Any]
+    _row: WireRow
 
     def __init__(self, subscription: int, message: Message[Any], lease: str, crashes: int = 0) -> None:
         self.subscription = subscription
@@ -42,15 +71,13 @@ class Delivery:
 
     @classmethod
     def from_wire(cls, row: Sequence[Any]) -> "Delivery":
-        """Read one delivery as `runtime.describe` writes it; a newer schema may say more, at the end."""
+        """Read one delivery as `runtime.describe` builds it."""
         delivery = cls.__new__(cls)
-        delivery.subscription = subscription = row[0]
-        delivery.place = (row[3], subscription)
-        delivery.lease = row[15]
-        delivery.crashes = row[2]
+        read = WireRow.of(row)
+        delivery.subscription, delivery.place = read.subscription, (read.id, read.subscription)
+        delivery.lease, delivery.crashes = read.lease, read.crashes
         # The message is made where its handler runs: the pump has no need of it, and no time.
-        delivery._message = None
-        delivery._row = row
+        delivery._message, delivery._row = None, read
         return delivery
 
     def __repr__(self) -> str:
@@ -61,7 +88,7 @@ class Delivery:
         """A delivery whose message is not known here: it can be reported, and not be handled."""
         delivery = cls.__new__(cls)
         delivery.subscription, delivery.place, delivery.lease = subscription, (message, subscription), lease
-        delivery.crashes, delivery._message, delivery._row = 0, None, ()
+        delivery.crashes, delivery._message = 0, None
         return delivery
 
     @property
@@ -75,26 +102,24 @@ class Delivery:
         return self._message
 
 
-def _message(row: Sequence[Any]) -> Message[Any]:
-    (
-        _, attempts, crashes, id_, key, value, agent, created_at, correlation_id, parent_id, headers, priority,
-        dedup_key, deliver_at, expires_at, _,
-    ) = row[:16]  # fmt: skip
+def _message(row: WireRow) -> Message[Any]:
     return Message(
-        id_, key, value, agent, moment(created_at), attempts + crashes + 1, correlation_id, parent_id,
-        headers if type(headers) is dict else {}, PRIORITIES[priority], dedup_key,
-        None if deliver_at is None else moment(deliver_at), None if expires_at is None else moment(expires_at),
+        row.id, row.key, row.value, row.agent, moment(row.created_at), row.attempts + row.crashes + 1,
+        row.correlation_id, row.parent_id, row.headers if type(row.headers) is dict else {},
+        PRIORITIES[row.priority], row.dedup_key,
+        None if row.deliver_at is None else moment(row.deliver_at),
+        None if row.expires_at is None else moment(row.expires_at),
     )  # fmt: skip
 
 
-def _salvaged(row: Sequence[Any], error: Exception) -> Message[Any]:
+def _salvaged(row: WireRow, error: Exception) -> Message[Any]:
     """What is left of a row that is no message: enough to say so in a dead letter of its own."""
-    attempts = [count for count in row[1:3] if isinstance(count, int)]
-    key = row[4] if len(row) > 4 and isinstance(row[4], str) else ""
+    attempts = [count for count in (row.attempts, row.crashes) if isinstance(count, int)]
+    key = row.key if isinstance(row.key, str) else ""
     why = Unreadable.because(
         f"a row whose columns are not those of a message ({type(error).__name__}: {error})"
     )
-    return Message(row[3], key, why, attempt=sum(attempts) + 1)
+    return Message(row.id, key, why, attempt=sum(attempts) + 1)
 
 
 # Not frozen: one is made for every attempt, and that would take three times as long.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-_ROW_FIELDS = 16
+from runtime.store.exchange import WireRow
 
 OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_version": ("version", "serves", "incarnation"),
@@ -90,7 +90,7 @@ def _of_exchange(arguments: Mapping[str, Any], answer: dict[str, Any]) -> str | 
     taken = answer.get("taken")
     if answer["n"] != arguments["n"] or type(taken) is not list:
         return "the answer to another request"
-    if any(type(row) is not list or len(row) < _ROW_FIELDS for row in taken):
+    if any(type(row) is not list or len(row) < len(WireRow._fields) for row in taken):
         return "deliveries of another form"
     return None
 

@@ -9,9 +9,6 @@ create type runtime.taken as (
 
 create type runtime.taking as (
     taken runtime.taken[],
-    -- They as they cross the wire, where that is known, and whether each has a message that has not expired.
-    rows json,
-    is_whole boolean,
     -- Some have to be weighed before an answer is built of them.
     heavy boolean,
     cursors jsonb,
@@ -25,13 +22,13 @@ create type runtime.taking as (
 );
 
 create function runtime.take_fresh(
-    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz, exactly boolean
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
 begin
-    -- One statement, for it is most of what a worker does that is woken: who may take, what there is, and the messages.
+    -- One statement, since it is most of what a worker does that is woken: who may take, and what there is.
     with wanted as materialized (
         select s.id as subscription, w.value::integer as amount, s.ordered,
                coalesce((take_fresh.cursors ->> w.key)::bigint, 0) as past
@@ -64,12 +61,6 @@ begin
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
     select coalesce(array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), '{}'),
-           -- As runtime.describe says it; what is heavy has to be weighed first.
-           json_agg(json_build_array(
-               t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
-               m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, new_lease
-           ) order by t.priority desc, m.id) filter (where not t.heavy and not exactly),
-           bool_and(m.id is not null and (m.expires_at <= at) is not true),
            bool_or(t.heavy),
            -- Of each the last to be taken: the highest, as they were picked. A lower one would cost a look at some again.
            coalesce(take_fresh.cursors, '{}')
@@ -78,12 +69,11 @@ begin
            (select min(w.amount) from wanted w),
            '{}'::integer[], false, false
     into result
-    from taken t
-    left join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m on true;
+    from taken t;
     return result;
 end
 $$;
-comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer, timestamptz, boolean) is
+comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer) is
     'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it has '
     'come in each, and which of the others are ordered.';
 
@@ -121,7 +111,7 @@ comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer)
     'Leases delayed and retrying deliveries whose time has come; or those that are to be taken alone.';
 
 create function runtime.take_due_too(
-    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, at timestamptz, exactly boolean
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
@@ -130,7 +120,7 @@ declare
     left_over jsonb;
 begin
     if overdue.taken is null then
-        return runtime.take_fresh(want, cursors, until, new_lease, pump, at, exactly);
+        return runtime.take_fresh(want, cursors, until, new_lease, pump);
     end if;
     left_over := (
         select jsonb_object_agg(w.key, w.value::integer - coalesce(t.amount, 0))
@@ -138,9 +128,8 @@ begin
         left join (select t.subscription, count(*) as amount from unnest(overdue.taken) as t group by 1) t
             on t.subscription = w.key::integer
     );
-    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump, at, exactly);
+    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump);
     result.taken := overdue.taken || result.taken;
-    result.rows := null;
     result.heavy := overdue.heavy or coalesce(result.heavy, false);
     result.least := 0;
     result.more_due := exists (
@@ -149,7 +138,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, timestamptz, boolean) is
+comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer) is
     'Leases what is due of the wanted unordered subscriptions, and fresh deliveries where that is fewer than wanted.';
 
 create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer)

@@ -158,7 +158,6 @@ begin
         if one.taken is not null then
             -- First, so that it is not these few that do not fit behind others.
             result.taken := one.taken || result.taken;
-            result.rows := null;
             result.heavy := coalesce(result.heavy, false) or one.heavy;
         end if;
     end loop;

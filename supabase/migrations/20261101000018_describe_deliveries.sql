@@ -112,7 +112,6 @@ declare
     is_left boolean[];
     fitting integer;
 begin
-    result.rows := null;
     if 33554432 < any (weights) or array_position(weights, null) is not null then
         is_left := runtime.bury_unanswerable(so_far.taken, weights, me);
         so_far.taken := array(

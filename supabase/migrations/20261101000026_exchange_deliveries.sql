@@ -37,6 +37,7 @@ declare
     warnings jsonb;
     limited_seconds double precision;
     described json := '[]'::json;
+    is_whole boolean;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
@@ -137,10 +138,9 @@ begin
         if alone then
             taking := runtime.take_alone(allowed, until, new_lease, mine.number);
         elsif due then
-            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number, looked_at, exactly);
+            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number);
         else
-            taking := runtime.take_fresh(
-                allowed, options -> 'cursors', until, new_lease, mine.number, looked_at, exactly);
+            taking := runtime.take_fresh(allowed, options -> 'cursors', until, new_lease, mine.number);
         end if;
         if taking.ordered is not null then
             taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number);
@@ -156,11 +156,8 @@ begin
             perform runtime.drop_undeliverable(taking.taken, looked_at);
             answer := answer || jsonb_build_object('leased', runtime.keep_leases(new_lease, want, until));
         elsif cardinality(taking.taken) > 0 then
-            described := taking.rows;
-            if not taking.is_whole or described is null then
-                select * into described, taking.is_whole from runtime.describe(taking.taken, new_lease, looked_at);
-            end if;
-            if not taking.is_whole then
+            select * into described, is_whole from runtime.describe(taking.taken, new_lease, looked_at);
+            if not is_whole then
                 perform runtime.drop_undeliverable(taking.taken, looked_at);
                 -- What stood behind them may go now.
                 taking.look_again := true;

@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 import anyio
 import asyncpg
 
+from runtime.store.exchange import WireRow
+
 Connection = asyncpg.Connection  # type: ignore[type-arg]
 
 
@@ -25,28 +27,8 @@ async def connected(url: str) -> AsyncIterator[Any]:
         await connection.close()
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(WireRow):
     """One delivery as an exchange handed it out."""
-
-    subscription: int
-    attempts: int
-    crashes: int
-    id: int
-    key: str
-    value: Any
-    agent: str | None
-    correlation_id: str | None
-    parent_id: int | None
-    lease: str
-
-    @classmethod
-    def from_wire(cls, row: Sequence[Any]) -> "Taken":
-        """The order is that of `runtime.describe`."""
-        subscription, attempts, crashes, id_, key, value, agent, _created, correlation, parent, *_, lease = (
-            row
-        )
-        return cls(subscription, attempts, crashes, id_, key, value, agent, correlation, parent, lease)
 
     def report(self, **more: Any) -> dict[str, Any]:
         """What names this delivery in done, failed and renew."""
@@ -62,7 +44,7 @@ class Answer:
     @property
     def taken(self) -> list[Taken]:
         """In the order they came."""
-        return [Taken.from_wire(row) for row in self.raw.get("taken") or ()]
+        return [Taken.of(row) for row in self.raw.get("taken") or ()]
 
     @property
     def ids(self) -> list[int]:

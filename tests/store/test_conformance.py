@@ -1,6 +1,7 @@
 """Does every store keep the promises of the port? Directly, through two poolers, over REST, and by an own client."""
 
 import logging
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,8 +23,9 @@ from runtime.errors import (
 from runtime.local import keys
 from runtime.message import Draft
 from runtime.store import Exchange, Report, Sent, Store, Subscription, WorkerCard
+from runtime.store.exchange import WireRow
 from runtime.store.functions import FUNCTIONS
-from tests.store.conftest import Way
+from tests.store.conftest import Server, Way
 
 pytestmark = pytest.mark.anyio
 
@@ -379,3 +381,10 @@ async def test_a_place_is_for_people(store: Store, way: Way) -> None:
 
 async def test_s7_a_function_that_returns_nothing_returns_none(store: Store) -> None:
     assert await store.operate("stream_last_good", letter=987_654_321) is None
+
+
+async def test_a_row_on_the_wire_has_the_columns_that_are_read_by_name(server: Server) -> None:
+    async with server.admin() as admin:
+        body = await admin.fetchval("select prosrc from pg_proc where oid = 'runtime.describe'::regproc")
+    (built,) = re.findall(r"json_build_array\((.*?)\)", body, re.DOTALL)
+    assert tuple(part.strip().partition(".")[2] for part in built.split(",")) == WireRow._fields

@@ -10,6 +10,7 @@ from uuid import uuid4
 import anyio
 import asyncpg
 
+from runtime.store.exchange import WireRow
 from tests.chaos.histories.history import History, Prune, Run
 from tests.chaos.histories.roads import AWAY, ISOLATIONS, Road, SqlRoad, until_answered
 
@@ -175,7 +176,8 @@ class Worker(Client):
             else:
                 self.history.note(run.place, str(run.outcome))
         self.held += [
-            self.history.began((row[3], self.numbers[row[0]]), row[4], row[15]) for row in answer["taken"]
+            self.history.began((row.id, self.numbers[row.subscription]), row.key, row.lease)
+            for row in map(WireRow.of, answer["taken"])
         ]
         return len(answer["taken"])
 
