@@ -1,4 +1,4 @@
--- The stream: one shared table of messages, which people and other programs read and write.
+-- The stream: one shared table of messages, which agents, people and other programs read and write.
 
 create schema if not exists runtime;
 comment on schema runtime is 'The agent runtime''s own state. Private: talk to the public.stream_… functions instead.';
@@ -9,14 +9,14 @@ create table public.consciousness_stream (
     id bigint generated always as identity (cache 1) primary key,
     -- "C" makes a prefix such as 'task.>' a range of the index.
     key text collate "C" not null,
-    -- A writer that may insert may be anybody's page: what it could stop workers with is refused here, and the names of
-    -- the constraints say what is allowed. As PostgreSQL prints JSON, with its spaces, it is up to half as long again as
-    -- 16 MB of it are on the wire. What takes less than that in binary is not printed for it: that would double its cost.
+    -- Any page in a browser may be allowed to insert, so the constraints refuse values that could stop workers, and their
+    -- names say what is allowed. PostgreSQL prints JSON with spaces, so 16 MB on the wire may be 24 MB as text. A value
+    -- that takes less than 16 MB in binary is not printed for the check: that would double the cost of its insert.
     value jsonb constraint value_takes_at_most_16_mb
         check (pg_column_size(value) <= 16777216 or octet_length(value::text) <= 25165824),
     agent text constraint agent_has_at_most_255_characters check (length(agent) <= 255),
     processed boolean not null default false,
-    -- Clocks differ a little. What retention would never reach is no time of writing.
+    -- Clocks differ a little, hence the hour. Retention would never reach a message from a far future.
     created_at timestamptz not null default clock_timestamp() constraint created_at_is_finite_and_not_to_come
         check (isfinite(created_at) and created_at < clock_timestamp() + interval '1 hour'),
     deliver_at timestamptz constraint deliver_at_is_within_a_hundred_years check (
@@ -32,7 +32,7 @@ create table public.consciousness_stream (
         or (jsonb_typeof(headers) = 'object' and pg_column_size(headers) <= 1048576
             and octet_length(headers::text) <= 98304))
 ) with (
-    -- Room on each page for every row once more: where the new row stays on it, setting processed writes to no index.
+    -- Leaves room on each page for a second version of every row: setting processed then writes to no index.
     fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_analyze_scale_factor = 0.05
@@ -42,23 +42,24 @@ comment on table public.consciousness_stream is
     'Messages. Write a row under a key; every agent with a handler for that key is woken when it commits.';
 comment on column public.consciousness_stream.key is 'Dotted name, such as task.output: at most 8 segments and 255 characters.';
 comment on column public.consciousness_stream.processed is
-    'True once every agent that handles exactly this key has ended its delivery; a reader of its own may set it too.';
+    'True once every agent that handles exactly this key has ended its delivery. A program that reads the table itself may set it too.';
 comment on column public.consciousness_stream.deliver_at is
-    'Not before this time, at most a hundred years ahead. Under an ordered key it holds up all that follows: grant it to no one who may not do that.';
-comment on column public.consciousness_stream.expires_at is 'Not after this time: counted, not delivered.';
+    'Deliver not before this time, at most a hundred years ahead. Under an ordered key all later messages wait for it, so '
+    'grant this column only to writers who may cause that.';
+comment on column public.consciousness_stream.expires_at is 'Deliver not after this time; an expired message is counted and not delivered.';
 comment on column public.consciousness_stream.priority is 'A class: 1 first, 0 normal, -1 last. Ordered subscriptions ignore it.';
 comment on column public.consciousness_stream.dedup_key is 'A message with the same dedup_key is stored once within the dedup retention.';
 comment on column public.consciousness_stream.correlation_id is 'Shared by all messages that one message caused.';
 comment on column public.consciousness_stream.parent_id is 'The message whose handler wrote this one.';
 
--- Two secondary indexes and no more: every one of them is paid for by each insert.
+-- No more than two secondary indexes: each insert pays for every one of them.
 create index consciousness_stream_key on public.consciousness_stream (key, id);
 create index consciousness_stream_parent on public.consciousness_stream (parent_id) where parent_id is not null;
 
 alter table public.consciousness_stream enable row level security;
 do $$
 begin
-    -- Supabase grants new tables of schema public to its API roles; here nobody sees anything until granted.
+    -- Supabase grants every new table of schema public to its API roles; nobody should see this one until granted.
     if exists (select from pg_roles where rolname = 'anon') then
         revoke all on public.consciousness_stream from anon, authenticated;
         revoke all on sequence public.consciousness_stream_id_seq from anon, authenticated;
@@ -79,6 +80,7 @@ begin
         hint = 'Its deliveries have been made already: write a new message under the other key.';
 end
 $$;
+comment on function runtime.refuse_rekeying() is 'Raises 55000: a message keeps its id and its key.';
 
 create trigger refuse_rekeying before update of id, key on public.consciousness_stream
     for each row when (old.key is distinct from new.key or old.id is distinct from new.id)

@@ -3,41 +3,42 @@
 
 create table runtime.deliveries (
     message_id bigint not null,
-    -- null: fresh, take it now. A time: not before it (delay, retry, or a running lease's end). infinity: parked.
+    -- null: fresh, due now. A time: due then (a delay, a retry, or the end of a running lease). infinity: parked.
     visible_at timestamptz,
     lease uuid,
     subscription integer not null,
-    -- The pump that took it last: who crashed, when its lease ends by itself.
+    -- The pump that took it last: whose crash it is when the lease runs out.
     holder integer,
     attempts integer not null default 0,
     crashes smallint not null default 0,
     priority smallint not null default 0,
-    -- Its end counts towards the message's processed.
+    -- The message's processed waits for the end of this delivery.
     marks boolean not null,
-    -- It is the only one that does.
+    -- No other delivery of the message marks.
     sole boolean not null,
-    -- The value is large enough to be weighed before an answer is built.
+    -- The value is so large that it is weighed before an answer is built.
     heavy boolean not null default false,
     -- The message's key, for an ordered subscription only.
     ordered_key text collate "C",
     primary key (message_id, subscription)
 ) with (
-    -- Room on each page for every row once more: one that is taken stays on its page.
+    -- Leaves room on each page for a second version of every row: a delivery that is taken stays on its page.
     fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_analyze_scale_factor = 0.1
 );
-comment on table runtime.deliveries is 'One row per message and subscription that is due, leased, delayed or parked. It leaves when finished.';
--- + 0: asked for by that expression, it is the only index that has the order. The primary key would have it too, and
--- walks through everybody's deliveries of a message; a planner takes it for the cheaper one as statistics have it.
+comment on table runtime.deliveries is
+    'One row per message and subscription that is due, leased, delayed or parked. A finished delivery is deleted.';
+-- The + 0 makes this the only index in the order of taking. By the plain column the primary key would serve it too, by a
+-- walk through every subscription's deliveries, and statistics make the planner think that cheaper.
 create index deliveries_fresh on runtime.deliveries (subscription, priority, (message_id + 0)) where visible_at is null;
--- By standing, so that a crowd that is due hides neither a lease that ended (2) nor one to be taken alone (1).
+-- First by standing, so that a crowd of due deliveries hides neither an expired lease (2) nor a suspect (1).
 create index deliveries_due on runtime.deliveries (
     subscription, (case when lease is not null then 2 when crashes >= 2 then 1 else 0 end), visible_at
 ) where visible_at is not null;
--- Of each key first what is leased (0), then what is parked (1), then the rest (2), a dead letter that holds up its key
--- included: the first entry of a key says at once whether another of it runs.
+-- Of each key first the leased delivery (0), then the parked ones (1), then the rest (2), also a dead letter that holds
+-- up its key: the first entry of a key tells whether one of its deliveries runs.
 create index deliveries_ordered on runtime.deliveries (
     subscription, ordered_key,
     (case when lease is not null and visible_at < 'infinity' then 0 when lease is null and visible_at = 'infinity' then 1 else 2 end),
@@ -56,12 +57,10 @@ create table runtime.runs (
     traceback text,
     primary key (message_id, subscription, ended_at)
 );
+comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed, cancelled or expired.';
 -- Attempts end nearly in the order of time, so a summary of blocks finds the last minute at hardly any cost.
 create index runs_ended on runtime.runs using brin (ended_at) with (pages_per_range = 16, autosummarize = on);
 create index runs_failed on runtime.runs (subscription, ended_at) where error is not null;
-comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed or expired.';
-
--- A message that failed somewhere is sought among those that did.
 create index runs_failed_message on runtime.runs (message_id) where error is not null;
 
 create table runtime.dead_letters (
@@ -69,7 +68,7 @@ create table runtime.dead_letters (
     message_id bigint not null,
     subscription integer not null,
     subscription_name text not null,
-    -- "C" as in the stream, so that what begins alike is a range of the index.
+    -- "C" as in the stream, so that the keys with one prefix are a range of the index.
     key text collate "C" not null,
     message jsonb not null,
     reason text not null,
@@ -78,15 +77,13 @@ create table runtime.dead_letters (
     attempts jsonb not null,
     died_at timestamptz not null default clock_timestamp()
 );
-comment on table runtime.dead_letters is 'Deliveries that used up their attempts or may not be retried, with their own copy of the message.';
+comment on table runtime.dead_letters is
+    'Deliveries that used up their attempts or may not be retried, each with its own copy of the message.';
+-- One bad deploy may leave a million of them, so each condition that can be asked for has its index.
 create index dead_letters_subscription on runtime.dead_letters (subscription, id);
-
--- There may be a million, of one bad deploy. What is asked for by its key, its subscription or its time is looked up.
 create index dead_letters_key on runtime.dead_letters (key, id);
 create index dead_letters_name on runtime.dead_letters (subscription_name, id);
 create index dead_letters_died on runtime.dead_letters (died_at);
-
--- A message's story asks for its dead letters by the message; the table is small.
 create index dead_letters_message on runtime.dead_letters (message_id);
 
 create table runtime.dedup (
@@ -99,4 +96,5 @@ comment on table runtime.dedup is 'The dedup_keys in use; they outlive their mes
 create index dedup_forget on runtime.dedup (forget_at);
 
 create table runtime.unmarked (message_id bigint primary key);
-comment on table runtime.unmarked is 'Messages whose processed could not be set because somebody held the row; the sweep sets it.';
+comment on table runtime.unmarked is
+    'Messages whose processed could not be set because another transaction held the row; the next sweep sets it.';

@@ -1,4 +1,4 @@
--- The processes that run handlers, and what each was told last.
+-- The processes that run handlers, their last exchanges, and the wake-ups sent to them.
 
 create table runtime.workers (
     id uuid primary key,
@@ -6,43 +6,46 @@ create table runtime.workers (
     started_at timestamptz not null default clock_timestamp(),
     seen_at timestamptz not null default clock_timestamp(),
     asleep boolean not null default false,
-    -- Subscriptions it had free slots for when it fell asleep.
+    -- The subscriptions it had free slots for when it fell asleep.
     free integer[] not null default '{}',
-    -- Whose exchanges put it to sleep.
+    -- The pump whose exchanges put it to sleep.
     pump uuid,
-    -- How it can be reached: realtime, notify.
+    -- The push paths that reach it: realtime, notify.
     announce text[] not null default '{}',
     subscriptions integer[] not null default '{}',
     -- The patterns it declared, by subscription: so that two programs of one name are noticed.
     declared jsonb not null default '{}',
-    -- How far its sweeps have come in looking for ordered keys that stand still; null: at the beginning.
+    -- How far its sweeps have come in healing ordered keys; null: at the beginning.
     healed_lane integer,
     healed_key text collate "C",
-    details jsonb not null default '{}'
+    details jsonb not null default '{}',
+    -- When a delivery it runs was cancelled last. On this row, which each exchange reads anyway.
+    cancelled_at timestamptz
 ) with (fillfactor = 50);
-comment on table runtime.workers is 'Running processes and whether they sleep; the name is random at each start.';
+comment on table runtime.workers is 'Running processes, and whether they sleep. The name is random at each start.';
 
 create table runtime.pumps (
     id uuid primary key,
     number integer not null unique generated always as identity,
     worker uuid not null,
     n bigint not null default 0,
-    -- The two before it: not n - 1 and n - 2, for a refused exchange takes its number with it.
+    -- The two exchanges before it: not n - 1 and n - 2, since a refused exchange uses up its number.
     previous bigint not null default 0,
     last_but_one bigint not null default 0,
     lease uuid,
     refused jsonb not null default '[]'
 ) with (fillfactor = 50);
-comment on table runtime.pumps is 'The last exchange of each pump, so that one whose answer was lost is answered again, not applied again.';
+comment on table runtime.pumps is
+    'The last exchange of each pump, so that an exchange whose answer was lost is answered again and not applied again.';
 
--- Unlogged: after a crash whoever sleeps is called once more.
+-- Unlogged: after a crash every sleeper is called once more.
 create unlogged table runtime.calls (
     pump uuid not null,
     n bigint not null,
     called_at timestamptz not null default clock_timestamp()
 );
 comment on table runtime.calls is
-    'Who was called out of sleep lately, so that not every writer calls; worth nothing once the pump has made another exchange than n.';
+    'Wake-ups sent lately, so that not every writer sends one; obsolete once the pump has made another exchange than n.';
 create index calls_pump on runtime.calls (pump, n, called_at);
 
 create table runtime.beats (
@@ -50,5 +53,5 @@ create table runtime.beats (
     worker uuid not null,
     sent_at timestamptz not null default clock_timestamp()
 );
-comment on table runtime.beats is 'Nonces a worker asked for, to prove the path of postgres_changes end to end.';
+comment on table runtime.beats is 'Nonces a worker asked for, to prove the path of postgres_changes from end to end.';
 create index beats_worker on runtime.beats (worker);

@@ -3,21 +3,19 @@
 create table runtime.policy (
     only_row boolean primary key default true check (only_row),
     dedup_seconds double precision not null default 7 * 86400,
-    -- A sleeper not seen for this long is not announced to.
+    -- A worker not seen for this long counts as gone, and is not woken.
     sleeper_seconds double precision not null default 60,
-    -- Who was called is not called again for so long; after that the call is taken for lost.
-    call_seconds double precision not null default 0.05
+    -- A worker that was called is not called again for this long; then the call counts as lost.
+    call_seconds double precision not null default 0.05,
+    -- Drawn when the schema is made; another one tells a worker that the database was reset.
+    incarnation uuid not null default gen_random_uuid(),
+    -- Failures in a row after which a webhook's target rests, and for how long.
+    webhook_failures integer not null default 5,
+    webhook_rest_seconds double precision not null default 10,
+    webhook_longest_rest_seconds double precision not null default 900
 );
 comment on table runtime.policy is 'The kernel''s own settings: one row.';
 insert into runtime.policy default values;
-
-alter table runtime.policy add column incarnation uuid not null default gen_random_uuid();
-comment on column runtime.policy.incarnation is 'Drawn when the schema was made; another one means that the database was reset.';
-
-alter table runtime.policy
-    add column webhook_failures integer not null default 5,
-    add column webhook_rest_seconds double precision not null default 10,
-    add column webhook_longest_rest_seconds double precision not null default 900;
 
 create function runtime.mend_rows() returns void
 language plpgsql set search_path = '' as $$
@@ -26,7 +24,7 @@ begin
     insert into runtime.routing default values on conflict do nothing;
 end
 $$;
-comment on function runtime.mend_rows() is 'Brings back the rows of the tables that have one: a copy of the schema alone lacks them.';
+comment on function runtime.mend_rows() is 'Brings back the only rows of policy and routing, which a copy of the schema alone lacks.';
 
 create function runtime.keep_row() returns trigger
 language plpgsql set search_path = '' as $$
@@ -35,7 +33,7 @@ begin
     return null;
 end
 $$;
-comment on function runtime.keep_row() is 'A table that has one row keeps it, with the defaults.';
+comment on function runtime.keep_row() is 'A table with one row keeps it, with the defaults.';
 
 create trigger keep_row after delete on runtime.policy for each statement execute function runtime.keep_row();
 create trigger keep_row_all after truncate on runtime.policy for each statement execute function runtime.keep_row();
@@ -55,27 +53,4 @@ begin
     return kept;
 end
 $$;
-comment on function runtime.rules() is 'The kernel''s own settings, whose row comes back where it is missing.';
-
-alter table runtime.subscriptions enable row level security;
-alter table runtime.patterns enable row level security;
-alter table runtime.routing enable row level security;
-alter table runtime.routes enable row level security;
-alter table runtime.deliveries enable row level security;
-alter table runtime.runs enable row level security;
-alter table runtime.dead_letters enable row level security;
-alter table runtime.workers enable row level security;
-alter table runtime.pumps enable row level security;
-alter table runtime.calls enable row level security;
-alter table runtime.dedup enable row level security;
-alter table runtime.unmarked enable row level security;
-alter table runtime.beats enable row level security;
-alter table runtime.policy enable row level security;
-
-do $$
-begin
-    if exists (select from pg_roles where rolname = 'service_role') then
-        grant select on all tables in schema runtime to service_role;
-    end if;
-end
-$$;
+comment on function runtime.rules() is 'The kernel''s own settings; brings their row back where it is missing.';

@@ -20,22 +20,20 @@ end
 $$;
 comment on function runtime.realtime_is_there() is 'Whether this database can broadcast: realtime.send exists.';
 
-create function runtime.wake(target uuid, announce text[], keys text[]) returns void
+create function runtime.push(target uuid, announce text[], event text, payload jsonb default '{}') returns void
 language plpgsql set search_path = '' as $$
 begin
     if 'notify' = any (announce) then
-        perform pg_notify(runtime.notify_channel(target), 'wake');
+        perform pg_notify(runtime.notify_channel(target), concat_ws(':', event, payload ->> 'nonce'));
     end if;
     if 'realtime' = any (announce) and runtime.realtime_is_there() then
         -- No exception block: realtime.send swallows its own errors, and a block would cost every writer.
-        perform realtime.send(
-            jsonb_build_object('keys', to_jsonb(keys[1:3])), 'wake', 'runtime:' || target::text, true
-        );
+        perform realtime.send(payload, event, 'runtime:' || target::text, true);
     end if;
 end
 $$;
-comment on function runtime.wake(uuid, text[], text[]) is
-    'Sends one hint to one worker, by each way it can be reached: at most three keys, so under 1 kB.';
+comment on function runtime.push(uuid, text[], text, jsonb) is
+    'Sends a worker, or an asker, one event by each of these push paths: wake with at most three keys, nonce, cancel, answer.';
 
 create function runtime.is_stricter() returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -66,7 +64,7 @@ begin
         from runtime.workers w
         where (stricter or w.asleep) and (w.seen_at > fresh_since) is not false
     loop
-        perform runtime.wake(target.id, target.announce, keys);
+        perform runtime.push(target.id, target.announce, 'wake', jsonb_build_object('keys', to_jsonb(keys[1:3])));
     end loop;
 end
 $$;
@@ -118,13 +116,31 @@ begin
     loop
         continue when target.is_called;
         insert into runtime.calls (pump, n) select target.pump, target.n where target.n is not null;
-        perform runtime.wake(target.id, target.announce, keys);
+        perform runtime.push(target.id, target.announce, 'wake', jsonb_build_object('keys', to_jsonb(keys[1:3])));
     end loop;
 end
 $$;
 comment on function runtime.wake_sleepers(integer[], text[], uuid) is
     'Wakes, for each subscription, two sleeping workers that have free slots for it, but not the caller: at random, unless '
     'two are being woken already; those that have left a call unanswered only where there are no others.';
+
+create function runtime.alive_since() returns timestamptz
+language plpgsql stable set search_path = '' as $$
+begin
+    return clock_timestamp() - make_interval(secs => (select p.sleeper_seconds from runtime.policy p));
+end
+$$;
+comment on function runtime.alive_since() is 'A worker that was last seen before this time counts as gone.';
+
+create function runtime.workers_of(target integer) returns bigint
+language plpgsql stable set search_path = '' as $$
+begin
+    return (
+        select count(*) from runtime.workers w
+        where target = any (w.subscriptions) and w.seen_at > (select runtime.alive_since()));
+end
+$$;
+comment on function runtime.workers_of(integer) is 'How many living workers serve a subscription.';
 
 create function runtime.announce(keys text[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$

@@ -31,8 +31,7 @@ comment on function runtime.check_snapshot() is
     'Raises 40001 where this snapshot may be too old to see a subscription that has already read the history.';
 
 create function runtime.fan_out() returns trigger
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     is_stricter boolean := current_setting('transaction_isolation') <> 'read committed';
     single record;

@@ -54,8 +54,7 @@ $$;
 comment on function runtime.store(jsonb) is 'Inserts a batch in its order; says of each message its id and whether it was a duplicate.';
 
 create function public.stream_send(messages jsonb) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     caller text := runtime.caller_agent();
 begin

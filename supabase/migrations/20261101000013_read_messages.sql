@@ -1,5 +1,33 @@
 -- Reading the stream as shared memory, page by page or the newest message of each key.
 
+create function runtime.id_at(moment timestamptz, past bigint default 0) returns bigint
+language plpgsql stable set search_path = '' as $$
+declare
+    low bigint := (select min(m.id) from public.consciousness_stream m where m.id > past);
+    high bigint := (select max(m.id) + 1 from public.consciousness_stream m);
+    -- A message dated later than now tells nothing of its neighbours.
+    latest timestamptz := clock_timestamp() + interval '1 hour';
+    middle bigint;
+    found_id bigint;
+    found_at timestamptz;
+begin
+    -- Ids rise nearly with the time of writing: halving finds the place in some twenty looks, without an index.
+    while low < high loop
+        middle := low + (high - low) / 2;
+        select m.id, m.created_at into found_id, found_at
+        from public.consciousness_stream m where m.id >= middle and m.created_at <= latest order by m.id limit 1;
+        if found_id is null or found_at >= moment then
+            high := middle;
+        else
+            low := found_id + 1;
+        end if;
+    end loop;
+    return low;
+end
+$$;
+comment on function runtime.id_at(timestamptz, bigint) is
+    'The lowest id behind this one that was written at this time or later.';
+
 create function runtime.keys_of(pattern text, most integer) returns text[]
 language plpgsql stable set search_path = '' as $$
 declare
@@ -87,8 +115,7 @@ create function public.stream_read(
     max integer default 100,
     latest boolean default false
 ) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 declare
     prefix text collate "C" := runtime.prefix_of(pattern);
     upper_end bigint := coalesce(before, 9223372036854775807);
@@ -96,9 +123,7 @@ declare
 begin
     perform runtime.refuse_agent('read the stream');
     perform runtime.check_pattern(pattern);
-    if max is null or max not between 1 and 10000 then
-        raise exception using errcode = '22023', message = 'max must be between 1 and 10000';
-    end if;
+    perform runtime.check_between('max', max, 1, 10000);
     if latest then
         -- The newest message of each key: a skip from key to key along the index.
         with recursive keys as (
@@ -143,8 +168,7 @@ comment on function public.stream_read(text, bigint, bigint, integer, boolean) i
     'With latest, the newest message of each key. Page by passing the last id seen.';
 
 create function public.stream_horizon(look integer default 0) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     -- Every id up to this one has been drawn, by transactions below the xid that is assigned after it.
     drawn bigint := (select case when s.is_called then s.last_value else 0 end from public.consciousness_stream_id_seq s);

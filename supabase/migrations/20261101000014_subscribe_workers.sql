@@ -1,8 +1,7 @@
 -- A worker says who it is and what its handlers want, and says goodbye.
 
 create function public.stream_subscribe(worker jsonb, subscriptions jsonb) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     caller text := runtime.caller_agent();
     me runtime.workers;
@@ -22,7 +21,13 @@ begin
 
     -- By name, so that two workers never wait for each other in a circle.
     for declared in
-        select s.* from jsonb_to_recordset(subscriptions) as s (
+        select s.name, s.agent, s.patterns, s.must_exist, s.rate_amount, s.concurrency_total,
+               coalesce(s.ordered, false) as ordered, coalesce(s.dead_blocks, false) as dead_blocks,
+               coalesce(s.marks_processed, runtime.are_keys(s.patterns)) as marks_processed,
+               coalesce(s.max_attempts, 5) as max_attempts, coalesce(s.max_crashes, 5) as max_crashes,
+               coalesce(s.start, 'latest') as start,
+               case when s.rate_amount is not null then coalesce(s.rate_seconds, 1) end as rate_seconds
+        from jsonb_to_recordset(subscriptions) as s (
             name text, agent text, patterns text[], ordered boolean, max_attempts integer,
             max_crashes integer, start text, marks_processed boolean, dead_blocks boolean,
             must_exist boolean, rate_amount integer, rate_seconds double precision, concurrency_total integer
@@ -52,17 +57,15 @@ begin
 
         -- Looked for first: an insert that meets the row uses up a number all the same.
         update runtime.subscriptions s
-        set agent = declared.agent, patterns = declared.patterns, ordered = coalesce(declared.ordered, false),
-            dead_blocks = coalesce(declared.dead_blocks, false),
-            marks_processed = coalesce(declared.marks_processed, runtime.are_keys(declared.patterns)),
-            max_attempts = coalesce(declared.max_attempts, 5), max_crashes = coalesce(declared.max_crashes, 5),
-            rate_amount = declared.rate_amount,
-            rate_seconds = case when declared.rate_amount is not null then coalesce(declared.rate_seconds, 1) end,
+        set agent = declared.agent, patterns = declared.patterns, ordered = declared.ordered,
+            dead_blocks = declared.dead_blocks, marks_processed = declared.marks_processed,
+            max_attempts = declared.max_attempts, max_crashes = declared.max_crashes,
+            rate_amount = declared.rate_amount, rate_seconds = declared.rate_seconds,
             concurrency_total = declared.concurrency_total, declared_at = me.started_at,
             -- Newly ordered: writers that still see it otherwise must end before an order can be kept.
-            settled = s.settled and (s.ordered or declared.ordered is not true),
-            settling_fenced = s.settling_fenced and (s.ordered or declared.ordered is not true),
-            settling_xid = case when s.ordered or declared.ordered is not true then s.settling_xid end
+            settled = s.settled and (s.ordered or not declared.ordered),
+            settling_fenced = s.settling_fenced and (s.ordered or not declared.ordered),
+            settling_xid = case when s.ordered or not declared.ordered then s.settling_xid end
         -- The same said again by a later worker is that worker's: one started in between does not replace it.
         where s.name = declared.name and s.declared_at < me.started_at
         returning s.id into known;
@@ -71,13 +74,9 @@ begin
                 (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
                  rate_amount, rate_seconds, concurrency_total, declared_at)
             values (
-                declared.name, declared.agent, declared.patterns, coalesce(declared.ordered, false),
-                coalesce(declared.dead_blocks, false),
-                coalesce(declared.marks_processed, runtime.are_keys(declared.patterns)),
-                coalesce(declared.max_attempts, 5), coalesce(declared.max_crashes, 5),
-                coalesce(declared.start, 'latest'), declared.rate_amount,
-                case when declared.rate_amount is not null then coalesce(declared.rate_seconds, 1) end,
-                declared.concurrency_total, me.started_at
+                declared.name, declared.agent, declared.patterns, declared.ordered, declared.dead_blocks,
+                declared.marks_processed, declared.max_attempts, declared.max_crashes, declared.start,
+                declared.rate_amount, declared.rate_seconds, declared.concurrency_total, me.started_at
             )
             returning s.id into known;
         end if;
@@ -88,7 +87,7 @@ begin
             select distinct p, known from unnest(declared.patterns) as p
             on conflict do nothing;
             perform runtime.keep_limits(known);
-            if not coalesce(declared.dead_blocks, false) then
+            if not declared.dead_blocks then
                 perform runtime.release_dead(known);
             end if;
         end if;
@@ -124,8 +123,7 @@ comment on function public.stream_subscribe(jsonb, jsonb) is
     'declaration has given way to whose.';
 
 create function public.stream_leave(worker uuid) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     caller text := runtime.caller_agent();
 begin

@@ -72,52 +72,40 @@ end
 $$;
 comment on function runtime.mark_unmarked() is 'The sweep''s part of processed: tries again what was locked.';
 
-create function runtime.after_end(
-    ids bigint[], subscriptions integer[], marks boolean[], soles boolean[], ordered_keys text[]
-) returns void
+create function runtime.after_end(ended runtime.deliveries[]) returns void
 language plpgsql set search_path = '' as $$
 begin
     perform runtime.mark_processed(
-        (select array_agg(e.id) from unnest(ids, marks, soles) as e (id, marks, sole) where e.sole),
-        (select array_agg(distinct e.id) from unnest(ids, marks, soles) as e (id, marks, sole)
-         where e.marks and not e.sole)
-    );
-    if exists (select from unnest(ordered_keys) as k where k is not null) then
-        perform runtime.unpark(
-            (select array_agg(e.subscription) from unnest(subscriptions, ordered_keys) as e (subscription, key) where e.key is not null),
-            (select array_agg(e.key) from unnest(subscriptions, ordered_keys) as e (subscription, key) where e.key is not null)
-        );
-    end if;
+        array_agg(e.message_id) filter (where e.sole), array_agg(distinct e.message_id) filter (where e.marks and not e.sole)
+    ) from unnest(ended) as e;
+    perform runtime.unpark(array_agg(e.subscription), array_agg(e.ordered_key))
+    from unnest(ended) as e where e.ordered_key is not null having count(*) > 0;
 end
 $$;
-comment on function runtime.after_end(bigint[], integer[], boolean[], boolean[], text[]) is
+comment on function runtime.after_end(runtime.deliveries[]) is
     'What follows the deletion of deliveries, in later statements of the same transaction.';
 
 create function runtime.end_deliveries(ids bigint[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
 declare
-    gone record;
+    gone runtime.deliveries[];
 begin
     with ended as (
         delete from runtime.deliveries d using unnest(ids, subscriptions) as t (id, subscription)
         where d.message_id = t.id and d.subscription = t.subscription
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+        returning d as delivery
     )
-    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
-    into gone from ended e;
-    if gone.ids is not null then
-        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
-    end if;
+    select array_agg(e.delivery) into gone from ended e;
+    perform runtime.after_end(gone);
 end
 $$;
 comment on function runtime.end_deliveries(bigint[], integer[]) is
-    'Ends deliveries that nothing more is to be said of, with what follows from that.';
+    'Ends deliveries without a run or a dead letter, with what follows from their end.';
 
 create function runtime.drop_undeliverable(taken runtime.taken[], at timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare
-    gone record;
+    gone runtime.deliveries[];
 begin
     with hopeless as (
         -- Taken by this very exchange, so their places hold.
@@ -134,7 +122,7 @@ begin
     ), ended as (
         delete from runtime.deliveries d using hopeless h
         where d.ctid = h.place
-        returning d.message_id, d.subscription, d.attempts, d.marks, d.sole, d.ordered_key, h.expired
+        returning d as delivery, d.message_id, d.subscription, d.attempts, h.expired
     ), logged as (
         insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome)
         select e.message_id, e.subscription, clock_timestamp(), e.attempts, 'expired' from ended e where e.expired
@@ -143,12 +131,8 @@ begin
         from (select e.subscription, count(*) as amount from ended e where e.expired group by 1) c
         where s.id = c.subscription
     )
-    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys
-    into gone from ended e;
-    if gone.ids is not null then
-        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
-    end if;
+    select array_agg(e.delivery) into gone from ended e;
+    perform runtime.after_end(gone);
 end
 $$;
 comment on function runtime.drop_undeliverable(runtime.taken[], timestamptz) is

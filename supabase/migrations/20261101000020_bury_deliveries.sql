@@ -11,7 +11,8 @@ create function runtime.bury(
 ) returns void
 language plpgsql set search_path = '' as $$
 declare
-    gone record;
+    gone runtime.deliveries[];
+    unleased jsonb;
 begin
     with victims as (
         -- Called with the rows locked, so that their places hold.
@@ -32,7 +33,7 @@ begin
     ), ended as (
         delete from runtime.deliveries d using victims v
         where not v.blocks and d.ctid = v.place
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+        returning d as delivery, d.message_id, d.subscription
     ), buried as (
         select e.message_id, e.subscription from ended e
         union all
@@ -52,15 +53,12 @@ begin
         join victims v on v.id = b.message_id and v.subscription = b.subscription
         join public.consciousness_stream m on m.id = b.message_id
     )
-    select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
-           (select jsonb_agg(jsonb_build_array(b.subscription, b.ordered_key, b.message_id)) from blocking b) as unleased
-    into gone from ended e;
-    if gone.ids is not null then
-        perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
-    end if;
-    if gone.unleased is not null then
-        perform runtime.unpark_below(gone.unleased);
+    select array_agg(e.delivery),
+           (select jsonb_agg(jsonb_build_array(b.subscription, b.ordered_key, b.message_id)) from blocking b)
+    into gone, unleased from ended e;
+    perform runtime.after_end(gone);
+    if unleased is not null then
+        perform runtime.unpark_below(unleased);
     end if;
     perform runtime.answer_dead(ids, subscriptions, reasons, errors);
 end

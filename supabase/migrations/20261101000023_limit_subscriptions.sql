@@ -9,7 +9,6 @@ create table runtime.limits (
     filled_at timestamptz not null default clock_timestamp()
 ) with (fillfactor = 50);
 comment on table runtime.limits is 'The limited subscriptions, and what is left of their rates.';
-alter table runtime.limits enable row level security;
 
 create function runtime.capacity_of(s runtime.subscriptions) returns double precision
 language plpgsql immutable set search_path = '' as $$

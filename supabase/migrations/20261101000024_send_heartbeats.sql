@@ -5,13 +5,7 @@ language plpgsql set search_path = '' as $$
 begin
     delete from runtime.beats b where b.worker = send_nonce.worker or b.sent_at < clock_timestamp() - interval '1 hour';
     insert into runtime.beats (nonce, worker) values (send_nonce.nonce, send_nonce.worker);
-    if 'notify' = any (announce) then
-        perform pg_notify(runtime.notify_channel(worker), 'nonce:' || nonce);
-    end if;
-    if 'realtime' = any (announce) and runtime.realtime_is_there() then
-        perform realtime.send(
-            jsonb_build_object('nonce', nonce), 'nonce', 'runtime:' || worker::text, true);
-    end if;
+    perform runtime.push(worker, announce, 'nonce', jsonb_build_object('nonce', nonce));
 end
 $$;
 comment on function runtime.send_nonce(uuid, text[], text) is 'Sends a nonce back over every push path, to prove each from end to end.';

@@ -12,9 +12,6 @@ create table runtime.cancels (
 );
 comment on table runtime.cancels is 'Running deliveries that are to end, and how; nearly always empty.';
 create index cancels_worker on runtime.cancels (worker);
-alter table runtime.cancels enable row level security;
--- Kept on the worker's row, which each exchange reads anyway: so nobody else pays for it.
-alter table runtime.workers add column cancelled_at timestamptz;
 
 create function runtime.end_cancelled(ids bigint[], subscriptions integer[], outcome text, worker uuid) returns void
 language plpgsql set search_path = '' as $$
@@ -99,20 +96,14 @@ declare
 begin
     update runtime.workers w set cancelled_at = clock_timestamp() where w.id = recall.worker
     returning w.announce into announce;
-    if 'notify' = any (announce) then
-        perform pg_notify(runtime.notify_channel(worker), 'cancel');
-    end if;
-    if 'realtime' = any (announce) and runtime.realtime_is_there() then
-        perform realtime.send('{}', 'cancel', 'runtime:' || worker::text, true);
-    end if;
+    perform runtime.push(worker, announce, 'cancel');
 end
 $$;
 comment on function runtime.recall(uuid) is
     'Has a worker ask at once what it is to end. Without a push path it hears of it when it renews its leases.';
 
 create function public.stream_cancel(message bigint, subscription text default null, outcome text default 'dead') returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan set lock_timeout = '5s' as $$
+language plpgsql security definer set search_path = '' set lock_timeout = '5s' as $$
 declare
     caller text := runtime.caller_agent();
     of_one integer;

@@ -10,8 +10,7 @@ create function public.stream_exchange(
     want jsonb default null,
     options jsonb default '{}'
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan set lock_timeout = '2s' as $$
+language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
 declare
     met record;
     me runtime.workers;

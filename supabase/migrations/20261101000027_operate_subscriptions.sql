@@ -1,8 +1,7 @@
 -- What an operator does with a subscription: pause, resume, replay, remove.
 
 create function public.stream_pause(subscription text) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
 begin
@@ -14,8 +13,7 @@ $$;
 comment on function public.stream_pause(text) is 'Stops taking deliveries of a subscription; they gather until it is resumed.';
 
 create function public.stream_resume(subscription text) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
 begin
@@ -31,8 +29,7 @@ create function public.stream_replay(
     subscription text, since timestamptz default null, until timestamptz default null,
     pattern text default '>', ids bigint[] default null, dry_run boolean default false
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
     counted record;
@@ -81,15 +78,10 @@ comment on function public.stream_replay(text, timestamptz, timestamptz, text, b
     'Delivers history to a subscription again; a delivery still pending is left as it is. With dry_run, only counts.';
 
 create function public.stream_remove(subscription text, dry_run boolean default false) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     s runtime.subscriptions := runtime.subscription_of(subscription);
-    served bigint := (
-        select count(*) from runtime.workers w
-        where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp()
-            - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
-    );
+    served bigint := runtime.workers_of(s.id);
     waiting bigint := (select count(*) from runtime.deliveries d where d.subscription = s.id);
     gone record;
 begin

@@ -80,8 +80,7 @@ create function public.stream_dead(
     older_than_seconds double precision default null, error text default null,
     before bigint default null, max integer default 100, details boolean default false
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     found bigint[] := runtime.find_letters(
         ids, subscription, pattern, older_than_seconds, error, before, max, newest => true);
@@ -111,13 +110,10 @@ language sql immutable set search_path = '' as $$
 $$;
 
 create function public.stream_dead_groups(look integer default 5000) returns json
-language plpgsql stable security definer set search_path = ''
-    set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at all dead letters');
-    if look is null or look not between 1 and 100000 then
-        raise exception using errcode = '22023', message = 'look must be between 1 and 100000';
-    end if;
+    perform runtime.check_between('look', look, 1, 100000);
     return (
         select coalesce(json_agg(json_build_object(
             'subscription', g.subscription_name, 'kind', g.kind, 'count', g.amount, 'first_at', g.first_at,
@@ -139,8 +135,7 @@ comment on function public.stream_dead_groups(integer) is
     'The newest dead letters, grouped by subscription and kind of error, with their ids, the newest first.';
 
 create function public.stream_last_good(letter bigint) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at all dead letters');
     return (

@@ -59,50 +59,99 @@ end
 $$;
 comment on function runtime.restore_messages(bigint[]) is 'Brings back pruned messages from the copies in their dead letters.';
 
+create function runtime.redrive(letters bigint[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    woken integer[];
+begin
+    -- Pruning skips locked messages. Where it was faster, this waits for it, and the message comes back from its copy.
+    perform from public.consciousness_stream m
+    where m.id = any (array(select l.message_id from runtime.dead_letters l where l.id = any (letters)))
+    order by m.id for key share;
+    perform runtime.restore_messages(letters);
+    with made as (
+        insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
+        select distinct on (l.message_id, l.subscription)
+               l.message_id, l.subscription,
+               case when s.ordered then 0 else (l.message ->> 'priority')::smallint end,
+               false, false, true, case when s.ordered then l.key end
+        from runtime.dead_letters l join runtime.subscriptions s on s.id = l.subscription
+        where l.id = any (letters)
+        order by l.message_id, l.subscription
+        on conflict on constraint deliveries_pkey do update
+            set lease = null, visible_at = null, attempts = 0, crashes = 0
+            where deliveries.lease = runtime.dead_lease()
+        returning deliveries.subscription
+    )
+    select array_agg(distinct m.subscription) into woken from made m;
+    delete from runtime.dead_letters l where l.id = any (letters);
+    if woken is not null then
+        perform runtime.wake_sleepers(woken, '{}');
+    end if;
+end
+$$;
+comment on function runtime.redrive(bigint[]) is
+    'Delivers these dead letters again, with fresh attempts; their subscriptions must be there.';
+
+create function runtime.discard(letters bigint[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    gone runtime.deliveries[];
+begin
+    with discarded as (
+        delete from runtime.dead_letters l where l.id = any (letters)
+        returning l.message_id, l.subscription
+    ), ended as (
+        delete from runtime.deliveries d using discarded g
+        where d.message_id = g.message_id and d.subscription = g.subscription and d.lease = runtime.dead_lease()
+        returning d as delivery
+    )
+    select array_agg(e.delivery) into gone from ended e;
+    if gone is not null then
+        perform runtime.after_end(gone);
+        perform runtime.wake_sleepers(array(select distinct g.subscription from unnest(gone) as g), '{}');
+    end if;
+end
+$$;
+comment on function runtime.discard(bigint[]) is 'Removes these dead letters; a key that one of them held up goes on.';
+
+create function runtime.end_letters(
+    action text, ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text,
+    max integer, dry_run boolean
+) returns json
+language plpgsql set search_path = '' as $$
+declare
+    letters bigint[] := runtime.choose_letters(ids, subscription, pattern, older_than_seconds, error, max);
+    counts jsonb := runtime.count_letters(letters);
+begin
+    if action = 'redriven' then
+        -- Without their subscription there is nobody to deliver them to.
+        letters := array(
+            select l.id from runtime.dead_letters l join runtime.subscriptions s on s.id = l.subscription
+            where l.id = any (letters)
+        );
+    end if;
+    if dry_run then
+        letters := '{}';
+    elsif action = 'redriven' then
+        perform runtime.redrive(letters);
+    else
+        perform runtime.discard(letters);
+    end if;
+    return json_build_object('matching', counts, action, cardinality(letters));
+end
+$$;
+comment on function runtime.end_letters(text, bigint[], text, text, double precision, text, integer, boolean) is
+    'Chooses dead letters by the given conditions; they are redriven or discarded, or only counted.';
+
 create function public.stream_redrive(
     ids bigint[] default null, subscription text default null, pattern text default null,
     older_than_seconds double precision default null, error text default null,
     max integer default 1000, dry_run boolean default false
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    letters bigint[] := runtime.choose_letters(ids, subscription, pattern, older_than_seconds, error, max);
-    counts jsonb := runtime.count_letters(letters);
-    woken integer[];
+language plpgsql security definer set search_path = '' as $$
 begin
-    -- Where the subscription is no more there is nobody to deliver to.
-    letters := array(
-        select l.id from runtime.dead_letters l join runtime.subscriptions s on s.id = l.subscription
-        where l.id = any (letters)
-    );
-    if not dry_run then
-        -- Pruning leaves alone what is locked, and waited for it has taken away what it took: then the copy comes back.
-        perform from public.consciousness_stream m
-        where m.id = any (array(select l.message_id from runtime.dead_letters l where l.id = any (letters)))
-        order by m.id for key share;
-        perform runtime.restore_messages(letters);
-        with made as (
-            insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
-            select distinct on (l.message_id, l.subscription)
-                   l.message_id, l.subscription,
-                   case when s.ordered then 0 else (l.message ->> 'priority')::smallint end,
-                   false, false, true, case when s.ordered then l.key end
-            from runtime.dead_letters l join runtime.subscriptions s on s.id = l.subscription
-            where l.id = any (letters)
-            order by l.message_id, l.subscription
-            on conflict on constraint deliveries_pkey do update
-                set lease = null, visible_at = null, attempts = 0, crashes = 0
-                where deliveries.lease = runtime.dead_lease()
-            returning deliveries.subscription
-        )
-        select array_agg(distinct m.subscription) into woken from made m;
-        delete from runtime.dead_letters l where l.id = any (letters);
-        if woken is not null then
-            perform runtime.wake_sleepers(woken, '{}');
-        end if;
-    end if;
-    return json_build_object('matching', counts, 'redriven', case when dry_run then 0 else cardinality(letters) end);
+    return runtime.end_letters('redriven', ids, subscription, pattern, older_than_seconds, error, max, dry_run);
 end
 $$;
 comment on function public.stream_redrive(bigint[], text, text, double precision, text, integer, boolean) is
@@ -114,32 +163,9 @@ create function public.stream_discard(
     older_than_seconds double precision default null, error text default null,
     max integer default 1000, dry_run boolean default false
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
-declare
-    letters bigint[] := runtime.choose_letters(ids, subscription, pattern, older_than_seconds, error, max);
-    counts jsonb := runtime.count_letters(letters);
-    gone record;
+language plpgsql security definer set search_path = '' as $$
 begin
-    if not dry_run then
-        with discarded as (
-            delete from runtime.dead_letters l where l.id = any (letters)
-            returning l.message_id, l.subscription
-        ), ended as (
-            delete from runtime.deliveries d using discarded g
-            where d.message_id = g.message_id and d.subscription = g.subscription and d.lease = runtime.dead_lease()
-            returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
-        )
-        select array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-               array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
-               array_agg(distinct e.subscription) as woken
-        into gone from ended e;
-        if gone.ids is not null then
-            perform runtime.after_end(gone.ids, gone.subscriptions, gone.marks, gone.soles, gone.ordered_keys);
-            perform runtime.wake_sleepers(gone.woken, '{}');
-        end if;
-    end if;
-    return json_build_object('matching', counts, 'discarded', case when dry_run then 0 else cardinality(letters) end);
+    return runtime.end_letters('discarded', ids, subscription, pattern, older_than_seconds, error, max, dry_run);
 end
 $$;
 comment on function public.stream_discard(bigint[], text, text, double precision, text, integer, boolean) is
@@ -147,8 +173,7 @@ comment on function public.stream_discard(bigint[], text, text, double precision
     'oldest first; with dry_run, only counts.';
 
 create function public.stream_amend(letter bigint, value jsonb) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     dead runtime.dead_letters;
     target runtime.subscriptions;
@@ -183,7 +208,7 @@ begin
             false, false, true, case when target.ordered then dead.key end)
     on conflict on constraint deliveries_pkey do nothing;
     update runtime.deliveries d set sole = false where d.message_id = written;
-    perform public.stream_discard(ids => array[letter]);
+    perform runtime.discard(array[letter]);
     perform runtime.wake_sleepers(array[target.id], '{}');
     return json_build_object('id', written, 'letter', letter, 'subscription', target.name);
 end

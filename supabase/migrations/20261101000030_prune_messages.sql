@@ -1,45 +1,24 @@
 -- Retention: one elected worker removes old messages and forgets old dedup_keys.
 
 create function runtime.has_older(past bigint, horizon timestamptz) returns boolean
-language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
-declare
-    first bigint := (select min(m.id) from public.consciousness_stream m where m.id > past);
-    low bigint := first;
-    -- What says that it was written later than now says nothing of its neighbours.
-    latest timestamptz := clock_timestamp() + interval '1 hour';
-    high bigint := (select max(m.id) + 1 from public.consciousness_stream m);
-    middle bigint;
-    found_id bigint;
-    found_at timestamptz;
+language plpgsql stable set search_path = '' as $$
 begin
-    -- Ids rise with the time of writing, nearly: halving finds in some twenty looks where what is younger begins.
-    while low < high loop
-        middle := low + (high - low) / 2;
-        select m.id, m.created_at into found_id, found_at
-        from public.consciousness_stream m where m.id >= middle and m.created_at <= latest order by m.id limit 1;
-        if found_id is null or found_at >= horizon then
-            high := middle;
-        else
-            low := found_id + 1;
-        end if;
-    end loop;
-    return low > first;
+    return runtime.id_at(horizon, past) > (select min(m.id) from public.consciousness_stream m where m.id > past);
 end
 $$;
 comment on function runtime.has_older(bigint, timestamptz) is
-    'Whether there is something older than this behind an id, as far as halving finds it.';
+    'Whether a message behind this id is older than this time, as far as halving finds it.';
 
 create function public.stream_prune(
     older_than_seconds double precision, max integer default 10000, after bigint default 0
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     horizon timestamptz := clock_timestamp() - make_interval(secs => older_than_seconds);
     looked bigint[];
     batch bigint[];
     free bigint[];
-    expired record;
+    expired runtime.deliveries[];
     pruned bigint;
 begin
     perform runtime.refuse_agent('prune the stream');
@@ -62,15 +41,12 @@ begin
         delete from runtime.deliveries d
         where d.message_id = any (batch)
           and (d.visible_at is null or d.visible_at = 'infinity' or d.visible_at < horizon)
-        returning d.message_id, d.subscription, d.marks, d.sole, d.ordered_key
+        returning d as delivery, d.subscription
     ), counted as (
         update runtime.subscriptions s set expired = s.expired + c.amount
         from (select e.subscription, count(*) as amount from ended e group by 1) c where s.id = c.subscription
     )
-    select count(*) as amount, array_agg(e.message_id) as ids, array_agg(e.subscription) as subscriptions,
-           array_agg(e.marks) as marks, array_agg(e.sole) as soles, array_agg(e.ordered_key) as ordered_keys,
-           array_agg(distinct e.subscription) filter (where e.ordered_key is not null) as woken
-    into expired from ended e;
+    select array_agg(e.delivery) into expired from ended e;
     -- Locked first, judged after: what a redrive brings back meanwhile is seen, or its message is left alone.
     free := array(
         select m.id from public.consciousness_stream m where m.id = any (batch) order by m.id for update skip locked
@@ -78,15 +54,15 @@ begin
     delete from public.consciousness_stream m
     where m.id = any (free) and not exists (select from runtime.deliveries d where d.message_id = m.id);
     get diagnostics pruned = row_count;
-    if expired.amount > 0 then
-        perform runtime.after_end(
-            expired.ids, expired.subscriptions, expired.marks, expired.soles, expired.ordered_keys);
-        perform runtime.wake_sleepers(expired.woken, '{}');
+    if expired is not null then
+        perform runtime.after_end(expired);
+        perform runtime.wake_sleepers(
+            array(select distinct e.subscription from unnest(expired) as e where e.ordered_key is not null), '{}');
     end if;
     delete from runtime.runs r where r.message_id = any (batch)
         and not exists (select from public.consciousness_stream m where m.id = r.message_id);
     -- A page of what was brought back lately, or has a time yet to come, is passed over where there is more behind it.
-    return json_build_object('pruned', pruned, 'expired', expired.amount, 'last', case
+    return json_build_object('pruned', pruned, 'expired', coalesce(cardinality(expired), 0), 'last', case
         when cardinality(looked) < max then batch[cardinality(batch)]
         when cardinality(batch) > 0 or runtime.has_older(looked[max], horizon) then looked[max] end);
 end
@@ -98,14 +74,11 @@ comment on function public.stream_prune(double precision, integer, bigint) is
 create function public.stream_maintain(
     worker uuid, retention_seconds double precision default null, after bigint default 0, max integer default 5000
 ) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     elected uuid := (
         select w.id from runtime.workers w
-        where w.seen_at > clock_timestamp()
-            - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
-        order by w.started_at, w.id limit 1
+        where w.seen_at > (select runtime.alive_since()) order by w.started_at, w.id limit 1
     );
     pruned json := '{}'::json;
 begin

@@ -2,7 +2,7 @@
 
 create function runtime.recent_runs(seconds double precision)
 returns table (subscription integer, done bigint, failed bigint)
-language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
+language plpgsql stable set search_path = '' as $$
 declare
     most constant integer := 20000;
     span double precision := seconds;
@@ -46,8 +46,7 @@ create function runtime.backlog()
 returns table (
     subscription integer, fresh bigint, leased bigint, waiting bigint, parked bigint, blocked bigint, oldest bigint, about boolean
 )
-language plpgsql stable set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable set search_path = '' as $$
 declare
     most constant integer := 1000;
     -- Always the same blocks, so that what is shown does not flicker.
@@ -130,8 +129,7 @@ $$;
 comment on function runtime.rate_of(runtime.subscriptions) is 'Its rate as it is declared: 10/s, 600/m; null without one.';
 
 create function runtime.buried() returns table (subscription integer, amount bigint, about boolean)
-language plpgsql stable set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable set search_path = '' as $$
 declare
     most constant integer := 1000;
     portion constant real := runtime.sampled_percent('runtime.dead_letters');
@@ -169,8 +167,7 @@ $$;
 comment on function runtime.age_seconds(timestamptz) is 'How long ago a time was, in seconds; null for one that is not finite.';
 
 create function public.stream_stats() returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at everything');
     return (
@@ -223,8 +220,7 @@ $$;
 comment on function public.stream_stats() is 'What is there and what waits: subscriptions, deliveries, workers, dead letters.';
 
 create function public.stream_due(subscriptions text[]) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at what is due');
     return (

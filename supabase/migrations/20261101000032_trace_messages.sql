@@ -2,8 +2,7 @@
 
 create function runtime.handling(messages bigint[], details boolean default false)
 returns table (message_id bigint, handled json)
-language sql stable set search_path = ''
-    set enable_seqscan = off set jit = off as $$
+language sql stable set search_path = '' as $$
     with run as materialized (
         select r.message_id, r.subscription, r.ended_at, r.worker, r.attempt, r.outcome, r.seconds, r.error, r.traceback
         from runtime.runs r where r.message_id = any (messages)
@@ -63,7 +62,7 @@ comment on function runtime.handling(bigint[], boolean) is
 
 create function runtime.tree(message bigint, max integer)
 returns table (id bigint, depth integer, path bigint[])
-language plpgsql stable set search_path = '' set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+language plpgsql stable set search_path = '' as $$
 declare
     root bigint := message;
     above bigint;
@@ -94,13 +93,10 @@ comment on function runtime.tree(bigint, integer) is
     'The messages that go back to the same first message as this one, at most max of them, level by level.';
 
 create function public.stream_trace(message bigint, max integer default 200) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('trace messages');
-    if max is null or max not between 1 and 2000 then
-        raise exception using errcode = '22023', message = 'max must be between 1 and 2000';
-    end if;
+    perform runtime.check_between('max', max, 1, 2000);
     return (
         with tree as materialized (
             select t.* from runtime.tree(stream_trace.message, max + 1) t
@@ -133,8 +129,7 @@ comment on function public.stream_trace(bigint, integer) is
     'handled, the state at each subscription with every attempt. Says with more that the tree has more than max.';
 
 create function public.stream_handling(ids bigint[]) returns json
-language plpgsql stable security definer set search_path = ''
-    set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at the whole stream');
     return (select coalesce(json_object_agg(h.message_id, h.handled), '{}') from runtime.handling(ids) h);

@@ -1,38 +1,11 @@
 -- What a person looks at: the stream page by page, activity by the minute, and what flows where.
 
-create function runtime.id_at(moment timestamptz) returns bigint
-language plpgsql stable set search_path = '' set enable_seqscan = off set jit = off as $$
-declare
-    low bigint;
-    high bigint;
-    middle bigint;
-    found_id bigint;
-    found_at timestamptz;
-begin
-    -- Ids rise with the time of writing, nearly: halving finds the place in some twenty looks, without an index.
-    select min(m.id), max(m.id) + 1 into low, high from public.consciousness_stream m;
-    while low < high loop
-        middle := low + (high - low) / 2;
-        select m.id, m.created_at into found_id, found_at
-        from public.consciousness_stream m where m.id >= middle order by m.id limit 1;
-        if found_id is null or found_at >= moment then
-            high := middle;
-        else
-            low := found_id + 1;
-        end if;
-    end loop;
-    return low;
-end
-$$;
-comment on function runtime.id_at(timestamptz) is 'The lowest id that was written at this time or later.';
-
 create function public.stream_page(
     pattern text default '>', before bigint default null, after bigint default null, max integer default 50,
     agent text default null, state text default null, text text default null,
     since timestamptz default null, until timestamptz default null, look integer default 5000
 ) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 declare
     is_exact boolean := runtime.prefix_of(pattern) is null;
     regex text := runtime.regex_of(pattern);
@@ -48,12 +21,8 @@ declare
 begin
     perform runtime.refuse_agent('look at the whole stream');
     perform runtime.check_pattern(pattern);
-    if max is null or max not between 1 and 500 then
-        raise exception using errcode = '22023', message = 'max must be between 1 and 500';
-    end if;
-    if look is null or look not between 1 and 20000 then
-        raise exception using errcode = '22023', message = 'look must be between 1 and 20000';
-    end if;
+    perform runtime.check_between('max', max, 1, 500);
+    perform runtime.check_between('look', look, 1, 20000);
     if state is not null and state not in ('waiting', 'failed', 'dead', 'done', 'unhandled') then
         raise exception using errcode = '22023', message = 'state must be waiting, failed, dead, done or unhandled';
     end if;
@@ -167,8 +136,7 @@ comment on function public.stream_page(text, bigint, bigint, integer, text, text
 create function public.stream_activity(
     since_seconds double precision default 3600, until_seconds double precision default 0
 ) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 declare
     -- In variables: an index is of no use to what is worked out for each row anew.
     since timestamptz := date_trunc('minute', clock_timestamp() - make_interval(secs => since_seconds));
@@ -176,12 +144,8 @@ declare
         then date_trunc('minute', clock_timestamp() - make_interval(secs => until_seconds)) else 'infinity' end;
 begin
     perform runtime.refuse_agent('look at the whole stream');
-    if since_seconds is null or since_seconds not between 0 and 86400 then
-        raise exception using errcode = '22023', message = 'since_seconds must be between 0 and 86400';
-    end if;
-    if until_seconds is null or until_seconds not between 0 and since_seconds then
-        raise exception using errcode = '22023', message = 'until_seconds must be between 0 and since_seconds';
-    end if;
+    perform runtime.check_between('since_seconds', since_seconds, 0, 86400);
+    perform runtime.check_between('until_seconds', until_seconds, 0, since_seconds);
     -- By the summary of blocks, like the counts of the last minute: only what was written lately is read.
     return json_build_object(
         'minute', floor(extract(epoch from clock_timestamp()) / 60)::bigint,
@@ -204,13 +168,10 @@ comment on function public.stream_activity(double precision, double precision) i
     'subscription, done, failed, mean seconds].';
 
 create function public.stream_flow(look integer default 2000) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at the whole stream');
-    if look is null or look not between 1 and 20000 then
-        raise exception using errcode = '22023', message = 'look must be between 1 and 20000';
-    end if;
+    perform runtime.check_between('look', look, 1, 20000);
     return (
         with last as materialized (
             select m.id, m.key, m.agent, m.created_at from public.consciousness_stream m order by m.id desc limit look

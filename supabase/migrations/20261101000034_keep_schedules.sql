@@ -10,7 +10,6 @@ create table runtime.schedules (
 );
 comment on table runtime.schedules is 'A timer of each handler that has one: agent.handler, the key of its ticks, its slots as text.';
 comment on column runtime.schedules.last_slot is 'Up to here every slot was ticked or passed over.';
-alter table runtime.schedules enable row level security;
 
 create function public.stream_schedule(worker uuid, schedules jsonb) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -98,15 +97,11 @@ begin
     perform runtime.refuse_agent('look at all timers');
     return (select coalesce(json_agg(json_build_object(
         'name', s.name, 'key', s.key, 'spec', s.spec, 'missed', s.missed, 'last_slot', s.last_slot,
-        'paused', (select x.paused_at is not null from runtime.subscriptions x where x.name = s.name),
-        'workers', (
-            select count(*) from runtime.workers w
-            join runtime.subscriptions x on x.id = any (w.subscriptions)
-            where x.name = s.name and w.seen_at > clock_timestamp()
-                - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
-        )
+        'paused', case when x.id is not null then x.paused_at is not null end,
+        'workers', coalesce(runtime.workers_of(x.id), 0)
     ) order by s.name), '[]')
-    from runtime.schedules s);
+    from runtime.schedules s
+    left join runtime.subscriptions x on x.name = s.name);
 end
 $$;
 comment on function public.stream_schedules() is 'The timers: their slots as text, the last one, and how many workers serve them.';

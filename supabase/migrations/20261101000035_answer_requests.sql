@@ -20,13 +20,7 @@ begin
     select array(select jsonb_array_elements_text(m.headers -> 'reachable_by')) into ways
     from public.consciousness_stream m
     where m.id = parent and jsonb_typeof(m.headers -> 'reachable_by') = 'array';
-    if 'notify' = any (ways) then
-        perform pg_notify(runtime.notify_channel(substr(under, 8)::uuid), 'answer');
-    end if;
-    if 'realtime' = any (ways) and runtime.realtime_is_there() then
-        -- No exception block, as in runtime.wake.
-        perform realtime.send('{}', 'answer', 'runtime:' || substr(under, 8), true);
-    end if;
+    perform runtime.push(substr(under, 8)::uuid, ways, 'answer');
 end
 $$;
 comment on function runtime.announce_answer(text, bigint) is
@@ -76,8 +70,7 @@ $$;
 comment on function runtime.addressees(text) is 'The subscriptions that a request under this key is for.';
 
 create function public.stream_answers(requests bigint[]) returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 declare
     caller text := runtime.caller_agent();
 begin

@@ -31,7 +31,6 @@ create table runtime.webhooks (
 ) with (fillfactor = 50);
 comment on table runtime.webhooks is
     'The targets of webhooks by subscription, and how they are. It holds secrets: nobody reads it but the functions.';
-alter table runtime.webhooks enable row level security;
 
 create function runtime.new_secret() returns text
 language sql volatile set search_path = '' as $$
@@ -112,8 +111,7 @@ comment on function public.stream_add_webhook(text, text, text[], text, boolean,
     'replace, changes one and keeps its secret.';
 
 create function public.stream_remove_webhook(name text, dry_run boolean default false) returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     h runtime.webhooks := runtime.webhook_of(name);
     s runtime.subscriptions := runtime.subscription_of(name);
@@ -169,8 +167,7 @@ comment on function public.stream_serve_webhooks() is
     'The webhooks that commands have added, with their secrets, for whoever posts to them.';
 
 create function public.stream_webhooks() returns json
-language plpgsql stable security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at all webhooks');
     return (select coalesce(json_agg(json_build_object(
@@ -190,11 +187,7 @@ begin
         'failures', h.failures, 'last_status', h.last_status, 'last_error', h.last_error,
         'failed_at', h.failed_at, 'succeeded_at', h.succeeded_at,
         'waiting', coalesce(b.fresh + b.leased + b.waiting + b.parked + b.blocked, 0),
-        'workers', (
-            select count(*) from runtime.workers w
-            where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp()
-                - make_interval(secs => (select p.sleeper_seconds from runtime.policy p))
-        )
+        'workers', runtime.workers_of(s.id)
     ) order by h.name), '[]')
     from runtime.webhooks h
     join runtime.subscriptions s on s.name = h.name

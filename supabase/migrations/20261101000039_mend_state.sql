@@ -134,7 +134,7 @@ begin
     cross join lateral (select array(select jsonb_array_elements_text(d.patterns)) as patterns) mine
     join runtime.subscriptions s on s.id = d.id::integer
     where (of_worker is null or w.id = of_worker)
-      and (w.seen_at > (select clock_timestamp() - make_interval(secs => p.sleeper_seconds) from runtime.policy p)) is not false
+      and (w.seen_at > (select runtime.alive_since())) is not false
       and not runtime.same_patterns(s.patterns, mine.patterns)
     order by s.name, w.name;
 end

@@ -1,8 +1,7 @@
 -- What Realtime needs to push wake-ups. Idempotent, since Realtime's own tables may come after these migrations.
 
 create function public.stream_install_realtime() returns json
-language plpgsql security definer set search_path = ''
-    set enable_seqscan = off set enable_bitmapscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = '' as $$
 declare
     published boolean := exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime');
     messages regclass := to_regclass('realtime.messages');

@@ -118,7 +118,7 @@ async def test_k12_the_next_of_an_ordered_key_is_let_go_when_the_one_before_it_e
 
 
 async def test_k12_without_it_the_next_of_its_key_stays_parked(db: Any, worker: Worker) -> None:
-    await switch_off(db, "stream_prune", "expired.soles, expired.ordered_keys", "expired.soles, '{}'")
+    await switch_off(db, "runtime.after_end", "where e.ordered_key is not null", "where false")
     _, taken = await expire_the_head(db, worker)
     assert taken == []
 

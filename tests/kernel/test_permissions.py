@@ -1,6 +1,7 @@
 """Who may do what? service_role runs workers, an agent is held to its name, nobody else sees or calls anything."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -251,15 +252,16 @@ async def test_s8_an_agent_s_token_ends_no_worker_of_another(db: Any, worker: Wo
                 assert (await db.fetchval(leave))["left"] is True
 
 
-async def test_s7_a_function_of_a_later_migration_is_closed_by_keep_grants(db: Any) -> None:
+async def test_s7_what_a_later_migration_makes_is_closed_at_its_end(db: Any) -> None:
     may = "select has_function_privilege($1, $2, 'execute')"
     await db.execute(
         "create function public.stream_later() returns int language sql as 'select 1'; "
-        "create function runtime.later() returns int language sql as 'select 1'"
+        "create function runtime.later() returns int language sql as 'select 1'; create table runtime.late (id int)"
     )
     # As hosted projects have it: what is made in schema public is open.
     assert await db.fetchval(may, "anon", "public.stream_later()")
-    await db.execute("select runtime.keep_grants()")
+    await db.execute("select runtime.finish_migration()")
+    assert await db.fetchval("select relrowsecurity from pg_class where oid = 'runtime.late'::regclass")
     for role, function, expected in (
         ("anon", "public.stream_later()", False), ("authenticated", "public.stream_later()", False),
         ("service_role", "public.stream_later()", True), ("anon", "runtime.later()", False),
@@ -268,13 +270,38 @@ async def test_s7_a_function_of_a_later_migration_is_closed_by_keep_grants(db: A
         assert await db.fetchval(may, role, function) is expected, (role, function)
 
 
-def test_s7_every_later_migration_ends_with_keep_grants() -> None:
+async def test_k6_a_function_that_a_later_migration_replaces_gets_its_planner_settings_back(db: Any) -> None:
+    settings = "select array_agg(c order by c) from pg_proc, unnest(proconfig) c where proname = 'stream_pause'"
+    before = await db.fetchval(settings)
+    assert {"enable_seqscan=off", "jit=off", "plan_cache_mode=force_generic_plan"} < set(before)
+    await db.execute(
+        "create or replace function public.stream_pause(subscription text) returns json "
+        "language plpgsql security definer set search_path = '' as $$ begin return '1'; end $$"
+    )
+    assert await db.fetchval(settings) == ['search_path=""']
+    await db.execute("select runtime.finish_migration()")
+    assert await db.fetchval(settings) == before
+
+
+async def test_k6_every_function_that_is_to_have_planner_settings_is_there(db: Any) -> None:
+    body = await db.fetchval("select prosrc from pg_proc where oid = 'runtime.keep_settings'::regproc")
+    lists = re.findall(r"\(\'\{(.*?)\}\', \'(.*?)\'", body, re.DOTALL)
+    named = {prefix + name.strip() for names, prefix in lists for name in names.split(",")}
+    assert len(named) > 30
+    found = await db.fetch(
+        "select proname::text from pg_proc where pronamespace in ('public'::regnamespace, 'runtime'::regnamespace) "
+        "and proconfig @> '{jit=off}'"
+    )
+    assert {row["proname"] for row in found} == named
+
+
+def test_s7_every_later_migration_ends_as_it_should() -> None:
     migrations = read_migrations(migrations_folder())
     (first,) = [
-        place for place, each in enumerate(migrations) if "function runtime.keep_grants()" in each.sql
+        place for place, each in enumerate(migrations) if "function runtime.finish_migration()" in each.sql
     ]
     for migration in migrations[first:]:
-        assert migration.sql.rstrip().endswith("select runtime.keep_grants();"), migration.file_name
+        assert migration.sql.rstrip().endswith("select runtime.finish_migration();"), migration.file_name
 
 
 async def test_s7_a_function_open_to_all_is_told_as_a_fact(db: Any) -> None:

@@ -1,4 +1,5 @@
--- Who calls: an agent under its own token is held to its own subscriptions; everybody else is an operator.
+-- Checks of a call: who makes it, and whether its figures make sense. An agent under its own token is held to its own
+-- subscriptions; every other caller is an operator.
 
 create function runtime.caller_agent() returns text
 language plpgsql stable set search_path = '' as $$
@@ -29,6 +30,19 @@ begin
 end
 $$;
 comment on function runtime.refuse_agent(text) is 'Raises 42501 for an agent under its own identity: this is for operators.';
+
+create function runtime.check_between(
+    name text, value double precision, lowest double precision, highest double precision
+) returns void
+language plpgsql immutable set search_path = '' as $$
+begin
+    if value is null or value not between lowest and highest then
+        raise exception using errcode = '22023', message = format('%s must be between %s and %s', name, lowest, highest);
+    end if;
+end
+$$;
+comment on function runtime.check_between(text, double precision, double precision, double precision) is
+    'Raises 22023 unless an argument of this name lies between these.';
 
 create function runtime.check_caller(caller text, done json, failed json, renew json, want jsonb) returns void
 language plpgsql stable set search_path = '' as $$

@@ -1,0 +1,71 @@
+-- Who may touch what: service_role runs workers; nobody else sees or calls anything.
+-- A hosted project opens every new function of schema public to anon and authenticated, and a function that is replaced
+-- loses its planner settings: so each later migration ends, as this one does, with `select runtime.finish_migration();`.
+
+create function runtime.keep_grants() returns void
+language plpgsql set search_path = '' as $$
+declare
+    has_api boolean := exists (select from pg_catalog.pg_roles r where r.rolname = 'anon');
+    has_service boolean := exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role');
+    f regprocedure;
+begin
+    for f in
+        select p.oid::regprocedure from pg_catalog.pg_proc p
+        where (p.pronamespace = 'public'::regnamespace and p.proname like 'stream\_%')
+           or p.pronamespace = 'runtime'::regnamespace
+    loop
+        execute format('revoke execute on function %s from public', f);
+        if has_api then
+            execute format('revoke execute on function %s from anon, authenticated', f);
+        end if;
+        if has_service then
+            -- No function of schema runtime, whatever a default has granted.
+            execute format(
+                case when f::text like 'public.%' then 'grant execute on function %s to service_role'
+                     else 'revoke execute on function %s from service_role' end, f);
+        end if;
+    end loop;
+end
+$$;
+comment on function runtime.keep_grants() is
+    'Closes every function to all but service_role, which may call the public ones.';
+
+create function runtime.keep_row_security() returns void
+language plpgsql set search_path = '' as $$
+declare
+    t regclass;
+begin
+    for t in
+        select c.oid::regclass from pg_catalog.pg_class c
+        where c.relnamespace = 'runtime'::regnamespace and c.relkind = 'r' and not c.relrowsecurity
+    loop
+        execute format('alter table %s enable row level security', t);
+    end loop;
+end
+$$;
+comment on function runtime.keep_row_security() is 'Enables row level security on every table of schema runtime.';
+
+create function runtime.finish_migration() returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform runtime.keep_settings();
+    perform runtime.keep_row_security();
+    perform runtime.keep_grants();
+end
+$$;
+comment on function runtime.finish_migration() is
+    'Ends every migration: planner settings of functions, row level security of tables, and who may call what.';
+
+do $$
+begin
+    if exists (select from pg_roles where rolname = 'service_role') then
+        grant select on
+            runtime.subscriptions, runtime.patterns, runtime.routing, runtime.routes, runtime.deliveries, runtime.runs,
+            runtime.dead_letters, runtime.dedup, runtime.unmarked, runtime.workers, runtime.pumps, runtime.calls,
+            runtime.beats, runtime.policy
+        to service_role;
+    end if;
+end
+$$;
+
+select runtime.finish_migration();
