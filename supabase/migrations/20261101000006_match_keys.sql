@@ -1,4 +1,5 @@
--- Which patterns match a key? Every pattern that could is computed from the key and looked up; nothing is scanned.
+-- Keys and patterns. Every pattern that can match a key is computed from the key, so that patterns are looked up and
+-- never scanned.
 
 create function runtime.check_key(key text) returns void
 language plpgsql immutable set search_path = '' as $$
@@ -41,7 +42,7 @@ declare
     stem text;
     ending text := '.';
 begin
-    -- Loops of plain expressions: a third of what a query per segment takes.
+    -- Loops of plain expressions take a third of the time of a query per segment.
     for i in 1 .. last loop
         if i = last then
             ending := '';
@@ -57,7 +58,8 @@ begin
 end
 $$;
 comment on function runtime.candidates(text) is
-    'Every pattern that matches the key: at most 2^(segments + 1) - 1 of them, none of which need exist.';
+    'Every pattern that matches the key: at most 2^(segments + 1) - 1 patterns, whether a subscription has them or '
+    'not.';
 
 create function runtime.is_key(text text) returns boolean
 language plpgsql immutable set search_path = '' as $$
@@ -80,13 +82,13 @@ comment on function runtime.are_keys(text[]) is 'Whether none of these patterns 
 
 create function runtime.prefix_of(pattern text) returns text
 language sql immutable set search_path = '' as $$
-    -- The part before the first wildcard: a range of the index on key.
     select case when pattern ~ '[*>]' then regexp_replace(pattern, '[*>].*$', '') end
 $$;
+comment on function runtime.prefix_of(text) is 'The part of a pattern before its first wildcard; null without one.';
 
 create function runtime.regex_of(pattern text) returns text
 language sql immutable strict set search_path = '' as $$
-    -- No character of a key or a pattern but the dot means anything else to a regular expression.
+    -- Of the characters of a key only the dot has another meaning in a regular expression.
     select '^' || replace(replace(replace(pattern, '.', '\.'), '*', '[^.]+'), '>', '.+') || '$'
 $$;
 comment on function runtime.regex_of(text) is 'A regular expression for the keys that match the pattern.';
@@ -97,8 +99,9 @@ declare
     prefix text := runtime.prefix_of(pattern);
 begin
     lowest := coalesce(prefix, pattern);
-    -- No key has a byte as high.
+    -- Every byte of a key is lower than this one.
     highest := coalesce(prefix || chr(127), pattern);
 end
 $$;
-comment on function runtime.range_of(text) is 'Between which keys, by their bytes, every key lies that matches the pattern.';
+comment on function runtime.range_of(text) is
+    'The lowest and the highest key, by their bytes, between which every key that matches the pattern lies.';

@@ -6,7 +6,7 @@ language plpgsql stable set search_path = '' as $$
 declare
     claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
 begin
-    -- An agent under its own identity is who its token says, whatever the arguments claim.
+    -- An agent under its own identity has the name in its token, whatever the arguments claim.
     if claims ->> 'role' = 'agent' then
         if coalesce(claims ->> 'agent', '') = '' then
             raise exception using
@@ -29,7 +29,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.refuse_agent(text) is 'Raises 42501 for an agent under its own identity: this is for operators.';
+comment on function runtime.refuse_agent(text) is
+    'Raises 42501 for an agent under its own identity: only operators may call the function.';
 
 create function runtime.check_between(
     name text, value double precision, lowest double precision, highest double precision
@@ -65,7 +66,7 @@ begin
 end
 $$;
 comment on function runtime.check_caller(text, json, json, json, jsonb) is
-    'An agent under its own identity reports, renews and takes only its own deliveries.';
+    'Raises 42501 where an agent under its own identity reports, renews or takes deliveries of another agent.';
 
 create function runtime.subscription_of(name text) returns runtime.subscriptions
 language plpgsql stable set search_path = '' as $$
@@ -83,3 +84,5 @@ begin
     return s;
 end
 $$;
+comment on function runtime.subscription_of(text) is
+    'The subscription of this name; raises 22023 for none, 42501 for another agent''s.';

@@ -1,11 +1,9 @@
--- Waking workers that sleep. A worker that is awake looks anyway, and costs writers nothing.
+-- Waking workers that sleep. A worker that is awake looks for work anyway, so writers pay nothing for it.
 
 create function runtime.notify_channel(worker uuid) returns text
 language plpgsql immutable set search_path = '' as $$
 begin
-    return (
-    select 'runtime_' || replace(worker::text, '-', '_')
-    );
+    return 'runtime_' || replace(worker::text, '-', '_');
 end
 $$;
 comment on function runtime.notify_channel(uuid) is 'The NOTIFY channel of one worker.';
@@ -13,12 +11,10 @@ comment on function runtime.notify_channel(uuid) is 'The NOTIFY channel of one w
 create function runtime.realtime_is_there() returns boolean
 language plpgsql stable set search_path = '' as $$
 begin
-    return (
-    select to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null
-    );
+    return to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null;
 end
 $$;
-comment on function runtime.realtime_is_there() is 'Whether this database can broadcast: realtime.send exists.';
+comment on function runtime.realtime_is_there() is 'Whether this database can broadcast: whether realtime.send exists.';
 
 create function runtime.push(target uuid, announce text[], event text, payload jsonb default '{}') returns void
 language plpgsql set search_path = '' as $$
@@ -33,7 +29,8 @@ begin
 end
 $$;
 comment on function runtime.push(uuid, text[], text, jsonb) is
-    'Sends a worker, or an asker, one event by each of these push paths: wake with at most three keys, nonce, cancel, answer.';
+    'Sends a worker or an asker one event by each of these push paths: wake with at most three keys, nonce, cancel, '
+    'answer.';
 
 create function runtime.is_stricter() returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -42,7 +39,7 @@ begin
 end
 $$;
 comment on function runtime.is_stricter() is
-    'Whether this transaction looks through one old snapshot, which cannot tell who sleeps.';
+    'Whether this transaction sees one old snapshot, which cannot tell which workers sleep.';
 
 create function runtime.wake_everybody(keys text[]) returns void
 language plpgsql set search_path = '' as $$
@@ -51,12 +48,12 @@ declare
     fresh_since timestamptz;
     target record;
 begin
-    -- Heartbeats are as old as the snapshot: in an old one, fresh is what the latest of them leaves fresh.
+    -- In an old snapshot all heartbeats are old, so their age is measured from the latest of them.
     fresh_since := case when stricter then (select max(w.seen_at) from runtime.workers w) else clock_timestamp() end
         - make_interval(secs => (select p.sleeper_seconds from runtime.policy p));
     if stricter then
-        -- The channel of all: a worker may have begun since the snapshot, so that its row is not seen. (Over
-        -- Realtime it hears of the INSERT by postgres_changes, or sweeps.)
+        -- A worker may have started since the snapshot, so its row is not visible: the common channel reaches it. (Over
+        -- Realtime postgres_changes tells it of the INSERT, or its next sweep finds it.)
         perform pg_notify('runtime_workers', 'wake');
     end if;
     for target in
@@ -69,7 +66,7 @@ begin
 end
 $$;
 comment on function runtime.wake_everybody(text[]) is
-    'Wakes every sleeper; in stricter isolation every worker, by a common channel.';
+    'Wakes every sleeping worker; in stricter isolation every worker, by a common channel.';
 
 create function runtime.wake_sleepers(matched integer[], keys text[], but uuid default null) returns void
 language plpgsql set search_path = '' as $$
@@ -86,7 +83,7 @@ begin
             select t.now, t.now - make_interval(secs => p.call_seconds) as since,
                    t.now - make_interval(secs => p.sleeper_seconds) as fresh_since
             from (select clock_timestamp() as now) t left join runtime.policy p on true
-            -- Read once, not for each row.
+            -- offset 0: the clock is read once, not for each row.
             offset 0
         ) called
         cross join unnest(matched) as m (subscription)
@@ -95,9 +92,9 @@ begin
             from runtime.workers w
             left join runtime.pumps e on e.id = w.pump
             cross join lateral (
-                -- One snapshot sees a call and the exchange that it was made after: it is still to be answered, by a look
-                -- for which this transaction is seen or waited for (runtime.fall_asleep). A call from the future is from
-                -- before the clock was set back.
+                -- A call made after the pump's last exchange n is still to be answered, by a look that sees this
+                -- transaction or waits for it (runtime.fall_asleep). A call in the future was made before the clock was
+                -- set back.
                 select max(l.called_at) between called.since and called.now as is_called,
                        case
                            when min(l.called_at) not between called.since and called.now then 2
@@ -106,8 +103,8 @@ begin
                        end as standing
                 from runtime.calls l where l.pump = w.pump and l.n = e.n
             ) c
-            -- A sleeper that is not seen any more must not swallow the only wake-up, nor must one that has left a call
-            -- unanswered: most likely it is dead, and called only where there are not two others.
+            -- A worker without a fresh heartbeat, or one that has left a call unanswered, is probably dead and must not
+            -- swallow the only wake-up: the former is never called, the latter only where there are not two others.
             where w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
               and (w.seen_at > called.fresh_since) is not false
             order by c.standing, random()
@@ -121,8 +118,8 @@ begin
 end
 $$;
 comment on function runtime.wake_sleepers(integer[], text[], uuid) is
-    'Wakes, for each subscription, two sleeping workers that have free slots for it, but not the caller: at random, unless '
-    'two are being woken already; those that have left a call unanswered only where there are no others.';
+    'Wakes, for each subscription, two sleeping workers with free slots for it, chosen at random and never the caller, '
+    'unless two are being woken already. Workers that left a call unanswered are chosen last.';
 
 create function runtime.alive_since() returns timestamptz
 language plpgsql stable set search_path = '' as $$
@@ -145,7 +142,7 @@ comment on function runtime.workers_of(integer) is 'How many living workers serv
 create function runtime.announce(keys text[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
 declare
-    -- What this transaction has announced: keys between line feeds, or * when it is too much to remember.
+    -- The keys this transaction has announced, between line feeds; * when they are too many to remember.
     said text := coalesce(nullif(current_setting('runtime.announced', true), ''), E'\n');
     unsaid text[];
     matched integer[];
@@ -161,7 +158,7 @@ begin
     end if;
     said := said || array_to_string(unsaid, E'\n') || E'\n';
     if length(said) > 4000 then
-        -- A huge transaction is for everybody, once.
+        -- A huge transaction wakes every worker, once.
         perform set_config('runtime.announced', '*', true);
         perform runtime.wake_everybody(unsaid);
     else
@@ -171,12 +168,12 @@ begin
 end
 $$;
 comment on function runtime.announce(text[], integer[]) is
-    'Announces messages, given as pairs of a key and a subscription that it matches: at most once per transaction and key.';
+    'Announces messages, given as pairs of a key and a matching subscription: at most once per transaction and key.';
 
 create function runtime.announce_one(key text, subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
 begin
-    -- Who is being woken already, as runtime.wake_sleepers asks it, is all that most find.
+    -- Asked first since most writers find that every sleeper is being woken already (as in runtime.wake_sleepers).
     if cardinality(announce_one.subscriptions) > 0 and (runtime.is_stricter() or exists (
         select from runtime.workers w
         where w.asleep and w.free && announce_one.subscriptions and not exists (
@@ -192,7 +189,8 @@ begin
 end
 $$;
 comment on function runtime.announce_one(text, integer[]) is
-    'Announces a message that came alone, given its key and the subscriptions that it matches, if anybody is still to be called.';
+    'Announces a single message, given its key and the matching subscriptions, if a sleeping worker is still to be '
+    'called.';
 
 create function runtime.hand_on(me runtime.workers, want jsonb, failed json) returns void
 language plpgsql set search_path = '' as $$
@@ -206,7 +204,7 @@ declare
               where d.subscription = s.id and d.priority = 0 and d.visible_at is null offset 0
           )
         union
-        -- Given back, or to be tried again: a worker that leaves looks no more, and sets no timer for it.
+        -- Given back, or to be tried again: a worker that is leaving neither looks again nor sets a timer for these.
         select r.subscription from json_to_recordset(failed) as r (subscription integer)
         where r.subscription is not null and coalesce((want ->> r.subscription::text)::integer, 0) = 0
     );
@@ -217,7 +215,8 @@ begin
 end
 $$;
 comment on function runtime.hand_on(runtime.workers, jsonb, json) is
-    'Wakes somebody for what an end has let go, or an attempt has given back, and this worker has no room for.';
+    'Wakes another worker for ordered deliveries that an end let go, and for attempts given back, where this worker '
+    'has no room.';
 
 create function runtime.fall_asleep(me runtime.workers, pump runtime.pumps, free integer[], fence xid8)
 returns table (new_fence xid8, quiet boolean)
@@ -231,18 +230,19 @@ begin
         return query select null::xid8, false;
         return;
     elsif called = fall_asleep.pump.previous then
-        -- Until this exchange commits, others may leave it at that call.
+        -- Writers may rely on that call until this exchange commits.
         return query select null::xid8, false;
         return;
     elsif called is not null then
-        -- Until the last one did.
+        -- Writers could rely on a call until the last exchange committed, so the fence begins anew.
         fence := null;
     end if;
-    -- The mark was committed by an earlier exchange. A writer that could not see it has a lower xid than ours
-    -- had when we first came back; once all of those have ended, what they wrote is there to be taken.
+    -- An earlier exchange has committed the mark. A writer that could not see it has a lower xid than this worker's
+    -- first exchange after the mark; once all such writers have ended, their messages can be taken.
     fence := least(fence, pg_current_xact_id());
     return query select fence, pg_snapshot_xmin(pg_current_snapshot()) >= fence;
 end
 $$;
 comment on function runtime.fall_asleep(runtime.workers, runtime.pumps, integer[], xid8) is
-    'Marks a worker asleep; from the next exchange on, says whether nobody can still write without seeing the mark.';
+    'Marks a worker asleep. From the next exchange on, quiet tells whether every writer that could not see the mark '
+    'has ended.';

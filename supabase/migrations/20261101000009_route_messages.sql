@@ -1,4 +1,4 @@
--- Which subscriptions get the messages of a key: worked out once per key and written down.
+-- Routing: which subscriptions get the messages of a key, worked out once per key and cached.
 
 create function runtime.route(unknown text[]) returns runtime.routes[]
 language plpgsql set search_path = '' as $$
@@ -6,7 +6,7 @@ declare
     found runtime.routes[];
 begin
     perform runtime.check_key(k) from unnest(unknown) as k;
-    -- One statement, so that the generation is that of the patterns it reads.
+    -- One statement, so that the generation belongs to the patterns read.
     found := array(
         select row(
             hashtext(k.key) & 4095, k.key, g.generation,
@@ -16,21 +16,22 @@ begin
             count(*) filter (where s.marks_processed) = 1
         )::runtime.routes
         from unnest(unknown) as k (key)
-        -- An aggregate, which has a row in any case: without the row of routing the messages are delivered all the same.
+        -- max() returns a row in any case: messages are delivered even where routing has lost its row.
         cross join (select max(r.generation) as generation from runtime.routing r) g
         left join lateral (
             select distinct p.subscription
             from unnest(runtime.candidates(k.key)) as c (pattern)
             cross join lateral (
-                -- offset 0: looked up one by one. A planner that knows the table would rather read it whole, per key.
+                -- offset 0: patterns are looked up one by one. Else the planner would read the whole table for each
+                -- key.
                 select l.subscription from runtime.patterns l where l.pattern = c.pattern offset 0
             ) p
         ) hit on true
         left join lateral (select * from runtime.subscriptions l where l.id = hit.subscription offset 0) s on true
         group by k.key, g.generation
     );
-    -- One transaction at a time writes them down, so nobody waits for anybody's row. A key that comes once does not
-    -- drive out one that comes often.
+    -- Only one transaction at a time writes to the cache, so that none waits for another's row. A current route is
+    -- seldom replaced, so that a rare key does not drive out a frequent one.
     if not runtime.is_stricter() and pg_try_advisory_xact_lock(hashtext('runtime.routes')) then
         insert into runtime.routes as r
         select distinct on (f.slot) f.* from unnest(found[:100]) as f where f.generation is not null order by f.slot
@@ -43,7 +44,7 @@ begin
 end
 $$;
 comment on function runtime.route(text[]) is
-    'Works out who gets the messages of these keys, from every pattern that matches them, and writes it down.';
+    'Works out which subscriptions get the messages of these keys, from every matching pattern, and caches the answer.';
 
 create function runtime.reroute() returns trigger
 language plpgsql set search_path = '' as $$
@@ -54,7 +55,8 @@ begin
     return null;
 end
 $$;
-comment on function runtime.reroute() is 'Takes the worth from every row of runtime.routes.';
+comment on function runtime.reroute() is
+    'Invalidates the routing cache: raises the generation of the patterns, once per transaction.';
 
 create trigger reroute after insert or update or delete on runtime.patterns
     for each row execute function runtime.reroute();

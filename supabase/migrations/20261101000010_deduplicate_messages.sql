@@ -1,11 +1,11 @@
--- A message with a dedup_key is stored once within the dedup retention.
+-- Deduplication: a message with a dedup_key is stored once within the dedup retention.
 
 create function runtime.is_reserved(dedup_key text) returns boolean
 language sql immutable set search_path = '' as $$
     select dedup_key ~ '^(tick|answer|failed|ask|webhook) '
 $$;
 comment on function runtime.is_reserved(text) is
-    'Whether a dedup_key is of the kind that the runtime makes itself: of ticks, answers, requests and webhooks.';
+    'Whether the runtime itself makes dedup_keys of this kind: for ticks, answers, requests and webhooks.';
 
 create function runtime.refuse_reserved(dedup_key text) returns void
 language plpgsql set search_path = '' as $$
@@ -19,7 +19,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.refuse_reserved(text) is 'Raises 22023 for a dedup_key that its writer may not use; null passes.';
+comment on function runtime.refuse_reserved(text) is
+    'Raises 22023 for a dedup_key that its writer may not use; null passes.';
 
 create function runtime.reserve(messages jsonb) returns text[]
 language sql set search_path = '' as $$
@@ -27,7 +28,7 @@ language sql set search_path = '' as $$
         select distinct m ->> 'dedup_key' as dedup_key from jsonb_array_elements(messages) as m
         where m ->> 'dedup_key' is not null
     ), made as (
-        -- In key order, so that two batches never wait for each other in a circle.
+        -- In the order of the keys, so that two batches never deadlock.
         insert into runtime.dedup as d (dedup_key, message_id, forget_at)
         select a.dedup_key, null,
                clock_timestamp() + make_interval(secs => (select (runtime.rules()).dedup_seconds))
@@ -39,7 +40,8 @@ language sql set search_path = '' as $$
     )
     select coalesce(array_agg(m.dedup_key), '{}') from made m
 $$;
-comment on function runtime.reserve(jsonb) is 'Reserves the dedup_keys of a batch; those it could not get are in use.';
+comment on function runtime.reserve(jsonb) is
+    'Reserves the dedup_keys of a batch; returns those it got, the others are in use.';
 
 create function runtime.keep_dedup(dedup_keys text[], ids bigint[]) returns void
 language plpgsql set search_path = '' as $$
@@ -48,8 +50,8 @@ declare
     forget_at timestamptz := clock_timestamp()
         + make_interval(secs => (runtime.rules()).dedup_seconds);
 begin
-    -- stream_send has reserved its keys (message_id is null); a plain insert reserves here, and may not take a key that
-    -- the runtime is about to use.
+    -- stream_send has reserved its keys already (message_id is null); a plain insert reserves them here, and may not
+    -- take a key that the runtime is about to use.
     perform runtime.refuse_reserved(min(n.dedup_key)) from unnest(dedup_keys) as n (dedup_key)
     where runtime.is_reserved(n.dedup_key)
       and not exists (select from runtime.dedup d where d.dedup_key = n.dedup_key and d.message_id is null);
@@ -69,4 +71,5 @@ begin
     end if;
 end
 $$;
-comment on function runtime.keep_dedup(text[], bigint[]) is 'Books the dedup_keys of inserted messages; raises 23505 when one is in use.';
+comment on function runtime.keep_dedup(text[], bigint[]) is
+    'Records the dedup_keys of inserted messages; raises 23505 when one is in use.';

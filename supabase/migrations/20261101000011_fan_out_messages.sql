@@ -5,20 +5,20 @@ language plpgsql stable set search_path = '' as $$
 begin
     perform pg_xact_status(id);
     return false;
--- "transaction ID … is in the future"
+-- The error is: transaction ID … is in the future.
 exception when invalid_parameter_value then
     return true;
 end
 $$;
 comment on function runtime.is_foreign(xid8) is
-    'Whether a transaction id is of another cluster, from which this database was restored: this one has not come so far.';
+    'Whether a transaction id comes from another cluster, out of a restored dump: this cluster has not reached it yet.';
 
 create function runtime.check_snapshot() returns void
 language plpgsql set search_path = '' as $$
 declare
     fence bigint := (select f.last_value from runtime.settle_fence f);
 begin
-    -- Asked last, since it costs: a fence from another cluster turns nobody away.
+    -- is_foreign is asked last, since it costs most: a fence from another cluster refuses no writer.
     if pg_snapshot_xmax(pg_current_snapshot())::text::bigint <= fence and not runtime.is_foreign(fence::text::xid8) then
         raise exception using
             errcode = '40001',
@@ -46,7 +46,7 @@ begin
         perform runtime.check_snapshot();
     end if;
 
-    -- Most inserts are of one row under a key that is known: all that is to be known of it in one statement.
+    -- Most inserts are of one row under a known key: one statement reads all that such an insert needs.
     select n.id, n.key, n.deliver_at, n.priority, n.dedup_key, n.parent_id,
            coalesce(pg_column_size(n.value) > 2000 or pg_column_compression(n.value) is not null, false)
                or coalesce(pg_column_size(n.headers) > 500 or pg_column_compression(n.headers) is not null, false) as heavy,
@@ -67,7 +67,7 @@ begin
         if single.dedup_key is not null then
             perform runtime.keep_dedup(array[single.dedup_key], array[single.id]);
         end if;
-        -- An insert of values for each costs half of one that reads them from the arrays.
+        -- One insert of values per subscription costs half as much as one insert that reads them from the arrays.
         for i in 1..cardinality(single.subscriptions) loop
             insert into runtime.deliveries
                 (message_id, subscription, visible_at, priority, marks, sole, heavy, ordered_key)
@@ -88,7 +88,7 @@ begin
         return null;
     end if;
 
-    -- One snapshot sees both a row and the generation, so what is written down is what would be worked out now.
+    -- One snapshot sees both the route and the generation, so a cached route is what would be worked out now.
     select array_agg(r) filter (where r.key is not null),
            array_agg(k.key) filter (where r.key is null),
            (select array_agg(n.dedup_key) from new_messages n where n.dedup_key is not null),
@@ -137,7 +137,8 @@ begin
 end
 $$;
 comment on function runtime.fan_out() is
-    'Makes one delivery per message and matching subscription, and announces them; tells whoever asked of an answer.';
+    'Makes one delivery per message and matching subscription, and announces the messages; tells askers of their '
+    'answers.';
 
 create trigger fan_out after insert on public.consciousness_stream
     referencing new table as new_messages

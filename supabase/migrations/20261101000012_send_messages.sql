@@ -23,7 +23,8 @@ begin
     with stored as (
         insert into public.consciousness_stream
             (key, value, agent, deliver_at, expires_at, priority, dedup_key, correlation_id, parent_id, headers)
-        -- In the order of the array, as they are read. A missing key is refused in the words of check_key.
+        -- In the order of the array, in which they are read. A missing key becomes '', which check_key refuses in its
+        -- words.
         select coalesce(w.key, ''), w.value, w.agent,
                coalesce(clock_timestamp() + make_interval(secs => w.delay), w.deliver_at),
                coalesce(clock_timestamp() + make_interval(secs => w.expires_in), w.expires_at),
@@ -51,7 +52,8 @@ begin
     );
 end
 $$;
-comment on function runtime.store(jsonb) is 'Inserts a batch in its order; says of each message its id and whether it was a duplicate.';
+comment on function runtime.store(jsonb) is
+    'Inserts a batch in its order; returns of each message its id and whether it was a duplicate.';
 
 create function public.stream_send(messages jsonb) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -72,7 +74,8 @@ begin
                      from jsonb_array_elements(messages) as m);
     end if;
     if messages @? '$[*].dedup_key ? (@ != null)' then
-        -- Requests and webhooks come this way; an agent's own name is that of its webhooks' source.
+        -- Requests and incoming webhooks are sent by this function; an agent's webhooks carry its own name as their
+        -- source.
         perform runtime.refuse_reserved(min(m ->> 'dedup_key')) from jsonb_array_elements(messages) as m
         where runtime.is_reserved(m ->> 'dedup_key') and not starts_with(m ->> 'dedup_key', 'ask ')
           and not starts_with(m ->> 'dedup_key', concat('webhook ', caller || ' '));

@@ -1,11 +1,11 @@
--- Reading the stream as shared memory, page by page or the newest message of each key.
+-- Reading the stream as shared memory: page by page, or the newest message of each key.
 
 create function runtime.id_at(moment timestamptz, past bigint default 0) returns bigint
 language plpgsql stable set search_path = '' as $$
 declare
     low bigint := (select min(m.id) from public.consciousness_stream m where m.id > past);
     high bigint := (select max(m.id) + 1 from public.consciousness_stream m);
-    -- A message dated later than now tells nothing of its neighbours.
+    -- The time of a message that is dated later than now says nothing about the ids beside it.
     latest timestamptz := clock_timestamp() + interval '1 hour';
     middle bigint;
     found_id bigint;
@@ -26,7 +26,7 @@ begin
 end
 $$;
 comment on function runtime.id_at(timestamptz, bigint) is
-    'The lowest id behind this one that was written at this time or later.';
+    'The lowest id above past that was written at this time or later.';
 
 create function runtime.keys_of(pattern text, most integer) returns text[]
 language plpgsql stable set search_path = '' as $$
@@ -36,7 +36,7 @@ declare
     reached text collate "C" := prefix;
     matching text[] := '{}'::text[];
 begin
-    -- A skip from key to key along the index.
+    -- Skips from key to key along the index.
     for step in 0 .. most loop
         select m.key into reached from public.consciousness_stream m where m.key > reached order by m.key limit 1;
         if not found or not starts_with(reached, prefix) then
@@ -50,7 +50,7 @@ begin
 end
 $$;
 comment on function runtime.keys_of(text, integer) is
-    'The keys of the stream that match a pattern with wildcards; null where more than this many begin like it.';
+    'The keys of the stream that match a pattern with wildcards; null where more than this many keys have its prefix.';
 
 create function runtime.page(pattern text, after bigint, before bigint, max integer)
 returns setof public.consciousness_stream
@@ -62,8 +62,8 @@ declare
     keys text[];
     ids bigint[];
 begin
-    -- What is common is found in the first stretch of ids. What is rare is looked up key by key, unless its keys are
-    -- too many: then the stretch is the whole table.
+    -- Common keys are found in the first stretch of ids. Rare keys are looked up one by one, unless they are too many:
+    -- then the whole table is read.
     if after is not null then
         ids := array(
             select x.id from (
@@ -125,7 +125,7 @@ begin
     perform runtime.check_pattern(pattern);
     perform runtime.check_between('max', max, 1, 10000);
     if latest then
-        -- The newest message of each key: a skip from key to key along the index.
+        -- The newest message of each key: skips from key to key along the index.
         with recursive keys as (
             (select m.key from public.consciousness_stream m
              where m.key >= coalesce(prefix, pattern)
@@ -147,7 +147,7 @@ begin
             order by n.id desc limit max
         ) n;
     elsif prefix is null then
-        -- One of the two halves; each walks the index on key and id, so a page costs what it holds.
+        -- Only one half runs. It walks the index on key and id, so a page costs as much as it holds.
         select json_agg(row_to_json(m) order by m.id) into page from (
             (select * from public.consciousness_stream m
              where after is not null and m.key = pattern and m.id > after and m.id < upper_end
@@ -164,13 +164,14 @@ begin
 end
 $$;
 comment on function public.stream_read(text, bigint, bigint, integer, boolean) is
-    'Messages whose key matches the pattern, in id order: the oldest after an id, or else the newest (before an id). '
-    'With latest, the newest message of each key. Page by passing the last id seen.';
+    'Messages whose key matches the pattern, in the order of their ids: the oldest after an id, or else the newest '
+    '(before an id). With latest, the newest message of each key. Page by passing the last id seen.';
 
 create function public.stream_horizon(look integer default 0) returns json
 language plpgsql security definer set search_path = '' as $$
 declare
-    -- Every id up to this one has been drawn, by transactions below the xid that is assigned after it.
+    -- Ids are drawn before their transactions commit. The transactions that drew the ids up to this one have lower xids
+    -- than the one assigned next.
     drawn bigint := (select case when s.is_called then s.last_value else 0 end from public.consciousness_stream_id_seq s);
     xid xid8 := pg_current_xact_id();
     earliest bigint := greatest(1, drawn - look + 1);
@@ -180,7 +181,7 @@ begin
         'drawn', drawn,
         'xid', xid::text::bigint,
         'xmin', pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-        -- Below the first of the last ids that is not there: it may come yet, or was rolled back.
+        -- Below the first gap among the last ids: its message may still come, or was rolled back.
         'floor', coalesce((
             select n.id - 1 from generate_series(earliest, drawn) as n (id)
             where not exists (select from public.consciousness_stream m where m.id = n.id)
@@ -190,4 +191,5 @@ end
 $$;
 comment on function public.stream_horizon(integer) is
     'The highest id that was drawn, an xid above those that drew it, the lowest xid that is still open, and the id '
-    'below the first gap among the last so many. Once xmin has passed an earlier xid, its ids are all decided.';
+    'below the first gap among the last so many. Once xmin has passed an earlier xid, the fate of all its ids is '
+    'decided.';

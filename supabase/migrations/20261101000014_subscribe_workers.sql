@@ -1,4 +1,4 @@
--- A worker says who it is and what its handlers want, and says goodbye.
+-- A worker registers itself and the subscriptions of its handlers, and signs off.
 
 create function public.stream_subscribe(worker jsonb, subscriptions jsonb) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -19,7 +19,7 @@ begin
         set seen_at = clock_timestamp(), asleep = false, announce = excluded.announce, details = excluded.details
     returning * into me;
 
-    -- By name, so that two workers never wait for each other in a circle.
+    -- In the order of the names, so that two workers never deadlock.
     for declared in
         select s.name, s.agent, s.patterns, s.must_exist, s.rate_amount, s.concurrency_total,
                coalesce(s.ordered, false) as ordered, coalesce(s.dead_blocks, false) as dead_blocks,
@@ -33,7 +33,8 @@ begin
             must_exist boolean, rate_amount integer, rate_seconds double precision, concurrency_total integer
         ) order by s.name
     loop
-        -- What a command has added, a command removes: who has not heard of that yet does not bring it back.
+        -- Webhooks are added and removed by commands: a worker that has not heard of a removal yet must not bring one
+        -- back.
         continue when coalesce(declared.must_exist, false)
             and not exists (select from runtime.subscriptions s where s.name = declared.name);
         if caller is not null and declared.agent is distinct from caller then
@@ -55,18 +56,19 @@ begin
         end if;
         perform runtime.check_pattern(p) from unnest(declared.patterns) as p;
 
-        -- Looked for first: an insert that meets the row uses up a number all the same.
+        -- An upsert would use up a number even where the row exists, so the update comes first.
         update runtime.subscriptions s
         set agent = declared.agent, patterns = declared.patterns, ordered = declared.ordered,
             dead_blocks = declared.dead_blocks, marks_processed = declared.marks_processed,
             max_attempts = declared.max_attempts, max_crashes = declared.max_crashes,
             rate_amount = declared.rate_amount, rate_seconds = declared.rate_seconds,
             concurrency_total = declared.concurrency_total, declared_at = me.started_at,
-            -- Newly ordered: writers that still see it otherwise must end before an order can be kept.
+            -- Newly ordered: writers that still see it as unordered must end before an order can be kept.
             settled = s.settled and (s.ordered or not declared.ordered),
             settling_fenced = s.settling_fenced and (s.ordered or not declared.ordered),
             settling_xid = case when s.ordered or not declared.ordered then s.settling_xid end
-        -- The same said again by a later worker is that worker's: one started in between does not replace it.
+        -- Also where nothing changes, so that the declaration is the later worker's: one started in between does not
+        -- replace it.
         where s.name = declared.name and s.declared_at < me.started_at
         returning s.id into known;
         if known is null and not exists (select from runtime.subscriptions s where s.name = declared.name) then
@@ -117,10 +119,10 @@ begin
 end
 $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
-    'Records the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
-    'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; '
-    'a declaration gives way only to a later started worker''s. Returns their numbers, and warnings: what is wrong, and whose '
-    'declaration has given way to whose.';
+    'Registers the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
+    'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; a '
+    'declaration gives way only to that of a worker started later. Returns their numbers, and warnings: faults of the'
+    ' set-up, and declarations that have given way.';
 
 create function public.stream_leave(worker uuid) returns json
 language plpgsql security definer set search_path = '' as $$

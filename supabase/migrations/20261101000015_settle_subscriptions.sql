@@ -1,4 +1,4 @@
--- A new subscription settles before anything is taken from it: every writer that could not see it has ended, and its
+-- Settling: before anything is taken from a new subscription, every writer that could not see it has ended, and its
 -- history is delivered.
 
 create function runtime.backfill(target runtime.subscriptions) returns boolean
@@ -28,7 +28,7 @@ begin
         on conflict do nothing
         returning message_id
     ), shared as (
-        -- These messages now have one more subscription to wait for.
+        -- The processed of these messages now waits for one more subscription.
         update runtime.deliveries d set sole = false
         from made where target.marks_processed and d.message_id = made.message_id and d.sole
     )
@@ -42,7 +42,7 @@ comment on function runtime.backfill(runtime.subscriptions) is
 
 create function runtime.begin_order(target integer) returns void
 language sql set search_path = '' as $$
-    -- What was written while it was declared unordered.
+    -- Deliveries made while the subscription was unordered.
     update runtime.deliveries d set ordered_key = m.key, priority = 0
     from public.consciousness_stream m
     where d.subscription = target and d.ordered_key is null and m.id = d.message_id
@@ -54,13 +54,13 @@ language plpgsql set search_path = '' as $$
 declare
     s runtime.subscriptions;
 begin
-    -- A row locked by another worker counts as not settled: it is being settled there.
+    -- A row locked by another worker is being settled by that worker, and counts as not settled.
     for s in
         select * from runtime.subscriptions x
         where x.id = any (wanted) and not x.settled order by x.id for update skip locked
     loop
         if not s.settling_fenced then
-            -- First the fence, which turns away stricter writers with an older snapshot …
+            -- First the fence, which refuses stricter writers with an older snapshot …
             perform pg_advisory_xact_lock(hashtext('runtime.settle_fence'));
             perform setval('runtime.settle_fence', case
                 when f.last_value > pg_current_xact_id()::text::bigint
@@ -69,18 +69,19 @@ begin
             end) from runtime.settle_fence f;
             update runtime.subscriptions x set settling_fenced = true where x.id = s.id;
         elsif s.settling_xid is null then
-            -- … then, in a later transaction, the mark: whoever read the fence before it rose has a lower xid.
+            -- … then, in a later transaction, the mark: every writer that read the fence before it rose has a lower
+            -- xid.
             update runtime.subscriptions x set settling_xid = pg_current_xact_id() where x.id = s.id;
         elsif s.settling_xid > pg_current_xact_id() and runtime.is_foreign(s.settling_xid) then
-            -- Half settled in another cluster, and restored here: begin again.
+            -- The subscription was half settled in another cluster and restored here: begin again.
             update runtime.subscriptions x set settling_fenced = false, settling_xid = null where x.id = s.id;
         elsif pg_snapshot_xmin(pg_current_snapshot()) > s.settling_xid then
-            -- Everyone who could have missed the subscription has ended; what they wrote is history now.
+            -- Every writer that could have missed the subscription has ended; its messages are history now.
             if s.start = 'latest' or runtime.backfill(s) then
                 if s.ordered then
                     perform runtime.begin_order(s.id);
                 end if;
-                -- It may have to settle again, but its history is read once.
+                -- It may have to settle again (when it becomes ordered), but its history is read once.
                 update runtime.subscriptions x set settled = true, backfilled_to = 9223372036854775807
                 where x.id = s.id;
             end if;
@@ -89,4 +90,5 @@ begin
 end
 $$;
 comment on function runtime.settle(integer[]) is
-    'Brings new subscriptions one step closer to settled; three transactions and the end of every older writer are needed.';
+    'Brings new subscriptions one step closer to settled. It takes three transactions, and the end of every older '
+    'writer.';

@@ -1,20 +1,20 @@
 -- Taking: fresh deliveries past the pump's cursor, and due ones when their time may have come.
--- The clock is read in a query of its own: read for each row it serves no index, and all that is delayed would be
--- walked through.
+-- The clock is read in a subquery: clock_timestamp() evaluated per row cannot bound an index scan, which would walk
+-- through all delayed deliveries.
 
--- What is told of a delivery is carried along from where it is taken: nothing is looked up twice.
+-- The columns of a delivery that its answer needs, carried along from the update that takes it.
 create type runtime.taken as (
     message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint
 );
 
 create type runtime.taking as (
     taken runtime.taken[],
-    -- Some have to be weighed before an answer is built of them.
+    -- Some deliveries have to be weighed before an answer is built of them.
     heavy boolean,
     cursors jsonb,
-    -- The ordered ones among the wanted subscriptions: they are looked at one by one.
+    -- The ordered subscriptions among the wanted ones; they are taken from one by one.
     ordered integer[],
-    -- So many make it worth asking which subscriptions gave as many as were wanted.
+    -- From this many deliveries on a subscription may have given as many as were wanted of it.
     least integer,
     filled integer[],
     look_again boolean,
@@ -28,7 +28,7 @@ language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
 begin
-    -- One statement, since it is most of what a worker does that is woken: who may take, and what there is.
+    -- One statement, since it is most of what a woken worker does.
     with wanted as materialized (
         select s.id as subscription, w.value::integer as amount, s.ordered,
                coalesce((take_fresh.cursors ->> w.key)::bigint, 0) as past
@@ -54,7 +54,8 @@ begin
         ) d
         where not w.ordered
     ), taken as (
-        -- By its place, which cannot change while it is locked. One that has moved since the snapshot is left for later.
+        -- By the ctid, which cannot change while the row is locked. A row that has moved since the snapshot is left for
+        -- later.
         update runtime.deliveries d set visible_at = until, lease = new_lease, holder = pump
         from picked p
         where d.ctid = p.place
@@ -62,7 +63,8 @@ begin
     )
     select coalesce(array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), '{}'),
            bool_or(t.heavy),
-           -- Of each the last to be taken: the highest, as they were picked. A lower one would cost a look at some again.
+           -- Of each subscription the last id taken, which is the highest. A lower cursor would look at some deliveries
+           -- again.
            coalesce(take_fresh.cursors, '{}')
                || coalesce(jsonb_object_agg(t.subscription, t.message_id) filter (where t.priority = 0), '{}'),
            (select array_agg(w.subscription) from wanted w where w.ordered),
@@ -74,8 +76,8 @@ begin
 end
 $$;
 comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer) is
-    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; says how far it has '
-    'come in each, and which of the others are ordered.';
+    'Leases fresh deliveries of the wanted unordered subscriptions, highest class and lowest id first; returns the '
+    'cursors, and which of the wanted subscriptions are ordered.';
 
 create function runtime.take_due(
     want jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer,
@@ -108,7 +110,7 @@ begin
 end
 $$;
 comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
-    'Leases delayed and retrying deliveries whose time has come; or those that are to be taken alone.';
+    'Leases delayed and retrying deliveries that are due; with alone, suspects (deliveries that crashed two workers).';
 
 create function runtime.take_due_too(
     want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer
@@ -139,7 +141,7 @@ begin
 end
 $$;
 comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer) is
-    'Leases what is due of the wanted unordered subscriptions, and fresh deliveries where that is fewer than wanted.';
+    'Leases due deliveries of the wanted unordered subscriptions, and fresh ones where those are fewer than wanted.';
 
 create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer)
 returns runtime.taking
@@ -153,7 +155,8 @@ begin
     result.cursors := '{}';
     result.filled := '{}';
     result.look_again := false;
-    -- The longest due first: one that fails again and again, or asks for what waits here itself, holds up no other.
+    -- The longest due first: a suspect that fails again and again, or waits for the answer of another suspect, holds up
+    -- no other.
     for lane in
         select s.id, s.ordered
         from jsonb_each_text(want) as w
@@ -175,7 +178,7 @@ begin
         end if;
         if one.taken is not null then
             result.taken := one.taken;
-            -- Whoever runs it takes nothing else meanwhile.
+            -- The worker that runs a suspect takes nothing else meanwhile, so others are called.
             result.filled := array[lane.id];
             exit;
         end if;
@@ -184,7 +187,7 @@ begin
 end
 $$;
 comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer) is
-    'Leases one delivery that has crashed its worker twice, and nothing else.';
+    'Leases one suspect, a delivery that has crashed its worker twice, and nothing else.';
 
 create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]
 language plpgsql stable set search_path = '' as $$
@@ -198,44 +201,43 @@ begin
 end
 $$;
 comment on function runtime.filled(runtime.taking, jsonb) is
-    'The subscriptions that gave as many as were wanted of them, so that there may be more.';
+    'The subscriptions that gave as many deliveries as were wanted of them, so that there may be more.';
 
 create function runtime.next_due_seconds(wanted jsonb, since timestamptz) returns double precision
 language plpgsql stable set search_path = '' as $$
 begin
     return (
-    -- greatest() passes over a null, so that nothing due would read as due now.
-    select case when min(d.visible_at) is not null
-        then greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision end
-    from jsonb_each_text(wanted) as w
-    join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
-    cross join unnest(array[0, 1, 2]) as standing
-    cross join lateral (
-        select n.visible_at from runtime.deliveries n
-        -- What came due while this exchange was taking is due now: it was too late for it, and too early for a timer.
-        -- But what is to be taken alone (1) is told of apart, also where this exchange made it so.
-        where n.subscription = w.key::integer and n.visible_at < 'infinity'
-          and n.visible_at > case when standing = 1 then (select clock_timestamp()) else since end
-          and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
-        order by n.visible_at limit 1
-    ) d
-    );
+        -- greatest() ignores nulls, so that no due delivery would read as due now.
+        select case when min(d.visible_at) is not null
+            then greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision end
+        from jsonb_each_text(wanted) as w
+        join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+        cross join unnest(array[0, 1, 2]) as standing
+        cross join lateral (
+            select n.visible_at from runtime.deliveries n
+            -- A delivery that came due while this exchange was taking counts as due now: it came too late for this
+            -- exchange, and too early for a timer. Suspects (1) are reported apart, also those that this exchange made.
+            where n.subscription = w.key::integer and n.visible_at < 'infinity'
+              and n.visible_at > case when standing = 1 then (select clock_timestamp()) else since end
+              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
+            order by n.visible_at limit 1
+        ) d);
 end
 $$;
 comment on function runtime.next_due_seconds(jsonb, timestamptz) is
-    'Seconds until the next delayed, retrying or leased delivery is due that was not yet at a time; null when there is none.';
+    'Seconds until the next delayed, retrying or leased delivery comes due that was not due at this time; null for '
+    'none.';
 
 create function runtime.has_poison_messages(wanted jsonb) returns boolean
 language plpgsql stable set search_path = '' as $$
 begin
     return (
-    select exists (
-        select from jsonb_each_text(wanted) as w
-        join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
-        join runtime.deliveries d on d.subscription = s.id and d.visible_at <= (select clock_timestamp())
-        where case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 1
-    )
-    );
+        select exists (
+            select from jsonb_each_text(wanted) as w
+            join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
+            join runtime.deliveries d on d.subscription = s.id and d.visible_at <= (select clock_timestamp())
+            where case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 1
+        ));
 end
 $$;
 comment on function runtime.has_poison_messages(jsonb) is

@@ -1,19 +1,20 @@
--- Ordered subscriptions: of each key one delivery at a time, the lowest first; those behind it are parked.
+-- Order: an ordered subscription has one delivery of each key leased at a time, the lowest first; those behind it are
+-- parked.
 
 create function runtime.take_ordered(
     wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
     out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
-    -- Each that is taken locks its key, and the server has room for some thousands of locks.
+    -- Each delivery taken locks its key, and the server has room for some thousands of locks.
     most constant integer := 200;
     ids bigint[];
     looks integer;
     fresh bigint[];
     overdue bigint[] := '{}'::bigint[];
     seen bigint[];
-    -- Of each key that was seen the one that the others wait for, whoever has it: one that is leased, else the first.
-    -- Heads are those of them that can be taken.
+    -- Firsts: of each key seen the delivery that the others wait for, which is the leased one, else the lowest. Heads:
+    -- the firsts that can be taken.
     firsts bigint[];
     keys text[];
     heads bigint[];
@@ -33,9 +34,9 @@ begin
             for update skip locked
         );
     end if;
-    -- Where many keys take turns the first look is enough; behind a hot one it goes further.
+    -- Where many keys take turns the first look is enough; behind a hot key the second one looks further.
     foreach looks in array array[amount, 4 * amount] loop
-        -- Locked first, judged after: the judging statement's snapshot is younger than the locks.
+        -- Rows are locked first and judged by the next statement, whose snapshot is younger than the locks.
         fresh := array(
             select f.message_id from runtime.deliveries f
             where f.subscription = wanted and f.priority = 0 and f.visible_at is null and not alone
@@ -59,7 +60,7 @@ begin
             order by 2, 1 limit 1
         ) top
         left join lateral (
-            -- None is leased and some are parked: the first may be one that waits.
+            -- No delivery is leased and some are parked: the lowest may be one that is neither.
             select w.message_id from runtime.deliveries w
             where top.turn = 1 and w.subscription = wanted and w.ordered_key = m.ordered_key
               and case when w.lease is not null and w.visible_at < 'infinity' then 0
@@ -77,8 +78,9 @@ begin
         return;
     end if;
 
-    -- Another exchange, not committed yet, may just be taking a higher one, for a lower one came late. Whoever cannot
-    -- lock the key leaves it; whoever can sees, by a younger snapshot, what the holder before it has leased.
+    -- A lower delivery may come late, while another exchange, not committed yet, is taking a higher one. An exchange
+    -- that cannot lock the key leaves it; one that can sees, by its younger snapshot, what the holder before it has
+    -- leased.
     free := array(
         select f.id from unnest(firsts, keys) as f (id, key)
         where case when f.id = any (heads) then pg_try_advisory_xact_lock(hashtextextended(f.key, wanted)) end
@@ -100,12 +102,13 @@ begin
     into take_ordered.taken, ids, heavy
     from taken t;
     if cardinality(ids) = amount then
-        -- As many as were wanted: what stands behind them is in nobody's way.
+        -- As many as were wanted, so the deliveries behind them are not in the way.
         return;
     end if;
 
-    -- Park the rest, but only behind one that cannot end before this commits, and whose end lets it go: one of ours, or
-    -- one whose row we hold for key share, if it is lower or leased. Else it stays as it is and is looked at again soon.
+    -- Park the rest, but only behind a delivery that cannot end before this exchange commits, and whose end will let
+    -- them go: one taken here, or one whose row is held here for key share, if it is lower or leased. Else it stays as
+    -- it is, and is looked at again soon.
     select coalesce(array_agg(l.message_id), '{}') as ids, array_agg(l.ordered_key) as keys,
            array_agg(l.lease is not null and l.visible_at < 'infinity') as leased
     into locked
@@ -124,7 +127,7 @@ begin
         on h.key = r.ordered_key and (h.id < r.message_id or h.is_leased)
     where d.ctid = r.place;
     get diagnostics parked = row_count;
-    -- Those of a hot key are out of the way now: what stands behind them can be seen.
+    -- The deliveries of a hot key are out of the way now, so the next look sees those behind them.
     is_full := parked > 0 and 4 * amount in (cardinality(fresh), cardinality(overdue));
     look_again := cardinality(ids) < cardinality(heads) or exists (
         select from runtime.deliveries d
@@ -137,7 +140,7 @@ end
 $$;
 comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer) is
     'Leases at most one delivery per key of an ordered subscription, the lowest, and none while another of its key is '
-    'leased; where that is fewer than wanted, parks what stands behind them.';
+    'leased. Where that is fewer than wanted, parks the deliveries behind them.';
 
 create function runtime.take_in_order(
     so_far runtime.taking, want jsonb, due boolean, until timestamptz, new_lease uuid, pump integer
@@ -156,7 +159,7 @@ begin
             result.least := 0;
         end if;
         if one.taken is not null then
-            -- First, so that it is not these few that do not fit behind others.
+            -- In front, so that these few are not the ones for which an answer has no room.
             result.taken := one.taken || result.taken;
             result.heavy := coalesce(result.heavy, false) or one.heavy;
         end if;
@@ -165,7 +168,7 @@ begin
 end
 $$;
 comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timestamptz, uuid, integer) is
-    'Adds what can be taken of the ordered subscriptions.';
+    'Adds deliveries of the ordered subscriptions to those taken so far.';
 
 create function runtime.unpark(subscriptions integer[], keys text[], below bigint[] default '{}') returns void
 language plpgsql set search_path = '' as $$
@@ -173,13 +176,14 @@ begin
     with next as materialized (
         select lowest.place
         from (
-            -- Where nothing is said of below, any.
+            -- Without below, any id.
             select e.subscription, e.key, max(coalesce(e.below, 9223372036854775807)) as below
             from unnest(subscriptions, keys, below) as e (subscription, key, below) group by 1, 2
         ) ended
         cross join lateral (
-            -- The lowest parked one, not the first one if that is parked: of two that end at the same time each still
-            -- sees the other's row. Skip locked: somebody else lets that one go, or ends it and lets another go.
+            -- The lowest parked delivery, not the lowest one if that is parked: of two deliveries that end at the same
+            -- time each transaction still sees the other's row. Skip locked: the transaction that has the lock lets
+            -- that delivery go, or ends it and lets another go.
             select n.ctid as place from runtime.deliveries n
             where n.subscription = ended.subscription and n.ordered_key = ended.key and n.message_id < ended.below
               and case when n.lease is not null and n.visible_at < 'infinity' then 0
@@ -199,13 +203,14 @@ comment on function runtime.unpark(integer[], text[], bigint[]) is
 create function runtime.unpark_below(unleased jsonb) returns void
 language plpgsql set search_path = '' as $$
 begin
-    -- While one of a key runs, lower ones that came late wait for it. It has not ended, so it goes after them now.
+    -- While a delivery runs, lower ones of its key that came late wait for it. It has not ended, so they go first now.
     perform runtime.unpark(array_agg((u ->> 0)::integer), array_agg(u ->> 1), array_agg((u ->> 2)::bigint))
     from jsonb_array_elements(unleased) as u;
 end
 $$;
 comment on function runtime.unpark_below(jsonb) is
-    'Lets go what is parked below ordered deliveries [[subscription, key, message]] whose leases are over, though they go on.';
+    'Lets parked deliveries go below ordered ones [[subscription, key, message]] whose leases are over, but which have '
+    'not ended.';
 
 create function runtime.heal_order(me runtime.workers) returns void
 language plpgsql set search_path = '' as $$
@@ -220,7 +225,7 @@ declare
     stuck_keys text[] := array[]::text[];
 begin
     foreach lane in array array(select l from unnest(me.subscriptions) as l where l >= coalesce(me.healed_lane, 0) order by l) loop
-        -- From key to key by one look into the index each: the first entry of a key tells of all of it.
+        -- From key to key by one look into the index each: the first entry of a key tells the state of the whole key.
         with recursive key as (
             (select d.ordered_key, d.message_id,
                     case when d.lease is not null and d.visible_at < 'infinity' then 0
@@ -243,7 +248,7 @@ begin
         )
         select count(*) as amount, max(p.ordered_key) as last,
                array_agg(p.ordered_key) filter (
-                   -- Nothing is leased, and nothing that waits is lower: nobody will ever let it go.
+                   -- No delivery is leased, and none that waits is lower: no end will ever let this one go.
                    where p.turn = 1 and not exists (
                        select from runtime.deliveries w
                        where w.subscription = lane and w.ordered_key = p.ordered_key and w.message_id < p.message_id
@@ -272,5 +277,5 @@ begin
 end
 $$;
 comment on function runtime.heal_order(runtime.workers) is
-    'The sweep''s part of order: lets the first of a key go that is parked though nothing will ever let it go. Looks at a '
-    'thousand keys of the worker''s subscriptions, and goes on from there in its next sweep.';
+    'The sweep''s part of order: lets the lowest delivery of a key go that is parked though no end will let it go. '
+    'Looks at a thousand keys of the worker''s subscriptions, and continues there in its next sweep.';

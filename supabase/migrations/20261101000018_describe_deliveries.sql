@@ -12,15 +12,15 @@ begin
            count(*) = cardinality(taken)
     into rows, is_whole
     from unnest(taken) as t
-    -- offset 0: looked up one by one. A planner that takes the table for empty would rather read it whole.
+    -- offset 0: messages are looked up one by one. A planner that takes the table for empty would read it whole.
     cross join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m
     where (m.expires_at <= at) is not true;
 end
 $$;
 comment on function runtime.describe(runtime.taken[], uuid, timestamptz) is
     'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
-    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; and whether every one '
-    'has a message that had not expired at that time.';
+    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; is_whole: every message '
+    'exists and had not expired at that time.';
 
 create function runtime.weigh(value jsonb, headers jsonb, agent text, correlation_id text, exactly boolean) returns bigint
 language plpgsql stable set search_path = '' as $$
@@ -33,19 +33,19 @@ begin
                then coalesce(octet_length(value::text), 0)
                else coalesce(pg_column_size(value), 0) end;
 exception when program_limit_exceeded or out_of_memory or internal_error then
-    -- A number of a hundred thousand digits takes eight bytes, and thousands of them no text can hold.
+    -- A number of a hundred thousand digits takes eight bytes in binary; no text can hold thousands of such numbers.
     return null;
 end
 $$;
 comment on function runtime.weigh(jsonb, jsonb, text, text, boolean) is
-    'About how many bytes a message takes in an answer; null where no answer can hold it. A small value is not printed '
-    'for that, unless it is wanted exactly.';
+    'About how many bytes a message takes in an answer; null where no answer can hold it. A small value is printed to '
+    'be weighed only with exactly.';
 
 create function runtime.weights(ids bigint[], exactly boolean) returns bigint[]
 language plpgsql stable set search_path = '' as $$
 begin
     return array(
-        -- One whose message is gone weighs nothing, but has to come along to be dropped.
+        -- A delivery whose message is gone weighs nothing, but has to come along to be dropped.
         select case when m.id is null then 0
                     else runtime.weigh(m.value, m.headers, m.agent, m.correlation_id, exactly) end
         from unnest(ids) with ordinality as t (id, place)
@@ -54,7 +54,8 @@ begin
     );
 end
 $$;
-comment on function runtime.weights(bigint[], boolean) is 'About how many bytes each of these messages takes in an answer.';
+comment on function runtime.weights(bigint[], boolean) is
+    'About how many bytes each of these messages takes in an answer.';
 
 create function runtime.fits(weights bigint[], max_bytes bigint) returns integer
 language plpgsql immutable set search_path = '' as $$
@@ -77,7 +78,7 @@ comment on function runtime.fits(bigint[], bigint) is
 create function runtime.bury_unanswerable(taken runtime.taken[], weights bigint[], me uuid) returns boolean[]
 language plpgsql set search_path = '' as $$
 declare
-    -- No writer within the limits of the table comes near it.
+    -- Far above what the limits of the table let a writer store.
     most constant bigint := 33554432;
     buried record;
 begin
@@ -96,13 +97,13 @@ begin
     into buried from monstrous x;
     if buried.ids is not null then
         perform runtime.bury(buried.ids, buried.subscriptions, array_fill('invalid'::text, array[cardinality(buried.ids)]),
-                             buried.errors, array_fill(null::text, array[cardinality(buried.ids)]));
+                             buried.errors);
     end if;
     return array(select w is not null and w <= most from unnest(weights) with ordinality as u (w, place) order by place);
 end
 $$;
 comment on function runtime.bury_unanswerable(runtime.taken[], bigint[], uuid) is
-    'Makes dead letters of deliveries whose messages are too large to be handed to anybody; says of each whether it is left.';
+    'Makes dead letters of deliveries whose messages are too large for any answer; returns of each whether it is left.';
 
 create function runtime.fit(so_far runtime.taking, max_bytes bigint, exactly boolean, me uuid) returns runtime.taking
 language plpgsql set search_path = '' as $$
@@ -124,7 +125,7 @@ begin
     end if;
     fitting := runtime.fits(weights, max_bytes);
     if fitting < cardinality(so_far.taken) then
-        -- Given back untouched: what does not fit in one answer comes with the next.
+        -- Given back untouched: deliveries that do not fit in this answer come with the next.
         update runtime.deliveries d
         set lease = null,
             visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
@@ -143,4 +144,4 @@ begin
 end
 $$;
 comment on function runtime.fit(runtime.taking, bigint, boolean, uuid) is
-    'Gives back what does not fit in the bytes of one answer, and buries what fits in none.';
+    'Gives back the deliveries that do not fit in the bytes of one answer, and buries those that fit in none.';

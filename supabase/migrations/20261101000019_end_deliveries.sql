@@ -1,4 +1,4 @@
--- How a delivery ends: its message is marked as processed, and the next of its ordered key is let go.
+-- The end of a delivery: its message is marked as processed, and the next delivery of its ordered key is let go.
 
 create function runtime.mark_processed(sole bigint[], shared bigint[]) returns void
 language plpgsql set search_path = '' as $$
@@ -7,13 +7,14 @@ declare
     locked bigint[];
 begin
     if sole is not null then
-        -- skip locked: an exchange never waits for a row lock of a program that reads the table itself.
+        -- skip locked: an exchange never waits for a program that locks rows of the table itself.
         with free as (
             select m.ctid as place from public.consciousness_stream m
             where m.id = any (sole) and not m.processed
             order by m.id for no key update skip locked
         )
-        -- By its place, which cannot change while it is locked. One that has moved since the snapshot is marked later.
+        -- By the ctid, which cannot change while the row is locked. A row that has moved since the snapshot is marked
+        -- later.
         update public.consciousness_stream m set processed = true from free where m.ctid = free.place;
         get diagnostics marked = row_count;
         if marked < cardinality(sole) then
@@ -29,12 +30,12 @@ begin
             where m.id = any (shared) and not m.processed
             order by m.id for no key update skip locked
         );
-        -- A statement of its own: its snapshot sees the deliveries that ended while we waited for nobody.
+        -- A statement of its own, whose snapshot is younger than the locks and sees the deliveries that ended before.
         update public.consciousness_stream m set processed = true
         where m.id = any (locked)
           and not exists (select from runtime.deliveries d where d.message_id = m.id and d.marks);
-        -- Not "do nothing": a sweep that has read its list and looked is about to strike the message off. Touching
-        -- the row waits for that sweep, and puts the message back on the list.
+        -- Not "do nothing": a sweep that has just looked at the message may be about to delete it from this list. The
+        -- update waits for that sweep, and then puts the message back.
         insert into runtime.unmarked
         select m.id from public.consciousness_stream m
         where m.id = any (shared) and not m.id = any (locked) and not m.processed
@@ -70,7 +71,8 @@ begin
            or not exists (select from public.consciousness_stream m where m.id = u.message_id));
 end
 $$;
-comment on function runtime.mark_unmarked() is 'The sweep''s part of processed: tries again what was locked.';
+comment on function runtime.mark_unmarked() is
+    'The sweep''s part of processed: marks messages that were locked before.';
 
 create function runtime.after_end(ended runtime.deliveries[]) returns void
 language plpgsql set search_path = '' as $$
@@ -108,7 +110,7 @@ declare
     gone runtime.deliveries[];
 begin
     with hopeless as (
-        -- Taken by this very exchange, so their places hold.
+        -- Locked by this exchange, which has taken them, so their ctids hold.
         select d.place, m.id is not null as expired
         from unnest(taken) as t
         cross join lateral (

@@ -4,10 +4,11 @@ create function runtime.dead_lease() returns uuid
 language sql immutable parallel safe set search_path = '' as $$
     select '00000000-0000-0000-0000-000000000000'::uuid
 $$;
-comment on function runtime.dead_lease() is 'The lease of a dead letter that holds up its ordered key: nobody draws it.';
+comment on function runtime.dead_lease() is
+    'The lease of a dead letter that holds up its ordered key; no exchange ever draws this one.';
 
 create function runtime.bury(
-    ids bigint[], subscriptions integer[], reasons text[], errors text[], tracebacks text[]
+    ids bigint[], subscriptions integer[], reasons text[], errors text[], tracebacks text[] default '{}'
 ) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -15,7 +16,7 @@ declare
     unleased jsonb;
 begin
     with victims as (
-        -- Called with the rows locked, so that their places hold.
+        -- The caller has locked the rows, so their ctids hold.
         select v.*, d.place, s.name, s.ordered and s.dead_blocks as blocks
         from unnest(ids, subscriptions, reasons, errors, tracebacks)
             as v (id, subscription, reason, error, traceback)
@@ -25,7 +26,7 @@ begin
         ) d
         join runtime.subscriptions s on s.id = v.subscription
     ), blocking as (
-        -- It stays at the head of its key, leased to nobody for ever, until somebody redrives or discards it.
+        -- A blocking dead letter stays at the head of its key, leased to no worker, until it is redriven or discarded.
         update runtime.deliveries d set lease = runtime.dead_lease(), visible_at = 'infinity'
         from victims v
         where v.blocks and d.ctid = v.place
@@ -73,4 +74,5 @@ begin
     where d.subscription = target and d.visible_at = 'infinity' and d.lease = runtime.dead_lease();
 end
 $$;
-comment on function runtime.release_dead(integer) is 'Lets every key go that a dead letter of this subscription holds up.';
+comment on function runtime.release_dead(integer) is
+    'Lets go every key that a dead letter of this subscription holds up.';

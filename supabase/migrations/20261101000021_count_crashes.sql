@@ -1,4 +1,4 @@
--- A lease that ran out is a crash of its worker.
+-- Crashes: a lease that ran out means that its worker died, froze or lost the database.
 
 create function runtime.settle_crashes(ids bigint[], subscriptions integer[]) returns void
 language plpgsql set search_path = '' as $$
@@ -6,7 +6,8 @@ declare
     spent record;
     unleased jsonb;
 begin
-    -- Called with the rows locked, so that their places hold, and their old lease expired: each is one crash of its worker.
+    -- The caller has locked the rows, so their ctids hold, and their leases have run out: each is one crash of its
+    -- worker.
     insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
     select d.message_id, d.subscription, clock_timestamp(),
            (select p.worker from runtime.pumps p where p.number = d.holder),
@@ -46,8 +47,7 @@ begin
     join runtime.subscriptions s on s.id = d.subscription
     where d.crashes >= s.max_crashes;
     if spent.ids is not null then
-        perform runtime.bury(spent.ids, spent.subscriptions, spent.reasons, spent.errors,
-                             array_fill(null::text, array[cardinality(spent.ids)]));
+        perform runtime.bury(spent.ids, spent.subscriptions, spent.reasons, spent.errors);
     end if;
 end
 $$;

@@ -1,9 +1,7 @@
--- The worker's one round trip: report what is done, take what is due; one transaction.
-
--- Reports find their deliveries by lateral, offset 0, and change them by their place: each is looked up by its key. Joined
--- by their keys, a planner that takes the table for empty, as it was when it was last analysed, reads the whole of it and
--- looks for each row among the reports. A delivery that is renewed meanwhile has another place, and is not found: then its
--- row is locked, and a second pass sees where it is.
+-- Reports: attempts that are done, have failed, or go on and renew their leases.
+-- A report finds its delivery by lateral and offset 0, one look-up each, and changes it by its ctid. With a plain join,
+-- a planner that takes the table for empty, as it was when it was last analysed, reads all of it. A delivery that is
+-- renewed meanwhile has another ctid and is not found: then its row is locked, and a second pass finds it.
 
 create function runtime.lock_reported(reports json) returns void
 language plpgsql set search_path = '' as $$
@@ -16,7 +14,8 @@ begin
     ) l;
 end
 $$;
-comment on function runtime.lock_reported(json) is 'Waits for the rows of the deliveries that are reported by their current lease.';
+comment on function runtime.lock_reported(json) is
+    'Waits for the rows of the deliveries that are reported by their current lease.';
 
 create function runtime.finish(reports json, me uuid, is_locked boolean default false) returns jsonb
 language plpgsql set search_path = '' as $$
@@ -65,7 +64,7 @@ begin
         perform runtime.unpark(ended.ordered, ended.ordered_keys);
     end if;
     if ended.emitted then
-        -- The writer's name and the cause come from the delivery, not from the report.
+        -- The agent and the parent come from the delivery, not from the report.
         emits := (
             select jsonb_agg(
                 jsonb_build_object('correlation_id', e.value ->> 0) || d.value
@@ -76,7 +75,7 @@ begin
             cross join lateral jsonb_array_elements(e.value -> 2) with ordinality as d (value, place)
         );
         if emits @? '$[*].dedup_key ? (@ != null)' then
-            -- Of the runtime's own keys, a delivery may use that of its answer.
+            -- Of the reserved dedup_keys, a delivery may use the one of its own answer.
             perform runtime.refuse_reserved(min(d ->> 'dedup_key'))
             from jsonb_array_elements(ended.emits) as e
             cross join lateral jsonb_array_elements(e -> 2) as d
@@ -96,7 +95,7 @@ begin
 end
 $$;
 comment on function runtime.finish(json, uuid, boolean) is
-    'Finishes deliveries by their current lease, inserts what their handlers emitted, and says which were refused.';
+    'Finishes deliveries by their current lease, inserts their emits, and returns the reports that were refused.';
 
 create function runtime.fail(reports json, me uuid) returns jsonb
 language plpgsql set search_path = '' as $$
@@ -105,7 +104,7 @@ declare
     dead record;
 begin
     -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back), cancelled
-    -- (as an operator asked; where nobody did any more, it is due again).
+    -- (by an operator; due again where the cancellation was withdrawn).
     with report as (
         select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
     ), locked as (
@@ -200,7 +199,7 @@ begin
     return lost;
 end
 $$;
-comment on function runtime.renew(json, timestamptz) is 'Moves the ends of leases; says which were lost.';
+comment on function runtime.renew(json, timestamptz) is 'Moves the ends of leases; returns the leases that were lost.';
 
 create function runtime.keep_leases(held uuid, want jsonb, until timestamptz) returns jsonb
 language plpgsql set search_path = '' as $$
@@ -211,8 +210,8 @@ begin
         select d.ctid as place
         from jsonb_each_text(coalesce(want, '{}')) as w
         join runtime.deliveries d on d.subscription = w.key::integer
-        -- Also those whose lease has run out, while nobody has counted that as a crash: their pump knows that none has
-        -- begun.
+        -- Also leases that have run out and are not counted as crashes yet: the pump knows that none of these attempts
+        -- has begun.
         where d.lease = held and d.visible_at <= until
           and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
         for update of d
@@ -226,5 +225,6 @@ begin
 end
 $$;
 comment on function runtime.keep_leases(uuid, jsonb, timestamptz) is
-    'Renews what one exchange has leased and tells of it without the messages: [message, subscription, lease]. For a pump '
-    'whose answers do not arrive, so that it can give back what it cannot have, and have the rest a few at a time.';
+    'Renews the leases of one exchange, and returns them without the messages: [message, subscription, lease]. For a '
+    'pump whose answers do not arrive, so that it can give back some deliveries and receive the others a few at a '
+    'time.';

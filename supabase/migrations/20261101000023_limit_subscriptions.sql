@@ -1,14 +1,14 @@
--- How much of a subscription may be taken by all workers together? So many a second, so many at a time. Decided where
--- work is taken, by the database's clock; a subscription without limits has no row here, and pays nothing.
+-- Limits: how much of a subscription all workers together may take in a time, and have in hand. Decided where
+-- deliveries are taken, by the database's clock; a subscription without limits has no row here, and pays nothing.
 
 create table runtime.limits (
     subscription integer primary key references runtime.subscriptions on delete cascade,
-    -- What is left of the rate as of filled_at. It fills up with time, to one and what comes in a tenth of a second:
-    -- a worker may look so late without a loss, and no crowd is let through at once.
+    -- A token bucket: the tokens left at filled_at. It holds one token and those of a tenth of a second: a worker may
+    -- look that late without a loss, and no crowd is let through at once.
     tokens double precision not null,
     filled_at timestamptz not null default clock_timestamp()
 ) with (fillfactor = 50);
-comment on table runtime.limits is 'The limited subscriptions, and what is left of their rates.';
+comment on table runtime.limits is 'The limited subscriptions, and the tokens left of their rates.';
 
 create function runtime.capacity_of(s runtime.subscriptions) returns double precision
 language plpgsql immutable set search_path = '' as $$
@@ -16,7 +16,8 @@ begin
     return 1 + 0.1 * s.rate_amount / s.rate_seconds;
 end
 $$;
-comment on function runtime.capacity_of(runtime.subscriptions) is 'How many of a rate may be taken at once, at most.';
+comment on function runtime.capacity_of(runtime.subscriptions) is
+    'The capacity of the token bucket: how many deliveries of a rate may be taken at once.';
 
 create function runtime.keep_limits(target integer) returns void
 language plpgsql set search_path = '' as $$
@@ -27,27 +28,27 @@ begin
     if s.rate_amount is null and s.concurrency_total is null then
         delete from runtime.limits l where l.subscription = target;
     else
-        -- Said again, by a restart for example, it gives nobody a fresh start.
+        -- A declaration repeated by a restart does not refill the bucket.
         insert into runtime.limits as l (subscription, tokens)
         values (target, coalesce(runtime.capacity_of(s), 1))
         on conflict (subscription) do update set tokens = least(l.tokens, excluded.tokens);
     end if;
 end
 $$;
-comment on function runtime.keep_limits(integer) is 'Begins or ends the book-keeping for a subscription''s limits, as it is declared.';
+comment on function runtime.keep_limits(integer) is
+    'Begins or ends the book-keeping for a subscription''s limits, as it is declared.';
 
 create function runtime.leased_now(target integer) returns bigint
 language plpgsql stable set search_path = '' as $$
 begin
     return (
-    select count(*) from runtime.deliveries d
-    where d.subscription = target and d.visible_at > (select clock_timestamp()) and d.visible_at < 'infinity'
-      and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
-    );
+        select count(*) from runtime.deliveries d
+        where d.subscription = target and d.visible_at > (select clock_timestamp()) and d.visible_at < 'infinity'
+          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2);
 end
 $$;
 comment on function runtime.leased_now(integer) is
-    'How many deliveries of a subscription are leased, by whomever; those of a dead worker until their leases end.';
+    'How many deliveries of a subscription are leased, by any worker; a dead worker''s until its leases end.';
 
 create function runtime.waits(target integer) returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -64,7 +65,8 @@ begin
         );
 end
 $$;
-comment on function runtime.waits(integer) is 'Whether anything of a subscription could be taken, were there no limit.';
+comment on function runtime.waits(integer) is
+    'Whether any delivery of a subscription could be taken if there were no limit.';
 
 create function runtime.allow(inout want jsonb, out bound jsonb)
 language plpgsql set search_path = '' as $$
@@ -84,13 +86,14 @@ begin
     loop
         allowed := one.amount;
         seconds := null;
-        -- Two that counted at once would each take what is left. Who does not get it looks again soon.
+        -- Two exchanges that counted at once would each take the rest. The one that does not get the lock looks again
+        -- soon.
         if not pg_try_advisory_xact_lock(hashtext('runtime.limits'), one.subscription) then
             allowed := 0;
             seconds := 0.02;
         else
-            -- Statements of their own, so that they see what was taken under the lock before.
-            -- Filled in the future is filled before the clock was set back: it fills on from now.
+            -- Statements of their own, so that they see what the last holder of the lock has taken. A time of filling
+            -- in the future is from before the clock was set back: the bucket fills from now on.
             update runtime.limits l set filled_at = clock_timestamp()
             where l.subscription = one.subscription and l.filled_at > clock_timestamp();
             select least(runtime.capacity_of(s), l.tokens
@@ -102,7 +105,8 @@ begin
             if allowed is not null then
                 allowed := greatest(0, allowed - runtime.leased_now(one.subscription));
                 if allowed < one.amount then
-                    -- A slot that is given free wakes somebody; one that a dead worker holds comes free by itself.
+                    -- A worker that frees a slot wakes another; the slot of a dead worker comes free when its lease
+                    -- ends.
                     seconds := (
                         select extract(epoch from min(d.visible_at) - clock_timestamp())
                         from runtime.deliveries d
@@ -114,7 +118,7 @@ begin
             allowed := least(allowed, one.amount);
             if floor(tokens)::integer < allowed then
                 allowed := floor(tokens)::integer;
-                -- Of a fast rate some are waited for, so that nobody looks for each.
+                -- At a fast rate wait for several tokens, so that no worker looks for each.
                 seconds := (allowed + greatest(1, 0.05 * per_second) - tokens) / per_second;
             end if;
         end if;
@@ -126,7 +130,8 @@ begin
 end
 $$;
 comment on function runtime.allow(jsonb) is
-    'What may be taken of what is wanted; bound: by limited subscription, how many and when there may be more.';
+    'How many of the wanted deliveries may be taken; bound: by limited subscription, how many, and in how many seconds '
+    'there may be more.';
 
 create function runtime.spend(
     want jsonb, bound jsonb, subscriptions integer[], inout filled integer[], out seconds double precision
@@ -154,7 +159,7 @@ begin
             where l.subscription = one.subscription;
         end if;
         if one.amount >= one.allowed then
-            -- There may be more, but not now, and for nobody.
+            -- There may be more, but no worker may take it now.
             filled := array_remove(filled, one.subscription);
             if one.seconds is not null and runtime.waits(one.subscription) then
                 spend.seconds := least(spend.seconds, one.seconds);
@@ -164,7 +169,8 @@ begin
 end
 $$;
 comment on function runtime.spend(jsonb, jsonb, integer[], integer[]) is
-    'Books what was taken of limited subscriptions; says when there may be more of what waits, and who need not be told.';
+    'Takes tokens for deliveries of limited subscriptions; returns when there may be more of those that wait, and the '
+    'subscriptions others should look at.';
 
 create function runtime.hand_on_slots(me runtime.workers, done json, failed json) returns void
 language plpgsql set search_path = '' as $$
@@ -188,4 +194,4 @@ begin
 end
 $$;
 comment on function runtime.hand_on_slots(runtime.workers, json, json) is
-    'Wakes somebody for the slots that ended attempts have given free and this worker has not taken again.';
+    'Wakes another worker for the slots that ended attempts have freed and this worker has not taken again.';

@@ -1,4 +1,4 @@
--- A worker's heartbeat: what a sweep does besides looking for work, and a nonce that proves the push paths.
+-- Heartbeats: what a sweep does besides looking for work, and nonces that prove the push paths.
 
 create function runtime.send_nonce(worker uuid, announce text[], nonce text) returns void
 language plpgsql set search_path = '' as $$
@@ -22,10 +22,10 @@ begin
     perform runtime.heal_order(me);
     delete from runtime.workers w where w.seen_at < clock_timestamp() - interval '1 day' and w.id <> me.id;
     delete from runtime.pumps p where not exists (select from runtime.workers w where w.id = p.worker);
-    -- An unanswered call is kept for as long as its worker may count as asleep.
+    -- An unanswered call is kept while its worker may still count as asleep.
     delete from runtime.calls c
     where c.called_at < clock_timestamp() - make_interval(secs => greatest(60, rules.sleeper_seconds))
-        -- From before the clock was set back.
+        -- A call in the future was made before the clock was set back.
         or c.called_at > clock_timestamp();
     if nonce is not null then
         perform runtime.send_nonce(me.id, me.announce, nonce);
@@ -34,8 +34,8 @@ begin
 end
 $$;
 comment on function runtime.beat(runtime.workers, text, jsonb) is
-    'The sweep''s part of an exchange: heartbeat with the worker''s gauges, leftovers, and a nonce that proves the push '
-    'paths. Returns what the worker should warn of.';
+    'The sweep''s part of an exchange: records the heartbeat and the worker''s gauges, mends leftovers, and sends a '
+    'nonce that proves the push paths. Returns warnings for the worker to log.';
 
 create function public.stream_beat(worker uuid, nonce text) returns json
 language plpgsql security definer set search_path = '' as $$

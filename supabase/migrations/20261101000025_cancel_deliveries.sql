@@ -1,10 +1,10 @@
--- How does an operator end one delivery? One that waits ends at once. One that runs is its worker's to end: the wish is
--- kept here, for that lease, so that it is obeyed whatever becomes of the worker.
+-- Cancelling: an operator ends a delivery. A waiting delivery ends at once. A running one is ended by its worker: the
+-- request is kept here, for that lease, so that it is carried out whatever becomes of the worker.
 
 create table runtime.cancels (
     message_id bigint not null,
     subscription integer not null,
-    -- Whose lease it is. Under another one the wish means nothing any more.
+    -- The lease that is cancelled. Under another lease the request is void.
     lease uuid not null,
     worker uuid,
     outcome text not null check (outcome in ('dead', 'done')),
@@ -24,8 +24,7 @@ begin
     if outcome = 'dead' then
         perform runtime.bury(
             ids, subscriptions, array_fill('cancelled'::text, array[cardinality(ids)]),
-            array_fill('cancelled by an operator'::text, array[cardinality(ids)]),
-            array_fill(null::text, array[cardinality(ids)]));
+            array_fill('cancelled by an operator'::text, array[cardinality(ids)]));
     else
         perform runtime.end_deliveries(ids, subscriptions);
     end if;
@@ -40,7 +39,7 @@ declare
     asked record;
     called_off jsonb := '[]'::jsonb;
 begin
-    -- Called with the rows locked, in a statement after that one: a wish that came in between is seen.
+    -- The caller has locked the rows in an earlier statement, so a request that came in between is visible.
     for asked in
         with met as (
             delete from runtime.cancels c
@@ -65,7 +64,7 @@ begin
 end
 $$;
 comment on function runtime.end_as_asked(bigint[], integer[], uuid) is
-    'Of deliveries whose attempts have ended other than well, ends those that an operator has cancelled; returns the others.';
+    'Of deliveries whose attempts did not succeed, ends those that an operator has cancelled; returns the others.';
 
 create function runtime.cancelled_of(me runtime.workers) returns jsonb
 language plpgsql set search_path = '' as $$
@@ -80,14 +79,15 @@ begin
         select jsonb_agg(jsonb_build_array(c.message_id, c.subscription))
         from runtime.cancels c where c.worker = me.id);
     if asked is null then
-        -- Unless something was cancelled meanwhile.
+        -- The comparison fails where another delivery was cancelled meanwhile.
         update runtime.workers w set cancelled_at = null where w.id = me.id and w.cancelled_at = me.cancelled_at;
     end if;
-    -- Told again with each exchange until they have ended: an answer can be lost.
+    -- Repeated with each exchange until they have ended, since an answer can be lost.
     return coalesce(asked, '[]');
 end
 $$;
-comment on function runtime.cancelled_of(runtime.workers) is 'What a worker runs and is to end: [message, subscription].';
+comment on function runtime.cancelled_of(runtime.workers) is
+    'The deliveries that a worker runs and is to end: [message, subscription].';
 
 create function runtime.recall(worker uuid) returns void
 language plpgsql set search_path = '' as $$
@@ -100,7 +100,8 @@ begin
 end
 $$;
 comment on function runtime.recall(uuid) is
-    'Has a worker ask at once what it is to end. Without a push path it hears of it when it renews its leases.';
+    'Has a worker ask at once which deliveries it is to end. Without a push path it learns of them when it renews its '
+    'leases.';
 
 create function public.stream_cancel(message bigint, subscription text default null, outcome text default 'dead') returns json
 language plpgsql security definer set search_path = '' set lock_timeout = '5s' as $$
@@ -118,12 +119,12 @@ begin
     if stream_cancel.subscription is not null then
         of_one := (runtime.subscription_of(stream_cancel.subscription)).id;
     end if;
-    -- Wishes that met no attempt any more.
+    -- Requests whose lease is over.
     delete from runtime.cancels c where not exists (
         select from runtime.deliveries d
         where d.message_id = c.message_id and d.subscription = c.subscription and d.lease = c.lease);
     for one in
-        -- Waits for whoever reports on it just now, and then finds it as that has left it.
+        -- Waits for an exchange that is just reporting the delivery, and then sees it as that exchange left it.
         select d.message_id, d.subscription, d.lease, d.visible_at, s.name,
                (select p.worker from runtime.pumps p where p.number = d.holder) as worker
         from runtime.deliveries d
@@ -150,7 +151,7 @@ begin
         end if;
     end loop;
     if cardinality(ended) > 0 then
-        -- What stood behind it may go now.
+        -- Deliveries of the same key behind it may go now.
         perform runtime.wake_sleepers(ended, '{}');
     end if;
     return json_build_object(
@@ -160,5 +161,5 @@ begin
 end
 $$;
 comment on function public.stream_cancel(bigint, text, text) is
-    'Ends the deliveries of a message, of one subscription or of all, as dead letters or as done: those that wait at '
-    'once (ended), those that run when their workers have stopped them (told); dead are dead already.';
+    'Ends the deliveries of a message, of one subscription or of all, as dead letters or as done: waiting ones at once '
+    '(ended), running ones when their workers have stopped them (told); dead: a dead letter already.';

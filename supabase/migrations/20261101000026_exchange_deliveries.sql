@@ -1,4 +1,4 @@
--- The worker's one round trip: report what is done, take what is due; one transaction.
+-- The exchange: a worker's one round trip, which reports attempts and takes deliveries in one transaction.
 
 create function public.stream_exchange(
     worker uuid,
@@ -15,14 +15,14 @@ declare
     met record;
     me runtime.workers;
     mine runtime.pumps;
-    -- Looked at only where there are any: it is a part of every exchange's time.
+    -- Parsed only where there are claims, since every exchange pays for it.
     caller text := case when current_setting('request.jwt.claims', true) <> '' then runtime.caller_agent() end;
     until timestamptz := clock_timestamp()
         + make_interval(secs => coalesce((options ->> 'lease_seconds')::double precision, 30));
     due boolean := coalesce((options ->> 'due')::boolean, false);
     alone boolean := coalesce((options ->> 'alone')::boolean, false);
-    -- A worker says how much it can take after an answer could not be built, or did not arrive: then what seems small
-    -- is weighed too, and no message is told of before.
+    -- A worker gives max_bytes or bare after an answer could not be built or did not arrive: then messages that seem
+    -- small are weighed too.
     exactly boolean := options ?| '{max_bytes,bare}';
     new_lease uuid := case when want <> '{}' then gen_random_uuid() end;
     looked_at timestamptz;
@@ -41,8 +41,8 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
     end if;
-    -- Losing a lease in a crash of the database costs a lease time; losing a finish would repeat work. A condition, since
-    -- that is an expression: performed, the call would be a query.
+    -- A lease that a crash of the database loses costs one lease time; a lost finish would repeat work. The call is
+    -- made in a condition, which is an expression; with perform it would be a query.
     if done is null and failed is null and set_config('synchronous_commit', 'off', true) is null then
         null;
     end if;
@@ -95,7 +95,7 @@ begin
     end if;
 
     if me.id is null then
-        -- Pruned, or the database was reset: the worker must subscribe again.
+        -- The worker's row was pruned, or the database was reset: the worker must subscribe again.
         answer := answer || '{"unknown": true}';
     else
         if options ? 'beat' then
@@ -110,7 +110,8 @@ begin
                 select s.id from runtime.subscriptions s where s.id = any (me.subscriptions) and not s.settled));
         end if;
         if options ? 'stay' then
-            -- Called: there is most likely something, so whether it may sleep on is left for the next exchange.
+            -- The worker was called: most likely there is a message, so the next exchange decides whether it may sleep
+            -- on.
             null;
         elsif options ? 'sleep' then
             select * into nap from runtime.fall_asleep(
@@ -158,7 +159,7 @@ begin
             select * into described, is_whole from runtime.describe(taking.taken, new_lease, looked_at);
             if not is_whole then
                 perform runtime.drop_undeliverable(taking.taken, looked_at);
-                -- What stood behind them may go now.
+                -- Deliveries of the same keys behind them may go now.
                 taking.look_again := true;
             end if;
         end if;

@@ -1,4 +1,4 @@
--- What an operator does with a subscription: pause, resume, replay, remove.
+-- Operating subscriptions: pause, resume, replay, remove.
 
 create function public.stream_pause(subscription text) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -36,7 +36,7 @@ declare
 begin
     perform runtime.check_pattern(pattern);
     with wanted as materialized (
-        -- The keys that may match, as ranges of the index: what both the pattern and one of the subscription may.
+        -- The keys that may match both the pattern and one of the subscription's, as ranges of the index.
         select greatest(asked.lowest collate "C", own.lowest) as lowest,
                least(asked.highest collate "C", own.highest) as highest
         from runtime.range_of(pattern) asked, unnest(s.patterns) as p (pattern), runtime.range_of(p.pattern) own
@@ -75,7 +75,8 @@ begin
 end
 $$;
 comment on function public.stream_replay(text, timestamptz, timestamptz, text, bigint[], boolean) is
-    'Delivers history to a subscription again; a delivery still pending is left as it is. With dry_run, only counts.';
+    'Delivers history to a subscription again; a delivery that is still pending stays as it is. With dry_run, only '
+    'counts.';
 
 create function public.stream_remove(subscription text, dry_run boolean default false) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -92,7 +93,7 @@ begin
                 hint = 'Stop them first: a worker that runs would declare it again.';
         end if;
         perform from runtime.routing for update;
-        -- A fan-out under way that has seen it may still add to it; pruning takes that away.
+        -- A fan-out under way may have seen the subscription and still add deliveries; pruning removes them.
         delete from runtime.subscriptions x where x.id = s.id;
         delete from runtime.schedules x where x.name = s.name;
         delete from runtime.webhooks x where x.name = s.name;

@@ -1,4 +1,4 @@
--- Looking at dead letters: those that conditions hold for, by kind of error, beside the last good message.
+-- Finding dead letters: by conditions, grouped by kind of error, and the last good message before one.
 
 create function runtime.dead_keys(pattern text, most integer) returns text[]
 language plpgsql stable set search_path = '' as $$
@@ -11,7 +11,7 @@ begin
     if prefix is null then
         return array[pattern];
     end if;
-    -- A skip from key to key along the index.
+    -- Skips from key to key along the index.
     for step in 0 .. most loop
         select l.key into reached from runtime.dead_letters l where l.key > reached order by l.key limit 1;
         if not found or not starts_with(reached, prefix) then
@@ -25,7 +25,7 @@ begin
 end
 $$;
 comment on function runtime.dead_keys(text, integer) is
-    'The keys of dead letters that match a pattern; null where more than this many begin like it.';
+    'The keys of dead letters that match a pattern; null where more than this many keys have its prefix.';
 
 create function runtime.find_letters(
     ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, before bigint,
@@ -35,12 +35,13 @@ language plpgsql stable set search_path = '' as $$
 declare
     caller text := runtime.caller_agent();
     direction text := case when newest then 'desc' else 'asc' end;
-    -- Only what is given is asked: a plan that allows for all of it could use no index.
+    -- Only the given conditions: a plan that allows for every condition could use no index.
     conditions text := concat(
         case when ids is not null then ' and l.id = any ($1)' end,
         case when subscription is not null then ' and l.subscription_name = $2' end,
         case when older_than_seconds is not null then ' and l.died_at < $3' end,
-        -- Where they begin to be old enough, by their time, which ids follow but for a few of the same moment.
+        -- Starts at the newest letter that is old enough, found by its time; ids follow the times but for a few of the
+        -- same moment.
         case when older_than_seconds is not null and newest then
             ' and l.id <= (select max(x.id) from (select y.id from runtime.dead_letters y where y.died_at < $3'
             ' order by y.died_at desc limit 1000) x)' end,
@@ -73,7 +74,7 @@ begin
 end
 $$;
 comment on function runtime.find_letters(bigint[], text, text, double precision, text, bigint, integer, boolean) is
-    'The ids of dead letters that all given conditions hold for, the newest or the oldest first.';
+    'The ids of dead letters for which all given conditions hold, the newest or the oldest first.';
 
 create function public.stream_dead(
     ids bigint[] default null, subscription text default null, pattern text default null,
@@ -99,15 +100,16 @@ begin
 end
 $$;
 comment on function public.stream_dead(bigint[], text, text, double precision, text, bigint, integer, boolean) is
-    'Dead letters that all given conditions hold for, the newest first; error is a part of the error''s text. With '
+    'Dead letters for which all given conditions hold, the newest first; error is a part of the error''s text. With '
     'details, also the message, the traceback and every attempt. Page on with before := the last id.';
 
 create function runtime.error_kind(error text, reason text) returns text
 language sql immutable set search_path = '' as $$
-    -- The first line, without numbers and quoted values: what differs from message to message.
     select left(coalesce(nullif(regexp_replace(regexp_replace(split_part(error, E'\n', 1),
         '''[^'']*''|"[^"]*"', '…', 'g'), '[0-9]+', '#', 'g'), ''), reason), 200)
 $$;
+comment on function runtime.error_kind(text, text) is
+    'The first line of an error, without the numbers and quoted values that differ from message to message.';
 
 create function public.stream_dead_groups(look integer default 5000) returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -139,7 +141,7 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at all dead letters');
     return (
-        -- The nearest before it under its key that this subscription handled well; not sought for ever.
+        -- The nearest earlier message under its key that this subscription handled well, among a thousand.
         select json_build_object('id', m.id, 'value', m.value, 'created_at', m.created_at)
         from runtime.dead_letters l
         cross join lateral (
@@ -154,4 +156,4 @@ begin
 end
 $$;
 comment on function public.stream_last_good(bigint) is
-    'The last message under the same key, before this dead letter''s, that its subscription handled well; or null.';
+    'The last message before this dead letter''s, under the same key, that its subscription handled well; or null.';

@@ -1,4 +1,4 @@
--- What is done about dead letters: deliver them again, discard them, or write them anew with another value.
+-- Ending dead letters: deliver them again, discard them, or write them anew with another value.
 
 create function runtime.choose_letters(
     ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, max integer
@@ -13,7 +13,7 @@ begin
 end
 $$;
 comment on function runtime.choose_letters(bigint[], text, text, double precision, text, integer) is
-    'Locks the dead letters that all given conditions hold for, the oldest first.';
+    'Locks the dead letters for which all given conditions hold, the oldest first.';
 
 create function runtime.count_letters(letters bigint[]) returns jsonb
 language sql stable set search_path = '' as $$
@@ -29,8 +29,8 @@ language plpgsql set search_path = '' as $$
 declare
     restored bigint[];
 begin
-    -- Written anew under its old id, with today's date: retention must not end it before it is handled. The
-    -- dedup_key stays with whoever holds it now.
+    -- Written anew under its old id, with today's date, so that retention does not end it before it is handled. Without
+    -- its dedup_key, which a newer message may hold by now.
     with copies as (
         select distinct on (l.message_id) l.message_id as id, l.key, l.message as m
         from runtime.dead_letters l
@@ -42,7 +42,8 @@ begin
             (id, key, value, agent, processed, priority, correlation_id, parent_id, headers)
         overriding system value
         select c.id, c.key, nullif(c.m -> 'value', 'null'), left(c.m ->> 'agent', 255),
-               -- The copy is of before its end. It was pruned, so every delivery that marks has ended.
+               -- The copy is older than the delivery's end. The message was pruned, so every delivery that marks has
+               -- ended.
                (c.m ->> 'processed')::boolean or exists (
                    select from runtime.patterns p join runtime.subscriptions s on s.id = p.subscription
                    where p.pattern = c.key and s.marks_processed),
@@ -53,18 +54,20 @@ begin
         returning id
     )
     select array_agg(w.id) into restored from written w;
-    -- Nobody else is due: whoever had it before has ended with it.
+    -- The insert has fanned out to every subscription; the others have handled the message before.
     delete from runtime.deliveries d where d.message_id = any (restored);
 end
 $$;
-comment on function runtime.restore_messages(bigint[]) is 'Brings back pruned messages from the copies in their dead letters.';
+comment on function runtime.restore_messages(bigint[]) is
+    'Brings back pruned messages from the copies in their dead letters.';
 
 create function runtime.redrive(letters bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare
     woken integer[];
 begin
-    -- Pruning skips locked messages. Where it was faster, this waits for it, and the message comes back from its copy.
+    -- Pruning skips locked messages. Where pruning came first, this waits for it, and the message comes back from its
+    -- copy.
     perform from public.consciousness_stream m
     where m.id = any (array(select l.message_id from runtime.dead_letters l where l.id = any (letters)))
     order by m.id for key share;
@@ -91,7 +94,7 @@ begin
 end
 $$;
 comment on function runtime.redrive(bigint[]) is
-    'Delivers these dead letters again, with fresh attempts; their subscriptions must be there.';
+    'Delivers these dead letters again, with fresh attempts; their subscriptions must exist.';
 
 create function runtime.discard(letters bigint[]) returns void
 language plpgsql set search_path = '' as $$
@@ -125,7 +128,7 @@ declare
     counts jsonb := runtime.count_letters(letters);
 begin
     if action = 'redriven' then
-        -- Without their subscription there is nobody to deliver them to.
+        -- A letter whose subscription was removed cannot be delivered.
         letters := array(
             select l.id from runtime.dead_letters l join runtime.subscriptions s on s.id = l.subscription
             where l.id = any (letters)
@@ -142,7 +145,7 @@ begin
 end
 $$;
 comment on function runtime.end_letters(text, bigint[], text, text, double precision, text, integer, boolean) is
-    'Chooses dead letters by the given conditions; they are redriven or discarded, or only counted.';
+    'Chooses dead letters by the given conditions, and redrives or discards them; with dry_run, only counts.';
 
 create function public.stream_redrive(
     ids bigint[] default null, subscription text default null, pattern text default null,
@@ -155,8 +158,8 @@ begin
 end
 $$;
 comment on function public.stream_redrive(bigint[], text, text, double precision, text, integer, boolean) is
-    'Delivers dead letters again, with fresh attempts; a pruned message is brought back from its copy. The same '
-    'conditions as stream_dead, the oldest first; with dry_run, only counts.';
+    'Delivers dead letters again, with fresh attempts; a pruned message comes back from its copy. The same conditions '
+    'as stream_dead, the oldest first; with dry_run, only counts.';
 
 create function public.stream_discard(
     ids bigint[] default null, subscription text default null, pattern text default null,
@@ -193,7 +196,8 @@ begin
             errcode = 'P0002', message = format('the subscription %L is no more', dead.subscription_name),
             hint = 'Discard the letter, or send its value under a key that somebody handles.';
     end if;
-    -- A new message, since others have handled the old one as it was; its headers say whose place it takes.
+    -- A new message, since other subscriptions have handled the old one as it was; its headers name the message it
+    -- amends.
     insert into public.consciousness_stream (key, value, agent, priority, correlation_id, parent_id, headers)
     values (
         dead.key, stream_amend.value, left(dead.message ->> 'agent', 255), (dead.message ->> 'priority')::smallint,
@@ -201,7 +205,7 @@ begin
         dead.message_id,
         case when jsonb_typeof(dead.message -> 'headers') = 'object' then dead.message -> 'headers' else '{}' end || jsonb_build_object('amends', dead.message_id)
     ) returning id into written;
-    -- Nobody else is due: whoever else has this key has had the old one.
+    -- The insert has fanned out to every subscription; the others have handled the old message.
     delete from runtime.deliveries d where d.message_id = written and d.subscription <> target.id;
     insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
     values (written, target.id, case when target.ordered then 0 else (dead.message ->> 'priority')::smallint end,
@@ -214,5 +218,5 @@ begin
 end
 $$;
 comment on function public.stream_amend(bigint, jsonb) is
-    'Writes a dead letter''s message anew with another value, for its subscription alone, and removes the letter. In an '
-    'ordered subscription it comes at the end of its key.';
+    'Writes a dead letter''s message anew with another value, for its subscription alone, and removes the letter. In '
+    'an ordered subscription it comes at the end of its key.';

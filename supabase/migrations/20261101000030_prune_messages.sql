@@ -7,7 +7,7 @@ begin
 end
 $$;
 comment on function runtime.has_older(bigint, timestamptz) is
-    'Whether a message behind this id is older than this time, as far as halving finds it.';
+    'Whether a message with a higher id than past is older than this time, as far as halving finds it.';
 
 create function public.stream_prune(
     older_than_seconds double precision, max integer default 10000, after bigint default 0
@@ -28,15 +28,15 @@ begin
     if max is null or max < 1 then
         raise exception using errcode = '22023', message = 'max must be 1 or more';
     end if;
-    -- The lowest ids are the oldest, so the first page is looked at, not the whole table.
+    -- The lowest ids are the oldest, so only the first page is read, not the whole table.
     select array_agg(page.id), coalesce(array_agg(page.id) filter (where page.created_at < horizon), '{}')
     into looked, batch
     from (
         select m.id, m.created_at from public.consciousness_stream m
         where m.id > stream_prune.after order by m.id limit max
     ) page;
-    -- A delivery nobody took within the retention ends here, so that an orphan cannot fill the disk. One that is
-    -- leased or put off is somebody's work in hand, until that too has come due and lain about for as long.
+    -- A delivery that was not taken within the retention ends here, so that an orphan subscription cannot fill the
+    -- disk. A leased or delayed delivery is work in hand, until it has come due and waited for as long as that.
     with ended as (
         delete from runtime.deliveries d
         where d.message_id = any (batch)
@@ -47,7 +47,7 @@ begin
         from (select e.subscription, count(*) as amount from ended e group by 1) c where s.id = c.subscription
     )
     select array_agg(e.delivery) into expired from ended e;
-    -- Locked first, judged after: what a redrive brings back meanwhile is seen, or its message is left alone.
+    -- Messages are locked first and judged by the next statement: it sees what a redrive has brought back meanwhile.
     free := array(
         select m.id from public.consciousness_stream m where m.id = any (batch) order by m.id for update skip locked
     );
@@ -61,15 +61,16 @@ begin
     end if;
     delete from runtime.runs r where r.message_id = any (batch)
         and not exists (select from public.consciousness_stream m where m.id = r.message_id);
-    -- A page of what was brought back lately, or has a time yet to come, is passed over where there is more behind it.
+    -- A page of messages that were brought back lately, or are dated in the future, is passed over where older ones
+    -- follow.
     return json_build_object('pruned', pruned, 'expired', coalesce(cardinality(expired), 0), 'last', case
         when cardinality(looked) < max then batch[cardinality(batch)]
         when cardinality(batch) > 0 or runtime.has_older(looked[max], horizon) then looked[max] end);
 end
 $$;
 comment on function public.stream_prune(double precision, integer, bigint) is
-    'Removes one batch of messages older than this, with their runs; deliveries nobody took are counted as expired. '
-    'Page on with after := last, until last is null.';
+    'Removes one batch of messages older than this, with their runs; deliveries that were never taken are counted as '
+    'expired. Page on with after := last, until last is null.';
 
 create function public.stream_maintain(
     worker uuid, retention_seconds double precision default null, after bigint default 0, max integer default 5000
@@ -83,7 +84,7 @@ declare
     pruned json := '{}'::json;
 begin
     perform runtime.refuse_agent('do the upkeep');
-    -- The lock bridges the moment in which two workers take themselves for the oldest.
+    -- The lock covers the moment in which two workers both believe they are the oldest.
     if elected is distinct from worker or not pg_try_advisory_xact_lock(hashtext('runtime.maintain')) then
         return json_build_object('elected', false, 'last', null);
     end if;
@@ -99,5 +100,5 @@ begin
 end
 $$;
 comment on function public.stream_maintain(uuid, double precision, bigint, integer) is
-    'One bounded batch of upkeep, done for the oldest living worker only: forgets dedup_keys, and prunes where a '
-    'retention is given. Page on with after := last, until last is null.';
+    'One bounded batch of upkeep, for the oldest living worker only: forgets dedup_keys, and prunes where a retention '
+    'is given. Page on with after := last, until last is null.';

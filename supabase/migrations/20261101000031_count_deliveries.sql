@@ -9,8 +9,8 @@ declare
     since timestamptz;
     counted record;
 begin
-    -- By the summary of blocks, so that only what was written lately is read; of a busy minute its last tenth, or the
-    -- tenth of that, stands for the whole.
+    -- By the BRIN index, so that only recent blocks are read; of a busy minute the last tenth, or the tenth of that,
+    -- stands for the whole.
     loop
         since := clock_timestamp() - make_interval(secs => span);
         select array_agg(x.subscription) as subscriptions, array_agg(x.done) as done, array_agg(x.failed) as failed,
@@ -30,7 +30,7 @@ begin
 end
 $$;
 comment on function runtime.recent_runs(double precision) is
-    'How many attempts of each subscription ended well and badly in the last seconds; where they were many, reckoned '
+    'How many attempts of each subscription ended well and badly in the last seconds; where they are many, estimated '
     'from the last part of that time.';
 
 create function runtime.sampled_percent(relation regclass) returns real
@@ -40,7 +40,7 @@ begin
 end
 $$;
 comment on function runtime.sampled_percent(regclass) is
-    'How much of a table is read where it is only sampled: some 300 blocks; of a small one all.';
+    'The share of a table that a sample reads: some 300 blocks; all of a small table.';
 
 create function runtime.backlog()
 returns table (
@@ -49,7 +49,7 @@ returns table (
 language plpgsql stable set search_path = '' as $$
 declare
     most constant integer := 1000;
-    -- Always the same blocks, so that what is shown does not flicker.
+    -- Repeatable, so that the figures shown do not flicker.
     portion constant real := runtime.sampled_percent('runtime.deliveries');
 begin
     return query
@@ -62,7 +62,7 @@ begin
                count(*) filter (where d.lease is not null and d.visible_at = 'infinity') as blocked
         from runtime.deliveries d tablesample system (portion) repeatable (1) group by 1
     ), counted as materialized (
-        -- Few are counted exactly, by the indexes that taking uses.
+        -- Up to a thousand are counted exactly, by the indexes that taking uses.
         select s.id, f.fresh, h.leased, h.blocked, w.waiting, p.parked, least(o.oldest, h.oldest, w.oldest) as oldest,
                greatest(f.fresh, h.leased + h.blocked, w.waiting, p.parked) > most and portion < 100 as about
         from runtime.subscriptions s
@@ -96,7 +96,7 @@ begin
                 limit most + 1) x
         ) w
         cross join lateral (
-            -- Behind another, which is older.
+            -- No oldest of these: a parked delivery waits behind an older one.
             select count(*) as parked from unnest('{0,1}'::integer[]) as c (standing)
             cross join lateral (
                 select from runtime.deliveries d
@@ -116,8 +116,8 @@ begin
 end
 $$;
 comment on function runtime.backlog() is
-    'What waits for each subscription, and its oldest message. Of a small table everything is counted, and so is up to a '
-    'thousand of a kind; about says that larger figures are reckoned from some of the table''s blocks.';
+    'What waits for each subscription, and its oldest message. A small table is counted whole, and so is up to a '
+    'thousand of a kind; about: larger figures are estimated from a sample of the table''s blocks.';
 
 create function runtime.rate_of(s runtime.subscriptions) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -126,7 +126,8 @@ begin
         when 1 then 's' when 60 then 'm' when 3600 then 'h' when 86400 then 'd' else s.rate_seconds || 's' end;
 end
 $$;
-comment on function runtime.rate_of(runtime.subscriptions) is 'Its rate as it is declared: 10/s, 600/m; null without one.';
+comment on function runtime.rate_of(runtime.subscriptions) is
+    'A subscription''s rate as it is declared: 10/s, 600/m; null without one.';
 
 create function runtime.buried() returns table (subscription integer, amount bigint, about boolean)
 language plpgsql stable set search_path = '' as $$
@@ -145,7 +146,7 @@ begin
                 select from runtime.dead_letters l where l.subscription = s.id limit most + 1) x
         ) c
     )
-    -- Letters outlive their subscription, and are known by the sample alone then.
+    -- Letters outlive their subscription; then only the sample knows of them.
     select coalesce(c.id, x.id),
            case when c.amount <= most then c.amount
                 else greatest(c.amount, (x.amount * 100 / portion)::bigint) end,
@@ -155,16 +156,17 @@ begin
 end
 $$;
 comment on function runtime.buried() is
-    'How many dead letters each subscription has, gone ones included; counted and reckoned as the backlog is.';
+    'How many dead letters each subscription has, also removed subscriptions; counted and estimated like the backlog.';
 
 create function runtime.age_seconds(at timestamptz) returns double precision
 language plpgsql stable set search_path = '' as $$
 begin
-    -- Nothing can be reckoned with an infinite time, which a row from before the table had its limits may have.
+    -- An infinite time has no age.
     return case when isfinite(at) then greatest(0, extract(epoch from clock_timestamp() - at)) end;
 end
 $$;
-comment on function runtime.age_seconds(timestamptz) is 'How long ago a time was, in seconds; null for one that is not finite.';
+comment on function runtime.age_seconds(timestamptz) is
+    'How long ago a time was, in seconds; null for an infinite time.';
 
 create function public.stream_stats() returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -217,7 +219,7 @@ begin
     );
 end
 $$;
-comment on function public.stream_stats() is 'What is there and what waits: subscriptions, deliveries, workers, dead letters.';
+comment on function public.stream_stats() is 'Figures of everything: subscriptions, deliveries, workers, dead letters.';
 
 create function public.stream_due(subscriptions text[]) returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -229,7 +231,7 @@ begin
             where s.name = any (stream_due.subscriptions) and s.settled and s.paused_at is null
         )
         select json_build_object(
-            -- What waits behind another of its key is not counted: its head is.
+            -- Parked deliveries are not counted: the one they wait for is.
             'due',
             (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id where d.visible_at is null)
             + (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id
@@ -243,4 +245,5 @@ begin
 end
 $$;
 comment on function public.stream_due(text[]) is
-    'How many deliveries of these subscriptions are due, and in how many seconds the next one comes due; paused ones aside.';
+    'How many deliveries of these subscriptions are due, and in how many seconds the next one comes due; without '
+    'paused ones.';

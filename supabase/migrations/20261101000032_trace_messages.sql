@@ -1,4 +1,4 @@
--- What became of a message: what caused it, who handled it and how, and what that caused.
+-- Tracing: what caused a message, how each subscription handled it, and what that caused.
 
 create function runtime.handling(messages bigint[], details boolean default false)
 returns table (message_id bigint, handled json)
@@ -67,7 +67,7 @@ declare
     root bigint := message;
     above bigint;
 begin
-    -- Up to whoever has no parent that is still there; ids rise from cause to effect, so this ends.
+    -- Up to the first message whose parent is gone or that has none; ids rise from cause to effect, so the loop ends.
     for step in 1..1000 loop
         select p.id into above from public.consciousness_stream m
         join public.consciousness_stream p on p.id = m.parent_id and p.id < m.id
@@ -75,7 +75,7 @@ begin
         exit when above is null;
         root := above;
     end loop;
-    -- Down level by level, the oldest first; a message may have caused a million.
+    -- Down level by level, the oldest first; one message may have caused a million.
     return query
     with recursive down as (
         select root as id, 0 as depth, array[root] as path
@@ -90,7 +90,7 @@ begin
 end
 $$;
 comment on function runtime.tree(bigint, integer) is
-    'The messages that go back to the same first message as this one, at most max of them, level by level.';
+    'The messages that go back to the same first message as this one, at most max, level by level.';
 
 create function public.stream_trace(message bigint, max integer default 200) returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -101,7 +101,7 @@ begin
         with tree as materialized (
             select t.* from runtime.tree(stream_trace.message, max + 1) t
         ), shown as materialized (
-            -- The one that is asked for is shown in any case.
+            -- The message asked for is shown in any case.
             (select t.* from tree t order by t.depth, t.id limit max)
             union
             select stream_trace.message, 0, array[stream_trace.message]
@@ -126,7 +126,7 @@ end
 $$;
 comment on function public.stream_trace(bigint, integer) is
     'One message''s whole story: every message of its tree, from the first cause down, each with its depth and, under '
-    'handled, the state at each subscription with every attempt. Says with more that the tree has more than max.';
+    'handled, its state at each subscription with every attempt. more: the tree has more than max messages.';
 
 create function public.stream_handling(ids bigint[]) returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -135,4 +135,5 @@ begin
     return (select coalesce(json_object_agg(h.message_id, h.handled), '{}') from runtime.handling(ids) h);
 end
 $$;
-comment on function public.stream_handling(bigint[]) is 'What became of each of these messages at every subscription, by id.';
+comment on function public.stream_handling(bigint[]) is
+    'The state of each of these messages at every subscription, by id.';

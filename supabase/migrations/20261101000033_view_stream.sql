@@ -1,4 +1,4 @@
--- What a person looks at: the stream page by page, activity by the minute, and what flows where.
+-- Views for people: the stream page by page, activity by the minute, and the flow between agents.
 
 create function public.stream_page(
     pattern text default '>', before bigint default null, after bigint default null, max integer default 50,
@@ -32,7 +32,7 @@ begin
     if stream_page.until is not null then
         highest := least(highest, coalesce(runtime.id_at(stream_page.until), 0));
     end if;
-    -- So many rows are looked at and no more: a rare text in a million rows is sought a stretch at a time.
+    -- At most look rows are read: a rare text in a million rows is sought a stretch at a time.
     if is_exact then
         looked := array(
             select m.id from public.consciousness_stream m
@@ -51,7 +51,7 @@ begin
             select distinct d.message_id from runtime.deliveries d
             where d.message_id > lowest and d.message_id < highest order by 1 desc limit look);
     else
-        -- A rare pattern is looked up key by key; whoever follows the stream looks at little anyway.
+        -- A rare pattern is looked up key by key; a page after an id is short anyway.
         if pattern <> '>' and after is null then
             keys := runtime.keys_of(pattern, 1000);
         end if;
@@ -70,7 +70,7 @@ begin
     end if;
     is_cut := cardinality(looked) = most;
     if stream_page.text is not null then
-        -- Values to be searched are weighed before they are read.
+        -- Values are weighed before they are read and searched.
         weighed := array(
             select x.id from (
                 select l.id, l.place, sum(pg_column_size(m.value)) over (order by l.place) as weight
@@ -112,14 +112,14 @@ begin
                 'age_seconds', runtime.age_seconds(m.created_at),
                 'deliver_at', m.deliver_at, 'expires_at', m.expires_at, 'priority', m.priority,
                 'correlation_id', m.correlation_id, 'parent_id', m.parent_id,
-                -- A page of large values would be megabytes: the message's own page has them whole.
+                -- A page of large values would take megabytes; the message's own page shows them whole.
                 'value', case when pg_column_size(m.value) <= 8000 then m.value end,
                 'large', case when pg_column_size(m.value) > 8000 then pg_column_size(m.value) end,
                 'handled', coalesce(h.handled, '[]')) order by m.id desc)
             from public.consciousness_stream m
             left join runtime.handling(chosen) h on h.message_id = m.id
             where m.id = any (chosen)), '[]'),
-        -- Where to go on: below the last one shown, or below the last one looked at; null at the end.
+        -- Where to go on: below the last message shown, or below the last one read; null at the end.
         'next', case
             when cardinality(chosen) = max then chosen[max]
             when is_cut then looked[cardinality(looked)] end,
@@ -130,15 +130,15 @@ begin
 end
 $$;
 comment on function public.stream_page(text, bigint, bigint, integer, text, text, text, timestamptz, timestamptz, integer) is
-    'Messages for a person, the newest first, each with what became of it at every subscription. Looks at no more than '
-    'look rows, and says with next where to go on: before := next. state is waiting, failed, dead, done or unhandled.';
+    'Messages for a person, the newest first, each with its state at every subscription. Reads at most look rows, and '
+    'returns with next where to go on: before := next. state is waiting, failed, dead, done or unhandled.';
 
 create function public.stream_activity(
     since_seconds double precision default 3600, until_seconds double precision default 0
 ) returns json
 language plpgsql stable security definer set search_path = '' as $$
 declare
-    -- In variables: an index is of no use to what is worked out for each row anew.
+    -- In variables: expressions evaluated per row could not bound an index scan.
     since timestamptz := date_trunc('minute', clock_timestamp() - make_interval(secs => since_seconds));
     until timestamptz := case when until_seconds > 0
         then date_trunc('minute', clock_timestamp() - make_interval(secs => until_seconds)) else 'infinity' end;
@@ -146,7 +146,7 @@ begin
     perform runtime.refuse_agent('look at the whole stream');
     perform runtime.check_between('since_seconds', since_seconds, 0, 86400);
     perform runtime.check_between('until_seconds', until_seconds, 0, since_seconds);
-    -- By the summary of blocks, like the counts of the last minute: only what was written lately is read.
+    -- By the BRIN index, as in runtime.recent_runs: only recent blocks are read.
     return json_build_object(
         'minute', floor(extract(epoch from clock_timestamp()) / 60)::bigint,
         'minutes', coalesce((
@@ -164,8 +164,8 @@ begin
 end
 $$;
 comment on function public.stream_activity(double precision, double precision) is
-    'Attempts that ended in the last seconds, but not in the very last, by whole minutes: [minute since 1970, '
-    'subscription, done, failed, mean seconds].';
+    'Attempts that ended between these two ages, by whole minutes: [minute since 1970, subscription, done, failed, '
+    'mean seconds].';
 
 create function public.stream_flow(look integer default 2000) returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -197,4 +197,4 @@ begin
 end
 $$;
 comment on function public.stream_flow(integer) is
-    'What the last messages did: who wrote how many under which key, and which subscription handled how many of it.';
+    'What the last messages did: how many each agent wrote under each key, and how many each subscription handled.';

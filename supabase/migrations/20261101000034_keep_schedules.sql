@@ -1,4 +1,4 @@
--- Timers: when each ticked last, so that exactly one of the workers writes a tick, and a slot nobody was there for is known.
+-- Schedules: the last slot of each, so that exactly one worker writes a tick, and slots that were missed are known.
 
 create table runtime.schedules (
     name text primary key,
@@ -8,8 +8,9 @@ create table runtime.schedules (
     last_slot timestamptz not null,
     declared_at timestamptz not null
 );
-comment on table runtime.schedules is 'A timer of each handler that has one: agent.handler, the key of its ticks, its slots as text.';
-comment on column runtime.schedules.last_slot is 'Up to here every slot was ticked or passed over.';
+comment on table runtime.schedules is
+    'One row per handler with a schedule: agent.handler, the key of its ticks, and its slots as text.';
+comment on column runtime.schedules.last_slot is 'Every slot up to this one was ticked or passed over.';
 
 create function public.stream_schedule(worker uuid, schedules jsonb) returns json
 language plpgsql security definer set search_path = '' as $$
@@ -24,11 +25,13 @@ begin
         raise exception using errcode = '42501', message = format('agent %L may not schedule %L', caller, foreign_name);
     end if;
     perform runtime.check_key(d.key) from jsonb_to_recordset(schedules) as d (key text, spec text) where d.spec is not null;
-    -- A handler that has lost its timer. Like every declaration it gives way only to a later started worker's.
+    -- A handler that no longer has a schedule. Like every declaration, it gives way only to that of a worker started
+    -- later.
     delete from runtime.schedules s
     using jsonb_to_recordset(schedules) as d (name text, spec text)
     where s.name = d.name and d.spec is null and s.declared_at < started;
-    -- Ticked before the clock was set back: it goes on from now. A slot that has ticked does not tick again, by its dedup_key.
+    -- A last slot in the future was ticked before the clock was set back: the schedule goes on from now. Its dedup_key
+    -- keeps a slot from ticking twice.
     update runtime.schedules s set last_slot = clock_timestamp()
     from jsonb_to_recordset(schedules) as d (name text)
     where s.name = d.name and s.last_slot > clock_timestamp() + interval '1 minute';
@@ -39,7 +42,7 @@ begin
     order by d.name
     on conflict (name) do update
         set key = excluded.key, spec = excluded.spec, missed = excluded.missed, declared_at = excluded.declared_at,
-            -- Another schedule has missed nothing yet.
+            -- A changed schedule has missed no slot yet.
             last_slot = case when s.spec = excluded.spec then s.last_slot else excluded.last_slot end
         where s.declared_at < excluded.declared_at;
     return json_build_object(
@@ -55,8 +58,8 @@ begin
 end
 $$;
 comment on function public.stream_schedule(uuid, jsonb) is
-    'Declares the timers of a worker''s handlers [{name, key, spec, missed}], those without one as {name}. Returns the '
-    'time, and of each timer its last slot and whether this declaration is the current one.';
+    'Declares the schedules of a worker''s handlers [{name, key, spec, missed}], those without one as {name}. Returns '
+    'the time, and of each schedule its last slot and whether this declaration is the current one.';
 
 create function public.stream_tick(
     schedule text, spec text, after timestamptz, reached timestamptz, ticks jsonb
@@ -73,7 +76,7 @@ begin
     if s.spec is distinct from stream_tick.spec then
         return json_build_object('current', false, 'now', clock_timestamp());
     end if;
-    -- Whoever comes second finds that the last slot is no longer the one it started from.
+    -- The second worker to tick finds that the last slot is no longer the one it started from.
     if s.last_slot = after and reached between after and clock_timestamp() then
         perform runtime.store((
             select coalesce(jsonb_agg(jsonb_build_object(
@@ -88,8 +91,8 @@ begin
 end
 $$;
 comment on function public.stream_tick(text, text, timestamptz, timestamptz, jsonb) is
-    'Writes the ticks [{slot, missed}] of a timer and moves its last slot from after to reached; for one of those who '
-    'ask alike, and for nobody ahead of time.';
+    'Writes the ticks [{slot, missed}] of a schedule and moves its last slot from after to reached: for only one of '
+    'the workers that ask for it, and never ahead of time.';
 
 create function public.stream_schedules() returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -104,4 +107,5 @@ begin
     left join runtime.subscriptions x on x.name = s.name);
 end
 $$;
-comment on function public.stream_schedules() is 'The timers: their slots as text, the last one, and how many workers serve them.';
+comment on function public.stream_schedules() is
+    'The schedules: their slots as text, the last one, and how many workers serve them.';

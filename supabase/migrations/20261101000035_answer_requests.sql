@@ -1,12 +1,12 @@
--- Requests: who asks names a key for the answers in the headers of its message, as reply_to. An answer is a message
--- under that key whose parent is the request, so that it is seen, traced, and kept when nobody waits any more. Only keys
--- below "answer." count: the answer bears the name of the agent that gives it, and whoever may ask must not have that
--- agent write under a key of its own choice.
+-- Request-reply: the headers of a request name the key for its answers, as reply_to. An answer is a message under that
+-- key whose parent is the request, so that it can be traced, and stays when the asker no longer waits. Only keys below
+-- "answer." count: the answer bears the name of the answering agent, and an asker must not make that agent write under
+-- a key of the asker's choice.
 
 create function runtime.announce_answer(under text, parent bigint) returns void
 language plpgsql set search_path = '' as $$
 declare
-    -- Whom this transaction has told: the keys between line feeds.
+    -- The askers this transaction has told: their keys between line feeds.
     said text := coalesce(nullif(current_setting('runtime.answered', true), ''), E'\n');
     ways text[];
 begin
@@ -16,7 +16,7 @@ begin
     if length(said) < 4000 then
         perform set_config('runtime.answered', said || under || E'\n', true);
     end if;
-    -- As the asker can be reached, which it said with its request.
+    -- The push paths that reach the asker, from the headers of its request.
     select array(select jsonb_array_elements_text(m.headers -> 'reachable_by')) into ways
     from public.consciousness_stream m
     where m.id = parent and jsonb_typeof(m.headers -> 'reachable_by') = 'array';
@@ -24,7 +24,7 @@ begin
 end
 $$;
 comment on function runtime.announce_answer(text, bigint) is
-    'Tells whoever asked that there is an answer: at most once per transaction and asker.';
+    'Tells an asker that there is an answer: at most once per transaction and asker.';
 
 create function runtime.answer_dead(ids bigint[], subscriptions integer[], reasons text[], errors text[]) returns void
 language plpgsql set search_path = '' as $$
@@ -34,7 +34,7 @@ begin
     select jsonb_agg(jsonb_build_object(
         'key', m.headers ->> 'reply_to', 'agent', s.agent, 'parent_id', m.id,
         'correlation_id', coalesce(left(m.correlation_id, 255), m.id::text),
-        -- A redrive may yet bring the answer itself, which has a dedup_key of its own.
+        -- A redrive may still bring the real answer, which has a dedup_key of its own.
         'dedup_key', format('failed %s %s', m.id, s.id),
         'headers', jsonb_build_object('answers', m.id, 'handler', s.name, 'failed', v.reason),
         'value', jsonb_build_object('error', coalesce(v.error, v.reason), 'reason', v.reason)
@@ -45,7 +45,7 @@ begin
     join runtime.subscriptions s on s.id = v.subscription
     where starts_with(m.headers ->> 'reply_to', 'answer.')
       and jsonb_typeof(m.headers -> 'reply_to') = 'string' and runtime.is_key(m.headers ->> 'reply_to')
-      -- A replay that dies takes nothing back.
+      -- A replay that dies does not revoke an answer already given.
       and not exists (select from runtime.dedup d where d.dedup_key = format('answer %s %s', m.id, s.id));
     if answers is not null then
         perform runtime.store(answers);
@@ -53,21 +53,22 @@ begin
 end
 $$;
 comment on function runtime.answer_dead(bigint[], integer[], text[], text[]) is
-    'Answers the requests among these dead letters, so that nobody waits for what will not come.';
+    'Answers the requests among these dead letters with the error, so that no asker waits for an answer that will not '
+    'come.';
 
 create function runtime.addressees(key text) returns integer[]
 language plpgsql stable set search_path = '' as $$
 begin
-    -- Who listens to the very key; only where nobody does, who listens to a pattern, as one who only keeps a log does.
+    -- The subscriptions to this very key. Only where there are none, those to a matching pattern, which may merely keep
+    -- a log.
     return (
-    select coalesce(
-        array_agg(p.subscription) filter (where p.pattern = addressees.key), array_agg(distinct p.subscription), '{}')
-    from unnest(runtime.candidates(addressees.key)) as c (pattern)
-    cross join lateral (select * from runtime.patterns l where l.pattern = c.pattern offset 0) p
-    );
+        select coalesce(
+            array_agg(p.subscription) filter (where p.pattern = addressees.key), array_agg(distinct p.subscription), '{}')
+        from unnest(runtime.candidates(addressees.key)) as c (pattern)
+        cross join lateral (select * from runtime.patterns l where l.pattern = c.pattern offset 0) p);
 end
 $$;
-comment on function runtime.addressees(text) is 'The subscriptions that a request under this key is for.';
+comment on function runtime.addressees(text) is 'The subscriptions that are to answer a request under this key.';
 
 create function public.stream_answers(requests bigint[]) returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -89,7 +90,7 @@ begin
                 from public.consciousness_stream x
                 left join runtime.subscriptions s on s.name = x.headers ->> 'handler'
                 where x.parent_id = m.id and x.key = m.headers ->> 'reply_to'
-                  -- One that no handler gave is for whoever asked, too.
+                  -- An answer that no handler gave counts, too.
                   and (s.id is null or s.id = any (a.subscriptions)))
         ) order by q.id), '[]')
         from (select distinct r as id from unnest(requests) as r) q
@@ -99,5 +100,5 @@ begin
 end
 $$;
 comment on function public.stream_answers(bigint[]) is
-    'What has come of requests [{request, reply_to, listeners, waiting, handled, answers}]: how many subscriptions each '
-    'is for, how many of their deliveries are not finished yet, and the answers. One that is not there is left out.';
+    'The state of requests [{request, reply_to, listeners, waiting, handled, answers}]: how many subscriptions are to '
+    'answer, how many of their deliveries are unfinished, and the answers. A request that does not exist is left out.';

@@ -1,4 +1,4 @@
--- Broadcasts: values that are not stored, for whoever listens just now.
+-- Broadcasts: values that are not stored, for processes that listen at that moment.
 
 create function public.stream_broadcast(payload text) returns json
 language plpgsql security definer set search_path = '' as $$

@@ -1,27 +1,27 @@
--- Webhooks out: subscriptions whose handler is a URL. Their secrets, and whether a target rests because it keeps failing.
+-- Outgoing webhooks: subscriptions whose handler is a URL, their secrets, and the state of their targets.
 
 create table runtime.webhooks (
     name text primary key,
     url text not null,
-    -- Declared by a command and run by whoever serves webhooks; else by the agent's own code.
+    -- Added by a command and posted by workers that serve webhooks; else declared and posted by the agent's own code.
     is_added boolean not null,
     emits text,
-    -- Requests at once: of one that was added, by all workers together; else in each.
+    -- Requests at once: of an added webhook by all workers together, else by each worker.
     concurrency integer check (concurrency >= 1),
     secret text,
-    -- Signs beside the new one until its time is over.
+    -- After a rotation, signs beside the new secret until old_until.
     old_secret text,
     old_until timestamptz,
     changed_at timestamptz not null default clock_timestamp(),
-    -- Failures in a row: each of the target's own, and each message that failed, once.
+    -- Failures in a row: every failure of the target itself, and each failing message once.
     failures integer not null default 0,
     failing bigint[] not null default '{}',
-    -- Rests in a row, each longer than the one before.
+    -- How many rests in a row; each is longer than the one before.
     rests integer not null default 0,
     rests_until timestamptz,
-    -- Back from a rest, until one request has succeeded.
+    -- Half-open: back from a rest, until one request has succeeded.
     probing boolean not null default false,
-    -- The subscription's paused_at, where it was the rest that paused it.
+    -- The subscription's paused_at, where the rest paused it.
     paused_at timestamptz,
     is_gone boolean not null default false,
     last_status integer,
@@ -30,20 +30,20 @@ create table runtime.webhooks (
     succeeded_at timestamptz
 ) with (fillfactor = 50);
 comment on table runtime.webhooks is
-    'The targets of webhooks by subscription, and how they are. It holds secrets: nobody reads it but the functions.';
+    'The targets of webhooks by subscription, and their state. It holds secrets: only functions read it.';
 
 create function runtime.new_secret() returns text
 language sql volatile set search_path = '' as $$
-    -- 244 random bits, from the source that PostgreSQL draws keys from.
+    -- 244 random bits, from the source of PostgreSQL's own keys.
     select 'whsec_' || encode(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()), 'base64')
 $$;
-comment on function runtime.new_secret() is 'A secret to sign with, as Standard Webhooks writes them.';
+comment on function runtime.new_secret() is 'A secret to sign with, in the form of Standard Webhooks.';
 
 create function runtime.shown_url(url text) returns text
 language sql immutable set search_path = '' as $$
     select regexp_replace(regexp_replace(url, '^(\w+://)[^/?#]*@', '\1'), '[?#].*$', '')
 $$;
-comment on function runtime.shown_url(text) is 'A URL without what may be secret in it: credentials and query.';
+comment on function runtime.shown_url(text) is 'A URL without the parts that may be secret: credentials and query.';
 
 create function runtime.webhook_of(name text) returns runtime.webhooks
 language plpgsql set search_path = '' as $$
@@ -59,7 +59,8 @@ begin
     return h;
 end
 $$;
-comment on function runtime.webhook_of(text) is 'The webhook of this name that was added by a command, locked.';
+comment on function runtime.webhook_of(text) is
+    'The webhook of this name that was added by a command, with its row locked.';
 
 create function public.stream_add_webhook(
     name text, url text, patterns text[], emits text default null, ordered boolean default false,
@@ -96,7 +97,7 @@ begin
         set url = excluded.url, is_added = true, emits = excluded.emits, concurrency = excluded.concurrency,
             secret = coalesce(nullif(btrim(stream_add_webhook.secret), ''), h.secret, excluded.secret), changed_at = clock_timestamp()
     returning * into made;
-    -- From now on everything is kept for it, also while nobody serves webhooks.
+    -- From now on its messages are kept for it, also while no worker serves webhooks.
     perform public.stream_subscribe(
         jsonb_build_object('id', me, 'name', 'add webhook'),
         jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
@@ -119,7 +120,7 @@ declare
 begin
     if not dry_run then
         delete from runtime.webhooks x where x.name = h.name;
-        -- Whoever serves it learns at its next look; until then it is handed nothing.
+        -- Workers that serve it learn of this at their next look; until then they get no deliveries of it.
         update runtime.workers w set subscriptions = array_remove(w.subscriptions, s.id), free = array_remove(w.free, s.id)
         where s.id = any (w.subscriptions);
         perform public.stream_remove(name);
@@ -147,7 +148,7 @@ begin
 end
 $$;
 comment on function public.stream_rotate_webhook(text, double precision) is
-    'Draws a new secret and returns it; the old one signs beside it for so many seconds more.';
+    'Draws a new secret and returns it; the old one signs beside it for so many seconds.';
 
 create function public.stream_serve_webhooks() returns json
 language plpgsql volatile security definer set search_path = '' as $$
@@ -164,7 +165,7 @@ begin
 end
 $$;
 comment on function public.stream_serve_webhooks() is
-    'The webhooks that commands have added, with their secrets, for whoever posts to them.';
+    'The webhooks that commands have added, with their secrets, for workers that post to them.';
 
 create function public.stream_webhooks() returns json
 language plpgsql stable security definer set search_path = '' as $$
@@ -195,5 +196,5 @@ begin
 end
 $$;
 comment on function public.stream_webhooks() is
-    'The webhooks and how their targets are: well, failing, resting, probing, gone or paused. Without secrets, '
+    'The webhooks and the state of their targets: well, failing, resting, probing, gone or paused. Without secrets, '
     'credentials and queries.';

@@ -1,5 +1,5 @@
--- A target that keeps failing rests: its subscription is paused, and tried again after a growing time. Messages wait
--- meanwhile, and no attempt is spent on them.
+-- Circuit breakers: a target that keeps failing rests. Its subscription is paused and probed again after a growing
+-- time; its messages wait meanwhile, and spend no attempts.
 
 create function runtime.begin_rest(target text, until timestamptz) returns void
 language plpgsql set search_path = '' as $$
@@ -11,12 +11,13 @@ begin
     was_running := found;
     update runtime.webhooks h
     set rests_until = until, probing = false, failures = 0, failing = '{}',
-        -- Somebody's own pause outlasts the rest.
+        -- An operator's own pause outlasts the rest.
         paused_at = case when was_running then now else h.paused_at end
     where h.name = target;
 end
 $$;
-comment on function runtime.begin_rest(text, timestamptz) is 'Pauses the subscription of a target until a time.';
+comment on function runtime.begin_rest(text, timestamptz) is
+    'Opens the circuit: pauses the subscription of a target until a time.';
 
 create function runtime.end_rest(target text) returns void
 language plpgsql set search_path = '' as $$
@@ -34,7 +35,8 @@ begin
     end if;
 end
 $$;
-comment on function runtime.end_rest(text) is 'Has deliveries of a target taken again, to see whether it is well.';
+comment on function runtime.end_rest(text) is
+    'Half-opens the circuit: resumes the subscription of a target, to probe it.';
 
 create function runtime.forget_rest(subscription text) returns void
 language sql set search_path = '' as $$
@@ -42,7 +44,8 @@ language sql set search_path = '' as $$
     set rests_until = null, paused_at = null, probing = false, is_gone = false, failures = 0, failing = '{}', rests = 0
     where h.name = subscription
 $$;
-comment on function runtime.forget_rest(text) is 'Whoever pauses or resumes by hand decides alone: a rest ends with that.';
+comment on function runtime.forget_rest(text) is
+    'Ends a rest without a probe: an operator who pauses or resumes by hand decides alone.';
 
 create function runtime.note_failure(h runtime.webhooks, note jsonb) returns void
 language plpgsql set search_path = '' as $$
@@ -65,7 +68,7 @@ begin
         perform runtime.begin_rest(h.name, greatest(
             h.rests_until, clock_timestamp() + make_interval(secs => least((note ->> 'seconds')::double precision, 3600))));
     elsif is_resting then
-        -- What was under way when it began says nothing new.
+        -- Requests that were under way when the rest began say nothing new.
         return;
     elsif h.probing or h.failures + counts::integer >= rules.webhook_failures then
         update runtime.webhooks x set rests = x.rests + 1 where x.name = h.name;
@@ -81,7 +84,7 @@ begin
 end
 $$;
 comment on function runtime.note_failure(runtime.webhooks, jsonb) is
-    'Counts a failure in a row, and lets the target rest where it was one too many or the target asked for it.';
+    'Counts a failure in a row, and lets the target rest where that was one too many or the target asked for it.';
 
 create function public.stream_note_webhooks(targets jsonb, notes jsonb default '[]') returns json
 language plpgsql security definer set search_path = '' as $$
@@ -132,7 +135,7 @@ begin
     end loop;
     return (
         select coalesce(json_object_agg(x.name, json_build_object(
-            -- PostgreSQL 15 does not subtract from infinity; a day is as good as that, and looked at again.
+            -- PostgreSQL 15 does not subtract from infinity; a day is as good, since it is looked at again.
             'rests_seconds', case
                 when x.rests_until = 'infinity' then 86400
                 when x.rests_until is not null
@@ -145,6 +148,6 @@ begin
 end
 $$;
 comment on function public.stream_note_webhooks(jsonb, jsonb) is
-    'Takes note of how requests to targets [{name, url, emits, concurrency}] went: [{name, kind, message, status, error, '
-    'seconds}], of the kinds done, target, message, asked and gone. Ends rests whose time is over, and says how '
-    'each target is.';
+    'Records how requests to targets [{name, url, emits, concurrency}] went: [{name, kind, message, status, error, '
+    'seconds}], of the kinds done, target, message, asked and gone. Ends rests that are over, and returns the state of '
+    'each target.';

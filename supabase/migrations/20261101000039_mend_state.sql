@@ -1,10 +1,10 @@
--- What a copy of the schema, a restored dump, a truncate or a clock that was set back has spoilt is mended: when a worker
--- subscribes, and with its heartbeats. What cannot be mended from here is said, with its cure.
+-- Mending: damage by a copy of the schema, a restored dump, a truncate or a clock that was set back is repaired when a
+-- worker subscribes, and with its heartbeats. Faults that cannot be repaired from here are reported with their cure.
 
 create function runtime.mend_sequences() returns void
 language plpgsql set search_path = '' as $$
 begin
-    -- Rows that were copied without their sequences have taken the next numbers.
+    -- Rows that were copied without their sequences have taken the next numbers already.
     perform setval('public.consciousness_stream_id_seq', m.highest)
     from (select max(x.id) as highest from public.consciousness_stream x) m, public.consciousness_stream_id_seq s
     where m.highest >= s.last_value + s.is_called::integer;
@@ -26,7 +26,7 @@ language plpgsql set search_path = '' as $$
 declare
     lock constant integer := hashtext('runtime.settle_fence');
 begin
-    -- Held for the moment, not for the transaction: a sequence knows no rollback, and whoever settles waits for it.
+    -- Unlocked at once, not at the end of the transaction: setval is not rolled back, and settling waits for this lock.
     if runtime.is_foreign((select f.last_value::text::xid8 from runtime.settle_fence f)) and pg_try_advisory_lock(lock) then
         perform setval('runtime.settle_fence', 0) from runtime.settle_fence f
         where runtime.is_foreign(f.last_value::text::xid8);
@@ -38,12 +38,13 @@ begin
 end
 $$;
 comment on function runtime.mend_fences() is
-    'Forgets the transaction ids of another cluster, which a restored dump brings along: here they are of transactions to come.';
+    'Forgets the transaction ids of another cluster, which a restored dump brings along: in this cluster they are '
+    'future ones.';
 
 create function runtime.mend_clock() returns void
 language plpgsql set search_path = '' as $$
 declare
-    -- A minute's worth mends itself in a minute.
+    -- A jump of up to a minute repairs itself within a minute.
     slack constant interval := interval '1 minute';
     jump interval;
 begin
@@ -55,8 +56,8 @@ begin
     if jump < slack then
         return;
     end if;
-    -- A lease outlives its worker's last heartbeat by as much as before. One that was taken by the new clock ends earlier
-    -- than the old heartbeat, and is left alone.
+    -- A lease outlives its worker's last heartbeat by as much as before. A lease taken by the new clock ends before the
+    -- old heartbeat, and stays as it is.
     update runtime.deliveries d set visible_at = d.visible_at - (l.seen_at - clock_timestamp())
     from (
         select x.message_id, x.subscription, w.seen_at
@@ -72,7 +73,8 @@ begin
         where w.seen_at > clock_timestamp() + slack and x.visible_at > w.seen_at
     ) l
     where d.message_id = l.message_id and d.subscription = l.subscription;
-    -- Retries as well; what a writer has put off until a time stays there. Bounded, for this is a part of somebody's exchange.
+    -- Retries as well, but not a message that its writer has delayed until a time. Bounded, since a worker's exchange
+    -- waits for this.
     update runtime.deliveries d set visible_at = d.visible_at - jump
     from runtime.subscriptions s
     cross join unnest(array[0, 1]) as standing
@@ -86,7 +88,7 @@ begin
     where d.message_id = r.message_id and d.subscription = r.subscription and r.attempts + r.crashes > 0;
     update runtime.webhooks h set rests_until = h.rests_until - jump
     where h.rests_until > clock_timestamp() + jump and h.rests_until < 'infinity';
-    -- Last, for it is what tells of the jump.
+    -- Last, since the heartbeats are the evidence of the jump.
     update runtime.workers w
     set seen_at = least(w.seen_at, clock_timestamp()), started_at = least(w.started_at, clock_timestamp())
     where w.id in (
@@ -95,29 +97,32 @@ begin
 end
 $$;
 comment on function runtime.mend_clock() is
-    'Moves what the database''s clock had stamped before it was set back to where it stands now: heartbeats, leases, retries.';
+    'Moves times stamped before the database''s clock was set back to where it stands now: heartbeats, leases, '
+    'retries.';
 
 create function runtime.mend() returns void
 language plpgsql set search_path = '' as $$
 begin
     perform runtime.mend_rows();
-    -- Locked first by all who may change the patterns, so that no two of them wait for each other in a circle.
+    -- Every transaction that may change patterns locks this row first, so that no two of them deadlock.
     perform from runtime.routing for update;
     perform runtime.mend_sequences();
     perform runtime.mend_fences();
     perform runtime.mend_clock();
-    -- Declared before the clock was set back: whoever starts now is later all the same.
+    -- Declarations made before the clock was set back must give way to a worker that starts now.
     update runtime.subscriptions s set declared_at = clock_timestamp() where s.declared_at > clock_timestamp();
     update runtime.schedules s set declared_at = clock_timestamp() where s.declared_at > clock_timestamp();
 end
 $$;
-comment on function runtime.mend() is 'Mends all that a worker which starts may find spoilt, and keeps others who change patterns away.';
+comment on function runtime.mend() is
+    'Repairs all that a starting worker may find damaged, and keeps other transactions from changing patterns '
+    'meanwhile.';
 
 create function runtime.same_patterns(one text[], other text[]) returns boolean
 language sql immutable set search_path = '' as $$
     select one = other or (one @> other and one <@ other)
 $$;
-comment on function runtime.same_patterns(text[], text[]) is 'Whether these are the same patterns, in whatever order.';
+comment on function runtime.same_patterns(text[], text[]) is 'Whether these are the same patterns, in any order.';
 
 create function runtime.rivals(of_worker uuid default null)
 returns table (worker uuid, subscription integer, warning text)
@@ -172,7 +177,8 @@ begin
 end
 $$;
 comment on function runtime.disorders(text[]) is
-    'What is missing of the set-up and cannot be mended from here, a sentence each, for a worker that is reached in these ways.';
+    'Faults of the set-up that cannot be repaired from here, a sentence each, for a worker that is reached by these '
+    'push paths.';
 
 create function runtime.fan_out_cure() returns text
 language sql immutable set search_path = '' as $$

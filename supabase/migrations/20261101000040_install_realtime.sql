@@ -1,4 +1,4 @@
--- What Realtime needs to push wake-ups. Idempotent, since Realtime's own tables may come after these migrations.
+-- What Realtime needs to push wake-ups. May be run again, since Realtime's own tables may come after these migrations.
 
 create function public.stream_install_realtime() returns json
 language plpgsql security definer set search_path = '' as $$
@@ -21,14 +21,15 @@ begin
                 execute format('alter publication supabase_realtime add table %I.%I', wanted.schema_name, wanted.table_name);
             end if;
         end loop;
-        -- Newer servers of Realtime look the tables up as this role, and runtime.beats lies in a private schema.
+        -- Newer Realtime servers look the tables up as this role, and runtime.beats is in a private schema.
         if exists (select from pg_catalog.pg_roles r where r.rolname = 'supabase_realtime_admin') then
             grant usage on schema runtime to supabase_realtime_admin;
         end if;
     end if;
     if messages is not null and exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role') then
-        -- Who may write policies on a table of Realtime's, no catalog tells: supautils lets postgres do it in a project,
-        -- where postgres neither owns the table nor is a member of its owner. So it is tried, and a refusal is told.
+        -- No catalog tells whether policies on Realtime's tables may be written: in a project supautils lets postgres
+        -- do it, though postgres neither owns the table nor is a member of its owner. So it is tried, and a refusal is
+        -- reported.
         begin
             if not (has_table_privilege('service_role', messages, 'select')
                     and has_table_privilege('service_role', messages, 'insert')) then
@@ -46,7 +47,7 @@ begin
                 create policy "runtime workers hear their wake-ups" on realtime.messages for select to service_role
                     using (realtime.topic() like 'runtime:%' and extension = 'broadcast');
             end if;
-            -- Broadcasts of workers are sent to these topics, and to no other.
+            -- Workers send broadcasts to these topics, and to no other.
             if not exists (
                 select from pg_catalog.pg_policy p where p.polrelid = messages and p.polname = 'runtime workers broadcast'
             ) then
@@ -64,6 +65,7 @@ begin
 end
 $$;
 comment on function public.stream_install_realtime() is
-    'Publishes the stream and lets workers hear their private topics, and says what the database refused; may be called again at any time.';
+    'Publishes the stream, lets workers hear their private topics, and returns what the database refused; may be '
+    'called again at any time.';
 
 select public.stream_install_realtime();

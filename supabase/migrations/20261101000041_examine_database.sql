@@ -26,7 +26,7 @@ begin
         'now', extract(epoch from clock_timestamp()),
         'server_version', current_setting('server_version_num')::integer,
         'migrations', applied,
-        -- Over the API, that of its role: no exchange can be made in a stricter one.
+        -- Over the API this is the default of its role; a stricter isolation allows no exchange.
         'isolation', current_setting('transaction_isolation'),
         'publication', (select p.pubinsert from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime'),
         'published', (
@@ -68,7 +68,7 @@ begin
             join pg_catalog.pg_proc p on p.oid = t.tgfoid
             where t.tgrelid = 'public.consciousness_stream'::regclass and p.proname = 'http_request' and t.tgenabled <> 'D'
         ),
-        -- Newer minor releases list the output plugins that may be loaded; Realtime reads rows through wal2json.
+        -- Newer minor releases list the output plugins that may be loaded; Realtime needs wal2json.
         'output_plugins', current_setting('output_plugin_libraries', true),
         'can_broadcast', runtime.realtime_is_there(),
         'messages_granted', messages is not null
@@ -81,7 +81,7 @@ begin
             where p.polrelid = messages and p.polcmd in ('r', '*')
               and (p.polroles = '{0}' or 'service_role'::regrole = any (p.polroles))
         ),
-        -- Realtime's own janitor names them so, by the day in UTC.
+        -- Realtime names its partitions by the day in UTC.
         'messages_partition', messages is not null and to_regclass(
             'realtime.' || to_char(timezone('utc', clock_timestamp()), '"messages_"YYYY_MM_DD')) is not null
     );
