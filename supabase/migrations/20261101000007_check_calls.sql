@@ -32,6 +32,22 @@ $$;
 comment on function runtime.refuse_agent(text) is
     'Raises 42501 for an agent under its own identity: only operators may call the function.';
 
+create function runtime.check_own(verb text, names text[]) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+    caller text := runtime.caller_agent();
+    name text;
+begin
+    foreach name in array coalesce(names, '{}') loop
+        if split_part(name, '.', 1) is distinct from caller and caller is not null then
+            raise exception using errcode = '42501', message = format('agent %L may not %s %L', caller, verb, name);
+        end if;
+    end loop;
+end
+$$;
+comment on function runtime.check_own(text, text[]) is
+    'Raises 42501 where an agent under its own identity names a handler of another agent.';
+
 create function runtime.check_between(
     name text, value double precision, lowest double precision, highest double precision
 ) returns void

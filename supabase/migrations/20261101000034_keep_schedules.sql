@@ -15,15 +15,9 @@ comment on column runtime.schedules.last_slot is 'Every slot up to this one was 
 create function public.stream_schedule(worker uuid, schedules jsonb) returns json
 language plpgsql security definer set search_path = '' as $$
 declare
-    caller text := runtime.caller_agent();
     started timestamptz := (select w.started_at from runtime.workers w where w.id = worker);
-    foreign_name text;
 begin
-    select d.name into foreign_name from jsonb_to_recordset(schedules) as d (name text)
-    where caller is not null and split_part(d.name, '.', 1) is distinct from caller;
-    if found then
-        raise exception using errcode = '42501', message = format('agent %L may not schedule %L', caller, foreign_name);
-    end if;
+    perform runtime.check_own('schedule', array_agg(d.name)) from jsonb_to_recordset(schedules) as d (name text);
     perform runtime.check_key(d.key) from jsonb_to_recordset(schedules) as d (key text, spec text) where d.spec is not null;
     -- A handler that no longer has a schedule. Like every declaration, it gives way only to that of a worker started
     -- later.
@@ -66,12 +60,9 @@ create function public.stream_tick(
 ) returns json
 language plpgsql security definer set search_path = '' as $$
 declare
-    caller text := runtime.caller_agent();
     s runtime.schedules;
 begin
-    if caller is not null and split_part(schedule, '.', 1) is distinct from caller then
-        raise exception using errcode = '42501', message = format('agent %L may not tick for %L', caller, schedule);
-    end if;
+    perform runtime.check_own('tick for', array[schedule]);
     select * into s from runtime.schedules x where x.name = schedule for update;
     if s.spec is distinct from stream_tick.spec then
         return json_build_object('current', false, 'now', clock_timestamp());

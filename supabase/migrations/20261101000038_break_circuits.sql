@@ -89,16 +89,10 @@ comment on function runtime.note_failure(runtime.webhooks, jsonb) is
 create function public.stream_note_webhooks(targets jsonb, notes jsonb default '[]') returns json
 language plpgsql security definer set search_path = '' as $$
 declare
-    caller text := runtime.caller_agent();
-    foreign_name text;
     h runtime.webhooks;
     note jsonb;
 begin
-    select t.name into foreign_name from jsonb_to_recordset(targets) as t (name text)
-    where caller is not null and split_part(t.name, '.', 1) is distinct from caller;
-    if found then
-        raise exception using errcode = '42501', message = format('agent %L may not post for %L', caller, foreign_name);
-    end if;
+    perform runtime.check_own('post for', array_agg(t.name)) from jsonb_to_recordset(targets) as t (name text);
     insert into runtime.webhooks (name, url, is_added, emits, concurrency)
     select t.name, t.url, false, t.emits, t.concurrency
     from jsonb_to_recordset(targets) as t (name text, url text, emits text, concurrency integer)

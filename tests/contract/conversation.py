@@ -161,7 +161,8 @@ def differences(old: Any, new: Any, place: str = "answer", *, loosely: bool = Fa
     if isinstance(old, list) and isinstance(new, list):
         # A row may gain columns at its end; rows that come or go are another answer.
         is_row = bool(old) and not isinstance(old[0], dict | list)
-        if len(new) < len(old) or (len(new) > len(old) and not is_row):
+        # Loosely there may be more or fewer of them: the minutes of an activity, for example.
+        if len(new) < len(old) if is_row else len(new) != len(old) and not loosely:
             return [f"{place} has {len(new)} parts and had {len(old)}"]
         pairs = enumerate(zip(old, new, strict=False))
         return [each for i, (o, n) in pairs for each in differences(o, n, f"{place}.{i}", loosely=loosely)]

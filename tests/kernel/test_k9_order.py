@@ -1,7 +1,6 @@
 """K9: do the messages of one key end in their order, across workers, retries and crashes, at the price of a look?"""
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -260,7 +259,7 @@ async def two_running(db: Any, ordered: Worker, other: Worker) -> tuple[Taken, T
         "where message_id = $1 returning lease", ids[1],
     )  # fmt: skip
     assert await parked(db) == ids[2:]
-    return first, replace(first, id=ids[1], lease=str(lease)), ids
+    return first, first._replace(id=ids[1], lease=str(lease)), ids
 
 
 async def drained(worker: Worker) -> list[int]:

@@ -271,7 +271,9 @@ async def test_s7_what_a_later_migration_makes_is_closed_at_its_end(db: Any) -> 
 
 
 async def test_k6_a_function_that_a_later_migration_replaces_gets_its_planner_settings_back(db: Any) -> None:
-    settings = "select array_agg(c order by c) from pg_proc, unnest(proconfig) c where proname = 'stream_pause'"
+    settings = (
+        "select array_agg(c order by c) from pg_proc, unnest(proconfig) c where proname = 'stream_pause'"
+    )
     before = await db.fetchval(settings)
     assert {"enable_seqscan=off", "jit=off", "plan_cache_mode=force_generic_plan"} < set(before)
     await db.execute(
