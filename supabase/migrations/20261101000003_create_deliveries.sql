@@ -33,7 +33,7 @@ comment on table runtime.deliveries is
 -- The + 0 makes this the only index in the order of taking. By the plain column the primary key would serve it too, by a
 -- walk through every subscription's deliveries, and statistics make the planner think that cheaper.
 create index deliveries_fresh on runtime.deliveries (subscription, priority, (message_id + 0)) where visible_at is null;
--- First by standing, so that a crowd of due deliveries hides neither an expired lease (2) nor a suspect (1).
+-- First by standing, so that a crowd of due deliveries hides neither an expired lease (2) nor a poison message (1).
 create index deliveries_due on runtime.deliveries (
     subscription, (case when lease is not null then 2 when crashes >= 2 then 1 else 0 end), visible_at
 ) where visible_at is not null;

@@ -121,8 +121,8 @@ $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Registers the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
     'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; a '
-    'declaration gives way only to that of a worker started later. Returns their numbers, and warnings: faults of the'
-    ' set-up, and declarations that have given way.';
+    'declaration gives way only to that of a worker started later. Returns their numbers, and warnings: faults of the '
+    'set-up, and declarations that have given way.';
 
 create function public.stream_leave(worker uuid) returns json
 language plpgsql security definer set search_path = '' as $$

@@ -110,7 +110,8 @@ begin
 end
 $$;
 comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
-    'Leases delayed and retrying deliveries that are due; with alone, suspects (deliveries that crashed two workers).';
+    'Leases delayed and retrying deliveries that are due; with alone, poison messages, which have crashed their worker '
+    'twice.';
 
 create function runtime.take_due_too(
     want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer
@@ -155,8 +156,8 @@ begin
     result.cursors := '{}';
     result.filled := '{}';
     result.look_again := false;
-    -- The longest due first: a suspect that fails again and again, or waits for the answer of another suspect, holds up
-    -- no other.
+    -- The longest due first: a poison message that fails again and again, or waits for the answer of another one, holds
+    -- up no other.
     for lane in
         select s.id, s.ordered
         from jsonb_each_text(want) as w
@@ -178,7 +179,7 @@ begin
         end if;
         if one.taken is not null then
             result.taken := one.taken;
-            -- The worker that runs a suspect takes nothing else meanwhile, so others are called.
+            -- The worker that runs a poison message takes nothing else meanwhile, so others are called.
             result.filled := array[lane.id];
             exit;
         end if;
@@ -187,7 +188,7 @@ begin
 end
 $$;
 comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer) is
-    'Leases one suspect, a delivery that has crashed its worker twice, and nothing else.';
+    'Leases one poison message, which has crashed its worker twice, and nothing else.';
 
 create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]
 language plpgsql stable set search_path = '' as $$
