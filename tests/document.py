@@ -1,4 +1,4 @@
-"""A page of the documentation as a program: which blocks does it hold, and what happens when a reader obeys them?
+"""Pages of the documentation as programs: their blocks, and a reader that does what they say.
 
 - `python` begins with `# some/path.py` and is that file, so that a reader can save and run it as it stands.
 - `js` that begins with `// some/path.mjs` is that file; other `js` is part of a page.

@@ -97,6 +97,25 @@ def test_a_guarantee_names_tests_and_faults_that_are_there() -> None:
             assert not left.strip(" ,;"), f"{number} names a fault that is not there: {left}"
 
 
+def test_the_design_names_files_classes_and_functions_that_are_there() -> None:
+    page = (DOCS / "design.md").read_text()
+    rooms = re.findall(r"^\| `((?:runtime|supabase)/[\w/]*)` \|.*\| (.*) \|$", page, re.MULTILINE)
+    named = [f"{room}{file}" for room, files in rooms for file in re.findall(r"`([\w/]+\.py)`", files)]
+    assert len(named) > 20
+    questions = page.partition("## Ten questions")[2].partition("\n## ")[0]
+    paths = re.findall(r"`([\w/]+\.py)`", questions)
+    named += [path if path.startswith("tests/") else f"runtime/{path}" for path in paths]
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+    python = "\n".join(file.read_text() for file in (ROOT / "runtime").rglob("*.py"))
+    for name, method in re.findall(r"`([A-Z]\w+)(?:\.(\w+))?`", questions):
+        assert f"class {name}" in python, name
+        assert f"def {method}" in python, method
+    sql = "\n".join(file.read_text() for file in (ROOT / "supabase" / "migrations").glob("*.sql"))
+    for function in re.findall(r"`(?:runtime\.)?((?<=runtime\.)\w+|stream_\w+)`", questions):
+        assert re.search(rf"function (?:runtime|public)\.{function}\b", sql), function
+
+
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     built = subprocess.run(
         # Without --quiet, under which MkDocs does not count its warnings.

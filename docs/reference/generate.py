@@ -25,14 +25,20 @@ _COLUMN = re.compile(r"comment on column public\.consciousness_stream\.(\w+) is\
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the generated texts in the place of their marks, and let narrow screens break names of variables."""
+    """Put the generated texts in the place of their marks, and let narrow screens break long names in tables."""
     filled = _MARK.sub(lambda mark: "\n".join(GENERATORS[mark[1]]()), markdown)
-    return re.sub(r"^\| `[A-Z]+_.*$", lambda row: _breakable(row[0]), filled, flags=re.MULTILINE)
+    return re.sub(r"^\| `(?:[A-Z]+_|\w+/).*$", lambda row: _breakable(row[0]), filled, flags=re.MULTILINE)
 
 
 def _breakable(text: str) -> str:
-    """The names of variables as code that a narrow screen may break at an underscore."""
-    return re.sub(r"`([A-Z]+_[A-Z_]+)`", lambda name: f"<code>{name[1].replace('_', '_<wbr>')}</code>", text)
+    """Variables and paths as code that a narrow screen may break behind an underscore or a slash."""
+    return re.sub(
+        r"`([A-Z]+_[A-Z_]+|\w+/[\w/.]*)`", lambda name: f"<code>{_with_breaks(name[1])}</code>", text
+    )
+
+
+def _with_breaks(name: str) -> str:
+    return re.sub(r"([_/])(?=.)", r"\1<wbr>", name)
 
 
 def commands() -> Iterator[str]:
