@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """Let agents import each other as in `runtime run`, where their folder is in the path: `-o pythonpath=agents`."""
     if folders := config.getini("pythonpath"):
-        from runtime.agent.modules import Neighbours
+        from runtime.agent.modules import AliasFinder
 
-        sys.meta_path.insert(0, Neighbours([Path(folder).resolve() for folder in folders]))
+        sys.meta_path.insert(0, AliasFinder([Path(folder).resolve() for folder in folders]))
 
 
 @pytest.fixture(scope="session")

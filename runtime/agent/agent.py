@@ -22,12 +22,12 @@ from runtime.agent.validation import (
     Lifespan,
     Middleware,
     Start,
+    check_declared_key,
     check_lifespan,
     check_middleware,
     check_missed,
     check_patterns,
     check_segment,
-    check_tick_key,
     check_timeout,
 )
 from runtime.errors import DeclarationError
@@ -269,7 +269,7 @@ class Agent:
         def register(function: Function) -> Function:
             name = options.get("name") or getattr(function, "__name__", "")
             ticks = key or f"timer.{self.name}.{check_segment(name, 'A timer’s name (give one with name=…)')}"
-            timer = Timer(check_tick_key(ticks), schedule, missed)
+            timer = Timer(check_declared_key(ticks), schedule, missed)
             fields = {"patterns": (ticks,), **handler_fields(options), "timer": timer}
             return self._registering(options.get("name"), fields, local_names)(function)
 

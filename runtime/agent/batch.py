@@ -1,4 +1,4 @@
-"""What does a handler of many messages at once get, and how does it say what became of each?"""
+"""The context of a handler of batches, which tells the outcome of each message by itself."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidValue
 from runtime.message import Draft, Message
 
-# A call of many messages may emit as much as so many calls of one.
+# A batch may emit as much as this many calls of one message.
 _CALLS = 4
 
 
@@ -17,8 +17,8 @@ class Batching:
     """How many messages one call of a handler gets.
 
     Attributes:
-        size: at most so many.
-        within: seconds after the first has come, when those that are there are handed over all the same.
+        size: the most messages in one call.
+        within: seconds after the first message until an incomplete batch is handed over.
     """
 
     size: int
@@ -30,10 +30,10 @@ class BatchContext(Context):
     """What a handler of batches may know and do beside its messages; one per call.
 
     Attributes:
-        message: the first of the messages.
-        messages: those the handler was given.
-        failed: what went wrong with single ones, by their ids.
-        answers: what single ones are answered, where they are requests, by their ids.
+        message: the first message.
+        messages: the whole batch.
+        failed: the errors of single messages, by id.
+        answers: the answers to single requests, by id.
     """
 
     messages: tuple[Message[Any], ...] = ()
@@ -42,15 +42,15 @@ class BatchContext(Context):
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What the log records of this call carry: as for one message, of the first, and message_ids of all."""
-        # By its name: a dataclass with slots is another class than the one that is written here.
+        """The fields of this call's log records: those of the first message, and message_ids of all."""
+        # `super()` alone fails: `dataclass(slots=True)` makes another class than the one written here.
         return super(BatchContext, self).labels | {"message_ids": [each.id for each in self.messages]}
 
     def fail(self, message: Message[Any], error: Exception) -> None:
-        """Have one message fail as if a handler of it alone had raised the error; the others are none the worse.
+        """Have one message fail as if a handler of it alone had raised the error; the others are not affected.
 
-        What was emitted because of it is not written. Where the handler itself raises, all fail, and those that
-        have failed already keep their own errors.
+        Emits with this message as their cause are not written. If the handler itself raises, all messages fail; those
+        that have failed already keep their own errors.
 
         Args:
             message: one of the batch.
@@ -64,7 +64,7 @@ class BatchContext(Context):
         self.failed[self._cause(message).id] = error
 
     def answer(self, message: Message[Any], value: object) -> None:
-        """Say what one message, if it is a request, is answered when it is done; without a word that is None.
+        """Set the answer to one message of the batch, if that is a request; the default is None.
 
         Args:
             message: one of the batch.
@@ -76,10 +76,9 @@ class BatchContext(Context):
         self.answers[self._cause(message).id] = decode(encode(value))
 
     def _check_room(self, draft: Draft, size: int) -> None:
-        # Each message's are written with it; all of the call's must not take too long either.
-        own = sum(len(each.json) for each in self.emitted if each.parent_id == draft.parent_id) + len(
-            draft.json
-        )
+        # The emits of one message are written with it; the emits of the whole call are bounded too.
+        siblings = [each for each in self.emitted if each.parent_id == draft.parent_id]
+        own = sum(len(each.json) for each in (*siblings, draft))
         if own > MAX_EMITTED_BYTES or size > _CALLS * MAX_EMITTED_BYTES or len(self.emitted) >= MAX_EMITS:
             super(BatchContext, self)._check_room(draft, own if own > MAX_EMITTED_BYTES else size)
 

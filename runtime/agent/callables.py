@@ -1,10 +1,10 @@
-"""Functions as they stand in a file, behind the decorators, partials and objects around them."""
+"""Functions behind the decorators, partials and callable objects that wrap them."""
 
 import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from inspect import getattr_static
 from types import FunctionType
 from typing import Any
@@ -17,7 +17,7 @@ _LONGEST_CHAIN = 100
 
 
 def chain(function: object) -> Iterator[object]:
-    """Yield a callable and what stands within it, the outermost first."""
+    """Yield a callable and the callables it wraps, the outermost first."""
     for _ in range(_LONGEST_CHAIN):
         yield function
         if (inner := getattr(function, "__wrapped__", None)) is not None:
@@ -35,24 +35,24 @@ def chain(function: object) -> Iterator[object]:
 
 
 def innermost(function: object) -> FunctionType | None:
-    """Return the function with code of its own that a callable leads to in the end; None for one written in C."""
+    """Return the Python function that a callable wraps in the end; None for a function written in C."""
     *_, last = chain(function)
     return last if isinstance(last, FunctionType) else None
 
 
 def place_of(function: object) -> str:
-    """Where a function stands, so that an editor finds it."""
+    """Return the file, line and name of a function, so that an editor finds it."""
     code = getattr(innermost(function), "__code__", None) or getattr(function, "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}, {name_of(function)}" if code else name_of(function)
 
 
 def name_of(function: object) -> str:
-    """What a callable is called."""
+    """Return the name of a callable, or its repr."""
     return getattr(function, "__name__", None) or repr(function)
 
 
 def declared_at() -> str:
-    """Where a declaration stands that is being made: the innermost frame outside this package."""
+    """Return the file and line of the declaration being made: the innermost frame outside this package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "runtime":
         frame = frame.f_back
@@ -60,10 +60,10 @@ def declared_at() -> str:
 
 
 def refuse_methods(function: Callable[..., object], what: str) -> None:
-    """Refuse a method: nobody has an object to call it on.
+    """Refuse a function in the body of a class whose first parameter is the object: there is no object.
 
     Raises:
-        DeclarationError: the function stands in the body of a class and its first parameter is the object's.
+        DeclarationError: the function is such a method.
     """
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
     if not outer or outer.endswith("<locals>"):
@@ -77,37 +77,37 @@ def refuse_methods(function: Callable[..., object], what: str) -> None:
 
 
 def globals_of(function: object) -> Mapping[str, Any]:
-    """The names that the annotations of a function may mean."""
+    """Return the global names that the annotations of a function can use."""
     found: Mapping[str, Any] = getattr(innermost(function), "__globals__", {})
     return found
 
 
 def is_async(function: object) -> bool:
-    """Whether a callable is an async function, or stands around one."""
+    """Whether a callable is an async function, or wraps one."""
     return any(inspect.iscoroutinefunction(each) for each in chain(function))
 
 
 def async_form(function: Callable[..., object]) -> Callable[..., object]:
-    """Return a handler's function as one whose calls are awaited: itself, where it is async itself."""
-    return function if inspect.iscoroutinefunction(function) else _PlainAroundAsync(function)
+    """Return a handler's function as one whose calls are awaited: itself, if it is async itself."""
+    return function if inspect.iscoroutinefunction(function) else _SyncWrapper(function)
 
 
-class _PlainAroundAsync:
-    """A plain function around an async one: most pass its coroutine on, but some run it to its end themselves.
+class _SyncWrapper:
+    """A plain function around an async one: most return its coroutine, but some run it to its end themselves.
 
-    The first call is made in a thread, where neither kind can block the loop. What that call returns tells which kind
-    it is: a function that passed a coroutine on is called on the loop from then on.
+    The first call is made in a thread, where neither kind can block the loop. Its result tells the kind: a function
+    that returned a coroutine is called on the loop from then on.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._passes_on = False
+        self._returns_awaitable = False
 
     async def __call__(self, **arguments: Any) -> object:
-        """Call the function, and await what it passes on."""
+        """Call the function, and await the coroutine it may return."""
         call = functools.partial(self._function, **arguments)
-        result = await self._first_call(call) if not self._passes_on else call()
+        result = call() if self._returns_awaitable else await self._first_call(call)
         return await result if isinstance(result, Awaitable) else result
 
     async def _first_call(self, call: Callable[[], object]) -> object:
@@ -117,16 +117,12 @@ class _PlainAroundAsync:
         except RuntimeError as error:
             if str(error) != "no running event loop":
                 raise
-            # It makes a task, or asks for the loop, before it returns: that needs the loop's own thread.
+            # The wrapper makes a task, or asks for the loop, before it returns: that needs the loop's own thread.
             result = call()
         if isinstance(result, Awaitable):
-            self._passes_on = True
-            _take_over(context)
+            self._returns_awaitable = True
+            # What the wrapper set in its copy counts here too: the attempt has a context of its own.
+            for variable, value in context.items():
+                if variable.get(None) is not value:
+                    variable.set(value)
         return result
-
-
-def _take_over(context: Context) -> None:
-    """Set what was set in a copy of this context; an attempt has a context of its own."""
-    for variable, value in context.items():
-        if variable.get(None) is not value:
-            variable.set(value)

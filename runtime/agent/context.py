@@ -12,14 +12,14 @@ from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 
-# What one attempt emits is written in the one transaction that finishes it, while the worker does nothing else. A value
-# of the largest size fits, with what stands around it.
+# The emits of an attempt are written in the one transaction that finishes it, while the worker does nothing else. One
+# value of the largest size fits, with its other fields.
 MAX_EMITTED_BYTES = MAX_BYTES + 2**20
 MAX_EMITS = 50_000
 
 
 class AskOptions(TypedDict, total=False):
-    """How a request is written; each as `emit` takes it."""
+    """The options of a request; each as `emit` takes it."""
 
     expires_in: float | None
     priority: Priority
@@ -29,7 +29,7 @@ class AskOptions(TypedDict, total=False):
 
 
 class Requests(Protocol):
-    """What sends the requests of handlers and waits for their answers."""
+    """Sends the requests of handlers and waits for their answers."""
 
     async def ask(
         self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
@@ -45,7 +45,7 @@ class Requests(Protocol):
         seconds: float | None,
         options: AskOptions,
     ) -> list[Answer]:
-        """So many answers."""
+        """The answers of several handlers."""
 
     def ask_blocking(
         self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
@@ -61,9 +61,9 @@ class Context:
         message: the message as it was stored.
         handler: the subscription's name, `agent.handler`.
         worker: the name of the process that runs it.
-        emitted: what was emitted so far; written in the transaction that finishes the delivery, or never.
+        emitted: the emits so far; written in the transaction that finishes the delivery, or never.
         state: what the agent's lifespan yielded in this process; None without a lifespan.
-        asks: what sends its requests; None outside of a worker.
+        asks: sends its requests; None outside of a worker.
         asked: how often this attempt has asked each question.
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
     """
@@ -81,7 +81,7 @@ class Context:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
-        """Let pydantic's `validate_call` stand around a handler: a context is one, and has no other form."""
+        """Let pydantic's `validate_call` wrap a handler: only an instance is a context."""
         return is_instance_schema(cls)
 
     @property
@@ -96,12 +96,12 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """What the outside world may know this delivery by: the same in each attempt and replay, and no other's."""
+        """A key for the outside world: the same in each attempt and replay of this delivery, and no other's."""
         return f"{self.handler}_{self.message.idempotency_key}"
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What the log records of this attempt carry: agent, handler, key, message_id, attempt and worker."""
+        """The fields of this attempt's log records: agent, handler, key, message_id, attempt and worker."""
         return {
             "agent": self.agent, "handler": self.handler, "key": self.message.key,
             "message_id": self.message.id, "attempt": self.attempt, "worker": self.worker,
@@ -109,7 +109,7 @@ class Context:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger named after the handler; its records carry the labels, whoever has set up the log."""
+        """A logger named after the handler; its records carry the labels with any logging configuration."""
         return logging.LoggerAdapter(logging.getLogger(f"runtime.handlers.{self.handler}"), self.labels)
 
     def emit(
@@ -130,18 +130,18 @@ class Context:
         Args:
             key: the key to write it under.
             value: anything that has a JSON form; taken as it is now, later changes do not matter.
-            delay: seconds to wait before it is due.
-            expires_in: seconds after which nobody wants it any more.
+            delay: seconds until it is due.
+            expires_in: seconds after which it is not delivered any more.
             priority: the class it waits in.
             dedup_key: stored once within the dedup retention.
-            correlation_id: what it belongs to; by default the same as the handled message, or that message.
-            headers: whatever should travel beside the value.
-            cause: in a batch, the message this one is written because of; it is written when that one succeeds.
+            correlation_id: shared by related messages; by default that of the handled message, or its id.
+            headers: JSON data beside the value.
+            cause: in a batch, the message that causes this one; it is written when that message succeeds.
 
         Raises:
             InvalidKey: `key` is not a key.
-            InvalidValue: the value or an option cannot be stored, it is too much beside what this attempt has emitted
-                before, or `cause` is not what this handler was given.
+            InvalidValue: the value or an option cannot be stored, the attempt's emits together are too large, or
+                `cause` is not a message of this handler.
         """
         message = self._cause(cause)
         draft = Draft(
@@ -163,7 +163,7 @@ class Context:
         self.emitted.append(draft)
 
     def _check_room(self, draft: Draft, size: int) -> None:
-        """Refuse an emit that is too much beside those before it, all of which this many bytes take."""
+        """Refuse an emit that makes the attempt's emits too large; `size` is their total in bytes."""
         if len(self.emitted) >= MAX_EMITS:
             raise InvalidValue(
                 f"{self.handler} has emitted {MAX_EMITS:,} messages in one attempt, and no more are written at once. "
@@ -176,7 +176,7 @@ class Context:
         )
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:
-        """The message that what is emitted belongs to."""
+        """The message that causes an emit."""
         if message is not None and message.id != self.message.id:
             raise InvalidValue(f"{self.handler} handles message {self.message.id}, not message {message.id}.")
         return self.message
@@ -184,21 +184,21 @@ class Context:
     async def ask(
         self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
     ) -> Any:
-        """Send a request, at once, and return what the handler of its key returns.
+        """Send a request at once, and return what the handler of its key returns.
 
-        It is not undone when this attempt fails: another attempt that asks the same finds the same request, and its
-        answer, at once where it is there already. The lease is renewed meanwhile.
+        The request stays when this attempt fails: another attempt that asks the same finds it, with its answer if
+        there is one. The lease is renewed meanwhile.
 
         Args:
             key: the key to ask under.
-            value: what is asked.
-            timeout: seconds to wait; for ever where None.
+            value: the request's value.
+            timeout: seconds to wait; None for ever.
             options: as for `emit`: expires_in, priority, dedup_key, correlation_id, headers. A dedup_key of your own
                 decides which requests are the same.
 
         Raises:
-            AskTimeout: no answer came in time; it is kept in the stream when it comes.
-            AskFailed: whoever handled it failed for good.
+            AskTimeout: no answer came in time; a late one is kept in the stream.
+            AskFailed: the handler failed for good.
             NobodyAnswers: no handler listens to the key, or this one would wait for itself.
             StoreError: the request could not be stored.
         """
@@ -218,8 +218,8 @@ class Context:
         Args:
             key: as for `ask`.
             value: as for `ask`.
-            first: how many to wait for; as many as handlers got it, where None.
-            timeout: seconds after which those are returned that have come.
+            first: how many to wait for; None for all handlers that got the request.
+            timeout: seconds after which the answers so far are returned.
             options: as for `ask`.
         """
         return await self._asker().ask_all(self, key, value, first, timeout, options)
@@ -233,8 +233,8 @@ class Context:
     def _asker(self) -> Requests:
         if self.asks is None:
             raise RuntimeFault(
-                "This context belongs to no worker, so nobody can be asked: run the agent in a worker, as a test does "
-                "with `async with harness.running(agent)`."
+                "This context belongs to no worker, so it cannot ask: run the agent in a worker, as a test does with "
+                "`async with harness.running(agent)`."
             )
         return self.asks
 

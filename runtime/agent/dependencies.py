@@ -1,7 +1,7 @@
-"""Where do a handler's other arguments come from? From providers: functions that say by annotation what they give.
+"""Dependencies of handlers: arguments that providers give, by the type of their annotation.
 
-What each handler needs is worked out when it is declared. A provider is declared above those who need it, so that there
-are no cycles, and each opens once per attempt, after what it needs itself.
+They are resolved when the handler is declared. A provider is declared above the functions that need it, so there are no
+cycles; each one is opened once per attempt, after its own dependencies.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from runtime.encoding.annotations import without_alias
 from runtime.errors import DeclarationError
 from runtime.message import Message
 
-_YIELDING = (abc.Iterator, abc.Generator, abc.AsyncIterator, abc.AsyncGenerator, AbstractAsyncContextManager)
+_ITERATORS = (abc.Iterator, abc.Generator, abc.AsyncIterator, abc.AsyncGenerator, AbstractAsyncContextManager)
 _NOT_A_TYPE_OF_ITS_OWN = (
     "a message's value may be of that type. Give it one of its own: a class, a NewType, or "
     'Annotated[str, "the shop’s address"] under a name.'
@@ -26,15 +26,15 @@ _NOT_A_TYPE_OF_ITS_OWN = (
 
 
 def read_provider(function: object, *, names: Mapping[str, Any], known: Mapping[Any, Provider]) -> Provider:
-    """Work out what a function provides, and how its own parameters are filled.
+    """Return the provider that a function is.
 
     Args:
-        function: plain or async; one that yields once is gone on with after the attempt.
-        names: local names that its annotations, if they are text, may mean.
+        function: plain or async; if it yields once, the rest of it runs after the attempt.
+        names: local names that annotations written as text can use.
         known: the providers declared above it.
 
     Raises:
-        DeclarationError: it does not say what it provides, or a parameter cannot be filled.
+        DeclarationError: the return type is missing or taken, or a parameter cannot be filled.
     """
     if not inspect.isfunction(function) or inspect.unwrap(function) is not function:
         raise DeclarationError(
@@ -64,11 +64,11 @@ def read_provider(function: object, *, names: Mapping[str, Any], known: Mapping[
 
 
 def state_provider(lifespan: Callable[..., object], *, names: Mapping[str, Any]) -> Provider | None:
-    """What gives handlers the agent's state by its type, where the lifespan says one that nothing else has."""
+    """Return the provider of the agent's state, if the lifespan's annotation names a type that is its own."""
     try:
         provided = _provided(lifespan, names)
     except DeclarationError:
-        # Its annotation may be for type checkers alone.
+        # The annotation may be for type checkers alone.
         return None
     if provided is None or not _is_own_type(provided):
         return None
@@ -81,12 +81,12 @@ def _state(context: Context) -> Any:
 
 
 class Dependencies:
-    """Fills those parameters of one handler that providers give.
+    """The parameters of one handler that providers fill.
 
     Args:
-        parameters: which provider fills which.
-        is_async: whether the handler runs on the loop; a plain one runs in a thread, and plain providers with it,
-            but for those that an async provider needs.
+        parameters: each with its provider.
+        is_async: whether the handler runs on the loop; a plain handler runs in a thread, and so do plain providers,
+            except those that an async provider needs.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, Provider]], *, is_async: bool) -> None:
@@ -104,16 +104,16 @@ class Dependencies:
         arguments: Mapping[str, Any],
         context: Context,
     ) -> object:
-        """Return what the function returns; what was opened for it is closed by then, and knows how it ended.
+        """Return what the function returns; by then its providers are closed, and were told of its error.
 
         Args:
-            call: runs it where the handler runs.
+            call: runs a function where the handler runs.
             function: the handler's.
             arguments: those that no provider gives.
             context: of the attempt.
 
         Raises:
-            BaseException: whatever the function, or a provider before or after it, raises.
+            BaseException: of the function, or of a provider before or after it.
         """
         found: dict[Provider, Any] = {}
         return await _within(
@@ -130,7 +130,7 @@ class Dependencies:
         context: Context,
         found: dict[Provider, Any],
     ) -> object:
-        """Call the function with what plain providers open beside it."""
+        """Open the plain providers and call the function."""
 
         def finish() -> object:
             result = function(**arguments, **{name: found[each] for name, each in self._parameters})
@@ -142,20 +142,17 @@ class Dependencies:
 
 
 def _refuse_late(result: Awaitable[object], context: Context) -> None:
-    """Refuse what is awaited only after that has been closed which it was given."""
+    """Refuse an awaitable result: it would be awaited only after the plain providers are closed."""
     if inspect.iscoroutine(result):
         result.close()
     raise DeclarationError(
-        f"{context.handler} returned an awaitable, and plain providers have opened something for it that would be "
-        "closed by then: declare it with `async def`."
+        f"{context.handler} returned an awaitable, but what plain providers opened for it is closed before it is "
+        "awaited: declare it with `async def`."
     )
 
 
-class _Ended:
-    """What a provider that yields has opened, and closes when it is told how the attempt ended.
-
-    A provider takes down what it set up. It does not decide that nothing went wrong: the others are to know of it, too.
-    """
+class _Unsuppressed:
+    """A provider's context manager that cannot suppress the attempt's error: the other providers see it too."""
 
     def __init__(self, manager: Any) -> None:
         self._manager = manager
@@ -173,8 +170,8 @@ class _Ended:
         await self._manager.__aexit__(*error)
 
 
-# One `with` of Python's own around the other, since an ExitStack looks for the end of an exception's contexts: those of
-# a handler's may go round in a circle, and it would block the loop for ever.
+# Nested `with` statements: an ExitStack follows the chain of an exception's contexts to its end, and a chain that goes
+# round in a circle would block the loop for ever.
 
 
 async def _within(
@@ -183,15 +180,15 @@ async def _within(
     context: Context,
     then: Callable[[], Awaitable[object]],
 ) -> object:
-    """Open what these provide, one within the other, and go on in the innermost."""
+    """Open these providers, one within the other, and call `then` in the innermost."""
     if (provider := next(providers, None)) is None:
         return await then()
     made = provider.call(**_arguments(provider, context, found))
     if provider.has_end and provider.is_async:
-        async with _Ended(made) as found[provider]:
+        async with _Unsuppressed(made) as found[provider]:
             return await _within(providers, found, context, then)
     if provider.has_end:
-        with _Ended(made) as found[provider]:
+        with _Unsuppressed(made) as found[provider]:
             return await _within(providers, found, context, then)
     found[provider] = await made if provider.is_async else made
     return await _within(providers, found, context, then)
@@ -203,12 +200,12 @@ def _within_plain(
     context: Context,
     then: Callable[[], object],
 ) -> object:
-    """The same of plain providers, in a thread."""
+    """Do the same with plain providers, in a thread."""
     if (provider := next(providers, None)) is None:
         return then()
     made = provider.call(**_arguments(provider, context, found))
     if provider.has_end:
-        with _Ended(made) as found[provider]:
+        with _Unsuppressed(made) as found[provider]:
             return _within_plain(providers, found, context, then)
     found[provider] = made
     return _within_plain(providers, found, context, then)
@@ -223,7 +220,7 @@ def _arguments(provider: Provider, context: Context, found: Mapping[Provider, An
 
 
 def _in_order(providers: Iterable[Provider]) -> list[Provider]:
-    """These and all they need, each once and after what it needs."""
+    """Return these providers and their dependencies, each once and after its own dependencies."""
     order: list[Provider] = []
     for provider in providers:
         needed = _in_order(need for _, need in provider.signature.needs)
@@ -232,21 +229,25 @@ def _in_order(providers: Iterable[Provider]) -> list[Provider]:
 
 
 def _provided(function: Callable[..., Any], names: Mapping[str, Any]) -> Any:
-    """The type that a function's return annotation says it gives, or yields; None where it says nothing."""
+    """Return the type that a function returns or yields by its annotation; None if it has none."""
     bare = innermost(function)
     written = None if bare is None else bare.__annotations__.get("return")
     if bare is None or written is None:
         return None
     annotation = without_alias(resolve(bare, {"return": written}, names)["return"])
-    if get_origin(annotation) in _YIELDING or annotation in _YIELDING:
+    if get_origin(annotation) in _ITERATORS or annotation in _ITERATORS:
         return without_alias(next(iter(get_args(annotation)), Any))
     return Any if inspect.isgeneratorfunction(bare) or inspect.isasyncgenfunction(bare) else annotation
 
 
 def _is_own_type(annotation: Any) -> bool:
-    """Whether an annotation means this and nothing that a message's value may be."""
+    """Whether an annotation means this dependency and cannot be the type of a message's value."""
     if get_origin(annotation) is Annotated:
-        return _is_hashable(annotation)
+        try:
+            hash(annotation)
+        except TypeError:
+            return False
+        return True
     kind = get_origin(annotation) or annotation
     unclear = (Any, Union, types.UnionType, types.NoneType, Context, Message)
     return (
@@ -254,14 +255,6 @@ def _is_own_type(annotation: Any) -> bool:
         and not isinstance(kind, TypeVar)
         and getattr(kind, "__module__", "") != "builtins"
     )
-
-
-def _is_hashable(annotation: Any) -> bool:
-    try:
-        hash(annotation)
-    except TypeError:
-        return False
-    return True
 
 
 def _name(annotation: Any) -> str:

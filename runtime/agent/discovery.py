@@ -1,4 +1,4 @@
-"""Which agents does the command line mean by these files, folders and modules?"""
+"""The agents and sources in the files, folders and modules of a command line."""
 
 import hashlib
 import importlib
@@ -19,7 +19,7 @@ from runtime.errors import DiscoveryError
 from runtime.tracebacks import members_of, places_of, text_of, treat_as_own
 
 _log = logging.getLogger("runtime.agent.discovery")
-# The members of a group that are told of.
+# How many members of an exception group a message lists.
 _MEMBERS = 5
 _NO_AGENTS = re.compile(r"_.*|setup|conftest|noxfile|toxfile|fabfile|test_.*|.*_test")
 _NO_FOLDER_OF_AGENTS = re.compile(r"[._].*|tests?|node_modules|site-packages|build|dist")
@@ -28,21 +28,20 @@ _CURE = 'Declare one at the top level of a file: agent = Agent("name").'
 
 
 def discover(paths: Iterable[str | Path]) -> list[Agent]:
-    """Return the agents that the paths hold, in order, each once.
+    """Return the agents in the paths, in order, each once.
 
     Args:
-        paths: each a Python file, a folder (its `.py` files by name, but for those that begin with `_`, tests,
-            and what builds a project), a dotted module such as `shop.agents`, or one agent in a file or
-            module: `shop.agents:writer`.
+        paths: each a Python file, a folder (its `.py` files by name, without those that begin with `_`, tests and build
+            scripts), a dotted module such as `shop.agents`, or one agent in a file or module: `shop.agents:writer`.
 
     Raises:
-        DiscoveryError: a path means nothing, cannot be imported or holds no agent, or agents share a name.
+        DiscoveryError: a path does not exist, cannot be imported or holds no agent, or agents share a name.
     """
     found: dict[str, tuple[Agent, str]] = {}
     for path in paths:
         for agent, place in _agents_of(str(path)):
             known, known_place = found.setdefault(agent.name, (agent, place))
-            # A file that was imported under two names has declared one agent.
+            # A file imported under two names declares the same agent twice.
             if known is not agent and known.place != agent.place:
                 raise DiscoveryError(
                     f"Two agents are called {agent.name!r}: one in {known_place}, one in {place}. "
@@ -52,7 +51,7 @@ def discover(paths: Iterable[str | Path]) -> list[Agent]:
 
 
 def discover_with_sources(paths: Iterable[str | Path]) -> tuple[list[Agent], list[Source]]:
-    """Return the agents and the sources of webhooks that the paths hold, in order, each once.
+    """Return the agents and the sources of webhooks in the paths, in order, each once.
 
     Args:
         paths: as for `discover`; a file may hold sources alone.
@@ -75,14 +74,14 @@ def discover_with_sources(paths: Iterable[str | Path]) -> tuple[list[Agent], lis
 
 
 def _modules_of(path: str) -> list[ModuleType]:
-    """The modules one path means; one agent in a file or module stands for itself alone."""
+    """Return the modules of one path; none for a single agent in a file or module."""
     if path and Path(path).is_dir():
         return [_load_file(file) for file in _files_of(Path(path).resolve())]
     return [] if ":" in path and not Path(path).exists() else [_module(path)]
 
 
 def _agents_of(path: str) -> list[tuple[Agent, str]]:
-    """The agents one path means, each with the place it was found."""
+    """Return the agents of one path, each with the file it was found in."""
     if path and Path(path).is_dir():
         return _agents_of_folder(Path(path).resolve())
     module_path, colon, name = path.rpartition(":")
@@ -101,14 +100,14 @@ def _agents_of(path: str) -> list[tuple[Agent, str]]:
 
 
 def _agents_of_folder(folder: Path) -> list[tuple[Agent, str]]:
-    """The agents in a folder's files, which may also hold none."""
+    """Return the agents of a folder, whose single files may hold none."""
     files = _files_of(folder)
     agents = [found for file in files for found in _agents_in(_load_file(file))]
     left_out = ", ".join(str(each.relative_to(folder)) for each in _left_out(folder))
-    hint = f"Folders within it are looked at only when they are named, too: {left_out}."
+    hint = f"Folders within it are searched only if they are named, too: {left_out}."
     if not agents:
         cure = hint if left_out else _CURE
-        raise DiscoveryError(f"{folder} holds no agent; Python files looked at: {len(files)}. {cure}")
+        raise DiscoveryError(f"{folder} holds no agent; Python files searched: {len(files)}. {cure}")
     if left_out and folder not in _hinted:
         _hinted.add(folder)
         _log.warning("%s: %s", folder, hint)
@@ -116,12 +115,12 @@ def _agents_of_folder(folder: Path) -> list[tuple[Agent, str]]:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The Python files that may declare something; tests and what builds a project do not."""
+    """Return the Python files that may declare agents, without tests and build scripts."""
     return sorted(file for file in folder.glob("*.py") if not _NO_AGENTS.fullmatch(file.stem))
 
 
 def _left_out(folder: Path) -> list[Path]:
-    """The folders within a folder whose files seem to declare agents."""
+    """Return the folders within a folder whose files seem to declare agents."""
     found: list[Path] = []
     for place, inner, names in os.walk(folder):
         inner[:] = sorted(each for each in inner if not _NO_FOLDER_OF_AGENTS.fullmatch(each))
@@ -145,12 +144,12 @@ def _seems_to_declare(file: Path) -> bool:
 
 
 def _agents_in(module: ModuleType) -> list[tuple[Agent, str]]:
-    """The agents among a module's names, those it imported too: the caller keeps each once."""
+    """Return the agents among a module's names, imported ones too: the caller keeps each once."""
     return [(agent, _origin(module)) for agent in vars(module).values() if isinstance(agent, Agent)]
 
 
 def _module(path: str) -> ModuleType:
-    """The module a file's path or a dotted name means."""
+    """Return the module of a file's path or of a dotted name."""
     file = Path(path)
     if file.is_file():
         if file.suffix != ".py":
@@ -158,7 +157,7 @@ def _module(path: str) -> ModuleType:
         return _load_file(file.resolve())
     if file.suffix == ".py" or not all(part.isidentifier() for part in path.split(".")):
         raise DiscoveryError(f"{path!r} does not exist: it is no file, no folder and no dotted module name.")
-    # An installed command does not look into the working directory by itself, as `python -m` does.
+    # The path of an installed command lacks the working directory, which `python -m` adds.
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))
     make_importable(Path.cwd() / "agents.py")
@@ -166,23 +165,23 @@ def _module(path: str) -> ModuleType:
 
 
 def _load_file(file: Path) -> ModuleType:
-    """The module of one file, which is one module however it is reached."""
+    """Return the module of one file, loading it only once."""
     if "." in file.stem:
-        raise DiscoveryError(f"{file} cannot be imported: its name may have no dot but that of .py.")
+        raise DiscoveryError(f"{file} cannot be imported: its name may have no dot except that of .py.")
     if (known := loaded_from(file)) is not None:
         return known
     make_importable(file)
     name = real_name(file)
-    # A folder without an __init__.py may have the name of an installed package, which then is found instead of it.
+    # An installed package may have the name of the folder and hide it.
     if not leads_to(name, file):
         name = f"{_package_of(file.parent).__name__}.{file.stem}"
     return _import(name, str(file))
 
 
 def _package_of(folder: Path) -> ModuleType:
-    """A package of its own that stands for a folder, so that its files can import each other: `from .x import …`.
+    """Return a package made for a folder, so that its files can import each other: `from .x import …`.
 
-    Its name is drawn from the folder's whole path, so that it collides with no other.
+    Its name is a hash of the folder's path, so that it collides with no other.
     """
     name = f"runtime_found_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name in sys.modules:
@@ -208,8 +207,8 @@ def _package_of(folder: Path) -> ModuleType:
 
 
 def _import(name: str, path: str) -> ModuleType:
-    """Import a module by its name; `path` is what the user calls it."""
-    # Python remembers folder listings; a file written a moment ago would not be seen.
+    """Import a module by its name; `path` is the user's name of it."""
+    # Python caches folder listings, which may lack a file written a moment ago.
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
@@ -220,13 +219,13 @@ def _import(name: str, path: str) -> ModuleType:
 
 
 def _cause(error: BaseException) -> str:
-    """The error's kind and its own words; of a group, also those of its members."""
+    """Return an error's type and text, and those of a group's members."""
     members = [text_of(each) for each in members_of(error)[:_MEMBERS] if each is not error]
     return ": ".join([text_of(error), *(["; ".join(members)] if members else [])])
 
 
 def _where(error: BaseException, name: str) -> str:
-    """The line of the user's own code that an import failed at: of the file, or of what it imports."""
+    """Return the line of the user's own code at which an import failed, in the file or in its imports."""
     if type(error) in (SyntaxError, IndentationError, TabError):
         file, line = error.filename, error.lineno  # type: ignore[attr-defined]
         return f"{file}:{line}: " if file else ""
@@ -235,7 +234,7 @@ def _where(error: BaseException, name: str) -> str:
     except (ValueError, ImportError):
         spec = None
     if spec is not None:
-        # What is named is the user's own, also where it is installed.
+        # A module named on the command line is the user's own, even if it is installed.
         folders = spec.submodule_search_locations
         for place in [os.path.join(each, "") for each in folders] if folders else [spec.origin or ""]:
             treat_as_own(place)
@@ -244,7 +243,7 @@ def _where(error: BaseException, name: str) -> str:
 
 
 def _hint(error: BaseException, path: str) -> str:
-    """How a file imports its neighbour, where that was the trouble."""
+    """Return how to import the file beside it that an import missed, or nothing."""
     name = error.name if type(error) is ModuleNotFoundError else None
     if name and (Path(path).parent / f"{name}.py").is_file():
         return f". It is a file beside it: write `from .{name} import …`"
@@ -252,5 +251,4 @@ def _hint(error: BaseException, path: str) -> str:
 
 
 def _origin(module: ModuleType) -> str:
-    """Where a module stands."""
     return getattr(module, "__file__", None) or module.__name__

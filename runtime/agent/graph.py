@@ -1,11 +1,11 @@
-"""Who writes what, and who reads it? The agents' declarations as a graph; no database is asked."""
+"""The agents' declarations as a graph of writers, keys and readers; no database is asked."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from runtime.agent.agent import Agent
-from runtime.agent.schedule import shown
+from runtime.agent.schedule import readable
 from runtime.agent.source import Source
 from runtime.keys import is_exact, matches, overlap
 
@@ -22,7 +22,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What leads from one node to another.
+    """An arrow from one node to another.
 
     Attributes:
         handler: the handler that emits or listens, `agent.handler`; None where a pattern matches a key.
@@ -35,7 +35,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes and edges in the order of declaration, each once. The edges point from cause to effect."""
+    """Nodes and edges in the order of declaration, each once. Edges point from cause to effect."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
@@ -46,7 +46,7 @@ class Graph:
 
 
 @dataclass
-class _Drawn:
+class _GraphBuilder:
     nodes: dict[Node, None] = field(default_factory=dict)
     edges: dict[Edge, None] = field(default_factory=dict)
 
@@ -56,18 +56,18 @@ class _Drawn:
 
 
 def graph_of(agents: Iterable[Agent], sources: Iterable[Source] = ()) -> Graph:
-    """Return the graph of what these agents and sources of webhooks declare.
+    """Return the graph of these agents and sources of webhooks.
 
-    A key stands for itself. A pattern with wildcards is a node of its own, and every declared key that it matches
-    leads to it. A timer leads to the key of its ticks; a source, a writer like an agent, to every key and pattern its
-    messages can have. What a handler emits with `context.emit` is not declared and not in it.
+    A pattern with wildcards is a node of its own, and every declared key that it matches leads to it. A timer leads to
+    the key of its ticks; a source, a writer like an agent, to every key and pattern that its messages can have. Keys of
+    `context.emit` are not declared and not in the graph.
     """
-    drawn = _Drawn()
+    drawn = _GraphBuilder()
     handlers = [handler for agent in agents for handler in agent.handlers]
     for handler in handlers:
         agent = Node("agent", handler.agent)
         if handler.timer is not None:
-            timer = Node("timer", shown(handler.timer.schedule.spec))
+            timer = Node("timer", readable(handler.timer.schedule.spec))
             drawn.edge(timer, Node("key", handler.timer.key), handler.name)
         for pattern in handler.patterns:
             drawn.edge(Node("key" if is_exact(pattern) else "pattern", pattern), agent, handler.name)
@@ -80,13 +80,9 @@ def graph_of(agents: Iterable[Agent], sources: Iterable[Source] = ()) -> Graph:
                 drawn.edge(key, wild)
     for source in sources:
         writer = Node("agent", source.name)
-        heard = [
-            node
-            for node in drawn.nodes
-            if node.kind in ("key", "pattern") and overlap(source.pattern, node.name)
-        ]
-        nobody = Node("key" if is_exact(source.pattern) else "pattern", source.pattern)
-        for target in heard or [nobody]:
+        keys = [node for node in drawn.nodes if node.kind in ("key", "pattern")]
+        unread = Node("key" if is_exact(source.pattern) else "pattern", source.pattern)
+        for target in [node for node in keys if overlap(source.pattern, node.name)] or [unread]:
             drawn.edge(writer, target, f"{source.name}.webhook")
     return Graph(tuple(drawn.nodes), tuple(drawn.edges))
 

@@ -1,4 +1,4 @@
-"""What is a handler? The declaration of one subscription: a function, what it listens to, and its limits."""
+"""A handler: the declaration of one subscription, with its function, patterns and limits."""
 
 import inspect
 import logging
@@ -23,12 +23,12 @@ _log = logging.getLogger("runtime.agent")
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """What writes the messages of a handler that runs by the time.
+    """The schedule of a handler, whose ticks are messages.
 
     Attributes:
-        key: the key its ticks are written under.
-        schedule: when it ticks.
-        missed: which ticks are written for the slots nobody was there for: the last one, all, or none.
+        key: the key of the ticks.
+        schedule: when a tick is written.
+        missed: which ticks are written for slots at which no worker ran: the last one, all, or none.
     """
 
     key: str
@@ -42,24 +42,15 @@ class Handler:
 
     Attributes:
         name: the subscription's name, `agent.function`.
-        patterns: what it listens to; a message that several of them match comes once.
-        is_async: whether it runs on the main loop, as an async function does and one behind a decorator; a plain
+        patterns: the keys and patterns it listens to; a message that several of them match comes once.
+        is_async: whether it runs on the main loop, as an async function does, also behind a decorator; a plain
             function runs in a worker thread.
-        retry: what happens after a failure.
-        concurrency: how many may run at once in one worker, or None for the worker's own limit.
-        emits: the key under which what it returns is written, or None.
-        ordered: whether messages of one key are handled one after another, in the order they were written.
-        dead_blocks: whether a dead letter holds up its key until somebody redrives or discards it.
-        start: whether a new subscription gets what is written from now on, or all there is.
-        timeout: seconds one attempt may take, or None for no limit.
-        timer: what writes its messages, for a handler that runs by the time.
-        deliver: whether one worker gets a message, or each process that is there, at most once and with nothing kept.
-        batch: how many messages one call gets, for a handler of many at once.
-        rate: how many messages all workers together take in a time, or None.
-        concurrency_total: how many messages all workers together may have in hand, or None.
-        middlewares: what goes around each attempt, the outermost first; the agent's own list, which may still grow.
-        dependencies: what fills the parameters that providers give, where there are some.
-        target: where its messages are posted to, for a handler that is a URL.
+        timer: the schedule, for a handler of `every` or `cron`.
+        middlewares: around each attempt, the outermost first; the agent's own list, which may still grow.
+        dependencies: fills the parameters that providers give, where there are some.
+        target: where its messages are posted to, for a handler of `post`.
+
+    The other attributes are the options of `Agent.on`, checked; None stands for no limit.
     """
 
     name: str
@@ -83,7 +74,7 @@ class Handler:
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
     dependencies: Dependencies | None = field(default=None, repr=False, compare=False)
     target: Target | None = None
-    _said: set[str] = field(default_factory=set, repr=False, compare=False)
+    _warned: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def bind(self, message: Message[Any], context: Context) -> dict[str, Any]:
         """Return the arguments the function wants, by name.
@@ -98,7 +89,7 @@ class Handler:
 
         Raises:
             InvalidValue: what it returned cannot be stored.
-            NotAwaited: it returned something to be awaited.
+            NotAwaited: it returned an awaitable.
             DeclarationError: a handler of batches did not return one result for each message.
         """
         if result is None:
@@ -108,11 +99,11 @@ class Handler:
             self._emit_each(self.emits, result, context)
         elif self.emits is not None:
             context.emit(self.emits, result)
-        elif not self._said and context.message.reply_to is None:
-            self._said.add("result dropped")
+        elif not self._warned and context.message.reply_to is None:
+            self._warned.add("result dropped")
             _log.warning(
                 "%s returned a value, but it declares no key for it: the value is dropped. "
-                'Say emits="some.key" in its @agent.on(…), or return nothing.',
+                'Write emits="some.key" in its @agent.on(…), or return nothing.',
                 self.name,
             )
 
@@ -127,7 +118,7 @@ class Handler:
         )
 
     def _emit_each(self, key: str, results: object, context: BatchContext) -> None:
-        """Emit what a handler of batches returned, each because of the message at the same place."""
+        """Emit the results of a handler of batches, each with the message at the same place as its cause."""
         count = len(context.messages)
         if not isinstance(results, (list, tuple)) or len(results) != count:
             raise DeclarationError(
@@ -141,5 +132,5 @@ class Handler:
                 self._check_awaited(result)
                 context.emit(key, result, cause=message)
             except (InvalidValue, NotAwaited) as error:
-                # What came of its neighbours is none the worse for it.
+                # Only this message fails; the other results stand.
                 context.fail(message, error)

@@ -1,4 +1,4 @@
-"""Names of modules: a file is one module, under its real name, however it is reached."""
+"""Names of modules: a file is one module, under its real name, by whichever path it is imported."""
 
 import importlib
 import importlib.util
@@ -11,16 +11,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-# What stands at the root of a project.
-_ROOT_SIGNS: Final = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
+# Files that mark the root of a project.
+_ROOT_MARKERS: Final = ("pyproject.toml", "setup.py", "setup.cfg", ".git")
 _RELATIVE: Final = re.compile(r"^[ \t]*from[ \t]+(\.+)", re.MULTILINE)
 
 
 def loaded_from(file: Path) -> ModuleType | None:
-    """Return the module that has been made of a file, or is being made; None where there is none."""
+    """Return the module that is, or is being, loaded from a file; None if there is none."""
     for name, module in list(sys.modules.items()):
         known = getattr(module, "__file__", None)
-        # Few names end like the file's: only theirs are looked up.
+        # `resolve` asks the file system: only for paths with the same ending.
         is_like = isinstance(known, str) and known.endswith(file.name) and name != "__main__"
         if is_like and Path(str(known)).resolve() == file:
             return module
@@ -28,10 +28,10 @@ def loaded_from(file: Path) -> ModuleType | None:
 
 
 def root_of(file: Path) -> Path:
-    """Return the folder that a file's dotted name begins in.
+    """Return the folder in which a file's dotted name begins: the one that holds the outermost package.
 
-    It is the one that the outermost package stands in. A folder of agents is a package also without an `__init__.py`,
-    but for the root of a project; and so is what stands around it, where its files say `from ..models import …`.
+    A folder of agents is a package also without an `__init__.py`, except the root of a project. So are the folders
+    around it, as far as its files reach with `from ..models import …`.
     """
     folder = file.parent
     depth = _depth(folder) if _is_package(folder) or not _is_project(folder) else 0
@@ -46,7 +46,7 @@ def real_name(file: Path) -> str:
 
 
 def leads_to(name: str, file: Path) -> bool:
-    """Whether a module of this name would be made of this file: another may have the name, or its package's."""
+    """Whether importing this name would load this file: another module may have the name, or its package's."""
     importlib.invalidate_caches()
     top, *inner = name.split(".")
     if not inner and any(_RELATIVE.search(_text(each)) for each in file.parent.glob("*.py")):
@@ -56,7 +56,7 @@ def leads_to(name: str, file: Path) -> bool:
         spec = importlib.util.find_spec(top)
         if spec is not None and inner:
             places = {Path(each).resolve() for each in spec.submodule_search_locations or ()}
-            # Of two folders of one name without an `__init__.py` Python would make one package.
+            # Python makes one package of two folders of one name without an `__init__.py`.
             return places == {root_of(file) / top}
     except (ValueError, ImportError):
         return False
@@ -64,16 +64,16 @@ def leads_to(name: str, file: Path) -> bool:
 
 
 def make_importable(file: Path) -> None:
-    """Let a file import what its project imports: from the root of its packages, of its project, and `src` in that.
+    """Extend `sys.path` so that a file can import what its project can: from the project's root, `src` and packages.
 
-    Processes that are spawned get the same path, so that they find the modules by the same names.
+    Spawned processes inherit the path, so they find the modules by the same names.
     """
     root = root_of(file)
     project = next((each for each in file.parents if _is_project(each)), Path.cwd())
     for folder in (root, project, project / "src", Path.cwd()):
         if str(folder) in sys.path or not folder.is_dir():
             continue
-        # A package of one's own comes first, as for `python -m`; anything else stands behind what is installed.
+        # The file's own package comes first, as for `python -m`; other folders come after the installed packages.
         is_first = folder == root and _is_package(root / file.relative_to(root).parts[0])
         sys.path.insert(0 if is_first else len(sys.path), str(folder))
 
@@ -83,11 +83,11 @@ def _is_package(folder: Path) -> bool:
 
 
 def _is_project(folder: Path) -> bool:
-    return folder == Path.cwd() or any((folder / sign).exists() for sign in _ROOT_SIGNS)
+    return folder == Path.cwd() or any((folder / marker).exists() for marker in _ROOT_MARKERS)
 
 
 def _depth(folder: Path) -> int:
-    """How many packages the files of a folder need around them: one for `from .x import`, two for `from ..x`."""
+    """Return how many packages the files of a folder need around them: `from .x import` one, `from ..x` two."""
     dots = [len(found) for file in sorted(folder.glob("*.py")) for found in _RELATIVE.findall(_text(file))]
     return max([1, *dots])
 
@@ -99,11 +99,11 @@ def _text(file: Path) -> str:
         return ""
 
 
-class Neighbours(MetaPathFinder):
-    """Finds the files of some folders under their real names when they are imported by their own names alone.
+class AliasFinder(MetaPathFinder):
+    """Imports the files of some folders under their real names when only the last part of the name is given.
 
-    For Python `import writer` has no package, where the folder of the file itself is in the path: `from .shared import`
-    would fail in it, and the file would be a second module beside `agents.writer`.
+    With the folder itself in the path, Python imports `writer` without a package: `from .shared import` would fail in
+    it, and the file would be a second module beside `agents.writer`.
 
     Args:
         folders: in the path.
@@ -115,7 +115,7 @@ class Neighbours(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a module that is another's second name; None for any other."""
+        """Return the spec of a second name of a module; None for any other name."""
         if "." in fullname:
             return None
         spec = PathFinder.find_spec(fullname, self._folders)
@@ -133,10 +133,10 @@ class Neighbours(MetaPathFinder):
             make_importable(file)
             if not leads_to(real_name(file), file):
                 return None
-        return ModuleSpec(fullname, _SecondName(file), origin=spec.origin)
+        return ModuleSpec(fullname, _AliasLoader(file), origin=spec.origin)
 
 
-class _SecondName(Loader):
+class _AliasLoader(Loader):
     def __init__(self, file: Path) -> None:
         self._file = file
 

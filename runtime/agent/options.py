@@ -14,8 +14,8 @@ from runtime.agent.validation import (
     check_batch,
     check_concurrency,
     check_dead_blocks,
+    check_declared_key,
     check_deliver,
-    check_emits,
     check_retry,
     check_start,
     check_timeout,
@@ -67,12 +67,12 @@ def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DeclarationError: an option makes no sense; the message says what to do.
     """
-    ordered = options.get("ordered", False)
+    ordered, emits = options.get("ordered", False), options.get("emits")
     batch = check_batch(options.get("batch"), options.get("within"))
     return {
         "retry": check_retry(options.get("retry")),
         "concurrency": check_concurrency(options.get("concurrency")),
-        "emits": check_emits(options.get("emits")),
+        "emits": None if emits is None else check_declared_key(emits),
         "ordered": bool(ordered),
         "dead_blocks": check_dead_blocks(options.get("dead_blocks", False), ordered),
         "start": check_start(options.get("start", "latest")),

@@ -1,5 +1,6 @@
-"""What is a request, and what is an answer? Both are messages: who asks names a key in the headers, who handles it
-answers under that key. When enough has come, and what it comes to, is decided here, without a clock or a store.
+"""Request and reply: a request is a message whose headers name a key, and an answer is a message under that key.
+
+Whether enough answers have come, and which one counts, is decided here, without a clock or a store.
 """
 
 import hashlib
@@ -23,14 +24,14 @@ _FAILED = "failed"
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
-    """What has come of a request so far, as the database tells.
+    """The state of a request in the database.
 
     Attributes:
-        reply_to: the key its answers are written under.
-        listeners: how many subscriptions it is for.
-        waiting: how many of those have not finished with it.
-        is_handled: whether one of them has, and well.
-        answers: what was answered, one from each handler, in the order of writing.
+        reply_to: the key of its answers.
+        listeners: how many subscriptions got it.
+        waiting: how many of them have not finished.
+        is_handled: whether one of them has succeeded.
+        answers: one from each handler, in the order of writing.
     """
 
     request: int
@@ -52,16 +53,16 @@ class RequestState:
         )  # fmt: skip
 
     def settled(self, count: int | None) -> tuple[Answer, ...] | None:
-        """The first so many answers, all of them where None is asked for; None while more may come."""
+        """Return the first `count` answers, or all for None; None while more may come."""
         if count is not None and len(self.answers) >= count:
             return self.answers[:count]
         return self.answers if self.waiting == 0 else None
 
     def best(self) -> Answer | None:
-        """The first good answer; where there is none and none can come any more, the first bad one.
+        """Return the first good answer, or the first bad one when no good one can come any more; None to wait.
 
         Raises:
-            NobodyAnswers: none can come, and there is none at all.
+            NobodyAnswers: there is no answer, and none can come.
         """
         for answer in self.answers:
             if answer.error is None:
@@ -71,7 +72,7 @@ class RequestState:
         if self.answers:
             return self.answers[0]
         if self.is_handled:
-            # By a handler of a pattern, which returned nothing.
+            # Handled by a handler of a pattern, which returned nothing.
             return Answer(None, None, None, Message(self.request, self.reply_to, None))
         raise NobodyAnswers(
             f"Nobody will answer request {self.request} under {self.key}: {self._why_nobody()}",
@@ -82,8 +83,8 @@ class RequestState:
     def _why_nobody(self) -> str:
         if self.listeners:
             return (
-                "whoever got it has ended without an answer. It expired, was removed, or was handled by a worker of a "
-                f"release that knows no requests; `runtime trace {self.request}` tells."
+                "every handler that got it has ended without an answer. It expired, was removed, or was handled by a "
+                f"worker of a release without requests; `runtime trace {self.request}` shows which."
             )
         return (
             f'no handler listens to that key. Is it spelled like that in an @agent.on("{self.key}"), and has that '
@@ -92,7 +93,7 @@ class RequestState:
 
 
 def _answer(message: Message[Any], request: int, key: str) -> Answer:
-    """What a message answers to a request under this key."""
+    """Return the answer that a message is to a request under this key."""
     handler, reason = message.headers.get(_HANDLER), message.headers.get(_FAILED)
     handler = handler if isinstance(handler, str) else None
     if reason is None and LIVING and (found := find_unreadable("value", message.value)) is not None:
@@ -105,38 +106,38 @@ def _answer(message: Message[Any], request: int, key: str) -> Answer:
 
 
 def _one_of_each(answers: Iterable[Answer]) -> list[Answer]:
-    """One answer of each handler: after a redrive it may have given a good one beside its failure."""
+    """Keep one answer of each handler: after a redrive there may be a good one beside its failure."""
     answers = list(answers)
     good = {answer.handler for answer in answers if answer.error is None}
     return [answer for answer in answers if answer.error is None or answer.handler not in good]
 
 
 def reply_key(asker: UUID) -> str:
-    """The key of the answers to everything that one process asks."""
+    """Return the key of the answers to all requests of one process."""
     return f"{ANSWERS}{asker}"
 
 
 def asking_headers(
     asker: UUID, reachable_by: Sequence[str], given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The headers that make a message a request.
+    """Return the headers that make a message a request.
 
     Args:
-        asker: whose topic and channel hear of the answers.
-        reachable_by: how that one can be told: realtime, notify.
-        given: the headers of whoever asks.
+        asker: the process, whose topic and channel get the answers.
+        reachable_by: the paths on which it listens: realtime, notify.
+        given: the user's own headers.
     """
     return {**(given or {}), _REPLY_TO: reply_key(asker), _REACHABLE_BY: list(reachable_by)}
 
 
 def question_key(message: Message[Any], handler: str, key: str, value: object, ordinal: int) -> str:
-    """A dedup_key by which another attempt of a handler that asks the same finds the request of the one before.
+    """Return the dedup_key by which a later attempt of a handler finds the request of an earlier one.
 
     Args:
-        message: what is handled.
-        handler: who asks.
-        key: what is asked.
-        value: likewise.
+        message: the handled message.
+        handler: the handler that asks.
+        key: of the request.
+        value: of the request.
         ordinal: how often this attempt has asked exactly this before.
     """
     same = json.dumps(decode(encode(value)), sort_keys=True)
@@ -145,15 +146,15 @@ def question_key(message: Message[Any], handler: str, key: str, value: object, o
 
 
 def answer_draft(message: Message[Any], subscription: int, handler: Handler, result: object) -> Draft | None:
-    """The answer that what a handler returned makes, where its message is a request; stored once, however often.
+    """Return the answer with a handler's result, if its message is a request; a dedup_key stores it once.
 
-    One that listens to a pattern and returns nothing has not answered: it may do no more than keep a log.
+    A handler of a pattern that returns nothing does not answer: it may only keep a log.
     """
     reply_to = message.reply_to
     if reply_to is None or (result is None and message.key not in handler.patterns):
         return None
     if handler.deliver == "each":
-        # Every process has it, and none has to finish it.
+        # Every process gets the message, and none has to finish it.
         return None
     return Draft(
         reply_to,

@@ -1,4 +1,4 @@
-"""A delivery failed: should it be tried again, and when?"""
+"""Retries of failed deliveries: whether there is another attempt, and when."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ from runtime.backoff import backoff_seconds
 from runtime.errors import DeclarationError, InvalidPayload, InvalidValue, NotAwaited
 from runtime.tracebacks import members_of
 
-_ALL_RETRIES_ARE_VAIN: Final = (InvalidPayload, InvalidValue, NotAwaited)
-
+_NEVER_RETRIED: Final = (InvalidPayload, InvalidValue, NotAwaited)
 LONGEST_SECONDS: Final = 366 * 86_400
 MAX_ATTEMPTS: Final = 1_000_000_000
 
@@ -24,7 +23,7 @@ class Reject(Exception):
 
 
 class RetryLater(Exception):
-    """Raised by a handler: not now, but in `seconds`, at most a year. It counts as no attempt.
+    """Raised by a handler: try again in `seconds`, at most a year. This does not count as an attempt.
 
     Raises:
         ValueError: `seconds` is negative or not a number; its text says why the handler wanted to wait.
@@ -43,9 +42,9 @@ class Retry:
     """How often, how soon and after which errors a handler is tried again.
 
     Args:
-        attempts: attempts in all, the first included; 1 means never again.
-        first_seconds: the longest wait after the first failure; it doubles with each further one.
-        cap_seconds: no wait is longer than this.
+        attempts: attempts in all, the first included; 1 means no retry.
+        first_seconds: the longest delay after the first failure; it doubles with each further one.
+        cap_seconds: the longest delay of all.
         on: only errors of these types are retried.
         never_on: errors of these types are not retried, even if `on` names them or a parent of theirs.
 
@@ -63,13 +62,13 @@ class Retry:
         whole = isinstance(self.attempts, int) and not isinstance(self.attempts, bool)
         if not whole or not 1 <= self.attempts <= MAX_ATTEMPTS:
             raise DeclarationError(
-                f"Retry(attempts=…) must be a whole number from 1 to {MAX_ATTEMPTS:,}, not {shown(self.attempts)}."
+                f"Retry(attempts=…) must be a whole number from 1 to {MAX_ATTEMPTS:,}, not {short_repr(self.attempts)}."
             )
         for name in ("first_seconds", "cap_seconds"):
             seconds = getattr(self, name)
             if not is_number(seconds) or not 0 <= seconds <= LONGEST_SECONDS:
                 raise DeclarationError(
-                    f"Retry({name}=…) must be 0 or more seconds, a year at most, not {shown(seconds)}."
+                    f"Retry({name}=…) must be 0 or more seconds, a year at most, not {short_repr(seconds)}."
                 )
         for name in ("on", "never_on"):
             types = getattr(self, name)
@@ -79,8 +78,8 @@ class Retry:
     def decide(self, error: BaseException, attempt: int, random: Random) -> float | None:
         """Return the seconds to wait before the next attempt, or None for a dead letter.
 
-        Each error in a group counts as if it were raised alone: where one of them is final the delivery is dead,
-        else the longest wait that a `RetryLater` asks for holds, else the backoff.
+        Each error in a group counts as if it were raised alone: if one of them is final the delivery is dead, else the
+        longest delay that a `RetryLater` asks for applies, else the backoff.
 
         Args:
             error: what ended the attempt.
@@ -98,17 +97,17 @@ class Retry:
         return backoff_seconds(attempt, first=self.first_seconds, cap=self.cap_seconds, random=random)
 
     def _is_final(self, error: BaseException, group: BaseException) -> bool:
-        """Whether no attempt follows this error; a type that names the group it is in counts for it too."""
+        """Whether no attempt follows this error; `on` and `never_on` may name its group's type instead."""
         if later_seconds(error) is not None:
             return False
-        if is_a(error, (Reject, *_ALL_RETRIES_ARE_VAIN)):
+        if is_a(error, (Reject, *_NEVER_RETRIED)):
             return True
         is_named = is_a(error, self.never_on) or is_a(group, self.never_on)
         return is_named or not (is_a(error, self.on) or is_a(group, self.on))
 
 
 def is_a(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
-    """Whether an exception is of one of these types, whatever its class or theirs say when they are asked."""
+    """Whether an exception is of one of these types, even if a user's metaclass makes `issubclass` raise."""
     try:
         return issubclass(type(error), types)
     except BaseException:  # noqa: BLE001 - a metaclass of the user's may raise anything
@@ -116,13 +115,13 @@ def is_a(error: BaseException, types: tuple[type[BaseException], ...]) -> bool:
 
 
 def later_seconds(error: BaseException) -> float | None:
-    """Return how long a RetryLater puts its delivery off; None for any other error, and where it does not say."""
+    """Return the delay that a RetryLater asks for; None for any other error, or a broken RetryLater."""
     if not is_a(error, (RetryLater,)):
         return None
     try:
         seconds: Any = error.seconds  # type: ignore[attr-defined]
         return float(min(seconds, LONGEST_SECONDS)) if is_delay(seconds) else None
-    except BaseException:  # noqa: BLE001 - a class of the user's may stand between
+    except BaseException:  # noqa: BLE001 - a user's subclass may raise anything
         return None
 
 
@@ -136,11 +135,10 @@ def is_number(given: object) -> TypeGuard[int | float]:
     return isinstance(given, (int, float)) and not isinstance(given, bool)
 
 
-def shown(given: object) -> str:
-    """What was given, for a complaint: Python writes no number of more than 4,300 digits."""
+def short_repr(given: object) -> str:
+    """Return the repr of a refused value: Python writes no number of more than 4,300 digits."""
     return f"{given!r}" if not isinstance(given, int) or given.bit_length() < 1000 else "a far larger one"
 
 
 def _is_exception_type(candidate: object) -> bool:
-    """Whether this can be raised."""
     return isinstance(candidate, type) and issubclass(candidate, BaseException)

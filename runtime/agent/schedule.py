@@ -1,4 +1,4 @@
-"""When does a timer tick? The slots of an interval or of a cron expression: pure, the same in every worker."""
+"""The slots of timers, from an interval or a cron expression: pure, the same in every worker."""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from runtime.agent.retry import shown as written
+from runtime.agent.retry import short_repr
 from runtime.errors import DeclarationError
 
 Missed = Literal["one", "all", "none"]
@@ -20,23 +20,17 @@ _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 MISSED: tuple[Missed, ...] = get_args(Missed)
 _SPAN_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
-_WINDOWS = [
-    timedelta(hours=1),
-    timedelta(days=1),
-    timedelta(days=32),
-    timedelta(days=366),
-    timedelta(days=366 * 9),
-]
+_WINDOWS = [timedelta(hours=1), *(timedelta(days=days) for days in (1, 32, 366, 366 * 9))]
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The value of a message that a timer wrote.
+    """The value of a timer's message.
 
     Attributes:
-        slot: the moment it stands for, however late it was written.
+        slot: the scheduled time, however late the message was written.
         schedule: the timer's name, `agent.handler`.
-        missed: how many slots before it were passed over, as nobody was there; counted to a thousand.
+        missed: how many slots right before it got no tick because no worker ran; counted to a thousand.
     """
 
     slot: datetime
@@ -45,7 +39,7 @@ class Tick:
 
 
 class Schedule(ABC):
-    """The moments at which a timer ticks."""
+    """The times at which a timer ticks."""
 
     @property
     @abstractmethod
@@ -54,7 +48,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def next(self, after: datetime) -> datetime:
-        """Return the first slot later than this, in UTC."""
+        """Return the first slot later than `after`, in UTC."""
 
     @abstractmethod
     def last(self, after: datetime, until: datetime) -> datetime | None:
@@ -69,13 +63,13 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Every(Schedule):
-    """A tick each so many whole seconds, counted from 1970 in UTC: workers and restarts agree on the slots."""
+    """A tick every so many whole seconds, counted from 1970 in UTC: workers and restarts agree on the slots."""
 
     seconds: int
 
     @property
     def spec(self) -> str:
-        """As in `every 300`."""
+        """Such as `every 300`."""
         return f"every {self.seconds}"
 
     def next(self, after: datetime) -> datetime:
@@ -92,9 +86,8 @@ class Every(Schedule):
 class Cron(Schedule):
     """A cron expression in a time zone, as Debian's cron reads it.
 
-    In the night in which the clocks go forward, a time of day that is left out is made up for at once; in the one in
-    which they go back, a time of day that comes twice counts once. Expressions with a star for the minute or the hour
-    follow the time that passes.
+    When the clocks go forward, a skipped time of day runs right after the gap; when they go back, a time of day that
+    comes twice runs once. Expressions with a star for the minute or the hour follow the time that passes.
     """
 
     expression: str
@@ -102,19 +95,19 @@ class Cron(Schedule):
 
     @property
     def spec(self) -> str:
-        """As in `cron 0 7 * * mon-fri Europe/Paris`."""
+        """Such as `cron 0 7 * * mon-fri Europe/Paris`."""
         return f"cron {self.expression} {self.timezone}"
 
     def next(self, after: datetime) -> datetime:
-        """Return the next moment that the expression means."""
+        """Return the next time of the expression."""
         for slot in self._from(after):
             if slot > after:
                 return slot
-        raise ValueError(f"{self.expression!r} means no moment")
+        raise ValueError(f"{self.expression!r} never occurs")
 
     def last(self, after: datetime, until: datetime) -> datetime | None:
-        """Return the last moment that the expression means."""
-        # Forwards from ever farther back: backwards, a night without an hour would be read otherwise.
+        """Return the last time of the expression."""
+        # Forwards, from ever earlier starts: cronsim treats a change of the clocks differently when it goes backwards.
         for window in _WINDOWS:
             begin = max(after, until - window)
             found: datetime | None = None
@@ -129,13 +122,13 @@ class Cron(Schedule):
             yield moment.astimezone(UTC)
 
 
-def shown(spec: str) -> str:
-    """A schedule's text as people write it: `every 5m`, `0 7 * * mon-fri Europe/Paris`."""
+def readable(spec: str) -> str:
+    """Return a schedule's text as people write it: `every 5m`, `0 7 * * mon-fri Europe/Paris`."""
     kind, _, rest = spec.partition(" ")
     if kind == "cron":
         return rest
     if kind != "every" or not rest.isdecimal():
-        # Another release knows what that means.
+        # Written by another release.
         return spec
     seconds = int(rest)
     unit, size = next((unit, size) for unit, size in _UNITS.items() if seconds % size == 0)
@@ -152,7 +145,7 @@ def every(interval: str | float | timedelta) -> Every:
         DeclarationError: it is none of these, or shorter than a second.
     """
     wrong = DeclarationError(
-        f'@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not {written(interval)}.'
+        f'@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not {short_repr(interval)}.'
     )
     if isinstance(interval, bool) or not isinstance(interval, (str, int, float, timedelta)):
         raise wrong
@@ -180,7 +173,7 @@ def cron(expression: str, timezone: str) -> Cron:
         timezone: a name of the IANA database, such as Europe/Paris.
 
     Raises:
-        DeclarationError: there is no such zone, or the expression makes no sense or means no moment.
+        DeclarationError: there is no such zone, or the expression makes no sense or never occurs.
     """
     try:
         ZoneInfo(timezone)
@@ -200,18 +193,18 @@ def cron(expression: str, timezone: str) -> Cron:
     except CronSimError as error:
         raise DeclarationError(f"@agent.cron({expression!r}): {str(error).lower()}.") from None
     except (ValueError, RuntimeError):
-        raise DeclarationError(f"@agent.cron({expression!r}) means no moment at all.") from None
+        raise DeclarationError(f"@agent.cron({expression!r}) never occurs.") from None
     return found
 
 
 def upcoming(spec: str, last: datetime, now: datetime, count: int) -> list[datetime]:
-    """Return the next slots of the schedule a spec names; none where another release wrote it.
+    """Return the next slots of a schedule; none if another release wrote its spec.
 
     Args:
         spec: the schedule as text.
-        last: up to here it has ticked.
-        now: the time.
-        count: how many.
+        last: the last slot that has ticked.
+        now: the current time.
+        count: how many slots.
     """
     schedule = read_schedule(spec)
     far = datetime.max.replace(tzinfo=UTC)
@@ -219,7 +212,7 @@ def upcoming(spec: str, last: datetime, now: datetime, count: int) -> list[datet
 
 
 def read_schedule(spec: str) -> Schedule | None:
-    """Return the schedule a spec names, or None for one that another release wrote."""
+    """Return the schedule of a spec, or None for a spec of another release."""
     if found := re.fullmatch(r"every (\d+)", spec):
         return Every(int(found[1]))
     if found := re.fullmatch(r"cron ((?:\S+ ){5})(\S+)", spec):
@@ -231,15 +224,15 @@ def read_schedule(spec: str) -> Schedule | None:
 
 
 def is_span(text: str) -> bool:
-    """Whether this is a span of time."""
+    """Whether the text is a span of time, such as 15m."""
     return _SPAN.fullmatch(text.strip().lower()) is not None
 
 
 def seconds_of(text: str) -> float:
-    """Return the seconds that a span of time has.
+    """Return the seconds of a span of time, such as 15m.
 
     Raises:
-        ValueError: the text is none.
+        ValueError: the text is no span.
     """
     found = _SPAN.fullmatch(text.strip().lower())
     if found is None:

@@ -1,4 +1,4 @@
-"""Secrets: where those of webhooks are, what counts as one, and how long one must be where others can reach it."""
+"""The secrets of webhooks: their variables, their form and their least length."""
 
 import re
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from runtime.connection.environment import given
 from runtime.errors import DeclarationError, SettingsError
 
 MIN_EXPOSED_CHARACTERS = 16
-"""How long a secret must be where more than this machine can try it."""
+"""The least length of a secret that other machines can try to guess."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def check_exposed(secret: str, variable: str) -> str:
-    """Return a secret that is long enough to be tried by strangers.
+    """Return the secret, if it is long enough to be exposed to other machines.
 
     Args:
-        secret: what `given` returned.
+        secret: without blanks and quotes.
         variable: the environment variable it comes from, for the error.
 
     Raises:
@@ -24,17 +24,17 @@ def check_exposed(secret: str, variable: str) -> str:
     """
     if len(secret) < MIN_EXPOSED_CHARACTERS:
         raise SettingsError(
-            f"{variable} has {len(secret)} characters, and others than this machine can try to guess it: take at "
+            f"{variable} has {len(secret)} characters, and other machines can try to guess it: take at "
             f'least {MIN_EXPOSED_CHARACTERS}, as from `python -c "import secrets; print(secrets.token_urlsafe())"`.'
         )
     return secret
 
 
 def check_secret_name(name: object) -> str:
-    """The name of an environment variable.
+    """Return the name, if it is one of an environment variable.
 
     Raises:
-        DeclarationError: it is none, or is a secret itself; the message does not repeat it.
+        DeclarationError: it is not, or is a secret itself; the message does not repeat it.
     """
     if isinstance(name, str) and name.startswith("whsec_"):
         raise DeclarationError(
@@ -47,7 +47,7 @@ def check_secret_name(name: object) -> str:
 
 
 def secrets_in(variables: Mapping[str, str], name: str) -> list[str]:
-    """The secrets that a variable holds: one, or several with spaces between them while one is rotated.
+    """Return the secrets of a variable: one, or during a rotation several with spaces between them.
 
     Raises:
         SettingsError: it holds none.

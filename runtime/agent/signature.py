@@ -1,8 +1,7 @@
-"""Which argument does each parameter of a handler get?
+"""The arguments of a handler's parameters, chosen by annotation.
 
-The annotation decides: `Message[Article]` gets the message, `Context` the context, what is provided its provider's, and
-anything else the value.
-Worked out once, when the handler is declared, so that a wrong signature fails at import and not in the night.
+`Message[Article]` gets the message, `Context` the context, the type of a provider what that gives, and anything else
+the value. This is worked out once, when the handler is declared, so that a wrong signature fails at import.
 """
 
 import inspect
@@ -33,11 +32,11 @@ class Signature:
     """How a handler's parameters are filled.
 
     Attributes:
-        value: the parameter that gets the value, or None.
-        messages: the parameters that get the message, each with what validates its value.
+        value: the parameter that gets the value, with its validator; or None.
+        messages: the parameters that get the message, each with the validator of its value.
         contexts: the parameters that get the context.
         needs: the parameters that a provider fills.
-        taken: what the parameter for the value is annotated with.
+        taken: the annotation of the parameter for the value.
         defaulted: the annotations of the parameters that keep their defaults.
     """
 
@@ -49,7 +48,7 @@ class Signature:
     defaulted: tuple[Any, ...] = ()
 
     def misses(self, provider: "Provider") -> bool:
-        """Whether a parameter gets the value, or keeps its default, that this would have filled."""
+        """Whether a parameter gets the value, or keeps its default, that this provider would have filled."""
         return any(
             provider.provided == layer
             for annotation in (self.taken, *self.defaulted)
@@ -58,15 +57,15 @@ class Signature:
         )
 
     def bind(self, handler: str, message: Message[Any], context: Context) -> dict[str, Any]:
-        """Return the arguments by name, but for those that a provider gives.
+        """Return the arguments by name, without those that providers give.
 
         Args:
-            handler: the subscription's name, for the complaint.
+            handler: the subscription's name, for the error.
             message: the message with its value as plain JSON data.
             context: the context of this attempt.
 
         Raises:
-            InvalidPayload: the value is not what an annotation says, or the message holds what cannot be read.
+            InvalidPayload: the value does not fit an annotation, or the message holds what Python cannot read.
         """
         if LIVING:
             _refuse_unreadable(handler, message)
@@ -82,13 +81,13 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Provider:
-    """What gives handlers their arguments of one type.
+    """A function that gives handlers their arguments of one type.
 
     Attributes:
         provided: the annotation of the parameters it fills.
-        call: makes the argument, or a context manager that has it.
-        is_async: whether what it makes is awaited, or entered, asynchronously.
-        has_end: whether it makes a context manager.
+        call: returns the argument, or a context manager for it.
+        is_async: whether the result is awaited, or entered asynchronously.
+        has_end: whether the result is a context manager.
         signature: how its own parameters are filled.
     """
 
@@ -111,13 +110,13 @@ def read_signature(
 
     Args:
         function: the handler.
-        names: local names that its annotations, if they are text, may mean.
-        is_batch: whether it gets many messages at once; then the signature is that of each.
-        provided: what can be provided.
+        names: local names that annotations written as text can use.
+        is_batch: whether it gets many messages at once; then the signature is that of each message.
+        provided: the providers by type.
         takes_value: whether a parameter may get the value; a provider's may not.
 
     Raises:
-        DeclarationError: a parameter that cannot be filled; the message names it and says what to do.
+        DeclarationError: a parameter cannot be filled; the message names it and says what to do.
     """
     place = place_of(function)
     annotations = _annotations(function, names)
@@ -164,10 +163,10 @@ def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Paramet
 def _provider(
     annotation: Any, provided: Mapping[Any, Provider], parameter: inspect.Parameter, place: str
 ) -> Provider | None:
-    """What provides a parameter.
+    """Return the provider of a parameter.
 
     Raises:
-        DeclarationError: only something like its annotation is provided.
+        DeclarationError: there is a provider for a part of the annotation only.
     """
     if not provided:
         return None
@@ -178,8 +177,8 @@ def _provider(
         if is_same:
             return provider
         raise DeclarationError(
-            f"{place}: {parameter.name!r} is annotated with {annotation!r}, but what is provided is {layer!r}. "
-            "Annotate it with that, or provide the other above."
+            f"{place}: {parameter.name!r} is annotated with {annotation!r}, but the provider gives {layer!r}. "
+            "Annotate it with that, or declare a provider of the other above."
         )
     if any(lookup(provided, each) is not None for each in members(annotation)):
         raise DeclarationError(
@@ -192,8 +191,8 @@ def _provider(
 def _refuse_needing_message(provider: Provider, name: str, is_batch: bool, place: str) -> None:
     if is_batch and _asks_for_message(provider):
         raise DeclarationError(
-            f"{place}: what provides {name!r} asks for the message, and a batch has many. Have it ask for the "
-            "Context, or leave batch out."
+            f"{place}: the provider of {name!r} takes the message, and a batch has many. Have it take the Context, or "
+            "leave batch out."
         )
 
 
@@ -207,36 +206,32 @@ def _refuse_unfilled(values: list[inspect.Parameter], annotations: Mapping[str, 
     for parameter in values:
         if parameter.default is inspect.Parameter.empty:
             is_bare = parameter.annotation is inspect.Parameter.empty
-            wanted = (
-                "it has no annotation"
-                if is_bare
-                else f"nothing above provides {annotations[parameter.name]!r}"
-            )
+            missing = f"no provider above gives {annotations[parameter.name]!r}"
             raise DeclarationError(
-                f"{place}: {parameter.name!r} cannot be filled, since {wanted}. A provider gets a Context, a "
-                "Message[…], and what providers give that are declared above it, by annotation. Two that need each "
-                "other cannot be filled."
+                f"{place}: {parameter.name!r} cannot be filled: {'it has no annotation' if is_bare else missing}. A "
+                "provider gets, by annotation, a Context, a Message[…] and what providers above it give. Two providers "
+                "that need each other cannot be filled."
             )
 
 
 def _annotations(function: Callable[..., object], names: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters' annotations by name, text resolved to what it means."""
+    """Return the parameters' annotations by name, with text resolved."""
     written = {
         name: parameter.annotation
         for name, parameter in _parameters(function).items()
         if parameter.annotation is not inspect.Parameter.empty
     }
-    # The return annotation stays out of it: it may name what is imported for type checkers only.
+    # Without the return annotation: it may name what is imported for type checkers only.
     return resolve(function, written, names)
 
 
 def resolve(
     function: Callable[..., object], written: Mapping[str, Any], names: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Annotations of a function with their text resolved to what it means.
+    """Return annotations of a function with text resolved.
 
     Raises:
-        DeclarationError: a name in them means nothing.
+        DeclarationError: they use an unknown name.
     """
 
     def carrier() -> None: ...
@@ -253,14 +248,14 @@ def resolve(
 
 
 def _of_each(annotation: Any, name: str, is_batch: bool, place: str) -> Any:
-    """The annotation as for one message: a handler of batches has lists of what another has."""
+    """Return the annotation for one message: a handler of batches has a list of it."""
     outer = [layer for layer, is_same in layers(annotation) if is_same][-1]
     is_list = outer is list or get_origin(outer) in (list, Sequence)
     content = next(iter(get_args(outer)), Any) if is_list else annotation
     message = core(content)
     if is_list and not is_batch and (message is Message or get_origin(message) is Message):
         raise DeclarationError(
-            f"{place}: {name!r} is a list of messages, but each call gets one. Say how many: batch=100."
+            f"{place}: {name!r} is a list of messages, but each call gets one. Declare a batch: batch=100."
         )
     if is_batch and not is_list and annotation is not Any:
         raise DeclarationError(
@@ -276,24 +271,24 @@ def _refuse_wrong_context(found: Any, name: str, is_batch: bool, place: str) -> 
 
 
 def _refuse_hidden(annotation: Any, name: str, place: str) -> None:
-    """Refuse an annotation that means the context or a message in a way that nothing can fill."""
+    """Refuse an annotation that holds the context or a message in a form that cannot be filled."""
     if mentions(annotation, lambda found: isinstance(found, type) and issubclass(found, (Context, Message))):
         raise DeclarationError(
-            f"{place}: {name!r} cannot be filled: its annotation, {annotation!r}, has a Context or a Message beside "
-            "or within something else, or a class made from one. Annotate it with Context or Message[…] itself; "
-            f"`| None` and Annotated do no harm. {_CURE}"
+            f"{place}: {name!r} cannot be filled: its annotation, {annotation!r}, has a Context or a Message beside or "
+            "within another type, or a subclass of one. Annotate it with Context or Message[…] itself; `| None` and "
+            f"Annotated are allowed. {_CURE}"
         )
 
 
 def _refuse_kinds(parameter: inspect.Parameter, place: str) -> None:
-    """Refuse the kinds of parameters that no single argument fills by name."""
+    """Refuse the kinds of parameters that cannot be filled by name."""
     kinds = {
         inspect.Parameter.VAR_POSITIONAL: f"*{parameter.name}",
         inspect.Parameter.VAR_KEYWORD: f"**{parameter.name}",
     }
     if parameter.kind in kinds:
         raise DeclarationError(
-            f"{place}: {kinds[parameter.kind]} cannot be filled. {_CURE} A decorator says what it stands around "
+            f"{place}: {kinds[parameter.kind]} cannot be filled. {_CURE} A decorator tells which function it wraps "
             "with @functools.wraps."
         )
     if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
@@ -301,20 +296,20 @@ def _refuse_kinds(parameter: inspect.Parameter, place: str) -> None:
 
 
 def _value_parameter(values: list[inspect.Parameter], place: str) -> str | None:
-    """The one parameter that gets the value. Others may stay if they have defaults, which they keep."""
+    """Return the one parameter that gets the value; others need defaults, which they keep."""
     needed = [parameter for parameter in values if parameter.default is inspect.Parameter.empty]
     choice = needed or values
     if len(choice) > 1:
         listed = " and ".join(repr(parameter.name) for parameter in choice)
         raise DeclarationError(
-            f"{place}: {listed} would all get the value. {_CURE} What @agent.provide gives is "
-            "declared above the handlers that need it."
+            f"{place}: {listed} would all get the value. {_CURE} A provider, @agent.provide, is declared above the "
+            "handlers that need it."
         )
     return choice[0].name if choice else None
 
 
 def _adapter(annotation: Any, parameter: str, place: str) -> TypeAdapter[Any] | None:
-    """What validates a value to the annotation; None where anything goes."""
+    """Return the validator of an annotation; None if it takes any value."""
     if annotation is Any or annotation is object:
         return None
     try:
@@ -323,14 +318,14 @@ def _adapter(annotation: Any, parameter: str, place: str) -> TypeAdapter[Any] | 
     except Exception as error:
         raise DeclarationError(
             f"{place}: pydantic cannot validate a value to the annotation of {parameter!r} "
-            f"({str(error).splitlines()[0]}). Use a pydantic model, a dataclass or a type of JSON data; or declare "
-            "above what provides it: @agent.provide."
+            f"({str(error).splitlines()[0]}). Use a pydantic model, a dataclass or a type of JSON data; or declare its "
+            "provider above: @agent.provide."
         ) from error
     return adapter
 
 
 def _refuse_unreadable(handler: str, message: Message[Any]) -> None:
-    """Refuse a message that holds a marker, whatever the handler wants of it: nothing good comes of half a value."""
+    """Refuse a message with a marker in it, even if the handler takes no value: part of the message is missing."""
     for name, part in (("value", message.value), ("headers", message.headers)):
         if (found := find_unreadable(name, part)) is not None:
             place, marker = found
@@ -341,18 +336,18 @@ def _refuse_unreadable(handler: str, message: Message[Any]) -> None:
 
 
 def _validated(adapter: TypeAdapter[Any] | None, handler: str, message: Message[Any]) -> Any:
-    """The message's value as the annotation wants it."""
+    """Return the message's value as the annotated type."""
     if adapter is None:
         return message.value
     try:
         return read(adapter, message.value)
     except ValidationError as refusal:
-        # `from None`: the foreign error's own text repeats the input, which may hold a secret.
+        # `from None`: pydantic's own text repeats the input, which may hold a secret.
         raise InvalidPayload(_complaint(refusal, handler, message)) from None
 
 
 def _complaint(error: ValidationError, handler: str, message: Message[Any]) -> str:
-    """Where the value is wrong and how, in pydantic's words, without the value."""
+    """Say where the value is wrong and how, in pydantic's words, without the value."""
     faults = error.errors(include_input=False, include_url=False, include_context=False)
     shown = "; ".join(
         f"{'.'.join(str(step) for step in fault['loc']) or 'value'}: {fault['msg']}"

@@ -15,8 +15,8 @@ SCHEMES: Final[tuple[Scheme, ...]] = get_args(Scheme)
 MAX_BYTES: Final = 2**20
 TOLERANCE_SECONDS: Final = 300.0
 
-HOLE = re.compile(r"\{([A-Za-z0-9_]+)\}", re.ASCII)
-"""A field of the request in the template of a key."""
+PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_]+)\}", re.ASCII)
+"""Stands for a field of the request in the template of a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Source:
     """A sender whose webhooks become messages.
 
     Args:
-        name: one segment of a key: the path it posts to, `/webhooks/NAME`, and the writer's name on its messages.
-        key: the key they are written under. `{event}` in it is the sender's name of the event, `{field}` any other
-            field of the body; what comes from outside is made to fit a key. The first segment is always fixed.
-        scheme: how they are signed: "standard" (Standard Webhooks), "github" or "stripe".
+        name: one segment of a key: the end of the path, `/webhooks/NAME`, and the writer's name on the messages.
+        key: the key of the messages. `{event}` in it is the sender's name of the event, `{field}` any other field of
+            the body; characters that no key has are replaced. The first segment has no placeholder.
+        scheme: how requests are signed: "standard" (Standard Webhooks), "github" or "stripe".
         secret: the environment variable that holds the secret, or several with spaces between them;
             `NAME_WEBHOOK_SECRET` by default.
-        tolerance: seconds that a signed time may lie from ours, to either side. GitHub signs no time.
-        max_bytes: how large a body may be.
+        tolerance: seconds by which a signed time may differ from the clock here. GitHub signs no time.
+        max_bytes: the largest body.
         headers: further headers to keep on the message.
 
     Raises:
@@ -65,24 +65,22 @@ class Source:
     @property
     def pattern(self) -> str:
         """A pattern that matches every key its messages can have, and hardly any other."""
-        *segments, last = self.key.split(".")
-        holes = [HOLE.fullmatch(segment) is not None for segment in segments]
-        shown = ["*" if is_hole else segment for segment, is_hole in zip(segments, holes, strict=True)]
-        return ".".join([*shown, ">" if last == "{event}" else "*" if HOLE.fullmatch(last) else last])
+        *segments, last = ["*" if PLACEHOLDER.fullmatch(each) else each for each in self.key.split(".")]
+        return ".".join([*segments, ">" if self.key.endswith(".{event}") else last])
 
 
 def _check_template(template: object) -> None:
-    """Refuse a key that holes could make into another agent's, or into none."""
+    """Refuse a template that a sender's fields could turn into another writer's key, or into no key."""
     if not isinstance(template, str):
         raise DeclarationError(f"Source(key=…) is a key such as 'github.{{event}}', not {template!r}.")
     segments = template.split(".")
-    if HOLE.search(segments[0]):
+    if PLACEHOLDER.search(segments[0]):
         raise DeclarationError(
             f"Source(key={template!r}): the first segment must be fixed, so that no sender writes another's keys."
         )
     try:
-        check_key(".".join("x" if HOLE.fullmatch(segment) else segment for segment in segments))
+        check_key(".".join("x" if PLACEHOLDER.fullmatch(segment) else segment for segment in segments))
     except InvalidKey as error:
         raise DeclarationError(
-            f"Source(key={template!r}): {error} A hole such as {{event}} is a whole segment."
+            f"Source(key={template!r}): {error} A placeholder such as {{event}} is a whole segment."
         ) from None

@@ -1,4 +1,4 @@
-"""Where does a webhook go? To a target: a URL, and the secrets its requests are signed with."""
+"""The target of webhooks out: a URL, and the secrets that sign its requests."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from runtime.errors import DeclarationError
 
 POST_CONCURRENCY: Final = 10
 POST_SECONDS: Final = 30.0
-# About half a day in all: a target that is mended before the next morning has missed nothing.
+# About half a day in all: a target that is repaired before the next morning misses nothing.
 POST_RETRY: Final = Retry(attempts=15, first_seconds=5.0, cap_seconds=6 * 3600.0)
 
 
@@ -19,9 +19,9 @@ class Target:
     """Where the messages of one subscription are posted to.
 
     Attributes:
-        url: with whatever credentials and query it has.
+        url: with its credentials and query.
         secret_name: the environment variable that holds the secrets, for a target that code declares.
-        secrets: the secrets themselves, for one that a command has added; the newest first.
+        secrets: the secrets themselves, for a target that a command has added; the newest first.
         seconds: how long one request may take.
     """
 
@@ -32,20 +32,20 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """The URL without what may be secret in it: for logs, errors and lists."""
+        """The URL without its secret parts, for logs, errors and lists."""
         return shown_url(self.url)
 
 
 def shown_url(url: str) -> str:
-    """The URL without credentials, query and fragment."""
+    """Return a URL without credentials, query and fragment."""
     return re.sub(r"[?#].*", "", re.sub(r"^(\w+://)[^/?#]*@", r"\1", url))
 
 
 def check_url(url: object) -> str:
-    """The URL, if requests can go to it.
+    """Return the URL, if requests can go to it.
 
     Raises:
-        DeclarationError: it is none; the message does not repeat it, since it may hold a secret.
+        DeclarationError: it is no URL; the message does not repeat it, since it may hold a secret.
     """
     if isinstance(url, str) and url.isascii() and not re.search(r"[\s\\]", url):
         try:

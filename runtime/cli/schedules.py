@@ -7,7 +7,7 @@ import anyio
 import typer
 from rich.text import Text
 
-from runtime.agent.schedule import shown, upcoming
+from runtime.agent.schedule import readable, upcoming
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import Rows, print_found, stacked
 from runtime.cli.times import ago
@@ -51,7 +51,7 @@ def _table(found: list[dict[str, Any]]) -> Rows:
         has_own_key = each["key"] != f"timer.{each['name']}"
         table.add_row(
             stacked(each["name"], *([Text(each["key"], "dim")] if has_own_key else [])),
-            shown(each["spec"]),
+            readable(each["spec"]),
             ago(each["last_slot"]),
             stacked(*(_when(datetime.fromisoformat(slot)) for slot in each["next"])),
             Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),

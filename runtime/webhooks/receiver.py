@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from runtime.agent.source import HOLE, Scheme, Source
+from runtime.agent.source import PLACEHOLDER, Scheme, Source
 from runtime.connection.environment import given
 from runtime.errors import BadSignature, InvalidKey, InvalidValue, SettingsError
 from runtime.keys import MAX_SEGMENTS, check_key
@@ -135,7 +135,7 @@ def _filled(template: str, known: Mapping[str, str], value: Any) -> str:
     segments = template.split(".")
     filled: list[str] = []
     for number, segment in enumerate(segments, start=1):
-        hole = HOLE.fullmatch(segment)
+        hole = PLACEHOLDER.fullmatch(segment)
         if hole is None:
             filled.append(segment)
             continue

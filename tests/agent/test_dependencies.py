@@ -294,10 +294,13 @@ def yields_a_pool() -> Pool:  # type: ignore[misc]
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (takes_value, "'value' cannot be filled, since nothing above provides <class 'int'>"),
+        (takes_value, "'value' cannot be filled: no provider above gives <class 'int'>"),
         (takes_anything, "'value' cannot be filled, since it has no annotation"),
-        (needs_unknown, r"nothing above provides .*Unknown.*declared above it"),
-        (needs_itself, r"nothing above provides .*Pool.*Two that need each other cannot be filled"),
+        (needs_unknown, r"no provider above gives .*Unknown.*providers above it give"),
+        (
+            needs_itself,
+            r"no provider above gives .*Pool.*Two providers that need each other cannot be filled",
+        ),
         (says_nothing, "say what it provides, as `-> Connection`"),
         (says_none, "say what it provides"),
         (says_text, "<class 'str'> cannot be provided, since a message's value may be of that type"),
@@ -350,7 +353,7 @@ def test_a_handler_whose_parameter_nobody_provides_is_told_how() -> None:
 
     with pytest.raises(DeclarationError, match=r"What @agent\.provide gives is declared above"):
         agent.on("a.b")(two)
-    with pytest.raises(DeclarationError, match="declare above what provides it"):
+    with pytest.raises(DeclarationError, match="declare its provider above"):
         agent.on("a.b")(lock)
 
 

@@ -127,7 +127,7 @@ def test_a_file_without_an_agent_is_refused_when_named_alone(tmp_path: Path) -> 
     file = write(tmp_path / "words.py", "STOP = {'the'}")
     with pytest.raises(DiscoveryError, match=r"words\.py holds no agent"):
         discover([file])
-    with pytest.raises(DiscoveryError, match="Python files looked at: 1"):
+    with pytest.raises(DiscoveryError, match="Python files searched: 1"):
         discover([tmp_path])
 
 
@@ -410,7 +410,7 @@ def test_d3_agents_in_folders_within_are_hinted_at(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         assert names(tmp_path) == names(tmp_path) == ["main"]
     assert [each.getMessage().partition(": ")[2] for each in caplog.records] == [
-        "Folders within it are looked at only when they are named, too: agents, more/deep."
+        "Folders within it are searched only if they are named, too: agents, more/deep."
     ]
 
 

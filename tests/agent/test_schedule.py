@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runtime import Agent, Tick
 from runtime.agent.handler import Timer
-from runtime.agent.schedule import Cron, Every, Schedule, cron, every, read_schedule, shown
+from runtime.agent.schedule import Cron, Every, Schedule, cron, every, read_schedule, readable
 from runtime.errors import DeclarationError
 from runtime.worker.scheduler import due_ticks
 
@@ -208,4 +208,4 @@ def test_a_timer_that_makes_no_sense_is_refused_with_the_cure(
     ],
 )
 def test_a_schedule_is_shown_as_people_write_it(spec: str, text: str) -> None:
-    assert shown(spec) == text
+    assert readable(spec) == text

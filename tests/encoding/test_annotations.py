@@ -186,8 +186,8 @@ Other = NewType("Other", Pool)
         (TypeVar("Either", Context, Message), "cannot be filled"),  # type: ignore[type-arg]
         (BatchContext | None, "declare a batch"),
         (list[Message[Article]] | None, "declare|batch=100"),
-        (Annotated[Pool, "the other one"], "but what is provided is"),
-        (Other | None, "but what is provided is"),
+        (Annotated[Pool, "the other one"], "but the provider gives"),
+        (Other | None, "but the provider gives"),
         (Pool | Article, "one part is provided and another is not"),
         (Pool | Article | None, "one part is provided and another is not"),
     ],

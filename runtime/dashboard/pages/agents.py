@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from runtime.agent.schedule import shown, upcoming
+from runtime.agent.schedule import readable, upcoming
 from runtime.dashboard.activity import SubscriptionActivity
 from runtime.dashboard.charts import spark
 from runtime.dashboard.context import DashboardContext, desk_of
@@ -98,7 +98,7 @@ def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     slots = upcoming(told["spec"], moment(told["last_slot"]), datetime.now(UTC), _NEXT)
     return {
-        "spec": shown(told["spec"]), "missed": told["missed"], "last": told["last_slot"],
+        "spec": readable(told["spec"]), "missed": told["missed"], "last": told["last_slot"],
         "next": [slot.isoformat() for slot in slots],
     }  # fmt: skip
 

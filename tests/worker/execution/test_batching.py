@@ -408,7 +408,7 @@ def test_a_parameter_that_does_not_fit_a_batch_is_refused_with_its_cure() -> Non
 
     with pytest.raises(DeclarationError, match=r"'message' must be a list: list\[Message\[Article\]\]"):
         Agent("a").on("a.b", batch=10)(single)
-    with pytest.raises(DeclarationError, match="Say how many: batch=100"):
+    with pytest.raises(DeclarationError, match="Declare a batch: batch=100"):
         Agent("a").on("a.b")(many)
     with pytest.raises(DeclarationError, match="annotate 'context' as Context"):
         Agent("a").on("a.b")(speaks)
