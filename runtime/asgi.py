@@ -24,7 +24,7 @@ from runtime.agent.discovery import discover_with_sources
 from runtime.agent.secrets import secrets_in
 from runtime.agent.source import Source
 from runtime.client.factories import open_store
-from runtime.connection.environment import environment, given
+from runtime.connection.environment import environment, non_blank
 from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
 from runtime.extras import needing
 from runtime.message import Draft
@@ -86,7 +86,7 @@ class WebhookApp:
         self._drains = Drains(agents, self._settings) if is_serverless and worker else None
         self._is_running = False
         patterns = [pattern for each in (worker.handlers if worker else []) for pattern in each.patterns]
-        secret = given(self._settings.webhook_secret)
+        secret = non_blank(self._settings.webhook_secret)
         self._has_secret = secret is not None
         if self._drains is not None and secret is None:
             raise SettingsError(

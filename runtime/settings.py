@@ -25,7 +25,7 @@ from runtime.connection.addresses import (
     project_url,
 )
 from runtime.connection.allow_list import AllowList
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
 from runtime.errors import SettingsError
 
@@ -253,7 +253,7 @@ class Settings(BaseSettings):
     @classmethod
     def _blank_is_none(cls, value: object) -> object:
         if value is None or isinstance(value, str | SecretStr):
-            return given(value)
+            return non_blank(value)
         return value
 
     @field_validator("supabase_url")

@@ -1,4 +1,4 @@
-"""What may be written and read, in a form other tools understand? The declarations as an AsyncAPI 3 document."""
+"""The declarations as an AsyncAPI 3 document, for other tools."""
 
 import inspect
 import types
@@ -18,17 +18,17 @@ _TICK: Final[dict[str, Any]] = {
     "title": "Tick",
     "type": "object",
     "properties": {
-        "slot": {"type": "string", "format": "date-time", "description": "The moment it stands for."},
+        "slot": {"type": "string", "format": "date-time", "description": "The scheduled time."},
         "schedule": {"type": "string", "description": "The timer's name."},
         "missed": {
             "type": "integer",
             "minimum": 0,
-            "description": "How many slots before it were passed over.",
+            "description": "How many slots right before it got no tick.",
         },
     },
     "required": ["slot", "schedule", "missed"],
 }
-# No key: those have dots, or another meaning.
+# The parentheses keep it apart from every key.
 _ANSWERS: Final = "(answers)"
 _Mode = Literal["validation", "serialization"]
 
@@ -36,15 +36,14 @@ _Mode = Literal["validation", "serialization"]
 def asyncapi_of(
     agents: Iterable[Agent], sources: Iterable[Source] = (), *, title: str, version: str
 ) -> dict[str, Any]:
-    """Return the AsyncAPI 3.0 document of what these agents and sources declare, as plain JSON data.
+    """Return the AsyncAPI 3.0 document of these agents and sources, as plain JSON data.
 
-    A key or pattern is a channel, a handler an operation that receives from its channels, and what it emits an
-    operation that sends. What it returns is its reply to a request. Payloads are the JSON schemas of the handlers'
-    annotations.
+    A key or pattern is a channel, a handler an operation that receives from its channels, and its `emits` an operation
+    that sends. Its return value is its reply to a request. Payloads are the JSON schemas of the handlers' annotations.
 
     Args:
-        agents: whose declarations.
-        sources: whose webhooks become messages; each is an operation that sends.
+        agents: in the document's order.
+        sources: of webhooks; each is an operation that sends.
         title: the application's name.
         version: the application's version.
     """
@@ -89,7 +88,7 @@ def asyncapi_of(
 def _operation(
     channels: dict[str, Any], handler: Handler, action: str, pattern: str, payload: dict[str, Any]
 ) -> dict[str, Any]:
-    """The operation of a handler at a key or pattern, whose channel it adds to the others."""
+    """Return the operation of a handler at a key or pattern, and add the channel."""
     reference = f"#/channels/{quote(pattern, safe='*:')}"
     message_id = f"{handler.name}.{action}"
     channel = channels.setdefault(pattern, _channel(pattern))
@@ -101,27 +100,20 @@ def _operation(
         "title": handler.name,
         **({"description": description} if description else {}),
         "tags": [{"name": handler.agent}],
-        # Every process gets it, at most once; without this word one of them does, and it is kept until then.
         **(_extensions(handler) if action == "receive" else {}),
         "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
     }
 
 
 def _may_answer(handler: Handler) -> bool:
-    """Whether what it gets can be a request: no tick is one, nor what every process gets."""
+    """Whether a handler's messages can be requests: ticks are none, nor messages that every process gets."""
     return handler.timer is None and handler.deliver != "each"
 
 
 def _reply(channels: dict[str, Any], handler: Handler, payload: dict[str, Any]) -> dict[str, Any]:
-    """What it answers a request: the same as it returns, under the key that the request names."""
-    channel = channels.setdefault(
-        _ANSWERS,
-        {
-            "address": None,
-            "description": "Answers, each under the key that its request names.",
-            "messages": {},
-        },
-    )
+    """Return the reply to a request: the handler's return value, under the key that the request names."""
+    about = "Answers, each under the key that its request names."
+    channel = channels.setdefault(_ANSWERS, {"address": None, "description": about, "messages": {}})
     channel["messages"][handler.name] = {"title": f"answer of {handler.name}", "payload": payload}
     return {
         "address": {
@@ -134,41 +126,35 @@ def _reply(channels: dict[str, Any], handler: Handler, payload: dict[str, Any]) 
 
 
 def _webhook(channels: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The operation of a source: what it posts is written under its key, whatever it holds."""
-    reference = f"#/channels/{quote(source.pattern, safe='*:')}"
-    message_id, title = f"{source.name}.webhook", f"webhooks of {source.name}"
-    channel = channels.setdefault(source.pattern, _channel(source.pattern))
-    channel["messages"][message_id] = {"name": source.key, "title": title, "payload": _ANY}
-    return {
-        "action": "send",
-        "channel": {"$ref": reference},
-        "title": title,
-        "description": f"POST /webhooks/{source.name}, signed by the scheme {source.scheme}, is a message under "
-        f"{source.key}.",
-        "tags": [{"name": source.name}],
-        "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
-    }
+    """Return the operation of a source: its requests are written under its key, with any body."""
+    title = f"webhooks of {source.name}"
+    about = f"POST /webhooks/{source.name}, signed by the scheme {source.scheme}, is a message under {source.key}."
+    message = {"name": source.key, "title": title, "payload": _ANY}
+    return _sending(channels, source.pattern, f"{source.name}.webhook", message, title, about, source.name)
 
 
 def _ticks(channels: dict[str, Any], name: str, agent: str, timer: Timer) -> dict[str, Any]:
-    """The operation of a timer: its ticks are messages under a key, which others may read too."""
-    reference = f"#/channels/{quote(timer.key, safe=':')}"
-    message_id = f"{name}.tick"
-    channel = channels.setdefault(timer.key, _channel(timer.key))
-    channel["messages"][message_id] = {"name": timer.key, "title": f"tick of {name}", "payload": _TICK}
+    """Return the operation of a timer: its ticks are messages under a key, which other handlers may read too."""
+    about = f"A tick for each slot of the schedule, once for all workers: {timer.schedule.spec}."
+    message = {"name": timer.key, "title": f"tick of {name}", "payload": _TICK}
+    operation = _sending(channels, timer.key, f"{name}.tick", message, f"timer of {name}", about, agent)
+    return {**operation, "x-schedule": timer.schedule.spec}
+
+
+def _sending(
+    channels: dict[str, Any], pattern: str, message_id: str, message: Any, title: str, about: str, tag: str
+) -> dict[str, Any]:
+    """Return an operation that sends one kind of message, and add that to the channel."""
+    reference = f"#/channels/{quote(pattern, safe='*:')}"
+    channels.setdefault(pattern, _channel(pattern))["messages"][message_id] = message
     return {
-        "action": "send",
-        "channel": {"$ref": reference},
-        "title": f"timer of {name}",
-        "description": f"A tick for each slot of the schedule, once for all workers: {timer.schedule.spec}.",
-        "tags": [{"name": agent}],
-        "x-schedule": timer.schedule.spec,
-        "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
-    }
+        "action": "send", "channel": {"$ref": reference}, "title": title, "description": about,
+        "tags": [{"name": tag}], "messages": [{"$ref": f"{reference}/messages/{message_id}"}],
+    }  # fmt: skip
 
 
 def _extensions(handler: Handler) -> dict[str, Any]:
-    """How messages come to a handler, where it is another way than one by one, as they are written."""
+    """Return how messages come to a handler, if not one by one and as soon as they are written."""
     found = {
         "x-deliver": "each" if handler.deliver == "each" else None,
         "x-batch": None if handler.batch is None else handler.batch.size,
@@ -180,7 +166,7 @@ def _extensions(handler: Handler) -> dict[str, Any]:
 
 
 def _channel(pattern: str) -> dict[str, Any]:
-    """A channel; each wildcard is a parameter of its address."""
+    """Return a channel; each wildcard is a parameter of its address."""
     segments: list[str] = []
     parameters: dict[str, Any] = {}
     for number, segment in enumerate(pattern.split("."), start=1):
@@ -198,7 +184,7 @@ def _channel(pattern: str) -> dict[str, Any]:
 
 
 def _payloads(handlers: list[Handler]) -> tuple[dict[tuple[str, _Mode], Any], dict[str, Any]]:
-    """The payloads' schemas by handler and direction, and the schemas they refer to, by name."""
+    """Return the payloads' schemas by handler and direction, and the schemas they refer to, by name."""
     wanted: list[tuple[str, _Mode, TypeAdapter[Any]]] = []
     for handler in handlers:
         signature = handler.signature
@@ -212,7 +198,7 @@ def _payloads(handlers: list[Handler]) -> tuple[dict[tuple[str, _Mode], Any], di
 
 
 def _has_schema(adapter: TypeAdapter[Any]) -> bool:
-    """Whether a type has a JSON schema at all; one of a validator's own making may have none."""
+    """Whether a type has a JSON schema; a type with a custom validator may have none."""
     try:
         adapter.json_schema()
     except PydanticInvalidForJsonSchema:
@@ -221,16 +207,16 @@ def _has_schema(adapter: TypeAdapter[Any]) -> bool:
 
 
 def _returned(handler: Handler) -> TypeAdapter[Any] | None:
-    """What a handler returns, where its annotation says so; None is not emitted and left out."""
+    """Return the type of a handler's results by its annotation, without None, which is not emitted."""
     try:
         annotation = get_type_hints(inspect.unwrap(handler.function), include_extras=True).get("return", Any)
         annotation = _without_none(annotation)
         if handler.batch is not None and get_origin(annotation) is list:
-            # What is emitted is one for each message.
+            # One result is emitted for each message.
             annotation = _without_none(next(iter(get_args(annotation)), Any))
         return None if annotation in (Any, object, type(None)) else TypeAdapter(annotation)
     except (NameError, AttributeError, TypeError, PydanticUndefinedAnnotation, PydanticUserError):
-        # It may name what is imported for type checkers only, or be no type of JSON data: then anything goes.
+        # Imported for type checkers only, or no type of JSON data: then any payload is possible.
         return None
 
 

@@ -145,7 +145,8 @@ def every(interval: str | float | timedelta) -> Every:
         DeclarationError: it is none of these, or shorter than a second.
     """
     wrong = DeclarationError(
-        f'@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not {short_repr(interval)}.'
+        '@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not '
+        f"{short_repr(interval)}."
     )
     if isinstance(interval, bool) or not isinstance(interval, (str, int, float, timedelta)):
         raise wrong

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import DeclarationError, SettingsError
 
 MIN_EXPOSED_CHARACTERS = 16
@@ -52,7 +52,7 @@ def secrets_in(variables: Mapping[str, str], name: str) -> list[str]:
     Raises:
         SettingsError: it holds none.
     """
-    found = [text for text in variables.get(name, "").split() if given(text)]
+    found = [text for text in variables.get(name, "").split() if non_blank(text)]
     if not found:
         raise SettingsError(
             f"{name} is not set. Put the webhook's secret there; an old one may follow after a space."

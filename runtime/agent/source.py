@@ -6,7 +6,7 @@ from typing import Final, Literal, get_args
 
 from runtime.agent.secrets import check_secret_name
 from runtime.agent.validation import check_segment
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import DeclarationError, InvalidKey
 from runtime.keys import check_key
 
@@ -53,7 +53,7 @@ class Source:
             raise DeclarationError(
                 f"Source(scheme=…) must be one of {', '.join(SCHEMES)}, not {self.scheme!r}."
             )
-        named = given(self.secret) if isinstance(self.secret, str) else self.secret
+        named = non_blank(self.secret) if isinstance(self.secret, str) else self.secret
         variable = named or re.sub(r"\W", "_", f"{self.name}_webhook_secret").upper()
         object.__setattr__(self, "secret", check_secret_name(variable))
         if not 0 < self.tolerance <= 86_400:

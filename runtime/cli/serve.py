@@ -13,7 +13,7 @@ from runtime.asgi import WebhookApp, sources_in
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
 from runtime.cli.output import err, export_telemetry, logs_are_json, start_logs
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.http_server import bound, is_loopback, served
 from runtime.worker import event_loop
 from runtime.worker.signals import heeded
@@ -47,7 +47,7 @@ def serve(
         raise typer.BadParameter("name agents or sources, or set RUNTIME_SOURCES: there is nothing to serve")
     if settings.telemetry:
         export_telemetry()
-    if not is_loopback(host) and (secret := given(settings.webhook_secret)) is not None:
+    if not is_loopback(host) and (secret := non_blank(settings.webhook_secret)) is not None:
         check_exposed(secret, "RUNTIME_WEBHOOK_SECRET")
     app = WebhookApp(agents, sources, settings=settings)
     for source in sources:

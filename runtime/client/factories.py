@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from runtime.broadcast import Broadcast, topic_of
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster, NotifyTransport, RealtimeTransport
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import RuntimeFault, SettingsError
 from runtime.extras import needing
 from runtime.keys import matches
@@ -143,7 +143,9 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
         with needing("RUNTIME_WEBHOOK", "serve"):
             from runtime.wakeups.database_webhook import WebhookWakeups
 
-        sources.append(WebhookWakeups(settings.webhook, given(settings.webhook_secret), patterns=patterns))
+        sources.append(
+            WebhookWakeups(settings.webhook, non_blank(settings.webhook_secret), patterns=patterns)
+        )
     return sources
 
 

@@ -1,6 +1,6 @@
-"""The addresses of databases and projects, and what is wrong with one.
+"""The addresses of databases and projects, parsed and checked.
 
-An address may hold a password, so no message here repeats what was given.
+An address may hold a password, so no error here repeats it.
 """
 
 import os
@@ -30,7 +30,7 @@ _PASSWORD_CURE = (
 )
 _REF = re.compile(r"[a-z]{20}")
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# Files that the driver would look for only when it connects, and their variables.
+# Files that the driver opens only when it connects, and their variables.
 _FILES = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
 _ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 
@@ -40,10 +40,10 @@ class DatabaseAddress:
     """Where a PostgreSQL server listens.
 
     Attributes:
-        url: for the driver, with the password: rewritten, so that the driver reads in it what was meant.
+        url: for the driver, with the password; rewritten in the form that the driver understands.
         place: host and port, for people.
-        names_pooler: the URL itself says that a transaction pooler listens there.
-        ref: the Supabase project whose database this is, where the URL says so.
+        names_pooler: the URL itself tells that a transaction pooler listens there.
+        ref: the Supabase project of this database, if the URL names it.
     """
 
     url: str = field(repr=False)
@@ -56,7 +56,7 @@ class DatabaseAddress:
         """Read a `postgresql://` URL as any client writes one: libpq, JDBC, Prisma, SQLAlchemy.
 
         Raises:
-            SettingsError: it is none, or asks for what cannot be had; known here, before any connection.
+            SettingsError: it is no such URL, or has options that cannot work; found before any connection.
         """
         rest, query = _split(_without_scheme(url))
         authority, _, path = rest.partition("/")
@@ -64,28 +64,26 @@ class DatabaseAddress:
         user, colon, password = login.partition(":")
         if password.startswith("[") and password.endswith("]"):
             raise SettingsError(
-                f"DATABASE_URL has its password in the placeholder's brackets: take them away. {_PASSWORD_CURE}"
+                f"DATABASE_URL has its password in the placeholder's brackets: remove them. {_PASSWORD_CURE}"
             )
         parameters, says_pooler = translate(query)
         places = _places(hosts, parameters)
         _check_tls(parameters, is_local=all(_is_local(host) for host, _ in places))
         _check_user(user, parameters)
         if all(host.startswith("/") for host, _ in places):
-            # In the host's place some would take a path for a name, and make its letters small.
-            parameters |= {
-                "host": ",".join(host for host, _ in places),
-                "port": ",".join(port for _, port in places),
-            }
-            written = ""
+            # As parameters: URL parsers turn the letters of a host into small ones, also those of a path.
+            parameters["host"] = ",".join(host for host, _ in places)
+            parameters["port"] = ",".join(port for _, port in places)
+            servers = ""
         else:
-            written = ",".join(
+            servers = ",".join(
                 f"{host if host[0] == '[' else quote(host, safe='')}:{port}" for host, port in places if host
             )
         who = quote(unquote(user), safe="") + (f":{quote(unquote(password), safe='')}" if colon else "")
         more = "&".join(f"{name}={quote(text, safe='/,')}" for name, text in parameters.items())
         database = quote(unquote(path.rstrip("/")), safe="")
         return cls(
-            url=f"postgresql://{who}{'@' if login else ''}{written}{database and f'/{database}'}{more and f'?{more}'}",
+            url=f"postgresql://{who}{'@' if login else ''}{servers}{database and f'/{database}'}{more and f'?{more}'}",
             place=",".join(f"{host or 'localhost'}:{port}" for host, port in places),
             names_pooler=says_pooler or any(port == _POOLER_PORT for _, port in places),
             ref=_ref_of(unquote(user) or parameters.get("user", ""), places),
@@ -93,13 +91,13 @@ class DatabaseAddress:
 
 
 def _without_scheme(url: str) -> str:
-    """What follows the scheme, of a URL that may have been copied with what stood around it."""
-    # Neon's and others' pages hand out a whole command.
+    """Return the rest of a URL, which may have been copied with quotes or a command around it."""
+    # The pages of Neon and others show a whole command.
     url = unquoted(unquoted(url).removeprefix("psql "))
     if url.lower().startswith(("prisma://", "prisma+postgres://")):
         raise SettingsError(
-            "DATABASE_URL is the address of Prisma's own proxy, which speaks no PostgreSQL: take the database's, which "
-            "begins with postgresql://."
+            "DATABASE_URL is the address of Prisma's own proxy, which does not speak PostgreSQL: use the database's "
+            "own, which begins with postgresql://."
         )
     scheme = _SCHEME.match(url)
     if scheme is None:
@@ -117,20 +115,20 @@ def _without_scheme(url: str) -> str:
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """The part before the query, and the query, of an address whose password hides neither."""
+    """Return the part before the query, and the query; refuse a password with characters of the URL's syntax."""
     rest, _, fragment = rest.partition("#")
     before, _, query = rest.partition("?")
     path = before.partition("/")[2]
     if "@" in path + query + fragment:
-        raise SettingsError(f"DATABASE_URL ends its host too early, at a / or # or ?. {_PASSWORD_CURE}")
+        raise SettingsError(f"DATABASE_URL has a / or # or ? before the end of its host. {_PASSWORD_CURE}")
     return before, query
 
 
 def _places(hosts: str, parameters: dict[str, str]) -> list[tuple[str, str]]:
-    """Each host with its port; an empty host is whatever the driver finds by itself."""
+    """Return each host with its port; an empty host is the driver's default."""
     ports = [port for port in parameters.pop("port", "").split(",") if port]
     if not hosts:
-        # The form that names the folder of a Unix socket, as Google's and Heroku's do.
+        # URLs of Google and Heroku name the folder of a Unix socket in a parameter.
         hosts = ",".join(_bracketed(host) for host in parameters.pop("host", "").split(","))
     parameters.pop("host", None)
     found: list[tuple[str, str]] = []
@@ -159,15 +157,15 @@ def _is_local(host: str) -> bool:
 
 
 def _check_tls(parameters: dict[str, str], *, is_local: bool) -> None:
-    """Settle how the connection is secured: what the driver would stumble over later is told now."""
+    """Check and complete the parameters of encryption: what would fail in the driver later is refused here."""
     if is_local and "service" not in parameters:
-        # Said, so that PGSSLMODE, which is meant for servers elsewhere, says nothing of this machine.
+        # Set, so that PGSSLMODE, which is meant for remote servers, does not apply to this machine.
         parameters.setdefault("sslmode", "prefer")
     mode, said_by = parameters.get("sslmode"), "sslmode in DATABASE_URL"
     if mode is None:
         mode, said_by = os.environ.get("PGSSLMODE") or "prefer", "PGSSLMODE"
     if not os.environ.get("PGPORT", "1").isdecimal():
-        # The driver reads it even where the address has a port.
+        # The driver reads it even if the address has a port.
         raise SettingsError("PGPORT must be a port's number.")
     if mode not in _MODES:
         raise SettingsError(f"{said_by} must be one of {', '.join(_MODES)}.")
@@ -197,7 +195,7 @@ def _check_tls(parameters: dict[str, str], *, is_local: bool) -> None:
     ):
         raise SettingsError(
             f"sslmode={mode} needs the certificate that signed the server's: add sslrootcert=/path/to/it.crt to "
-            "DATABASE_URL (Supabase: Database settings, SSL configuration), or sslrootcert=system where a public "
+            "DATABASE_URL (Supabase: Database settings, SSL configuration), or sslrootcert=system if a public "
             "authority signed it."
         )
 
@@ -212,7 +210,7 @@ def _is_readable(file: str, *, is_authority: bool) -> bool:
 
 
 def _system_certificates() -> str:
-    """The file with the certificates of public authorities."""
+    """Return the file with the certificates of public authorities."""
     file = ssl.get_default_verify_paths().cafile
     if file is not None:
         return file
@@ -231,7 +229,7 @@ def _check_user(user: str, parameters: dict[str, str]) -> None:
 
 
 def _ref_of(user: str, places: list[tuple[str, str]]) -> str | None:
-    """The project that a direct host or a pooler's user names."""
+    """Return the project that a direct host or a pooler's user names."""
     for host, _ in places:
         labels = host.lower().split(".")
         if labels[0] == "db" and labels[2:3] == ["supabase"]:
@@ -242,10 +240,10 @@ def _ref_of(user: str, places: list[tuple[str, str]]) -> str | None:
 
 
 def project_url(url: str) -> str:
-    """Return the URL of a Supabase project as a client wants it, without a slash at the end.
+    """Return the URL of a Supabase project as a client needs it, without a slash at the end.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: it is no project's URL.
     """
     url = unquoted(url).rstrip("/")
     try:
@@ -271,14 +269,14 @@ def project_url(url: str) -> str:
 
 
 def are_two_projects(one: str | None, other: str | None) -> bool:
-    """Whether two names are of two projects for certain: a project may have a name of its choice beside its ref."""
+    """Whether two names are certainly of two projects: a project may have a custom name beside its ref."""
     if one is None or other is None or one == other:
         return False
     return not (_REF.fullmatch(one) is None and _REF.fullmatch(other))
 
 
 def project_ref(url: str) -> str | None:
-    """Return the project that a URL of Supabase's own hosts names; None for a domain of one's own."""
+    """Return the project that a URL on Supabase's own hosts names; None for a custom domain."""
     labels = (urlsplit(url).hostname or "").split(".")
     return labels[0] if len(labels) == 3 and labels[1] == "supabase" else None
 
@@ -287,7 +285,7 @@ def check_key(key: str) -> str:
     """Return a project's key without the white space around it.
 
     Raises:
-        SettingsError: no key looks so.
+        SettingsError: it does not have the form of a key.
     """
     key = unquoted(key)
     if not key or not key.isascii() or any(character.isspace() for character in key):

@@ -1,27 +1,20 @@
-"""Which addresses may a request of ours go to? Public ones, and those the settings name."""
+"""The addresses that webhooks out may reach: public ones, and those the settings name."""
 
 from dataclasses import dataclass
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Self
 
 Address = IPv4Address | IPv6Address
 
 _GLOBAL_UNICAST: Final = ip_network("2000::/3")
-# IPv6 addresses that lead to an IPv4 one, and where in them it stands: mapped, NAT64, 6to4.
+# IPv6 networks that carry an IPv4 address, and the bit at which it ends: mapped, NAT64, 6to4.
 _CARRIERS: Final = (
     (ip_network("::ffff:0:0/96"), 0),
     (ip_network("64:ff9b::/96"), 0),
     (ip_network("2002::/16"), 80),
 )
-# What not every Python knows to be special, or looks public: of the protocol's own, of documentation, a former relay,
-# and where a cloud keeps what only its machines may know.
+# Special networks that look public, or that not every Python knows: IETF protocol assignments, the former 6to4 relay,
+# Azure's platform services, and documentation.
 _SPECIAL: Final = tuple(
     ip_network(each) for each in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20")
 )
@@ -29,10 +22,10 @@ _SPECIAL: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """What may be reached though it is not public, as the settings name it.
+    """The private addresses that may be reached, as the settings name them.
 
     Attributes:
-        hosts: names of hosts; `*` for every address there is.
+        hosts: names of hosts; `*` for every address.
         networks: addresses and networks.
     """
 
@@ -58,7 +51,7 @@ class AllowList:
         return cls(frozenset(hosts), tuple(networks))
 
     def names(self, host: str) -> bool:
-        """Whether a host is named itself, by its name or as an address."""
+        """Whether a host itself is on the list, by its name or as an address."""
         if self.hosts & {"*", host.lower().rstrip(".")}:
             return True
         try:
@@ -72,7 +65,7 @@ class AllowList:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet: nothing private, of this machine, of this link or of many."""
+    """Whether an address is on the open internet: not private, loopback, link-local or multicast."""
     if any(address in network for network in _SPECIAL):
         return False
     if isinstance(address, IPv4Address):

@@ -1,4 +1,4 @@
-"""What does a token say of itself? Read without its secret, so nothing in it is proved."""
+"""The claims of a JWT, read without its secret and so not verified."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def claims_of(token: str) -> dict[str, Any] | None:
-    """Return a JWT's claims, or None where it is no JWT."""
+    """Return a JWT's claims, or None if the token is no JWT."""
     try:
         _, body, _ = token.split(".")
         claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
@@ -16,6 +16,6 @@ def claims_of(token: str) -> dict[str, Any] | None:
 
 
 def expiry_of(token: str) -> float | None:
-    """Return when a JWT expires by its own word, in seconds since the epoch; None where it does not say."""
+    """Return the time at which a JWT expires, in seconds since the epoch; None if it has none."""
     expiry = (claims_of(token) or {}).get("exp")
     return float(expiry) if isinstance(expiry, int | float) else None

@@ -1,4 +1,4 @@
-"""The environment: variables without blanks and quotes, and under them the file .env."""
+"""The variables of the environment and of the file .env, without blanks and quotes."""
 
 import os
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from pydantic import SecretStr
 from runtime.errors import SettingsError
 
 
-def given(secret: str | SecretStr | None) -> str | None:
-    """Return a secret without blanks and quotes around it; None where nothing is left of it.
+def non_blank(secret: str | SecretStr | None) -> str | None:
+    """Return a secret without blanks and quotes around it; None if nothing is left.
 
-    Characters that nobody sees count as blanks: a secret made of them would be known to everybody.
+    Invisible characters count as blanks: anybody could guess a secret made of them.
     """
     text = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
     text = unquoted(text or "")
@@ -19,7 +19,7 @@ def given(secret: str | SecretStr | None) -> str | None:
 
 
 def unquoted(text: str) -> str:
-    """Return a setting without white space, and without the quotes that a shell would have taken away."""
+    """Return a setting without white space, and without the quotes that a shell would have removed."""
     text = text.strip()
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
@@ -27,7 +27,7 @@ def unquoted(text: str) -> str:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment, and under it the file .env of the working directory, as `Settings` reads them."""
+    """Return the environment over the file .env of the working directory, as `Settings` reads them."""
     from dotenv import dotenv_values
 
     try:
@@ -35,5 +35,8 @@ def environment() -> Mapping[str, str]:
     except (OSError, UnicodeError):
         raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
     return {
-        name: text for each in (of_file, os.environ) for name, text in each.items() if text and given(text)
+        name: text
+        for each in (of_file, os.environ)
+        for name, text in each.items()
+        if text and non_blank(text)
     }

@@ -1,4 +1,4 @@
-"""The parameters that PostgreSQL's many clients put into a URL: which mean something here, and which nothing."""
+"""The parameters of database URLs, as PostgreSQL's many clients write them: kept, translated or ignored."""
 
 import re
 from typing import Final
@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from runtime.errors import SettingsError
 
-# What the driver knows itself.
+# Parameters of the driver itself.
 _DRIVERS: Final = frozenset(
     {
         "host", "port", "dbname", "database", "user", "password", "passfile", "service", "sslmode", "sslcert", "sslkey",
@@ -14,7 +14,7 @@ _DRIVERS: Final = frozenset(
         "target_session_attrs", "krbsrvname",
     }
 )  # fmt: skip
-# Settings of the server, which the driver hands on. What a session works with that is ours alone is not among them.
+# Settings of the server, which the driver passes on. Settings that the runtime itself depends on are not among them.
 _SERVERS: Final = frozenset(
     {
         "application_name", "options", "role", "search_path", "timezone", "statement_timeout", "lock_timeout",
@@ -23,8 +23,8 @@ _SERVERS: Final = frozenset(
         "default_transaction_isolation", "datestyle", "intervalstyle", "extra_float_digits", "client_min_messages",
     }
 )  # fmt: skip
-# Of other clients: how they pool, wait, prepare and retry, which is decided here by the runtime's own settings; and of
-# libpq, what the driver has no switch for.
+# Parameters of other clients, ignored: pooling, waiting, preparing and retrying follow the runtime's own settings; and
+# those of libpq that the driver does not have.
 _OTHERS: Final = frozenset(
     name
     for line in (
@@ -60,7 +60,7 @@ _OTHERS: Final = frozenset(
     for name in line.split()
 )
 _RENAMED: Final = {"applicationname": "application_name", "tz": "timezone"}
-# How clients of other languages say whether a connection is to be encrypted.
+# The sslmode for the words of clients in other languages.
 _TLS: Final = {
     "true": "require", "1": "require", "yes": "require", "on": "require", "require": "require", "required": "require",
     "no-verify": "require", "noverify": "require", "": "require", "allow": "allow", "prefer": "prefer",
@@ -72,26 +72,26 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,40}", re.ASCII)
 
 
 def translate(query: str) -> tuple[dict[str, str], bool]:
-    """Return the parameters for the driver, and whether one of them says that a transaction pooler listens there.
+    """Return the parameters for the driver, and whether one of them tells that a transaction pooler listens there.
 
     Args:
-        query: of the URL, as it stands there.
+        query: of the URL, still encoded.
 
     Raises:
-        SettingsError: a parameter means nothing to any client, or has a value that it cannot have.
+        SettingsError: no known client has a parameter of this name, or its value is wrong.
     """
     given: dict[str, str] = {}
     for pair in query.split("&"):
         name, _, text = pair.partition("=")
         if name:
-            # Not parse_qs: libpq does not read + as a blank, and a password may hold one.
+            # Not parse_qs: libpq does not read + as a blank, and a password may hold a +.
             given[unquote(name)] = unquote(text)
     kept: dict[str, str] = {}
     is_pooled = False
     for name, text in given.items():
         small = _RENAMED.get(name.lower(), name.lower())
         is_pooled = is_pooled or (small == "pgbouncer" and text.lower() in ("true", "1", "yes"))
-        # A name with a dot is a setting of an extension or of one's own.
+        # A name with a dot is a setting of an extension or a custom one.
         if small in _DRIVERS or small in _SERVERS or re.fullmatch(r"[a-z_]+\.[a-z_]+", small):
             if text:
                 kept[small] = text
@@ -102,10 +102,10 @@ def translate(query: str) -> tuple[dict[str, str], bool]:
 
 
 def _settle_tls(kept: dict[str, str], given: dict[str, str]) -> None:
-    """Make one `sslmode` of what the URL says in any client's words."""
+    """Set one `sslmode` from the words of any client."""
     mode = given.get("sslmode") or given.get("ssl")
     if mode is not None and (mode or "ssl" in given):
-        # node-postgres takes an object, of which only {"rejectUnauthorized": false} is ever seen.
+        # node-postgres takes an object; the only one in use is {"rejectUnauthorized": false}.
         settled = "require" if mode.startswith("{") else _TLS.get(mode.lower().strip(), "")
         if not settled:
             raise SettingsError(
@@ -124,6 +124,6 @@ def _settle_tls(kept: dict[str, str], given: dict[str, str]) -> None:
 def _unknown(name: str) -> str:
     shown = f"the parameter {name!r}" if _NAME.fullmatch(name) else "a parameter"
     return (
-        f"DATABASE_URL has {shown}, which neither PostgreSQL nor a client of it that is known here has: remove it. (It "
-        "follows a ?. If that belongs to the password, write it as %3F.)"
+        f"DATABASE_URL has {shown}, which neither PostgreSQL nor any known client of it has: remove it. (It follows a "
+        "?. If that belongs to the password, write it as %3F.)"
     )

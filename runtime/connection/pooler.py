@@ -1,7 +1,7 @@
-"""Does a transaction pooler stand between us and the database?
+"""Detection of a transaction pooler between this process and the database.
 
-It hands each transaction to whichever server connection is free, so what a session keeps is lost or, worse, somebody
-else's: LISTEN, and prepared statements, whose names two processes choose alike.
+Such a pooler gives each transaction any free server connection, so the state of a session is lost or, worse, another
+client's: LISTEN, and prepared statements, whose names are the same in two processes.
 """
 
 from collections.abc import AsyncIterator
@@ -14,19 +14,19 @@ _ROUNDS = 5
 
 
 async def is_transaction_pooled(url: str, *, connect_seconds: float) -> bool:
-    """Tell whether two connections can meet in one server process; without a pooler each has one to itself.
+    """Whether two connections can meet in one server process; without a pooler each has its own.
 
     Raises:
         OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: the database was not reached.
     """
     async with _connected(url, connect_seconds) as first:
         pid = await _pid(first)
-        # A pooler gives its clients process ids of its own invention.
+        # A pooler invents the process ids that it gives its clients.
         if pid == first.get_server_pid():
             return False
         async with _connected(url, connect_seconds) as second:
-            # When all is quiet it hands out the server connection that was used last, so the two meet at once. Among
-            # other clients they may not meet, but each wanders from process to process.
+            # An idle pooler reuses the server connection that was used last, so the two meet at once. Beside other
+            # clients they may not meet, but each moves from process to process.
             ours, theirs = {pid}, set[int]()
             for _ in range(_ROUNDS):
                 theirs.add(await _pid(second))

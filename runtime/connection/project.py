@@ -1,7 +1,7 @@
-"""The URL and the key of a project come from one source, together: the environment, the file .env, or the code.
+"""The choice of a project's URL and key, together from one source: the environment, the file .env, or the code.
 
-A key sent to the host that another source names would be given away: a project that sets `API_URL` for a purpose of its
-own, or a `.env` in a folder somebody else wrote, must not get the key of the environment.
+A key that is sent to the host of another source is leaked: neither a project that sets `API_URL` for its own purpose
+nor a foreign `.env` in the working directory may get the key of the environment.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import SettingsError
 
 URL_NAMES: Final = ("SUPABASE_URL", "API_URL")
 KEY_NAMES: Final = ("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SERVICE_ROLE_KEY")
 DATABASE_NAME: Final = "DATABASE_URL"
-# Names that other programs give to keys of a project, of whatever role.
+# Names that other programs give to a project's keys, of any role.
 _OTHER_KEY_NAMES = (
     "SUPABASE_KEY", "SUPABASE_SERVICE_KEY", "SUPABASE_API_KEY", "SUPABASE_SERVICE_ROLE", "SERVICE_KEY", "SECRET_KEY",
     "SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY", "NEXT_PUBLIC_SUPABASE_ANON_KEY", "ANON_KEY", "PUBLISHABLE_KEY",
@@ -24,16 +24,16 @@ _OTHER_KEY_NAMES = (
 _READ_NAMES = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
 
 Sources = Mapping[str, Mapping[str, str]]
-"""What each source holds, by the variable's name in capitals; the source that wins comes first."""
+"""The variables of each source, by name in capitals; the source with precedence comes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What is used of all sources.
+    """The variables in use.
 
     Attributes:
-        url, key, database: the variable's name and its source; None where nothing is set.
-        hint: what else is set that looks as if it was meant, for the error where something is missing.
+        url, key, database: the variable's name and its source; None if it is not set.
+        hint: for the error about a missing variable: a variable that was probably meant for it.
     """
 
     url: tuple[str, str] | None = None
@@ -42,7 +42,7 @@ class Origin:
     hint: str = ""
 
     def sentence(self, project: str | None, database: str | None) -> str:
-        """Say which stream is used, and where it is written down.
+        """Say which stream is used, and which variables name it.
 
         Args:
             project: the project's URL, or None.
@@ -50,22 +50,25 @@ class Origin:
         """
         parts: list[str] = []
         if project is not None:
-            where = "the code" if self.url is None else f"{self.url[0]} of {self.url[1]}"
+            where = _named(self.url)
             if self.url is not None and self.key is not None and self.key[1] == self.url[1]:
-                where = f"{self.url[0]} and {self.key[0]} of {self.url[1]}"
+                where = f"{self.url[0]} and {_named(self.key)}"
             parts.append(f"{project} ({where})")
         if database is not None:
-            where = "the code" if self.database is None else f"{self.database[0]} of {self.database[1]}"
-            parts.append(f"the database at {database} ({where})")
+            parts.append(f"the database at {database} ({_named(self.database)})")
         return " and ".join(parts) or "nothing"
 
 
+def _named(variable: tuple[str, str] | None) -> str:
+    return "the code" if variable is None else f"{variable[0]} of {variable[1]}"
+
+
 def choose(sources: Sources, *, has_key: bool = False) -> Origin:
-    """Return which variables are used of these sources.
+    """Return which variables of these sources are used.
 
     Args:
         sources: the variables of each source.
-        has_key: the key is given in code, and none is looked for.
+        has_key: whether the key is given in code.
 
     Raises:
         SettingsError: the URL and the key are in two sources that do not belong together.
@@ -82,12 +85,12 @@ def choose(sources: Sources, *, has_key: bool = False) -> Origin:
 
 
 def beside_code(sources: Sources, url: str | None, *, has_key: bool) -> Origin:
-    """Return which variables are used beside a URL that is given in code, or beside none where code says so.
+    """Return which variables are used beside a URL that is given in code.
 
     Args:
         sources: the variables of each source.
-        url: the URL.
-        has_key: the key is given in code, too.
+        url: the URL; None if the code says that there is none.
+        has_key: whether the key is given in code, too.
     """
     database = _first(sources, (DATABASE_NAME,))
     if url is None or has_key:
@@ -112,11 +115,11 @@ def is_on_this_machine(url: str) -> bool:
 
 
 def _url_in(sources: Sources) -> tuple[str, str] | None:
-    """The variable of the project's URL: Supabase's own name in any source before the name of its command line."""
+    """Return the variable of the project's URL: SUPABASE_URL of any source comes before API_URL."""
     for name in URL_NAMES:
         for source, variables in sources.items():
-            text = given(variables.get(name))
-            # Many programs call their own service API_URL; the one of `supabase status` is on this machine.
+            text = non_blank(variables.get(name))
+            # Many programs use API_URL for their own service; the one of `supabase status` is on this machine.
             if text is not None and (name == "SUPABASE_URL" or is_on_this_machine(text)):
                 return name, source
     return None
@@ -141,22 +144,20 @@ def _key_for(sources: Sources, url: tuple[str, str]) -> tuple[str, str] | None:
 def _first(sources: Sources, names: tuple[str, ...]) -> tuple[str, str] | None:
     for source, variables in sources.items():
         for name in names:
-            if given(variables.get(name)) is not None:
+            if non_blank(variables.get(name)) is not None:
                 return name, source
     return None
 
 
 def _same(one: str, other: str) -> bool:
-    return (given(one) or "").rstrip("/").lower() == (given(other) or "").rstrip("/").lower()
+    return (non_blank(one) or "").rstrip("/").lower() == (non_blank(other) or "").rstrip("/").lower()
 
 
 def _hint_without_url(sources: Sources) -> str:
     found = _first(sources, ("API_URL",))
     if found is None:
         return ""
-    return (
-        f"API_URL of {found[1]} is not used: it counts for a stack on this machine alone. Set SUPABASE_URL."
-    )
+    return f"API_URL of {found[1]} is not used: it counts only for a stack on this machine. Set SUPABASE_URL."
 
 
 def _hint_without_key(sources: Sources) -> str:
@@ -165,7 +166,7 @@ def _hint_without_key(sources: Sources) -> str:
         return ""
     if "ANON" in found[0] or "PUBLISHABLE" in found[0]:
         return (
-            f"{found[0]} of {found[1]} is not used: that key stands for anon, which may not run workers. Set "
+            f"{found[0]} of {found[1]} is not used: it is a key of the role anon, which may not run workers. Set "
             f"{_READ_NAMES}."
         )
     return f"{found[0]} of {found[1]} is not used: the runtime reads {_READ_NAMES}. Rename it, if it is such a key."

@@ -1,7 +1,7 @@
 """Proxies and certificates of the environment, by one rule for requests and sockets.
 
-httpx and websockets read these variables in ways of their own: one goes through a proxy that the other leaves aside,
-and both end in tracebacks over what they cannot read. So both are told.
+httpx and websockets each read these variables in their own way: one uses a proxy that the other ignores, and both raise
+foreign errors at wrong values. So both get their options from here.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.connection.project import is_on_this_machine
 from runtime.errors import SettingsError
 
@@ -25,15 +25,14 @@ _ENCRYPTED = ("https", "wss")
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the URL of the proxy that leads to another URL; None where the way is direct.
+    """Return the URL of the proxy for a URL; None for a direct connection.
 
-    This machine is always reached directly. Else HTTPS_PROXY is for https and wss, HTTP_PROXY for http and ws, and
-    ALL_PROXY for whatever has none of its own; names in small letters win. NO_PROXY lists what is reached directly:
-    hosts, domains, addresses and networks, with commas between.
+    This machine is always reached directly. Otherwise HTTPS_PROXY is for https and wss, HTTP_PROXY for http and ws, and
+    ALL_PROXY for both; names in small letters take precedence. NO_PROXY lists what is reached directly: hosts, domains,
+    addresses and networks, with commas between.
 
     Raises:
-        SettingsError: the variable that counts names no proxy that can be used. Its value may hold a password,
-            and is not repeated.
+        SettingsError: the variable names no usable proxy. Its value may hold a password and is not repeated.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
@@ -44,7 +43,7 @@ def proxy_for(url: str) -> str | None:
     if text is None:
         return None
     port = parts.port or (443 if parts.scheme in _ENCRYPTED else 80)
-    if _is_left_out(host, port, _variable("NO_PROXY") or ""):
+    if _is_excluded(host, port, _variable("NO_PROXY") or ""):
         return None
     return _checked(variable, text)
 
@@ -53,21 +52,21 @@ def tls_context() -> ssl.SSLContext:
     """Return a context that trusts the system's authorities, those of SSL_CERT_FILE and SSL_CERT_DIR, or certifi's.
 
     Raises:
-        SettingsError: SSL_CERT_FILE or SSL_CERT_DIR is not there, or holds no certificate.
+        SettingsError: SSL_CERT_FILE or SSL_CERT_DIR does not exist, or holds no certificate.
     """
-    file, folder = given(os.environ.get("SSL_CERT_FILE")), given(os.environ.get("SSL_CERT_DIR"))
+    file, folder = non_blank(os.environ.get("SSL_CERT_FILE")), non_blank(os.environ.get("SSL_CERT_DIR"))
     if folder is not None and not any(Path(each).is_dir() for each in folder.split(os.pathsep)):
-        raise SettingsError("SSL_CERT_DIR names a folder that is not there.")
+        raise SettingsError("SSL_CERT_DIR names a folder that does not exist.")
     context = ssl.create_default_context()
     if file is not None:
         try:
             context.load_verify_locations(cafile=file)
         except OSError:
             raise SettingsError(
-                "SSL_CERT_FILE names a file that is not there, cannot be read, or holds no certificate."
+                "SSL_CERT_FILE names a file that does not exist, cannot be read, or holds no certificate."
             ) from None
     elif folder is None:
-        # A small image has no authorities of its own.
+        # A small container image has no authorities.
         import certifi
 
         context.load_verify_locations(cafile=certifi.where())
@@ -75,7 +74,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def request_options(url: str) -> dict[str, Any]:
-    """Return what an `httpx` client is made with, for requests to this URL.
+    """Return the arguments of an `httpx` client for requests to this URL.
 
     Raises:
         SettingsError: as for `proxy_for` and `tls_context`.
@@ -86,7 +85,6 @@ def request_options(url: str) -> dict[str, Any]:
     is_proxy_encrypted = proxy is not None and proxy.startswith("https:")
     context = tls_context() if is_proxy_encrypted or urlsplit(url).scheme in _ENCRYPTED else None
     return {
-        # Not httpx's own reading of the environment.
         "trust_env": False,
         "verify": context or False,
         "proxy": proxy and httpx.Proxy(proxy, ssl_context=context if is_proxy_encrypted else None),
@@ -94,7 +92,7 @@ def request_options(url: str) -> dict[str, Any]:
 
 
 def socket_options(url: str) -> dict[str, Any]:
-    """Return what `websockets.connect` is called with, for a socket to this URL.
+    """Return the arguments of `websockets.connect` for a socket to this URL.
 
     Raises:
         SettingsError: as for `proxy_for` and `tls_context`.
@@ -109,11 +107,11 @@ def socket_options(url: str) -> dict[str, Any]:
 
 
 def _variable(name: str) -> str | None:
-    return given(os.environ.get(name.lower())) or given(os.environ.get(name))
+    return non_blank(os.environ.get(name.lower())) or non_blank(os.environ.get(name))
 
 
 def _checked(variable: str, text: str) -> str:
-    """The proxy's URL, if both libraries can use it."""
+    """Return the proxy's URL, if both libraries can use it."""
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
@@ -122,18 +120,18 @@ def _checked(variable: str, text: str) -> str:
         is_sound = False
     if not is_sound or re.search(r"\s", url):
         raise SettingsError(
-            f"{variable} names no proxy: write {variable}=http://host:port, or list in NO_PROXY what is to be "
-            "reached directly."
+            f"{variable} names no proxy: write {variable}=http://host:port, or list in NO_PROXY the hosts to reach "
+            "directly."
         )
     if urlsplit(url).scheme.startswith("socks") and not (find_spec("socksio") and find_spec("python_socks")):
         raise SettingsError(
-            f"{variable} names a SOCKS proxy, for which a library is missing: pip install socksio "
+            f"{variable} names a SOCKS proxy, which needs libraries: pip install socksio "
             '"python-socks[asyncio]"; or name a proxy with http://.'
         )
     return url
 
 
-def _is_left_out(host: str, port: int, listed: str) -> bool:
+def _is_excluded(host: str, port: int, listed: str) -> bool:
     """Whether NO_PROXY lists a host, in any of the forms that programs read there."""
     try:
         address = ip_address(host.partition("%")[0])
@@ -146,7 +144,7 @@ def _is_left_out(host: str, port: int, listed: str) -> bool:
         match = re.fullmatch(r"\[([^\]]+)\](?::([0-9]+))?", name) or re.fullmatch(
             r"([^:]+)(?::([0-9]+))?", name
         )
-        # What has colons and no brackets is an IPv6 address, or a network of them.
+        # An entry with colons and no brackets is an IPv6 address or network.
         name, wanted = (match[1], match[2]) if match else (name, None)
         if not name or (wanted is not None and int(wanted) != port):
             continue

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 
 CSRF_HEADER = "x-csrf-token"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -64,7 +64,7 @@ class Guard:
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token", given(self.token))
+        object.__setattr__(self, "token", non_blank(self.token))
 
     @property
     def cookie(self) -> str:

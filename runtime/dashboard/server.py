@@ -10,7 +10,7 @@ import anyio
 
 from runtime.agent.secrets import check_exposed
 from runtime.client.stream import connect
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.dashboard.app import make_app
 from runtime.dashboard.context import DashboardContext
 from runtime.dashboard.live_state import LiveState
@@ -62,7 +62,7 @@ def door_token(host: str, token: str | None) -> str | None:
     Raises:
         SettingsError: the token is too short for an address that others can reach.
     """
-    token = given(token)
+    token = non_blank(token)
     if is_loopback(host):
         return token
     return (

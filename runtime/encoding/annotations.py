@@ -1,4 +1,4 @@
-"""What the annotation of a parameter means, behind aliases, `| None`, Annotated and NewType."""
+"""The types within annotations, behind aliases, `| None`, Annotated and NewType."""
 
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -8,8 +8,8 @@ _UNIONS = (Union, types.UnionType)
 
 
 def without_alias(annotation: Any) -> Any:
-    """Return what a name stands for that was given by `type Name = …`."""
-    # By its name: typing has the class since Python 3.12, and typing_extensions another one.
+    """Return the type that an alias, `type Name = …`, stands for."""
+    # By the class's name: typing has it since Python 3.12, and typing_extensions has another one.
     while type(alias := get_origin(annotation) or annotation).__name__ == "TypeAliasType":
         given = get_args(annotation)
         annotation = alias.__value__[given] if given else alias.__value__
@@ -17,9 +17,9 @@ def without_alias(annotation: Any) -> Any:
 
 
 def layers(annotation: Any) -> Iterator[tuple[Any, bool]]:
-    """Yield the annotation and what lies within it, the outermost first, each with whether it is the same type.
+    """Yield the annotation and the types within it, the outermost first, each with whether it is the same type.
 
-    An alias and `| None` leave a type the same. Annotated, NewType and a TypeVar make another one of it.
+    An alias and `| None` leave a type the same. Annotated, NewType and a TypeVar make another type of it.
     """
     is_same = True
     while True:
@@ -49,7 +49,7 @@ def core(annotation: Any) -> Any:
 
 
 def members(annotation: Any) -> Iterator[Any]:
-    """Yield the annotation, or if it is a union what that is made of."""
+    """Yield the annotation, or the members of a union."""
     found = core(annotation)
     if get_origin(found) not in _UNIONS:
         yield found
@@ -59,7 +59,7 @@ def members(annotation: Any) -> Iterator[Any]:
 
 
 def mentions(annotation: Any, is_meant: Callable[[Any], bool]) -> bool:
-    """Whether a type stands anywhere in an annotation."""
+    """Whether `is_meant` holds for a type anywhere in an annotation."""
     seen: list[Any] = []
     waiting = [annotation]
     while waiting:
@@ -81,7 +81,7 @@ def mentions(annotation: Any, is_meant: Callable[[Any], bool]) -> bool:
 
 
 def lookup(known: Mapping[Any, Any], annotation: Any) -> Any:
-    """Return what is known for an annotation; None also for one that cannot be a key, as some of Annotated."""
+    """Return the entry of an annotation; None also for an unhashable one, as some of Annotated are."""
     try:
         return known.get(annotation)
     except TypeError:

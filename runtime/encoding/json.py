@@ -1,7 +1,7 @@
-"""Can this value be stored as JSON, and if not, where is the fault?
+"""Values as JSON text, and where a value's fault is that has none.
 
-Everything is checked before it leaves the process, because one value the database cannot take would cost its
-neighbours in the same exchange their results.
+Values are checked before they leave the process: one that the database cannot take would fail the results of other
+handlers in the same exchange.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.encoding.readback import LossyValue, certain, faithful, jsonable
-from runtime.encoding.unreadable import LIVING, find_unreadable, may_overflow, read_json
+from runtime.encoding.unreadable import LIVING, children_of, find_unreadable, may_overflow, read_json
 from runtime.errors import InvalidPayload, InvalidValue
 from runtime.tracebacks import shown
 
@@ -28,30 +28,30 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _CURLY_TO_SQUARE = bytes.maketrans(b"{}", b"[]")
 # Python reads whole numbers of up to 4300 digits.
 _LONG_NUMBER = re.compile(rb"[0-9]{4301}")
-# An odd number of backslashes before u0000 is a NUL; an even number is text that speaks of one.
+# An odd number of backslashes before u0000 is a NUL; an even number is text about one.
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
-# A byte given as its number is looked for in a fifth of the time, and most values do not even have that.
+# Searching for a byte given as a number takes a fifth of the time, and most values do not have the byte.
 _BACKSLASH, _N, _I = b"\\NI"
 
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; flatten it"
 
 
 def encode(value: object) -> str:
-    """Return the value as compact JSON text that PostgreSQL's jsonb takes as it is.
+    """Return the value as compact JSON text that PostgreSQL's jsonb accepts.
 
     Pydantic models, dataclasses, datetimes, UUIDs, enums, decimals, sets and so on are written as pydantic
     writes them, an instance of a subclass with all its fields. Mapping keys become strings.
 
     Raises:
-        InvalidValue: NaN or Infinity, a NUL character, a lone surrogate, a circular reference, something that
-            has no JSON form, a model that would not be read back as it is, two keys that are one as text, more
-            than 100 levels or more than 16 MB. The message says where, and never repeats the value.
+        InvalidValue: NaN or Infinity, a NUL character, a lone surrogate, a circular reference, a type without a JSON
+            form, a model that would not be read back as it is, two keys with the same text, more than 100 levels or
+            more than 16 MB. The message says where, and never repeats the value.
     """
     if LIVING and (found := find_unreadable("value", value)) is not None:
         raise InvalidValue(
             f"The value cannot be stored: where it was read from, {found[0]} is {found[1].what}, which Python cannot "
-            "hold."
+            "represent."
         )
     try:
         data = _dump(value)
@@ -59,23 +59,20 @@ def encode(value: object) -> str:
         raise InvalidValue(_complaint(value, error)) from None
     if len(data) > MAX_BYTES:
         raise InvalidValue(
-            f"It takes {len(data) / 2**20:.1f} MB in JSON; at most {MAX_BYTES // 2**20} MB are stored. "
-            "Put large things into a file or a bucket and send where they are."
+            f"The value takes {len(data) / 2**20:.1f} MB in JSON; at most {MAX_BYTES // 2**20} MB are stored. "
+            "Put large data into a file or a bucket and send its address."
         )
-    # A bracket opens and closes.
-    if (
-        len(data) > 2 * MAX_DEPTH
-        and data.count(b"[") + data.count(b"{") > MAX_DEPTH
-        and not _is_shallow(data)
-    ):
+    # Each level takes two brackets.
+    may_be_deep = len(data) > 2 * MAX_DEPTH and data.count(b"[") + data.count(b"{") > MAX_DEPTH
+    if may_be_deep and not _is_shallow(data):
         raise InvalidValue(f"The value cannot be stored: it {_TOO_DEEP}.")
     return data.decode()
 
 
 def decode(text: str | bytes) -> Any:
-    """Return what the JSON text holds. Whole numbers keep all their digits.
+    """Return the data of a JSON text. Whole numbers keep all their digits.
 
-    What Python cannot hold, such as a number of 100,000 digits, is replaced by an `Unreadable`; the rest is as written.
+    An `Unreadable` replaces any part that Python cannot represent, such as a number of 100,000 digits.
 
     Raises:
         InvalidPayload: the text is no JSON.
@@ -88,7 +85,7 @@ def decode(text: str | bytes) -> Any:
 
 
 def legible(value: object) -> str:
-    """Return a decoded value as compact JSON text for people: what cannot be read is a mark in it, never an error."""
+    """Return a decoded value as compact JSON text for people: an unreadable part is a marker, never an error."""
     try:
         return to_json(value, inf_nan_mode="constants").decode()
     except ValueError:
@@ -103,8 +100,8 @@ def _decode_with_care(text: str | bytes) -> Any:
 
 
 def _dump(value: object) -> bytes:
-    """The value as JSON, or the ValueError that says it has none."""
-    # In two steps: asked directly, a model writes NaN as null without a word.
+    """Return the value as JSON, or raise the ValueError of a value that has none."""
+    # In two steps: in one step, pydantic writes the NaN of a model as null without an error.
     kind = type(value)
     if kind is dict or kind is list:
         # Plain data is equal to its own JSON form, and nothing of it is lost.
@@ -117,7 +114,7 @@ def _dump(value: object) -> bytes:
     data = to_json(plain)
     if _BACKSLASH in data and b"\\u0000" in data and _ESCAPED_NUL.search(data):
         raise ValueError("a NUL character")
-    # Quick signs of a number that is none or too long to be read again; they may also stand in a text.
+    # Quick signs of NaN, infinity or a number too long to be read again; a string may hold them too.
     if (
         (_N in data and b"NaN" in data)
         or (_I in data and b"Infinity" in data)
@@ -128,7 +125,7 @@ def _dump(value: object) -> bytes:
 
 
 def _is_shallow(data: bytes) -> bool:
-    """Whether the JSON keeps to MAX_DEPTH: each pass peels off the innermost level."""
+    """Whether the JSON keeps to MAX_DEPTH: each pass removes the innermost level."""
     brackets = _TEXTS.sub(b"", data).translate(_CURLY_TO_SQUARE, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")
@@ -138,7 +135,7 @@ def _is_shallow(data: bytes) -> bool:
 
 
 def _complaint(value: object, error: Exception) -> str:
-    """One sentence: where the fault lies, what it is, and what can be done."""
+    """Return a sentence: where the fault is, what it is, and what to do."""
     path: list[str] = []
     ancestors = {id(value)}
     while (step := _faulty_child(value)) is not None:
@@ -151,7 +148,7 @@ def _complaint(value: object, error: Exception) -> str:
 
 
 def _faulty_child(value: object) -> tuple[str, object, Exception] | None:
-    """The first part of a container that cannot be stored even alone, and why."""
+    """Return the first part of a container that cannot be stored by itself, and why."""
     for name, child in _children(value):
         if (error := _fault(child)) is not None:
             return name, child, error
@@ -159,13 +156,9 @@ def _faulty_child(value: object) -> tuple[str, object, Exception] | None:
 
 
 def _children(value: object) -> Iterator[tuple[str, object]]:
-    """The parts of a container, each with its step of the path."""
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield f"[{ascii(key)[:60]}]", child
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        for index, child in enumerate(value):
-            yield f"[{index}]", child
+    """Yield the parts of a container, each with its step of the path."""
+    if isinstance(value, (Mapping, list, tuple, set, frozenset, deque)):
+        yield from children_of(value)
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
             yield f".{name}", getattr(value, name, None)
@@ -175,7 +168,7 @@ def _children(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _fault(value: object) -> Exception | None:
-    """Why this part alone would not be taken, or None if it would."""
+    """Return why this part cannot be stored by itself, or None if it can."""
     try:
         _dump(value)
     except (ValueError, TypeError, RecursionError) as error:
@@ -184,12 +177,12 @@ def _fault(value: object) -> Exception | None:
 
 
 def _place(path: list[str]) -> str:
-    """The path as a reader would write it."""
+    """Return the path as a reader would write it."""
     return "".join(("value", *path)) if path else "it"
 
 
 def _reason(value: object, error: Exception) -> str:
-    """What is wrong with the innermost part, in words that do not repeat it."""
+    """Say what is wrong with the innermost part, without repeating it."""
     if isinstance(error, LossyValue):
         return str(error)
     if isinstance(value, float) and not math.isfinite(value):
@@ -202,7 +195,7 @@ def _reason(value: object, error: Exception) -> str:
                 why = _wrong_text(key) if isinstance(key, str) else "has no JSON form"
                 return f"has the key {ascii(key)[:60]}, which {why}"
     if isinstance(value, (dict, list, tuple)):
-        # Each of its parts could be stored alone, so what is wrong is how many levels they make together.
+        # Each part could be stored by itself, so together they have too many levels.
         return _TOO_DEEP
     if isinstance(value, bytes):
         return "is bytes that are not UTF-8; send them as base64 text"
@@ -210,14 +203,14 @@ def _reason(value: object, error: Exception) -> str:
         return "is a number with too many digits; send it as a string"
     if inspect.iscoroutine(value):
         value.close()
-        return "is a coroutine: await it, and send what comes of it"
+        return "is a coroutine: await it, and send its result"
     if inspect.isasyncgen(value):
-        return "is an async generator: send what it yields, [each async for each in …]"
+        return "is an async generator: send its items, [each async for each in …]"
     return f"is a {type(value).__qualname__} that has no JSON form ({shown(str(error))})"
 
 
 def _wrong_text(text: str) -> str:
-    """Which of the two faults a text can have."""
+    """Return which of its two possible faults a text has."""
     if "\0" in text:
         return "holds a NUL character, which PostgreSQL cannot store"
     return "holds a lone surrogate, half of a character, which is no Unicode text"

@@ -1,7 +1,7 @@
-"""Whether what is written of a value is read back as it was.
+"""A check that a value's JSON is read back as the same value.
 
-Most models are written and read by rules that undo each other, which their schemas tell once and for all. Only what a
-schema leaves open is tried with each value: it is read back by its own type and compared.
+For most models the schema alone proves it, once for all values. Where the schema leaves it open, each value is read
+back by its own type and compared.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.encoding.annotations import mentions
 
-# Instances of subclasses are written with all their fields; releases of pydantic before 2.13 know another way.
+# Instances of subclasses are written with all their fields; pydantic before 2.13 has another option for it.
 _FULLY: Final[dict[str, Any]] = (
     {"polymorphic_serialization": True}
     if "polymorphic_serialization" in getattr(to_jsonable_python, "__text_signature__", "")
@@ -30,10 +30,20 @@ PLAIN: Final = frozenset({dict, list})
 _FAITHFUL: Final = frozenset(
     {"str", "int", "float", "bool", "none", "date", "time", "timedelta", "uuid", "decimal"}
 )
-# Faithful with most values: dates with most offsets, and any data that is JSON's own.
+# Faithful for most values: times with most offsets, and plain JSON data.
 _OPEN: Final = frozenset({"any", "datetime"})
 _WRAPPERS: Final = frozenset(
     {"nullable", "default", "model-field", "dataclass-field", "list", "set", "frozenset"}
+)
+_TRANSPARENT: Final = _FAITHFUL | _OPEN | _WRAPPERS | {"definitions", "definition-ref"}
+_PARTS: Final = (
+    "schema",
+    "items_schema",
+    "keys_schema",
+    "values_schema",
+    "extras_schema",
+    "fields",
+    "choices",
 )
 _KINDS: Final = {
     "str": "text", "int": "number", "float": "number", "bool": "bool", "none": "none",
@@ -46,19 +56,19 @@ _MAX_KNOWN: Final = 10_000
 
 
 class LossyValue(ValueError):
-    """Part of a value would not be read back as it is; the text goes on from the value's place."""
+    """Part of a value would not be read back as it is; the text continues a sentence about that part."""
 
 
 def read(adapter: TypeAdapter[Any], data: Any) -> Any:
-    """Return JSON data as the type an adapter stands for.
+    """Return JSON data as the adapter's type.
 
     Raises:
-        ValidationError: it is none.
+        ValidationError: the data does not fit.
     """
     try:
         return adapter.validate_python(data)
     except ValidationError as refusal:
-        # A strict model takes a date from JSON text but not from a Python string: ask again in JSON's terms.
+        # A strict model takes a date from JSON text but not from a Python string.
         try:
             return adapter.validate_json(to_json(data))
         except ValueError:
@@ -70,10 +80,10 @@ class _WrittenForm:
     """How values of one class are written.
 
     Attributes:
-        is_faithful: whether, by the schema alone, each of them is read back as it was.
-        is_open: whether that is so if it is so for each of its fields.
+        is_faithful: whether the schema alone proves that every value is read back as it was.
+        is_open: whether a value is read back as it was if each of its fields is.
         nested: the classes within it; an instance of a subclass has a form of its own.
-        adapter: reads them back; None where pydantic cannot read the class.
+        adapter: reads values back; None if pydantic cannot read the class.
         options: of the dump.
     """
 
@@ -88,18 +98,18 @@ _forms: dict[type, _WrittenForm] = {}
 
 
 certain: set[type] = {*SCALARS}
-"""The classes whose every value is read back as it was, and that have no other models in them."""
+"""The classes whose every value is read back as it was, without other models in them."""
 
 
 def faithful(value: object, data: Any) -> Any:
-    """Return the JSON data that is to be written for a value.
+    """Return the JSON data to write for a value.
 
     Args:
-        value: anything.
-        data: what `jsonable` makes of it.
+        value: any value.
+        data: the result of `jsonable` for it.
 
     Raises:
-        Lost: it cannot be read back as it is; the text says what and why.
+        LossyValue: it would not be read back as it is; the text says which part and why.
     """
     kind = type(value)
     if kind in certain:
@@ -111,14 +121,14 @@ def faithful(value: object, data: Any) -> Any:
         _refuse_odd_offset(value)
     elif isinstance(value, _SECRETS):
         raise LossyValue(
-            f"is a {kind.__name__}, of which nothing but asterisks would be stored; send a reference to the "
-            "secret, or say that it may be stored: get_secret_value()"
+            f"is a {kind.__name__}, of which only asterisks would be stored; send a reference to the secret, or allow "
+            "its storage: get_secret_value()"
         )
     elif isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
         return _faithful_instance(value, data, _form(kind))
     elif isinstance(value, Mapping) and isinstance(data, dict):
         if len(data) != len(value):
-            raise LossyValue("has two keys that are one and the same as text, as the keys of JSON are")
+            raise LossyValue("has two keys with the same text, which are one key in JSON")
         return {key: faithful(each, data[key]) for key, each in zip(data, value.values(), strict=True)}
     elif not isinstance(value, (list, tuple, Set, deque)) or not isinstance(data, list):
         return data
@@ -131,7 +141,7 @@ def _refuse_odd_offset(moment: datetime) -> None:
     offset = None if moment.tzinfo is UTC else moment.utcoffset()
     if offset and offset % _MINUTE:
         raise LossyValue(
-            f"is a time with an offset of {offset}, of which the seconds would be lost; send it in UTC: "
+            f"is a time with an offset of {offset}, whose seconds would be lost; send it in UTC: "
             "moment.astimezone(UTC)"
         )
 
@@ -148,7 +158,7 @@ def _faithful_instance(value: object, data: Any, form: _WrittenForm) -> Any:
     if form.options:
         data = jsonable(value, **form.options)
     name = type(value).__name__
-    # By way of the text, which is what the reader has.
+    # Through the text, as its reader gets it.
     written = from_json(to_json(data))
     try:
         back = read(form.adapter, written)
@@ -161,24 +171,21 @@ def _faithful_instance(value: object, data: Any, form: _WrittenForm) -> Any:
     place = _difference(value, back)
     if place is not None:
         raise LossyValue(
-            f"is a {name} that would not be read back as it is: {name}{place} would be another. {_CURE}"
+            f"is a {name} that would not be read back as it is: {name}{place} would differ. {_CURE}"
         )
     return data
 
 
-_CURE: Final = (
-    "What its exclude, aliases, serializers or secrets leave out, no reader gets: "
-    "change those, or send plain data"
-)
+_CURE: Final = "Its exclude, aliases, serializers or secrets lose data: change them, or send plain data"
 
 
 def _difference(written: object, back: object, is_plain: bool = False) -> str | None:
-    """The place of the first difference between what was written and what is read back, or None.
+    """Return the path of the first difference between a written value and the one read back, or None.
 
     Args:
-        written: what was written.
-        back: what is read.
-        is_plain: whether the annotation takes any JSON data, so that what is read has only JSON's own types.
+        written: the written value.
+        back: the value read back.
+        is_plain: whether the annotation takes any JSON data, so that `back` has only JSON's own types.
     """
     if isinstance(written, _SECRETS):
         same = type(back) is type(written) and back.get_secret_value() == written.get_secret_value()
@@ -205,7 +212,7 @@ def _difference(written: object, back: object, is_plain: bool = False) -> str | 
 
 
 def _is_one_moment(written: object, back: object) -> bool:
-    """Whether both are one moment: in the hour that comes twice in autumn, times of two zones are never equal."""
+    """Whether both are the same time: Python never finds times of two zones equal in the hour repeated in autumn."""
     if not isinstance(written, datetime) or not isinstance(back, datetime) or written.tzinfo is None:
         return False
     return back.tzinfo is not None and written.astimezone(UTC) == back.astimezone(UTC)
@@ -213,7 +220,7 @@ def _is_one_moment(written: object, back: object) -> bool:
 
 def _difference_of_fields(written: object, back: object, is_plain: bool) -> str | None:
     if not isinstance(written, type(back)):
-        # Under Any it is read as an object, with whatever names its own class writes.
+        # Under Any it is read as a mapping, with the names that its own class writes.
         return None if is_plain and isinstance(back, Mapping | list) else ""
     for name, takes_any in _fields(cast(Any, type(back))):
         place = _difference(getattr(written, name, None), getattr(back, name, None), is_plain or takes_any)
@@ -228,7 +235,7 @@ def _difference_of_fields(written: object, back: object, is_plain: bool) -> str 
 
 @lru_cache(_MAX_KNOWN)
 def _fields(kind: Any) -> tuple[tuple[str, bool], ...]:
-    """The fields of a class, each with whether any JSON data may be in it."""
+    """Return the fields of a class, each with whether it takes any JSON data."""
     if issubclass(kind, BaseModel):
         annotations: dict[str, Any] = {name: each.annotation for name, each in kind.model_fields.items()}
     else:
@@ -256,19 +263,19 @@ def _has_subclasses(classes: Iterable[type]) -> bool:
 
 
 def _form(kind: type) -> _WrittenForm:
-    """The form of a class, worked out once."""
+    """Return the form of a class, from the cache if possible."""
     form = _forms.get(kind)
     if form is None:
         if len(_forms) >= _MAX_KNOWN:
             _forms.clear()
             certain.intersection_update(SCALARS)
-        form = _forms[kind] = _worked_out(kind)
+        form = _forms[kind] = _form_of(kind)
         if form.is_faithful and not form.nested:
             certain.add(kind)
     return form
 
 
-def _worked_out(kind: type) -> _WrittenForm:
+def _form_of(kind: type) -> _WrittenForm:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         adapter.rebuild(raise_errors=True)
@@ -282,13 +289,13 @@ def _worked_out(kind: type) -> _WrittenForm:
 
 
 class _Schema:
-    """What a pydantic schema says of how its values are written and read.
+    """How the values of a pydantic schema are written and read.
 
     Attributes:
         is_faithful: whether reading undoes writing.
-        is_open: whether it does so with most values only.
+        is_open: whether it does so for most values only.
         classes: the models and dataclasses in it.
-        options: how a value is to be dumped so that its readers understand it.
+        options: of the dump, so that readers understand it.
     """
 
     def __init__(self, schema: Any) -> None:
@@ -299,7 +306,7 @@ class _Schema:
         self._walk(schema)
         self.options: dict[str, Any] = {}
         if self._renames:
-            # Written under their own names, where readers do not know those they are written under.
+            # The readers do not know the serialization aliases: write the fields' own names.
             self.options["by_alias"] = False
         if (self._computes and self._counts_extra) or self._has_json:
             self.options["round_trip"] = True
@@ -316,24 +323,14 @@ class _Schema:
             self._walk(part)
 
     def _knows(self, kind: str, schema: Any) -> bool:
-        """Whether this level of a schema, without what is in it, is faithful."""
-        if (
-            kind in _FAITHFUL
-            or kind in _OPEN
-            or kind in _WRAPPERS
-            or kind in ("definitions", "definition-ref")
-        ):
+        """Whether this level of a schema is faithful, apart from its inner levels."""
+        if kind in _TRANSPARENT:
             return not (schema.keys() & {"validation_alias", "serialization_alias"} or _is_left_out(schema))
         if kind in ("model", "dataclass"):
             config = schema.get("config") or {}
-            plain = (
-                not schema.get("custom_init") and not schema.get("post_init") and not schema.get("root_model")
-            )
-            return (
-                plain
-                and not config.keys() & _UNFAITHFUL_CONFIG
-                and config.get("extra_fields_behavior") != "allow"
-            )
+            is_custom = any(schema.get(name) for name in ("custom_init", "post_init", "root_model"))
+            allows_extra = config.get("extra_fields_behavior") == "allow"
+            return not (is_custom or config.keys() & _UNFAITHFUL_CONFIG or allows_extra)
         if kind in ("model-fields", "dataclass-args"):
             return not schema.get("computed_fields") and not schema.get("extras_schema")
         if kind == "dict":
@@ -351,11 +348,8 @@ class _Schema:
     def _note(self, kind: str, schema: Any) -> None:
         if kind.endswith("-field"):
             accepted = schema.get("validation_alias")
-            names = (
-                [accepted]
-                if isinstance(accepted, str)
-                else [path[0] for path in accepted or () if len(path) == 1]
-            )
+            paths = [[accepted]] if isinstance(accepted, str) else accepted or ()
+            names = [path[0] for path in paths if len(path) == 1]
             self._renames |= "serialization_alias" in schema and schema["serialization_alias"] not in names
         self._computes |= bool(schema.get("computed_fields"))
         config = schema.get("config") or {}
@@ -377,16 +371,8 @@ def _is_left_out(field: Any) -> bool:
 
 
 def _parts(schema: Any) -> Iterator[Any]:
-    """The schemas within a schema."""
-    for name in (
-        "schema",
-        "items_schema",
-        "keys_schema",
-        "values_schema",
-        "extras_schema",
-        "fields",
-        "choices",
-    ):
+    """Yield the schemas within a schema."""
+    for name in _PARTS:
         part = schema.get(name)
         if isinstance(part, dict):
             yield from (part,) if "type" in part and isinstance(part["type"], str) else part.values()

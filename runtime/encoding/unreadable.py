@@ -1,7 +1,7 @@
-"""Markers for what JSON can hold and Python cannot, so that one such value never makes an answer undecodable.
+"""Markers for JSON that Python cannot represent, so that one such value never makes an answer undecodable.
 
-PostgreSQL's jsonb keeps numbers of 131,072 digits and thousands of levels. A reader is shown the marker; a handler is
-not called with one.
+PostgreSQL's jsonb keeps numbers of 131,072 digits and thousands of levels. A reader sees the marker; a handler is not
+called with one.
 """
 
 import json
@@ -12,30 +12,30 @@ from typing import Any
 from weakref import ref
 
 MAX_READ_DEPTH = 200
-"""More levels than this are not read: the quick parser stops there, and so do others that a value is handed to."""
+"""Deeper levels are not read: the quick parser stops there, and so do other consumers of the value."""
 
-# The largest float has 309 digits. A run of so many shows in every thirtieth character, too; a look at each of them
-# would take three times as long as the parsing itself.
+# The largest float has 309 digits. A run of so many digits shows in a sample of every thirtieth character; a search of
+# the whole text would take three times as long as the parsing itself.
 _DIGITS = 309
 _STRIDE = 30
 _RUN, _RUN_OF_BYTES = re.compile("[0-9]{309}"), re.compile(b"[0-9]{309}")
 _SAMPLED_RUN, _SAMPLED_RUN_OF_BYTES = re.compile("[0-9]{10}"), re.compile(b"[0-9]{10}")
 _TEXTS_AND_BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
-# JSON has no such number, so that its place in a text is free to mark a cut.
+# Marks a cut: JSON has no such number, so no text holds it otherwise.
 _CUT = "-Infinity"
 
 LIVING: "dict[int, ref[Unreadable]]" = {}
-"""The markers that exist in this process; while it is empty, nobody needs to look for any."""
+"""The markers that exist in this process; while it is empty, no search for markers is needed."""
 
 
 class Unreadable(str):
-    """Stands for a part of a message that JSON can hold and Python cannot; a string, so that it can be shown anywhere.
+    """Replaces a part of a message that Python cannot represent; a string, so that it can be shown anywhere.
 
-    Its text says what stands there, as in `<unreadable: a number of 131,072 digits>`.
+    Its text describes the part: `<unreadable: a number of 131,072 digits>`.
     """
 
     def __new__(cls, text: str) -> "Unreadable":
-        """Make one with this text, and have it looked for as long as it lives."""
+        """Make a marker and register it as long as it exists."""
         marker = super().__new__(cls, text)
         name = id(marker)
         LIVING[name] = ref(marker, lambda _: LIVING.pop(name, None))
@@ -46,27 +46,27 @@ class Unreadable(str):
 
     @classmethod
     def because(cls, what: str) -> "Unreadable":
-        """Return a marker for what is described like this."""
+        """Return a marker with this description."""
         return cls(f"<unreadable: {what}>")
 
     @property
     def what(self) -> str:
-        """What stands there."""
+        """The description of the unreadable part."""
         return self.removeprefix("<unreadable: ").removesuffix(">")
 
 
 def find_unreadable(name: str, value: object) -> tuple[str, Unreadable] | None:
-    """Return where in plain JSON data the first marker stands, and the marker; None where there is none.
+    """Return the path of the first marker in plain JSON data, and the marker; None if there is none.
 
     Args:
-        name: what the whole is called.
+        name: the first step of the path.
         value: the data.
     """
     if not _holds_unreadable(value):
         return None
     path = [name]
     while not isinstance(value, Unreadable):
-        step, value = next(each for each in _children(value) if _holds_unreadable(each[1]))
+        step, value = next(each for each in children_of(value) if _holds_unreadable(each[1]))
         path.append(step)
     return "".join(path if len(path) <= 12 else [*path[:6], " … ", *path[-3:]]), value
 
@@ -84,8 +84,8 @@ def _holds_unreadable(value: object) -> bool:
     return False
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """The parts of a container, each with its step of the path."""
+def children_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a mapping or sequence, each with its step of the path."""
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield f"[{ascii(key)[:60]}]", child
@@ -95,7 +95,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def may_overflow(text: str | bytes) -> bool:
-    """Whether the text may hold a number that a float has no room for, which the quick parser reads as infinite."""
+    """Whether the text may hold a number too large for a float, which the quick parser reads as infinite."""
     if len(text) < _DIGITS:
         return False
     if isinstance(text, str):
@@ -106,7 +106,7 @@ def may_overflow(text: str | bytes) -> bool:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Return what any JSON text holds, with a marker in the place of whatever Python cannot hold.
+    """Return the data of any JSON text, with a marker in place of each part that Python cannot represent.
 
     Raises:
         ValueError: the text is no JSON.
@@ -116,7 +116,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def _cut(data: bytes) -> bytes:
-    """The JSON text with everything that is nested too deep replaced by a mark."""
+    """Return the JSON text with a mark in place of each part that is nested too deep."""
     if data.count(b"[") + data.count(b"{") <= MAX_READ_DEPTH:
         return data
     parts: list[bytes] = []

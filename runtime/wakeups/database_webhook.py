@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from runtime.agent.secrets import check_exposed
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import SettingsError
 from runtime.http_server import BodyRefused, is_loopback, read_body, serve
 from runtime.keys import matches
@@ -36,7 +36,7 @@ class DatabaseWebhook:
     """
 
     def __init__(self, secret: str | None, patterns: Sequence[str]) -> None:
-        secret = given(secret)
+        secret = non_blank(secret)
         self._secret = None if secret is None else secret.encode()
         self._patterns = tuple(patterns)
 
@@ -92,7 +92,7 @@ class WebhookWakeups:
 
     def __init__(self, address: str, secret: str | None, *, patterns: Sequence[str]) -> None:
         self.host, self.port = _parse(address)
-        secret = given(secret)
+        secret = non_blank(secret)
         if secret is not None and not is_loopback(self.host):
             check_exposed(secret, "RUNTIME_WEBHOOK_SECRET")
         if secret is None and not is_loopback(self.host):

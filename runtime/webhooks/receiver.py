@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from runtime.agent.source import PLACEHOLDER, Scheme, Source
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import BadSignature, InvalidKey, InvalidValue, SettingsError
 from runtime.keys import MAX_SEGMENTS, check_key
 from runtime.message import MAX_DEDUP_CHARACTERS, Draft
@@ -111,7 +111,7 @@ def verifier_of(source: Source, secrets: Sequence[str]) -> Verifier:
     Raises:
         SettingsError: a secret is none of this scheme, or there is none.
     """
-    secrets = [secret for secret in secrets if given(secret)]
+    secrets = [secret for secret in secrets if non_blank(secret)]
     if not secrets:
         raise SettingsError(f"{source.secret} holds no secret: anybody could sign with it.")
     try:

@@ -18,7 +18,7 @@ from runtime.agent.handler import Handler
 from runtime.agent.retry import Reject, RetryLater
 from runtime.agent.target import Target
 from runtime.connection.allow_list import AllowList
-from runtime.connection.environment import environment, given
+from runtime.connection.environment import environment, non_blank
 from runtime.connection.proxies import tls_context
 from runtime.encoding.json import decode, encode
 from runtime.encoding.printable import printable
@@ -337,7 +337,7 @@ def _keys(name: str, target: Target) -> list[bytes]:
         return [read_secret(secret) for secret in target.secrets]
     text = environment().get(target.secret_name, "")
     try:
-        keys = [read_secret(secret) for secret in text.split() if given(secret)]
+        keys = [read_secret(secret) for secret in text.split() if non_blank(secret)]
     except SettingsError as error:
         raise SettingsError(f"{target.secret_name}, which {name} signs with: {error}") from None
     if not keys:

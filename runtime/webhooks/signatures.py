@@ -12,7 +12,7 @@ import secrets as randomness
 from collections.abc import Iterable, Mapping, Sequence
 
 from runtime.agent.source import TOLERANCE_SECONDS
-from runtime.connection.environment import given
+from runtime.connection.environment import non_blank
 from runtime.errors import BadSignature, SettingsError
 
 _PREFIX = "whsec_"
@@ -107,7 +107,7 @@ def verify_github(secrets: Sequence[str], headers: Mapping[str, str], body: byte
     signature = headers.get("x-hub-signature-256", "")
     if not signature:
         raise BadSignature("The header x-hub-signature-256 is missing: give the webhook a secret at GitHub.")
-    _match([f"sha256={_hex(secret, body)}" for secret in secrets if given(secret)], [signature])
+    _match([f"sha256={_hex(secret, body)}" for secret in secrets if non_blank(secret)], [signature])
 
 
 def verify_stripe(
@@ -140,7 +140,7 @@ def verify_stripe(
         raise BadSignature("The header stripe-signature must hold t=… once and v1=….")
     signed = timestamps[0].encode(errors="replace") + b"." + body
     _match(
-        [_hex(secret, signed) for secret in secrets if given(secret)],
+        [_hex(secret, signed) for secret in secrets if non_blank(secret)],
         [text for text in signatures if _HEX_SHA256.fullmatch(text)],
     )
     _check_time(timestamps[0], now, tolerance)

@@ -245,7 +245,7 @@ async def test_v4_a_coroutine_passed_on_past_the_end_of_what_it_was_given_is_ref
         return later(connection)
 
     (error,) = await outcomes(agent, 1)
-    assert "closed by then: declare it with `async def`" in error
+    assert "closed before it is awaited: declare it with `async def`" in error
 
 
 @pytest.mark.parametrize("stands_around", ["partial", "object", "async object", "method", "builtin"])

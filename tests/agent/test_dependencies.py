@@ -295,7 +295,7 @@ def yields_a_pool() -> Pool:  # type: ignore[misc]
     ("function", "words"),
     [
         (takes_value, "'value' cannot be filled: no provider above gives <class 'int'>"),
-        (takes_anything, "'value' cannot be filled, since it has no annotation"),
+        (takes_anything, "'value' cannot be filled: it has no annotation"),
         (needs_unknown, r"no provider above gives .*Unknown.*providers above it give"),
         (
             needs_itself,
@@ -351,7 +351,7 @@ def test_a_handler_whose_parameter_nobody_provides_is_told_how() -> None:
     async def two(value: int, pool: Pool) -> None: ...
     async def lock(lock: threading.Event) -> None: ...
 
-    with pytest.raises(DeclarationError, match=r"What @agent\.provide gives is declared above"):
+    with pytest.raises(DeclarationError, match=r"A provider, @agent\.provide, is declared above"):
         agent.on("a.b")(two)
     with pytest.raises(DeclarationError, match="declare its provider above"):
         agent.on("a.b")(lock)
@@ -370,5 +370,5 @@ def test_a_batch_cannot_need_what_needs_the_message() -> None:
 
     async def work(messages: list[Message[int]], connection: Connection) -> None: ...
 
-    with pytest.raises(DeclarationError, match="asks for the message, and a batch has many"):
+    with pytest.raises(DeclarationError, match="takes the message, and a batch has many"):
         agent.on("a.b", batch=3)(work)

@@ -403,7 +403,7 @@ def test_d3_agents_in_folders_within_are_hinted_at(tmp_path: Path, caplog: pytes
         write_agent(tmp_path / place / "writer.py", "writer")
     write(tmp_path / "words" / "words.py", "STOP = {'the'}")
     with pytest.raises(
-        DiscoveryError, match=r"holds no agent.*only when they are named, too: agents, more/deep\.$"
+        DiscoveryError, match=r"holds no agent.*only if they are named, too: agents, more/deep\.$"
     ):
         discover([tmp_path])
     write_agent(tmp_path / "main.py", "main")

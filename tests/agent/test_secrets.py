@@ -15,7 +15,7 @@ from runtime.agent.agent import Agent
 from runtime.agent.secrets import MIN_EXPOSED_CHARACTERS, secrets_in
 from runtime.agent.source import Source
 from runtime.asgi import WebhookApp
-from runtime.connection.environment import environment, given
+from runtime.connection.environment import environment, non_blank
 from runtime.dashboard.security import Guard, Refusal
 from runtime.dashboard.server import door_token
 from runtime.errors import DeclarationError, SettingsError
@@ -41,8 +41,8 @@ def _agent() -> Agent:
 
 @pytest.mark.parametrize("blank", [None, *BLANKS])
 def test_s4_a_blank_secret_is_none(blank: str | None) -> None:
-    assert given(blank) is None
-    assert given(None if blank is None else SecretStr(blank)) is None
+    assert non_blank(blank) is None
+    assert non_blank(None if blank is None else SecretStr(blank)) is None
 
 
 @pytest.mark.parametrize("blank", BLANKS)

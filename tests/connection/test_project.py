@@ -127,9 +127,9 @@ async def test_n4_an_api_url_that_does_not_count_is_named(say: Say) -> None:
         ("SUPABASE_KEY", "Rename it"),
         ("SERVICE_KEY", "Rename it"),
         ("SUPABASE_SERVICE_KEY", "Rename it"),
-        ("SUPABASE_ANON_KEY", "stands for anon"),
-        ("ANON_KEY", "stands for anon"),
-        ("SUPABASE_PUBLISHABLE_KEY", "stands for anon"),
+        ("SUPABASE_ANON_KEY", "of the role anon"),
+        ("ANON_KEY", "of the role anon"),
+        ("SUPABASE_PUBLISHABLE_KEY", "of the role anon"),
     ],
 )
 async def test_n8_a_key_under_another_name_is_named(say: Say, name: str, words: str) -> None:

@@ -214,7 +214,9 @@ def test_v1_a_default_that_something_below_would_have_filled_is_refused() -> Non
     @agent.on("task.input")
     def handle(article: Article, pool: Pool | None = None) -> None: ...
 
-    with pytest.raises(DeclarationError, match=r"writer\.handle has a parameter of .*Pool.*only below"):
+    with pytest.raises(
+        DeclarationError, match=r"writer\.handle has a parameter of .*Pool.*provider stands below"
+    ):
 
         @agent.provide
         def pool() -> Pool:
@@ -231,7 +233,7 @@ def test_v1_a_default_of_a_provider_that_something_below_would_have_filled_is_re
     def session(pool: Pool | None = None) -> Session:
         return Session()
 
-    with pytest.raises(DeclarationError, match=r"session has a parameter of .*Pool.*only below"):
+    with pytest.raises(DeclarationError, match=r"session has a parameter of .*Pool.*provider stands below"):
 
         @agent.provide
         def pool() -> Pool:
