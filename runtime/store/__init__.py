@@ -1,4 +1,4 @@
-"""Where do messages live? The port to the database: one call per SQL function, whatever carries it."""
+"""The store: the port to the database, with one call per SQL function over any transport."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of one sent message: its id, or the id of the one that was there before."""
+    """The result of sending a message: its id, or that of the earlier message with its dedup_key."""
 
     id: int
     duplicate: bool = False
@@ -49,7 +49,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a worker declares of one handler, as the database keeps it."""
+    """The declaration of a handler as the database keeps it."""
 
     name: str
     agent: str
@@ -59,20 +59,20 @@ class Subscription:
     start: Literal["latest", "earliest"] = "latest"
     max_attempts: int = 5
     max_crashes: int = 5
-    # Served if it is there, and not made where it is not.
+    # Serve it if it exists, but do not create it.
     must_exist: bool = False
     rate_amount: int | None = None
     rate_seconds: float | None = None
     concurrency_total: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The declaration as `stream_subscribe` takes it."""
+        """Return the declaration as `stream_subscribe` takes it."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCard:
-    """Who a worker is: an id drawn at its start, a name for people, and how it can be reached."""
+    """A worker's record: an id drawn at its start, a name for people, and its wake-up paths."""
 
     id: UUID
     name: str
@@ -82,7 +82,7 @@ class WorkerCard:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """What the database answered: the number of each subscription, which are not settled yet, and what is wrong."""
+    """The answer to `subscribe`: the number of each subscription, the unsettled ones, and warnings."""
 
     numbers: Mapping[str, int]
     unsettled: frozenset[int]
@@ -90,14 +90,14 @@ class Subscribed:
 
 
 class Store(ABC):
-    """The port. An implementation carries `call`; everything else is the same for all of them."""
+    """The port. An implementation carries `call`; everything else is the same for all."""
 
     _random = Random()
 
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where this store is, for people: a host and port, never a secret."""
+        """The store's address for people: a host and port, never a secret."""
 
     @abstractmethod
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
@@ -105,21 +105,21 @@ class Store(ABC):
 
         Args:
             function: a name in `runtime.store.functions.FUNCTIONS`.
-            arguments: by name; those of type json and jsonb as text. None is left to the default.
+            arguments: by name; those of type json and jsonb as text. None stands for the default.
 
         Raises:
             StoreUnavailable: not reached, or no answer in time.
             Unauthorized: the key or role may not do this.
-            MigrationMissing: the function is not there.
-            Refused: the database said no.
+            MigrationMissing: the function does not exist.
+            Refused: the database refused the request.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Give back every connection. A closed store is not used again."""
+        """Close every connection. A closed store is not used again."""
 
     async def answers(self, seconds: float) -> bool:
-        """Whether the database answers in time: asked once, without patience."""
+        """Whether the database answers one request in time; it is not repeated."""
         with anyio.move_on_after(seconds):
             try:
                 await self.call("stream_version", {})
@@ -132,8 +132,8 @@ class Store(ABC):
         """Store messages in their order, in one transaction.
 
         Raises:
-            StoreUnavailable: its `maybe_applied` says whether they may have been stored all the same. Where every
-                one has a dedup_key, sending them again is harmless.
+            StoreUnavailable: its `maybe_applied` tells whether they may have been stored. If each has a dedup_key,
+                sending them again is harmless.
             StoreError: they were not stored.
         """
         if not drafts:
@@ -149,7 +149,7 @@ class Store(ABC):
         """Store messages given as the JSON of drafts, in one transaction and at most once.
 
         Raises:
-            StoreError: they may not have been stored; where no answer came they may have been.
+            StoreError: they were not stored, or no answer tells whether they were.
         """
         await self._persist("stream_send", {"messages": f"[{','.join(messages)}]"}, repeatable=False)
 
@@ -162,7 +162,7 @@ class Store(ABC):
         limit: int = 100,
         latest: bool = False,
     ) -> list[Message[Any]]:
-        """Return messages by pattern: the oldest after an id, else the newest; `latest`, one per key."""
+        """Return messages by pattern: the oldest after an id, else the newest; with `latest`, one per key."""
         rows = await self._persist(
             "stream_read",
             {"pattern": pattern, "after": after, "before": before, "max": limit, "latest": latest},
@@ -171,24 +171,24 @@ class Store(ABC):
         return [Message[Any].from_row(row) for row in rows]
 
     async def check_schema(self) -> str:
-        """Make sure that the database has a schema this release can work with.
+        """Check that the database has a schema this release can work with.
 
         Returns:
-            The database's incarnation: another one than before means that it was reset.
+            The database's incarnation: a different one means that the database was reset.
 
         Raises:
-            MigrationMissing: it has none, an older one, or a newer one that has left this release behind.
+            MigrationMissing: it has none, an older one, or a newer one that does not serve this release.
         """
         found = await self._persist("stream_version", {}, repeatable=True)
         if found["version"] < SCHEMA_VERSION:
             raise MigrationMissing(
-                f"The schema at {self.place} is of version {found['version']}, and this release needs "
+                f"The schema at {self.place} has version {found['version']}, and this release needs "
                 f"{SCHEMA_VERSION}. {MIGRATION_CURE}"
             )
         if found["serves"] > SCHEMA_VERSION:
             raise MigrationMissing(
                 f"The schema at {self.place} is newer than this release: it serves workers of version "
-                f"{found['serves']} and later, and this one is of {SCHEMA_VERSION}. {UPGRADE_CURE}"
+                f"{found['serves']} and later, and this one has {SCHEMA_VERSION}. {UPGRADE_CURE}"
             )
         return str(found["incarnation"])
 
@@ -210,9 +210,9 @@ class Store(ABC):
         )
 
     async def exchange(self, exchange: Exchange) -> ExchangeAnswer:
-        """Report and take in one transaction. Not repeated here: the pump repeats it under the same number."""
+        """Report and take in one transaction. Not repeated here: the pump repeats it with the same number."""
         given = {name: value for name, value in exchange.arguments().items() if value is not None}
-        # But for a lost race, which is run again at once.
+        # Except after a lost race, which is run again at once.
         answer = await persist(
             lambda: self.call("stream_exchange", given), repeatable=None, random=self._random
         )
@@ -220,13 +220,10 @@ class Store(ABC):
 
     async def operate(self, function: str, **arguments: Any) -> Any:
         """Call one of the operations, such as `stream_stats`, and return its answer."""
-        # A replay whose answer was lost may have been handled already: a second one would do it all again. A nonce
-        # is booked once, a secret drawn once.
-        repeatable = function not in ONCE
-        return await self._persist(function, arguments, repeatable=repeatable)
+        return await self._persist(function, arguments, repeatable=function not in ONCE)
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:
-        """Call, and call again after what leaves no trace: a lost race, and for repeatable calls a lost answer."""
+        """Call, and call again after a lost race or, for repeatable calls, a lost answer."""
         given = {name: value for name, value in arguments.items() if value is not None}
         return await persist(lambda: self.call(function, given), repeatable=repeatable, random=self._random)
 
@@ -236,9 +233,9 @@ async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool | None, 
 
     Args:
         call: makes one try.
-        repeatable: whether a try whose answer was lost may be made again. None: nor may one that came to nothing,
-            since the caller repeats it by itself.
-        random: where the jitter comes from.
+        repeatable: whether a call whose answer was lost may be made again. None: only one that lost a race is, since
+            the caller repeats the others itself.
+        random: source of the jitter.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:

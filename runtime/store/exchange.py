@@ -1,4 +1,4 @@
-"""What crosses the wire in a worker's one round trip?"""
+"""The exchange: a worker's one round trip, and its wire format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +51,11 @@ class Delivery:
     Args:
         subscription: the subscription's number in this database.
         message: the message, its value decoded but not validated.
-        lease: the right to finish it.
-        crashes: how many workers have died on it.
+        lease: the fence: only the holder of the current lease can finish the delivery.
+        crashes: how many worker processes died while handling it.
 
     Attributes:
-        place: what names a delivery: (message id, subscription).
+        place: identifies the delivery: (message id, subscription).
     """
 
     __slots__ = ("_message", "_row", "crashes", "lease", "place", "subscription")
@@ -76,7 +76,7 @@ class Delivery:
         read = WireRow.of(row)
         delivery.subscription, delivery.place = read.subscription, (read.id, read.subscription)
         delivery.lease, delivery.crashes = read.lease, read.crashes
-        # The message is made where its handler runs: the pump has no need of it, and no time.
+        # The message is built in the handler's thread: the pump does not need it, and has no time.
         delivery._message, delivery._row = None, read
         return delivery
 
@@ -85,7 +85,7 @@ class Delivery:
 
     @classmethod
     def bare(cls, message: int, subscription: int, lease: str) -> "Delivery":
-        """A delivery whose message is not known here: it can be reported, and not be handled."""
+        """Return a delivery without its message: it can be reported, but not handled."""
         delivery = cls.__new__(cls)
         delivery.subscription, delivery.place, delivery.lease = subscription, (message, subscription), lease
         delivery.crashes, delivery._message = 0, None
@@ -93,7 +93,7 @@ class Delivery:
 
     @property
     def message(self) -> Message[Any]:
-        """The message."""
+        """The message, built at first use."""
         if self._message is None:
             try:
                 self._message = _message(self._row)
@@ -113,7 +113,7 @@ def _message(row: WireRow) -> Message[Any]:
 
 
 def _salvaged(row: WireRow, error: Exception) -> Message[Any]:
-    """What is left of a row that is no message: enough to say so in a dead letter of its own."""
+    """Return a message for a malformed row: enough for a dead letter of its own."""
     attempts = [count for count in (row.attempts, row.crashes) if isinstance(count, int)]
     key = row.key if isinstance(row.key, str) else ""
     why = Unreadable.because(
@@ -122,18 +122,18 @@ def _salvaged(row: WireRow, error: Exception) -> Message[Any]:
     return Message(row.id, key, why, attempt=sum(attempts) + 1)
 
 
-# Not frozen: one is made for every attempt, and that would take three times as long.
+# Not frozen: a frozen one takes three times as long to make, and there is one for every attempt.
 @dataclass(slots=True)
 class Report:
     """How one attempt ended.
 
     Attributes:
-        delivery: whose attempt it was.
+        delivery: that was attempted.
         seconds: how long the handler ran.
-        outcome: None when it is done, else what to do with the delivery.
-        emits: for a finished one, the drafts as JSON objects.
+        outcome: None after success, else what to do with the delivery.
+        emits: after success, the drafts as JSON objects.
         reason: one word for a dead letter: failed, rejected, invalid, crashed.
-        delay: seconds until it is due again.
+        delay: seconds until the delivery is due again.
     """
 
     delivery: Delivery
@@ -146,7 +146,7 @@ class Report:
     delay: float | None = None
 
     def to_wire(self) -> str:
-        """The report as a JSON object."""
+        """Return the report as a JSON object."""
         delivery = self.delivery
         head = (
             f'{{"message":{delivery.place[0]},"subscription":{delivery.subscription},'
@@ -172,15 +172,15 @@ class Look:
         renew: the deliveries whose leases go on.
         want: how many deliveries to take, by subscription.
         cursors: where to go on among fresh deliveries; None starts from the lowest id.
-        due: look at delayed, retrying and abandoned deliveries too.
-        alone: take one delivery that has crashed its worker twice, and nothing else.
-        sleep: this worker goes to sleep when nothing comes.
-        stay: it sleeps and was woken; whether it may sleep on is asked next, if nothing comes.
-        fence: what the last exchange said while falling asleep.
+        due: take delayed, retrying and abandoned deliveries too.
+        alone: take one delivery that has crashed its worker twice, and no other.
+        sleep: the worker goes to sleep if nothing comes.
+        stay: the sleeping worker was woken; if nothing comes it asks next whether it may sleep on.
+        fence: the answer of the last exchange while falling asleep.
         beat: count this as the worker's heartbeat and sweep.
-        nonce: have the database send this text back over every push path.
+        nonce: the database sends this text back over every push path.
         settle: bring new subscriptions closer to settled.
-        max_bytes: how large the answer may be; None leaves that to the database.
+        max_bytes: the largest answer; None leaves that to the database.
     """
 
     done: Sequence[Report] = ()
@@ -218,8 +218,8 @@ class Exchange(Look):
     """A look as it goes over the wire in one round trip; `n` makes a repeated one harmless.
 
     Attributes:
-        gauges: with a beat, how the worker's process is, for `status`.
-        bare: tell only which deliveries are leased, without their messages.
+        gauges: with a beat, the state of the worker's process, for `status`.
+        bare: return only which deliveries are leased, without their messages.
     """
 
     worker: UUID
@@ -235,7 +235,7 @@ class Exchange(Look):
         return cls(**{name: getattr(look, name) for name in Look.__slots__}, **fields)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `stream_exchange`; JSON ones as text."""
+        """Return the arguments of `stream_exchange`; JSON ones as text."""
         options: dict[str, Any] = {"lease_seconds": self.lease_seconds}
         if self.cursors:
             options["cursors"] = self.cursors
@@ -257,9 +257,9 @@ class Exchange(Look):
         }
 
     def emptied(self) -> "Exchange":
-        """The same number with nothing in it.
+        """Return an exchange of the same number without reports.
 
-        Where the exchange was applied before, all of it counts, and what it has leased is told without its messages.
+        If this exchange was applied before, it counts as a whole; the answer names its leases without their messages.
         """
         return Exchange(
             worker=self.worker, pump=self.pump, n=self.n, want=self.want, lease_seconds=self.lease_seconds, bare=True,
@@ -269,22 +269,22 @@ class Exchange(Look):
 
 @dataclass(slots=True, kw_only=True)
 class ExchangeAnswer:
-    """What the database said.
+    """The database's answer to an exchange.
 
     Attributes:
         refused: reports whose lease was no longer the current one.
         lost: leases that could not be renewed.
-        cancelled: what this worker holds and an operator wants ended; told until it has ended.
+        cancelled: deliveries of this worker that an operator cancelled; repeated until they have ended.
         taken: deliveries leased by this exchange.
-        leased: deliveries that a bare exchange tells of without their messages.
+        leased: deliveries leased by a bare exchange, without their messages.
         filled: subscriptions of which as many were taken as wanted: there may be more.
-        next_due: seconds until something is due, if that was asked and there is anything.
-        limited: seconds until more may be taken of what waits behind a limit, where that is known.
-        look_again: something stands behind a delivery that is just ending.
+        next_due: seconds until a delivery is due, if that was asked and there is one.
+        limited: seconds until a limit lets more deliveries through, if that is known.
+        look_again: a delivery waits behind one that is just ending.
         has_poison: a delivery that has crashed its worker twice waits to be taken alone.
-        quiet: nobody can still write without seeing that this worker sleeps.
+        quiet: every later writer will see that this worker sleeps.
         unsettled: subscriptions that are not settled yet.
-        warnings: sentences about what is wrong with the set-up or the declarations, with a heartbeat.
+        warnings: sentences about faults of the set-up or the declarations, with a heartbeat.
         unknown: the database does not know this worker: subscribe again.
         stale: a later exchange of this pump was answered already.
         repeated: this number was answered before; nothing was applied again.
@@ -311,16 +311,12 @@ class ExchangeAnswer:
 
     @classmethod
     def from_wire(cls, answer: Mapping[str, Any]) -> "ExchangeAnswer":
-        """Read what `stream_exchange` returns."""
+        """Read the answer of `stream_exchange`."""
         more = answer.get("more") or {}
         return cls(
-            refused=frozenset(
-                (message, subscription) for message, subscription in answer.get("refused") or ()
-            ),
-            lost=frozenset((message, subscription) for message, subscription in more.get("lost") or ()),
-            cancelled=frozenset(
-                (message, subscription) for message, subscription in more.get("cancelled") or ()
-            ),
+            refused=_places(answer.get("refused")),
+            lost=_places(more.get("lost")),
+            cancelled=_places(more.get("cancelled")),
             taken=tuple([Delivery.from_wire(row) for row in answer.get("taken") or ()]),
             leased=tuple([Delivery.bare(*row) for row in answer.get("leased") or more.get("leased") or ()]),
             filled=frozenset(more.get("full") or ()),
@@ -339,7 +335,11 @@ class ExchangeAnswer:
         )
 
 
+def _places(rows: Any) -> frozenset[tuple[int, int]]:
+    return frozenset([(message, subscription) for message, subscription in rows]) if rows else frozenset()
+
+
 def _array(items: Any) -> str | None:
-    """A JSON array of JSON texts, or None when there are none."""
+    """Return a JSON array of JSON texts, or None if there are none."""
     joined = ",".join(items)
     return f"[{joined}]" if joined else None

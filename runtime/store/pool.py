@@ -1,11 +1,10 @@
-"""Which connection carries a request? One that rests, or a new one while there are few enough.
+"""A pool of connections that reuses an idle one, or opens a new one up to its limit.
 
-asyncpg's own pool hands a connection back in a task of its own, so that no cancellation can come in between: that is
-0.1 ms of a request of 0.25 ms. Here one that is as good as before is laid aside, and any other is dropped.
+asyncpg's own pool gives a connection back in a task of its own, so that no cancellation can come in between: that is
+0.1 ms of a request of 0.25 ms. Here a connection whose request ended well is kept, and any other is dropped.
 
-A connection has a life. A NAT or a firewall forgets one that rests for minutes, without a word to either end; and after
-a failover an old one still leads to the old server. So one that has rested for a while is asked before it carries
-anything, and none rests or lives for ever.
+A NAT or a firewall silently forgets a connection that is idle for minutes, and after a failover an old one still leads
+to the old server. So a connection is checked after it has been idle for a while, and its idle time and age are bounded.
 """
 
 import time
@@ -18,15 +17,15 @@ from runtime.connection.database import FAULTS, Connection, open_connection
 
 __all__ = ["Connection", "Pool"]
 
-_ASKED_AFTER_SECONDS = 20.0
-_ASKED_FOR_SECONDS = 2.0
-_LONGEST_REST_SECONDS = 300.0
-_LONGEST_LIFE_SECONDS = 1800.0
+_CHECK_AFTER_SECONDS = 20.0
+_CHECK_TIMEOUT_SECONDS = 2.0
+_MAX_IDLE_SECONDS = 300.0
+_MAX_AGE_SECONDS = 1800.0
 
 
 @dataclass(slots=True)
-class _Resting:
-    """A connection that nobody uses, since a moment in monotonic seconds."""
+class _IdleConnection:
+    """A connection not in use, since a time in monotonic seconds."""
 
     connection: Connection
     since: float
@@ -37,7 +36,7 @@ class Pool:
 
     Args:
         url: a `postgresql://` URL.
-        limit: how many at most.
+        limit: the most connections.
         first: a statement that each connection begins with.
         options: for `asyncpg.connect`.
     """
@@ -48,29 +47,29 @@ class Pool:
         self._first = first
         self._limit = limit
         self._free = anyio.Semaphore(limit, fast_acquire=True)
-        # With the moment each was opened.
+        # Each with the time of its opening.
         self._open: dict[Connection, float] = {}
-        self._resting: list[_Resting] = []
+        self._idle: list[_IdleConnection] = []
 
-    def acquire_resting(self) -> "Connection | None":
-        """A connection that nobody else uses, if one rests that was in use a moment ago."""
-        if not self._resting:
+    def acquire_idle(self) -> "Connection | None":
+        """Return an idle connection that needs no check, or None."""
+        if not self._idle:
             return None
-        last = self._resting[-1]
-        if last.connection.is_closed() or time.monotonic() - last.since > _ASKED_AFTER_SECONDS:
+        last = self._idle[-1]
+        if last.connection.is_closed() or time.monotonic() - last.since > _CHECK_AFTER_SECONDS:
             return None
         try:
             self._free.acquire_nowait()
         except anyio.WouldBlock:
-            # It has been promised to somebody who waits.
+            # It is promised to a waiting caller.
             return None
-        return self._resting.pop().connection
+        return self._idle.pop().connection
 
     async def acquire(self, *, seconds: float) -> Connection:
-        """A connection that nobody else uses.
+        """Return a connection for the caller's own use.
 
         Raises:
-            TimeoutError: there was none in so many seconds, or the server did not let us in in time.
+            TimeoutError: none was free, or the server did not answer, in so many seconds.
         """
         try:
             self._free.acquire_nowait()
@@ -78,11 +77,11 @@ class Pool:
             with anyio.fail_after(seconds):
                 await self._free.acquire()
         try:
-            while self._resting:
-                resting = self._resting.pop()
-                if await self._is_fit(resting):
-                    return resting.connection
-                self._drop(resting.connection)
+            while self._idle:
+                idle = self._idle.pop()
+                if await self._is_fit(idle):
+                    return idle.connection
+                self._drop(idle.connection)
             connection = await open_connection(self._url, seconds=seconds, **self._options)
             self._open[connection] = time.monotonic()
             if self._first is not None:
@@ -97,40 +96,40 @@ class Pool:
         return connection
 
     def give_back(self, connection: Connection, *, is_fit: bool) -> None:
-        """Let it rest; or drop it, when what it carried did not come to its end, or it has lived for long."""
+        """Keep a connection for reuse, or drop it if its request did not end well or it is old."""
         now = time.monotonic()
-        if is_fit and not connection.is_closed() and now - self._open[connection] < _LONGEST_LIFE_SECONDS:
-            self._resting.append(_Resting(connection, now))
-            if now - self._resting[0].since > _LONGEST_REST_SECONDS:
-                # The last is used first, so whatever is needed no more gathers here.
-                self._drop(self._resting.pop(0).connection)
+        if is_fit and not connection.is_closed() and now - self._open[connection] < _MAX_AGE_SECONDS:
+            self._idle.append(_IdleConnection(connection, now))
+            if now - self._idle[0].since > _MAX_IDLE_SECONDS:
+                # The last one is reused first, so the first ones are those not needed any more.
+                self._drop(self._idle.pop(0).connection)
         else:
             self._drop(connection)
         self._free.release()
 
     async def close(self, *, seconds: float) -> None:
-        """Close every connection, those in use when they are given back; after so many seconds drop what is left."""
+        """Close every connection, those in use when they are given back; after so many seconds drop the rest."""
         with anyio.move_on_after(seconds):
             for _ in range(self._limit):
                 await self._free.acquire()
-            while self._resting:
-                await self._resting[-1].connection.close()
-                self._open.pop(self._resting.pop().connection, None)
+            while self._idle:
+                await self._idle[-1].connection.close()
+                self._open.pop(self._idle.pop().connection, None)
         for connection in self._open:
             connection.terminate()
         self._open.clear()
 
-    async def _is_fit(self, resting: _Resting) -> bool:
-        """Whether a connection that has rested can carry a request."""
-        connection = resting.connection
-        rested = time.monotonic() - resting.since
-        if connection.is_closed() or rested > _LONGEST_REST_SECONDS:
+    async def _is_fit(self, idle: _IdleConnection) -> bool:
+        """Whether an idle connection can carry a request; checked with an empty query if it was idle for long."""
+        connection = idle.connection
+        idle_seconds = time.monotonic() - idle.since
+        if connection.is_closed() or idle_seconds > _MAX_IDLE_SECONDS:
             return False
-        if rested <= _ASKED_AFTER_SECONDS:
+        if idle_seconds <= _CHECK_AFTER_SECONDS:
             return True
         answers = False
         try:
-            with anyio.move_on_after(_ASKED_FOR_SECONDS):
+            with anyio.move_on_after(_CHECK_TIMEOUT_SECONDS):
                 await connection.execute("select")
                 answers = True
         except FAULTS:
@@ -138,10 +137,10 @@ class Pool:
         finally:
             if not answers:
                 self._drop(connection)
-                # Those that have rested for longer went the same way.
-                for each in self._resting:
+                # The others have been idle for longer, so they are dead too.
+                for each in self._idle:
                     self._drop(each.connection)
-                self._resting.clear()
+                self._idle.clear()
         return answers
 
     def _drop(self, connection: Connection) -> None:

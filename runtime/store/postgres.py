@@ -1,4 +1,4 @@
-"""How are messages reached over a direct connection? Through asyncpg: the fast path."""
+"""The store over a direct connection, through asyncpg: the fast path."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ _LOST_STATEMENTS = (pg.DuplicatePreparedStatementError, pg.InvalidSQLStatementNa
 _AWAY = (OSError, TimeoutError, pg.InterfaceError, pg.InternalClientError)
 _ROLE_CURE = "Use the role postgres or service_role in DATABASE_URL."
 _RELEASE_SECONDS = 1.0
-# As a statement: poolers refuse it, or pass over it, among the parameters of a connection's start.
+# As a statement: poolers refuse or ignore it among a connection's startup parameters.
 _ISOLATION = "set default_transaction_isolation to 'read committed'"
 
 
@@ -69,10 +69,10 @@ class PostgresStore(Store):
         except StoreError as error:
             if not isinstance(error.__cause__, _LOST_STATEMENTS):
                 raise
-        # Nothing was executed. The pooler came later than our pool, or hid well.
+        # Nothing was executed: a transaction pooler was put in between later, or was not detected.
         self._stop_preparing("it lost a prepared statement")
         if self._pool is pool:
-            # Others may still wait for its connections: closed now, it would take them away under their hands.
+            # Not closed yet: other requests may still use or await its connections.
             self._pool, self._retired = None, pool
         return _decoded(await self._fetch(await self._open(), statement, arguments))
 
@@ -84,7 +84,7 @@ class PostgresStore(Store):
                 await pool.close(seconds=_RELEASE_SECONDS)
 
     async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str | None:
-        connection = pool.acquire_resting()
+        connection = pool.acquire_idle()
         if connection is None:
             with self._entry_errors():
                 connection = await pool.acquire(seconds=self._request_seconds)
@@ -92,7 +92,7 @@ class PostgresStore(Store):
         try:
             answer = await self._ask(connection, statement, arguments.values())
             is_fit = True
-            # A function that returns SQL's null has answered, as PostgREST says too, with JSON's.
+            # SQL's null counts as JSON's null, as in PostgREST.
             return "null" if answer is None else answer
         except BaseException as error:
             is_fit = await self._recover(connection, error)
@@ -107,7 +107,7 @@ class PostgresStore(Store):
                 return await connection.fetchval(statement, *arguments, timeout=self._request_seconds)  # type: ignore[no-any-return]
             # asyncpg sends even an unnamed statement in two parts; a transaction keeps them together.
             with anyio.fail_after(self._request_seconds):
-                # Whatever the role or the database has for a default.
+                # Overrides the default of the role or the database.
                 await connection.execute("begin isolation level read committed")
                 answer = await connection.fetchval(statement, *arguments)
                 await connection.execute("commit")
@@ -116,16 +116,16 @@ class PostgresStore(Store):
             self._complain(error)
 
     async def _recover(self, connection: Connection, error: BaseException) -> bool:
-        """Whether a connection is as good as before its request failed, or was given up."""
+        """Return whether a connection can be reused after a failed or cancelled request."""
         cause = error.__cause__ if isinstance(error, StoreError) else error
         has_answered = isinstance(cause, pg.PostgresError)
         if (getattr(cause, "sqlstate", None) or "").startswith(UNFIT):
-            # A server that changed its role or is ending: another connection finds its successor.
+            # The server changed its role or is shutting down: another connection finds its successor.
             return False
         if has_answered and self._prepares:
             return True
         if has_answered or isinstance(cause, (TimeoutError, anyio.get_cancelled_exc_class())):
-            # asyncpg is telling the server to stop: cut at once, it could not. What is sent now waits until it has.
+            # asyncpg is cancelling the query on the server, and this statement waits until it has.
             with anyio.move_on_after(_RELEASE_SECONDS, shield=True), suppress(*_AWAY, pg.PostgresError):
                 await connection.execute("select" if self._prepares else "rollback")
                 return True
@@ -154,47 +154,47 @@ class PostgresStore(Store):
         if self._prepares:
             self._prepares = False
             _log.info(
-                "%s is a transaction pooler (%s): working without prepared statements, and NOTIFY cannot be heard "
-                "through it. A direct connection or a session pooler (port 5432 at Supabase) is faster.",
+                "%s is a transaction pooler (%s): working without prepared statements and without NOTIFY. A direct "
+                "connection or a session pooler (port 5432 at Supabase) is faster.",
                 self.place,
                 why,
             )
 
     @contextmanager
     def _entry_errors(self) -> Iterator[None]:
-        """Errors on the way in: nothing was asked yet."""
+        """Map errors of opening a connection: no request was sent yet."""
         try:
             yield
         except (pg.PostgresError, *_AWAY) as error:
             code = getattr(error, "sqlstate", None)
-            said = _said(error)
+            text = _text_of(error)
             if isinstance(error, pg.ClientConfigurationError):
                 raise SettingsError(
-                    f"The driver cannot use DATABASE_URL, or a variable PG… beside it: {said}."
+                    f"The driver cannot use DATABASE_URL, or a variable PG… beside it: {text}."
                 ) from None
-            if entry_of(code, said) == "credentials":
+            if entry_of(code, text) == "credentials":
                 raise Unauthorized(
-                    f"The database at {self.place} did not let us in: {said}. Check the user (postgres.<ref> through "
-                    "Supabase's pooler), the password and the database name in DATABASE_URL, and whether the server "
-                    "takes this machine's address, and only over SSL.",
+                    f"{self._name} refused the connection: {text}. Check the user (postgres.<ref> through Supabase's "
+                    "pooler), the password and the database name in DATABASE_URL, and whether the server accepts this "
+                    "machine's address, and only over SSL.",
                     code=code,
                 ) from error
             raise StoreUnavailable(
-                f"The database at {self.place} could not be reached: {said}.{self._hint(error)}",
+                f"{self._name} could not be reached: {text}.{self._hint(error)}",
                 code=code,
                 maybe_applied=False,
             ) from error
 
     def _complain(self, error: Exception) -> NoReturn:
-        """Raise what an error means of a request that may have reached the database."""
+        """Map an error of a request that may have reached the database."""
         if isinstance(error, pg.DataError) and getattr(error, "severity", None) is None:
-            # asyncpg's own, before anything was sent; its text repeats the value.
+            # asyncpg's own error, before anything was sent; its text repeats the value.
             raise Refused("An argument does not fit its type: a number too large?") from None
         if isinstance(error, pg.PostgresError) and not isinstance(error, pg.PostgresConnectionError):
             code = error.sqlstate or "XX000"
-            raise fault_of(code, _said(error), place=self._name, cure=_ROLE_CURE) from error
+            raise fault_of(code, _text_of(error), place=self._name, cure=_ROLE_CURE) from error
         raise StoreUnavailable(
-            f"{self._name} did not answer: {_said(error)}. Whether the request took effect is not known.",
+            f"{self._name} did not answer: {_text_of(error)}. Whether the request took effect is not known.",
             code=getattr(error, "sqlstate", None),
             nature="slow" if isinstance(error, TimeoutError) else "garbled",
         ) from error
@@ -215,7 +215,6 @@ class PostgresStore(Store):
 
 
 def _decoded(answer: str | None) -> Any:
-    """What a function returned; a null of SQL is one of Python, as it is over REST."""
     return None if answer is None else decode(answer)
 
 
@@ -226,8 +225,8 @@ def _statement(function: str, arguments: tuple[str, ...]) -> str:
     return f"select public.{function}({named})"
 
 
-def _said(error: BaseException) -> str:
-    """What the database or the driver said, with its hint."""
+def _text_of(error: BaseException) -> str:
+    """Return the text of the database or the driver, with its hint."""
     text = str(error.args[0] if isinstance(error, pg.PostgresError) and error.args else error).rstrip(".")
     hint = getattr(error, "hint", None)
     return f"{text or type(error).__name__}. {hint}".rstrip(".") if hint else text or type(error).__name__

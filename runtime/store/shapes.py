@@ -1,7 +1,7 @@
-"""The shape of what each SQL function returns, checked where anybody could have answered in the database's place.
+"""The shape of each SQL function's answer, checked over HTTP.
 
-Over HTTP a 200 may come from a captive portal, a login page, a firewall's polite refusal or another service. Over a
-direct connection the answer can only be the function's own.
+There a 200 may come from a captive portal, a login page, a firewall or another service. Over a direct connection only
+the function itself can answer.
 """
 
 from collections.abc import Mapping
@@ -40,13 +40,12 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_activity": ("minute", "minutes"),
     "stream_flow": ("messages", "written"),
     "stream_amend": ("id", "letter"),
-    # By names of their own.
+    # The members are named by data.
     "stream_handling": (),
     "stream_note_webhooks": (),
-    # Or null, where there is none.
     "stream_last_good": ("id", "value"),
 })  # fmt: skip
-"""Functions that return an object, and members that it always has."""
+"""Functions that return an object, with members that it always has."""
 
 LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_send": ("id", "duplicate"),
@@ -58,33 +57,33 @@ LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_dead_groups": ("subscription",),
     "stream_answers": ("request",),
 })  # fmt: skip
-"""Functions that return a list, and members that each object in it always has."""
+"""Functions that return a list, with members that each of its objects always has."""
 
-# A null says that there is none.
+# The function returns null if there is no such message.
 NULLABLE = frozenset({"stream_last_good"})
 
 
-def strangeness(function: str, arguments: Mapping[str, Any], answer: Any) -> str | None:
-    """What is strange about an answer, in words; None where it is one that the function can give."""
+def mismatch(function: str, arguments: Mapping[str, Any], answer: Any) -> str | None:
+    """Return what is wrong with an answer's shape, in words; None if the function can give it."""
     if answer is None:
         return None if function in NULLABLE else "null"
     if (members := OBJECTS.get(function)) is not None:
         if type(answer) is not dict:
-            return _named(answer)
+            return _kind_of(answer)
         if any(name not in answer for name in members):
             return "another object"
-        return _of_exchange(arguments, answer) if function == "stream_exchange" else None
+        return _exchange_mismatch(arguments, answer) if function == "stream_exchange" else None
     if (members := LISTS.get(function)) is not None:
         if type(answer) is not list:
-            return _named(answer)
-        is_strange = any(type(row) is not dict or any(name not in row for name in members) for row in answer)
-        return "another list" if is_strange else None
-    # What `stream_broadcast` returns.
-    return None if answer is True else _named(answer)
+            return _kind_of(answer)
+        is_other = any(type(row) is not dict or any(name not in row for name in members) for row in answer)
+        return "another list" if is_other else None
+    # The one function left returns true.
+    return None if answer is True else _kind_of(answer)
 
 
-def _of_exchange(arguments: Mapping[str, Any], answer: dict[str, Any]) -> str | None:
-    """Whether an object answers this very exchange."""
+def _exchange_mismatch(arguments: Mapping[str, Any], answer: dict[str, Any]) -> str | None:
+    """Check that an object answers the exchange with these arguments."""
     if answer.get("stale"):
         return None
     taken = answer.get("taken")
@@ -95,7 +94,7 @@ def _of_exchange(arguments: Mapping[str, Any], answer: dict[str, Any]) -> str | 
     return None
 
 
-def _named(answer: Any) -> str:
-    """What kind of JSON it is; never what it holds."""
+def _kind_of(answer: Any) -> str:
+    """Return the kind of JSON, never its content."""
     kinds = {dict: "another object", list: "a list", str: "a text", bool: "a boolean"}
     return kinds.get(type(answer), "a number")

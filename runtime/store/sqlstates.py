@@ -1,8 +1,8 @@
-"""What every fault of a store means, in one table: SQLSTATEs, HTTP statuses, answers of another form.
+"""The meaning of every fault of a store: SQLSTATEs, HTTP statuses and foreign answers.
 
-A fault tells three things: whether the same request may be made again, whether what the request carries can be at
-fault, and, where one report fails alone while an empty exchange passes, whether that report fails or waits. What is
-said on the way in, before any request is read, stands in `runtime.connection.database`.
+A fault's nature decides whether the same request may be made again, whether its content can be at fault, and, if one
+report fails alone while an empty exchange passes, whether that report fails or waits. Errors of opening a connection,
+before any request, are classified in `runtime.connection.database`.
 """
 
 from collections.abc import Mapping
@@ -19,62 +19,60 @@ from runtime.errors import (
     StoreError,
     StoreUnavailable,
     Unauthorized,
-)
+)  # fmt: skip
 
 ROLLED_BACK = frozenset({"40001", "40P01"})
-"""Lost races: the transaction left no trace, and the same one may succeed at once."""
+"""Lost races: the transaction was rolled back, and the same one may succeed at once."""
 
 UNFIT = ("25006", "25P02", "25P03", "25P04", "57P", "08")
-"""After these a connection is of no more use: its server is read-only, ending, or has ended it."""
+"""After these a connection cannot be used again: its server is read-only, shutting down, or has closed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What a pump does about a fault.
+    """A pump's reaction to a fault.
 
     Attributes:
-        tries: how often an exchange is made as it is before an empty one is made in its place, to see whether what it
-            carried is at fault.
+        tries: how often an exchange is made unchanged before an empty one is made instead, to see whether its content
+            is at fault.
         blames: how often a report fails alone before it becomes a failed attempt; until then, or for ever, it waits.
-        shrinks_by: what the next exchanges carry is divided by this.
-        longest_pause: how long to wait at most before the next try, in seconds.
+        shrinks_by: the size of the next exchanges is divided by this.
+        longest_pause: the longest pause before the next try, in seconds; well below a lease, so that finished work is
+            reported before another worker repeats it.
     """
 
     tries: float
     blames: float
     shrinks_by: int = 2
-    longest_pause: float = (
-        5.0  # Well below a lease: what is done and not reported yet must not be done again.
-    )
+    longest_pause: float = 5.0
 
 
 REMEDIES: Mapping[Nature, Remedy] = MappingProxyType({
-    # It is nobody's request that is at fault, so no report must suffer for it.
+    # No request is at fault, so no report may fail for it.
     "away": Remedy(tries=inf, blames=inf),
-    # A lock that lasts. It may be on a row that one report alone needs; that report waits and no other.
+    # A long lock. It may be on a row that only one report needs: that report waits, and no other.
     "locked": Remedy(tries=1, blames=inf, shrinks_by=500),
-    # No answer in time: a slow road, or too much on it. Each try costs the time of a request.
+    # No answer in time: a slow network, or too large an exchange. Each try costs the time of a request.
     "slow": Remedy(tries=1, blames=2, shrinks_by=8),
-    # No answer of ours: cut off, an error page, another service. Now and then everybody sees one.
+    # A foreign answer: cut off, an error page, another service. This happens now and then.
     "garbled": Remedy(tries=2, blames=4),
     # More than the database can build in one piece.
     "large": Remedy(tries=1, blames=2, shrinks_by=8),
-    # Something in front of the API refuses the body, by its size or its text.
+    # A proxy or firewall refuses the body, by its size or its text.
     "blocked": Remedy(tries=1, blames=2),
     "refused": Remedy(tries=1, blames=1),
     "forbidden": Remedy(tries=1, blames=1),
     "missing": Remedy(tries=1, blames=1),
-    # What is wrong before any request is read; an operator has to mend it.
+    # A wrong set-up, whatever the request; an operator has to fix it.
     "setup": Remedy(tries=inf, blames=inf, longest_pause=60.0),
-    # Or what a front says of a text that it does not like.
+    # Also a firewall's answer to a text that it does not like.
     "credentials": Remedy(tries=2, blames=2, longest_pause=15.0),
 })  # fmt: skip
 
-# By the longest beginning that fits. What is not here is said of the request: a value, a constraint, a trigger of the
-# user's own.
+# The longest matching prefix counts. All others are faults of the request: a value, a constraint, a user's trigger.
 SQLSTATES: Mapping[str, Nature] = MappingProxyType({
     "08": "away",
-    # "cached plan must not change result type": somebody migrates.
+    # "cached plan must not change result type": a migration is running.
     "0A000": "away",
     "25": "away",
     "25001": "setup",
@@ -87,7 +85,7 @@ SQLSTATES: Mapping[str, Nature] = MappingProxyType({
     "42501": "forbidden",
     "42883": "missing",
     "53": "away",
-    # Out of memory: of one large value, or of a full machine. The report that fails alone is not blamed for a machine.
+    # Out of memory: one large value, or a full machine, for which a report that fails alone is not blamed.
     "53200": "large",
     "54": "large",
     "55": "locked",
@@ -98,14 +96,11 @@ SQLSTATES: Mapping[str, Nature] = MappingProxyType({
     "F0": "away",
     "XX": "away",
 })  # fmt: skip
-# Here the connection may have gone as well, and with it, perhaps, the answer to a commit.
+# The connection may be gone too, and with it the answer to a commit.
 _GONE = ("08", "57P", "XX")
 _TOO_LARGE = (
-    "invalid memory alloc request size",
-    "out of memory",
-    "string buffer exceeds",
-    "enlarge string buffer",
-)
+    "invalid memory alloc request size", "out of memory", "string buffer exceeds", "enlarge string buffer",
+)  # fmt: skip
 
 MIGRATION_CURE = (
     "Bring the migrations up to this release with `runtime init`, and apply them: `supabase db push` for a hosted "
@@ -121,7 +116,7 @@ ISOLATION_CURE = (
 
 
 def nature_of(code: str, text: str = "") -> Nature:
-    """What an SQLSTATE means; `text` is what came with it."""
+    """Return the nature of an SQLSTATE with its message."""
     if code.startswith(("XX", "53")) and any(words in text for words in _TOO_LARGE):
         return "large"
     for length in (5, 2):
@@ -131,18 +126,18 @@ def nature_of(code: str, text: str = "") -> Nature:
 
 
 def remedy_of(error: StoreError) -> Remedy:
-    """What a pump does about an error of a store."""
+    """Return a pump's reaction to an error of a store."""
     return REMEDIES[error.nature]
 
 
 def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
-    """The error of ours that an SQLSTATE means.
+    """Return the runtime's error for an SQLSTATE.
 
     Args:
         code: five characters, from the database.
         text: its message, with its hint.
-        place: where that was.
-        cure: what to check when the role may not do this.
+        place: the store's address.
+        cure: what to check if the role may not do this.
     """
     text = text.rstrip(".")
     nature = nature_of(code, text)
@@ -168,11 +163,9 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
 
 
 def missing(text: str, *, place: str, code: str | None) -> MigrationMissing:
-    """The functions are not there, or not as this release calls them."""
+    """Return the error for functions that do not exist, or not as this release calls them."""
     if code is not None and code.startswith("PGRST2"):
-        text = (
-            f"{text}; if it was migrated just now, the API has not seen that: `notify pgrst, 'reload schema'`"
-        )
+        text = f"{text}; after a migration the API must reload its schema: `notify pgrst, 'reload schema'`"
     return MigrationMissing(
         f"{place} lacks the runtime's schema, or has another version of it ({text}). {MIGRATION_CURE} {UPGRADE_CURE}",
         code=code,
@@ -181,22 +174,22 @@ def missing(text: str, *, place: str, code: str | None) -> MigrationMissing:
 
 # HTTP
 
-# Statuses that say nothing of what was sent. Every other one below 500 that comes without an error of the API itself is
-# a refusal by something in front of it.
+# Statuses that do not depend on the request's content. Any other one below 500, without an error of the API itself, is
+# a refusal by a proxy or firewall in front of it.
 STATUSES: Mapping[int, Nature] = MappingProxyType({
     402: "away", 404: "away", 407: "away", 408: "slow", 421: "away", 423: "away", 425: "away", 429: "away", 540: "away",
 })  # fmt: skip
 _PAUSED = 540
-# What the gateway of a project says of a key, beside a 403.
+# Words of a project's gateway about a key, in a 403.
 _OF_KEYS = ("key", "token", "jwt", "credential", "consume", "authoriz", "authentic")
 
 
 def nature_of_status(status: int, problem: Mapping[str, object]) -> Nature:
-    """What an answer means that bears no code of PostgREST or of the database.
+    """Return the nature of an answer without a code of PostgREST or of the database.
 
     Args:
         status: its HTTP status.
-        problem: its JSON object; empty where there was none.
+        problem: its JSON object, or an empty one.
     """
     said = str(problem.get("message") or problem.get("error") or problem.get("msg") or "").lower()
     if problem and (status == 401 or (status == 403 and any(word in said for word in _OF_KEYS))):
@@ -209,13 +202,13 @@ def nature_of_status(status: int, problem: Mapping[str, object]) -> Nature:
 def fault_of_status(
     status: int, problem: Mapping[str, object], text: str, *, place: str, url_cure: str
 ) -> StoreError:
-    """The error of ours that such an answer means; refused keys are told elsewhere, where the key is known."""
+    """Return the runtime's error for an HTTP status; the store itself makes the error for a refused key."""
     nature = nature_of_status(status, problem)
     if nature == "blocked":
         return Blocked(
-            f"{place} answered {status} ({text}), and that is not the API's own answer: something in front of it, a "
-            f"proxy or a web application firewall, refuses {_what(status)}. Let requests to /rest/v1/rpc/ pass there "
-            "with any text and of up to 16 MB.",
+            f"{place} answered {status} ({text}), and that is not the API's own answer: a proxy or a web application "
+            f"firewall in front of it refuses {_refused_part(status)}. Let requests to /rest/v1/rpc/ pass there with "
+            "any text and of up to 16 MB.",
             status=status,
         )
     said, maybe_applied = f"answered {status}: {text}.", status >= 500 or status == 408
@@ -232,7 +225,7 @@ def fault_of_status(
     return StoreUnavailable(f"{place} {said}", maybe_applied=maybe_applied, nature=nature)
 
 
-def _what(status: int) -> str:
+def _refused_part(status: int) -> str:
     if status == 413:
         return "a body as large as this"
     if status in (414, 431, 494):
@@ -244,9 +237,9 @@ def _what(status: int) -> str:
 
 
 def foreign(came: str, *, place: str, cure: str) -> StoreUnavailable:
-    """Something answered that is not the API; `came` says what."""
+    """Return the error for an answer that is not the API's; `came` describes it."""
     return StoreUnavailable(
-        f"{place} answered with {came}, and that is no answer of the runtime's schema. {cure} Something in front of it "
+        f"{place} answered with {came}, and that is no answer of the runtime's schema. {cure} A proxy in front of it "
         "may answer in its place.",
         nature="garbled",
     )

@@ -1,4 +1,4 @@
-"""How are messages reached with nothing but a Supabase URL and a key? By PostgREST's RPC, through supabase-py."""
+"""The store over a Supabase project's REST API (PostgREST's RPC), through supabase-py."""
 
 import time
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidPayload, Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.store import Store
 from runtime.store.functions import FUNCTIONS
-from runtime.store.shapes import strangeness
+from runtime.store.shapes import mismatch
 from runtime.store.sqlstates import fault_of, fault_of_status, foreign, missing, nature_of_status
 
 if TYPE_CHECKING:
@@ -54,18 +54,18 @@ class SupabaseStore(Store):
 
     @classmethod
     async def connect(cls, url: str, key: str, *, request_seconds: float = 15) -> "SupabaseStore":
-        """Make a client of its own for a project.
+        """Return a store with a client of its own for a project.
 
         Raises:
-            SettingsError: `url` is no URL of a project, the key has no form that a key can have, or a variable of the
+            SettingsError: `url` is no URL of a project, the key does not have the form of one, or a variable of the
                 environment names a proxy or certificates that cannot be used.
         """
         from supabase import AsyncClientOptions, SupabaseException, create_async_client
 
         url, key = project_url(url), check_key(key)
-        # Not HTTP/2: over it httpx trips on connections the server has closed (supabase-py#1064), and its header
+        # Not HTTP/2: over it httpx fails on connections that the server has closed (supabase-py#1064), and its header
         # compression writes the key into the debug log.
-        # Connections are kept for longer than httpx would: opening one over TLS takes several round trips.
+        # Connections are kept longer than httpx's default: opening one over TLS takes several round trips.
         limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=_KEPT_SECONDS)
         session = httpx.AsyncClient(limits=limits, **request_options(url))
         try:
@@ -84,7 +84,7 @@ class SupabaseStore(Store):
 
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
         """Call one SQL function once; see `Store.call`."""
-        # The JSON arguments are texts already: they are set into the body as they are, so no digit is lost.
+        # The JSON arguments are texts already, and go into the body unchanged, so no digit is lost.
         kinds = FUNCTIONS[function]
         body = ",".join(
             f'"{name}":{value if kinds[name].startswith("json") else encode(value)}'
@@ -98,57 +98,53 @@ class SupabaseStore(Store):
         except InvalidPayload:
             came = "something that is no JSON" if response.content else f"{response.status_code} and nothing"
             raise foreign(came, place=self.place, cure=_URL_CURE) from None
-        if strange := strangeness(function, arguments, answer):
-            raise foreign(strange, place=self.place, cure=_URL_CURE)
+        if wrong := mismatch(function, arguments, answer):
+            raise foreign(wrong, place=self.place, cure=_URL_CURE)
         return answer
 
     async def close(self) -> None:
-        """Close the connections, unless they are those of the user's own client."""
+        """Close the connections, except those of the user's own client."""
         if self._own_session is not None:
             await self._own_session.aclose()
 
     async def _post(self, url: str, body: bytes) -> httpx.Response:
-        """Send one request and read its whole answer, in time."""
+        """Send one request and read its whole answer within the time limit."""
         seconds = self._request_seconds
         try:
             postgrest = self._client.postgrest
+            # The profiles too: the user's own client may be set to another schema.
             headers = httpx.Headers(postgrest.headers)
-            # The profile too, since the user's own client may be set to another schema.
-            headers.update(
-                {
-                    "Content-Type": "application/json",
-                    "Content-Profile": "public",
-                    "Accept-Profile": "public",
-                }
-            )
-            # httpx bounds each step; a server that answers drop by drop would hold us for ever.
+            headers.update({
+                "Content-Type": "application/json", "Content-Profile": "public", "Accept-Profile": "public",
+            })  # fmt: skip
+            # httpx's timeout bounds each step only; a server that answers byte by byte could take for ever.
             with anyio.fail_after(seconds):
                 return await postgrest.session.post(
                     url,
                     content=body,
                     headers=headers,
                     timeout=httpx.Timeout(seconds, connect=seconds / 2, pool=seconds / 2),
-                    # Followed, a POST turns into a GET, and the key goes to whoever was pointed at.
+                    # A redirect would turn the POST into a GET and send the key to another host.
                     follow_redirects=False,
                 )
         except _NOT_SENT as error:
             raise StoreUnavailable(
-                f"{self.place} could not be reached: {_said(error)}. {self._reach_cure(error)}",
+                f"{self.place} could not be reached: {_text_of(error)}. {self._reach_cure(error)}",
                 maybe_applied=False,
             ) from error
         except (httpx.LocalProtocolError, UnicodeEncodeError):
-            # Its text repeats the header, and that is the key.
+            # The error's text repeats the header with the key.
             raise Unauthorized(
-                f"{self.place} cannot be sent this key: no key looks so. {_KEY_CURE}"
+                f"The key for {self.place} has characters that no key has. {_KEY_CURE}"
             ) from None
         except (httpx.HTTPError, TimeoutError) as error:
             is_slow = isinstance(error, (TimeoutError, httpx.TimeoutException))
             raise StoreUnavailable(
-                f"{self.place} did not answer: {_said(error)}. Whether the request took effect is not known.",
+                f"{self.place} did not answer: {_text_of(error)}. Whether the request took effect is not known.",
                 nature="slow" if is_slow else "garbled",
             ) from error
         except RuntimeError as error:
-            # httpx has no class of its own for this one.
+            # httpx has no class of its own for a closed client.
             if not self._client.postgrest.session.is_closed:
                 raise
             raise StoreUnavailable(
@@ -157,22 +153,22 @@ class SupabaseStore(Store):
 
     def _reach_cure(self, error: Exception) -> str:
         if isinstance(error, httpx.ProxyError):
-            return "So says the proxy in between: look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+            return "This error comes from a proxy: check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return CERTIFICATE_CURE
         if is_on_this_machine(self.place):
             return (
-                "Nothing answers there: start the local stack with `runtime local start` (or `supabase start`); or "
-                "remove SUPABASE_URL and its key from .env, where they are of a stack that is gone."
+                "Nothing listens there: start the local stack with `runtime local start` (or `supabase start`); or "
+                "remove SUPABASE_URL and its key from .env, if they are of a stack that is gone."
             )
-        return "Is it running, and is SUPABASE_URL right? (A paused project's name leads nowhere.)"
+        return "Is it running, and is SUPABASE_URL right? (The name of a paused project does not resolve.)"
 
     def _error(self, response: httpx.Response) -> StoreError:
-        """PostgREST's error, or that of whatever stands in front of it, as ours."""
+        """Map an error of PostgREST, or of a gateway or proxy in front of it."""
         status, problem = response.status_code, _problem(response)
         code = str(problem.get("code") or "")
-        said = problem.get("message") or problem.get("error") or response.reason_phrase or "no reason given"
-        text = str(said).rstrip(".")
+        reason = problem.get("message") or problem.get("error") or response.reason_phrase or "no reason given"
+        text = str(reason).rstrip(".")
         if hint := problem.get("hint"):
             text = f"{text}. {hint}".rstrip(".")
         if code.startswith("PGRST"):
@@ -184,7 +180,7 @@ class SupabaseStore(Store):
         return fault_of_status(status, problem, text, place=self.place, url_cure=_URL_CURE)
 
     def _postgrest_error(self, code: str, status: int, text: str) -> StoreError:
-        """An error that PostgREST itself has a code for."""
+        """Map an error with a code of PostgREST's own."""
         if code in ("PGRST202", "PGRST203", "PGRST205"):
             return missing(text, place=self.place, code=code)
         if code == "PGRST106":
@@ -194,7 +190,7 @@ class SupabaseStore(Store):
         if status in (401, 403):
             return self._key_refused(text, code)
         if code.startswith("PGRST00"):
-            # 001: the connection was lost in the middle of a request.
+            # PGRST001: the connection was lost during a request.
             return StoreUnavailable(
                 f"{self.place} has no connection to its database: {text}.",
                 code=code,
@@ -212,11 +208,11 @@ class SupabaseStore(Store):
 
     def _key_cure(self) -> str:
         role = _role_of(self._client.supabase_key)
-        return f"The key given is that of {role}. {_KEY_CURE}" if role else _KEY_CURE
+        return f"This is a key of the role {role}. {_KEY_CURE}" if role else _KEY_CURE
 
 
 def _problem(response: httpx.Response) -> dict[str, Any]:
-    """The error's JSON object, or an empty one: a proxy in between answers what it likes."""
+    """Return the error's JSON object, or an empty one: a proxy may answer with anything."""
     try:
         problem = response.json()
     except ValueError:
@@ -224,13 +220,13 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
     return problem if isinstance(problem, dict) else {}
 
 
-def _said(error: Exception) -> str:
-    """What went wrong, in the library's words; never its request, which bears the key."""
+def _text_of(error: Exception) -> str:
+    """Return the library's own text, never the request, which holds the key."""
     return str(error).rstrip(".") or type(error).__name__
 
 
 def _role_of(key: str) -> str | None:
-    """The role a key says it stands for; None where it does not say."""
+    """Return the role of a key; None if the key does not tell."""
     if key.startswith("sb_publishable_"):
         return "anon"
     role = (claims_of(key) or {}).get("role")

@@ -90,8 +90,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "the shape of answers",
-        [("runtime/store/supabase.py", "if strange := strangeness(function, arguments, answer):", "if False:"),
-         ("runtime/store/supabase.py", "raise foreign(strange,", "raise foreign('',")],
+        [("runtime/store/supabase.py", "if wrong := mismatch(function, arguments, answer):", "if False:"),
+         ("runtime/store/supabase.py", "raise foreign(wrong,", "raise foreign('',")],
         ["--setting", "both/rest", "--fault", "front answers in its place", *_QUIET],
     ),
     Mechanism(

@@ -105,7 +105,7 @@ OF_VERSION = (
             "drop function public.stream_version()", "lacks the runtime's schema", "`runtime init`", id="missing"
         ),
         pytest.param(
-            OF_VERSION.format(0, 0), "is of version 0, and this release needs 1", "`runtime init`", id="older"
+            OF_VERSION.format(0, 0), "has version 0, and this release needs 1", "`runtime init`", id="older"
         ),
         pytest.param(
             OF_VERSION.format(9, 8), "serves workers of version 8 and later", "`pip install -U agent-runtime`",

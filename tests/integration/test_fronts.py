@@ -55,7 +55,7 @@ async def test_l2_a_front_that_refuses_even_an_empty_exchange_is_waited_for_and_
         front.block(403, matching=EXCHANGES)
         await send(stack, [{"n": n} for n in range(10)])
         await until(lambda: front.struck["refuse"] >= 5)
-        assert "something in front of it, a proxy or a web application firewall" in caplog.text
+        assert "a proxy or a web application firewall in front of it" in caplog.text
         front.heal()
         await until(lambda: none_left(stack), seconds=SLOW)
     assert runs == Counter(range(10))

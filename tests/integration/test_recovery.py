@@ -172,7 +172,7 @@ async def test_a_worker_that_must_subscribe_again_waits_until_the_schema_fits(
         await change_version(connection, 0, 0)
         await connection.execute("truncate runtime.workers")
         await insert(connection, 1)
-        await until(lambda: "is of version 0" in caplog.text, seconds=40)
+        await until(lambda: "has version 0" in caplog.text, seconds=40)
         await change_version(connection, 1, 1)
         await until(lambda: seen == [1])
 

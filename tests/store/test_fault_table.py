@@ -17,7 +17,7 @@ from runtime.errors import (
     Unauthorized,
 )
 from runtime.store.functions import FUNCTIONS
-from runtime.store.shapes import LISTS, OBJECTS, strangeness
+from runtime.store.shapes import LISTS, OBJECTS, mismatch
 from runtime.store.sqlstates import (
     REMEDIES,
     fault_of,
@@ -172,7 +172,7 @@ def test_l3_no_function_takes_the_answer_of_a_stranger_for_its_own(function: str
         is_fitting = any(answer is each for each in FITTING.get(function, []))
         is_fitting = is_fitting or (function in LISTS and answer == [])
         is_fitting = is_fitting or (function in BY_NAME and isinstance(answer, dict))
-        assert (strangeness(function, arguments, answer) is None) is is_fitting, answer
+        assert (mismatch(function, arguments, answer) is None) is is_fitting, answer
 
 
 def test_l3_every_function_has_a_shape() -> None:
@@ -188,6 +188,6 @@ def test_l3_every_function_has_a_shape() -> None:
     ],
 )  # fmt: skip
 def test_l3_an_exchange_is_answered_by_its_number_and_with_deliveries(answer: dict[str, Any]) -> None:
-    assert strangeness("stream_exchange", {"n": 3}, answer) is not None
-    assert strangeness("stream_exchange", {"n": 3}, {"n": 3, "taken": [], "refused": [], "more": {}}) is None
-    assert strangeness("stream_exchange", {"n": 3}, {"n": 5, "stale": True}) is None
+    assert mismatch("stream_exchange", {"n": 3}, answer) is not None
+    assert mismatch("stream_exchange", {"n": 3}, {"n": 3, "taken": [], "refused": [], "more": {}}) is None
+    assert mismatch("stream_exchange", {"n": 3}, {"n": 5, "stale": True}) is None

@@ -200,8 +200,8 @@ async def test_what_stands_in_front_of_the_api_may_say_anything(
     [
         (http_answer(401, '{"message":"Invalid API key","hint":"Check it."}'), Unauthorized, "key. Check it"),
         (http_answer(401, '{"code":"PGRST303","message":"JWT expired"}'), Unauthorized, "JWT expired"),
-        (http_answer(403, PAGE, kind="text/html"), Blocked, "something in front of it"),
-        (http_answer(403, '{"message":"Forbidden"}'), Blocked, "something in front of it"),
+        (http_answer(403, PAGE, kind="text/html"), Blocked, "a web application firewall in front of it"),
+        (http_answer(403, '{"message":"Forbidden"}'), Blocked, "a web application firewall in front of it"),
         (http_answer(403, '{"message":"You cannot consume this service"}'), Unauthorized, "refused the key"),
         (http_answer(413, PAGE, kind="text/html"), Blocked, "a body as large"),
         (http_answer(431, "", kind="text/plain"), Blocked, "a head as large"),

@@ -161,7 +161,7 @@ def _no_doors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def refused(store: Store) -> None:
-    with pytest.raises(Unauthorized, match="did not let us in"):
+    with pytest.raises(Unauthorized, match="refused the connection"):
         await store.call("stream_stats", {})
 
 
