@@ -22,31 +22,19 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Agent": "runtime.agent.agent",
-    "Answer": "runtime.message",
-    "BatchContext": "runtime.agent.batch",
-    "Context": "runtime.agent.context",
-    "Message": "runtime.message",
-    "Priority": "runtime.message",
-    "Reject": "runtime.agent.retry",
-    "Retry": "runtime.agent.retry",
-    "RetryLater": "runtime.agent.retry",
-    "Broadcast": "runtime.broadcast",
-    "Source": "runtime.agent.source",
-    "Stream": "runtime.client.stream",
-    "Tick": "runtime.agent.schedule",
-    "Worker": "runtime.worker.worker",
-    "connect": "runtime.client.stream",
-    "drain": "runtime.worker.serverless",
-}
+    "Agent": "agent.agent", "Answer": "message", "BatchContext": "agent.batch", "Broadcast": "broadcast",
+    "Context": "agent.context", "Message": "message", "Priority": "message", "Reject": "agent.retry",
+    "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source", "Stream": "client.stream",
+    "Tick": "agent.schedule", "Worker": "worker.worker", "connect": "client.stream", "drain": "worker.serverless",
+}  # fmt: skip
 
 if not TYPE_CHECKING:  # A type checker must go on refusing names that do not exist.
 
     def __getattr__(name: str) -> object:
-        """Load an export when it is first asked for: a module of agents needs no client of any store."""
+        """Load an export at its first use: a module of agents needs no client of any store."""
         if name not in _HOMES:
             raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-        export = getattr(import_module(_HOMES[name]), name)
+        export = getattr(import_module(f"runtime.{_HOMES[name]}"), name)
         globals()[name] = export
         return export
 

@@ -1,12 +1,12 @@
-"""How do agents live behind HTTP? As an ASGI application: to be mounted in FastAPI or Starlette, or served by itself.
+"""Agents behind HTTP: an ASGI application to mount in FastAPI or Starlette, or to serve by itself.
 
     POST /webhooks/NAME     another program's webhook, verified, as a message
     POST /wake              a Supabase Database Webhook on the stream, as a wake-up of the agents
-    POST /drain             serverless: do what is due, within a budget of time, and say what is left
+    POST /drain             serverless: handle what is due, within a budget of time, and say what is left
     GET  /healthz, /readyz  for orchestrators
 
-Agents run in a worker beside the requests; where processes sleep (serverless), only while a request lasts.
-`runtime.asgi:app` is one that the environment describes (RUNTIME_AGENTS, RUNTIME_SOURCES, RUNTIME_SERVERLESS).
+Agents run in a worker beside the requests; serverless, only during a request. The variables RUNTIME_AGENTS,
+RUNTIME_SOURCES and RUNTIME_SERVERLESS configure `runtime.asgi:app`.
 """
 
 import json
@@ -45,7 +45,7 @@ with needing("runtime.asgi", "serve"):
     from runtime.wakeups.database_webhook import UNKNOWN_SECRET, DatabaseWebhook
 
 _log = logging.getLogger("runtime.asgi")
-# Below what senders wait for: GitHub gives up after 10 s.
+# Shorter than the timeouts of senders: GitHub's is 10 s.
 _STORE_SECONDS = 8.0
 _ASK_SECONDS = 2.0
 _RETRY_AFTER = {"retry-after": "5"}
@@ -54,18 +54,19 @@ _RETRY_AFTER = {"retry-after": "5"}
 class WebhookApp:
     """The ASGI application.
 
-    A host application must run its `lifespan`: what is mounted gets none of its own. Without it webhooks are taken all
-    the same, and no worker runs.
+    A host application must run its `lifespan`, which a mounted application does not get by itself. Without it, webhooks
+    are accepted but no worker runs.
 
     Args:
-        agents: whose handlers run in this process.
-        sources: whose webhooks become messages.
-        settings: where the stream is; read from the environment by default.
-        serverless: run no worker, but what is due whenever `/drain` or `/wake` is called; the settings' by default.
-        variables: where the sources' secrets are; the environment and `.env` by default.
+        agents: to run in this process.
+        sources: of webhooks.
+        settings: read from the environment by default.
+        serverless: run no worker, but handle what is due whenever `/drain` or `/wake` is called; the settings' by
+            default.
+        variables: with the sources' secrets; the environment and `.env` by default.
 
     Raises:
-        SettingsError: a source's secret is not set, or is none; or there is none for `/drain`.
+        SettingsError: the secret of a source, or of `/drain`, is missing or wrong.
         DeclarationError: two sources share a name.
     """
 
@@ -90,7 +91,7 @@ class WebhookApp:
         self._has_secret = secret is not None
         if self._drains is not None and secret is None:
             raise SettingsError(
-                "Set RUNTIME_WEBHOOK_SECRET: whoever calls /drain must send it, as `authorization: Bearer …`."
+                "Set RUNTIME_WEBHOOK_SECRET: callers of /drain must send it as `authorization: Bearer …`."
             )
         self._webhook = DatabaseWebhook(secret, patterns)
         self._store: Store | None = None
@@ -107,19 +108,19 @@ class WebhookApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and log that: the path alone, since a query can hold anything."""
+        """Answer a request and log it, without the query, which may hold secrets."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 500
 
-        async def noted(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, send_and_note_status)
         finally:
             seconds = time.monotonic() - began
             _log.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1], status, seconds * 1000)
@@ -128,7 +129,7 @@ class WebhookApp:
     async def lifespan(self, host: object = None) -> AsyncIterator[None]:
         """Run the worker beside the requests. For FastAPI: `FastAPI(lifespan=webhooks.lifespan)`.
 
-        A worker that cannot go on says so in the log and in `/readyz`; the host goes on.
+        If the worker ends with an error, the log and `/readyz` say so, and the host goes on.
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._run_beside_host)
@@ -139,7 +140,7 @@ class WebhookApp:
         await self.close()
 
     async def run(self) -> None:
-        """Run the worker until `stop` is called; where there is none, return at once.
+        """Run the worker until `stop` is called; return at once if there is none.
 
         Raises:
             RuntimeFault: as for `Worker.run`.
@@ -152,14 +153,14 @@ class WebhookApp:
                 self._is_running = False
 
     def stop(self) -> None:
-        """Let the worker take no new work, and end when what runs has ended."""
+        """Let the worker take no new work, and end when its running handlers have ended."""
         if self._worker is not None:
             self._worker.stop()
         if self._drains is not None:
             self._drains.stop()
 
     async def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         store, self._store = self._store, None
         if store is not None:
             with anyio.CancelScope(shield=True):
@@ -169,7 +170,7 @@ class WebhookApp:
         try:
             await self.run()
         except RuntimeFault as fault:
-            _log.error("the worker has ended, and webhooks are still taken: %s", fault)
+            _log.error("the worker has ended; webhooks are still accepted: %s", fault)
 
     async def _receive(self, request: Request) -> Response:
         verifier = self._verifiers.get(request.path_params["name"])
@@ -186,13 +187,9 @@ class WebhookApp:
         try:
             sent = await self._send(verdict)
         except RuntimeFault as fault:
-            _log.error(
-                "a webhook of %s could not be stored, and its sender is asked to come again: %s", name, fault
-            )
-            return PlainTextResponse("The stream is away: send it again.\n", 503, _RETRY_AFTER)
-        _log.debug(
-            "webhook of %s: message %d%s", name, sent.id, ", which was there" if sent.duplicate else ""
-        )
+            _log.error("a webhook of %s could not be stored; its sender is asked to retry: %s", name, fault)
+            return PlainTextResponse("The stream cannot be reached: send it again.\n", 503, _RETRY_AFTER)
+        _log.debug("webhook of %s: message %d%s", name, sent.id, ", a duplicate" if sent.duplicate else "")
         return JSONResponse({"message": sent.id, "duplicate": sent.duplicate})
 
     async def _send(self, draft: Draft) -> Sent:
@@ -234,7 +231,7 @@ class WebhookApp:
             drained = await drains.drain()
         except RuntimeFault as fault:
             _log.error("nothing could be drained: %s", fault)
-            return PlainTextResponse("The stream is away: call again.\n", 503, _RETRY_AFTER)
+            return PlainTextResponse("The stream cannot be reached: call again.\n", 503, _RETRY_AFTER)
         if drained is None:
             return JSONResponse({"joined": True}, 202)
         _log.info("drained: %s", drained)
@@ -245,17 +242,17 @@ class WebhookApp:
         return PlainTextResponse("alive\n")
 
     async def _readyz(self, request: Request) -> Response:
-        """The database answers, and the worker, where there is one, has started and looks for work."""
-        told: dict[str, Any] = {"database": False}
+        """The database answers, and the worker, if there is one, looks for work."""
+        health: dict[str, Any] = {"database": False}
         try:
-            told["database"] = await (await self._open()).answers(_ASK_SECONDS)
+            health["database"] = await (await self._open()).answers(_ASK_SECONDS)
         except RuntimeFault as fault:
             _log.error("the stream cannot be reached: %s", fault)
-        is_ready = told["database"]
+        is_ready = health["database"]
         if self._worker is not None:
-            told["worker"] = self._worker.state if self._is_running else "stopped"
+            health["worker"] = self._worker.state if self._is_running else "stopped"
             is_ready = is_ready and self._is_running and self._worker.is_ready
-        return JSONResponse(told, 200 if is_ready else 503)
+        return JSONResponse(health, 200 if is_ready else 503)
 
 
 def _refused(name: str, refusal: WebhookRefusal) -> Response:
@@ -273,10 +270,10 @@ def _verifiers(sources: Iterable[Source], variables: Mapping[str, str]) -> dict[
 
 
 def sources_in(settings: Settings) -> list[Source]:
-    """The sources that RUNTIME_SOURCES declares.
+    """Return the sources of RUNTIME_SOURCES.
 
     Raises:
-        SettingsError: it is no list of objects, or one of them has a field that no source has.
+        SettingsError: it is no list of objects, or one of them has an unknown field.
         DeclarationError: one of them makes no sense.
     """
     if not settings.sources:
@@ -291,7 +288,7 @@ def sources_in(settings: Settings) -> list[Source]:
 
 
 def app_of_environment() -> ASGIApp:
-    """The application that the environment describes."""
+    """Return the application that the environment configures."""
     settings = Settings.load()
     paths = [path.strip() for path in settings.agents.split(",") if path.strip()]
     agents, sources = discover_with_sources(paths) if paths else ([], [])
@@ -299,7 +296,7 @@ def app_of_environment() -> ASGIApp:
 
 
 def __getattr__(name: str) -> ASGIApp:
-    """Make `app` when it is first asked for: importing this module reads no settings."""
+    """Make `app` at its first use: importing this module reads no settings."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     app = globals()["app"] = app_of_environment()

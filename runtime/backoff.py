@@ -20,8 +20,11 @@ _MOST_DEATHS = 5
 
 
 def backoff_seconds(attempt: int, *, first: float, cap: float, random: Random) -> float:
-    """Full jitter: any moment up to the doubled delay, so a failed crowd does not return as one."""
-    # The exponent is held below 1024, where a float ends: the ten-thousandth attempt must not overflow.
+    """Return the delay before the next attempt, in seconds.
+
+    Any time up to the doubled delay, so that what failed together does not return together.
+    """
+    # An exponent of 1024 or more overflows a float; there may be ten thousand attempts.
     doublings = min(max(attempt - 1, 0), 1000)
     return random.uniform(0, min(cap, first * 2.0**doublings))
 

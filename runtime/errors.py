@@ -1,4 +1,4 @@
-"""What can go wrong, and what to do about it?
+"""Every error of the package, in one tree.
 
 RuntimeFault                    the root: catch this to catch everything the package raises
 ├── SettingsError               a setting is missing or makes no sense
@@ -6,24 +6,24 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   ├── DiscoveryError          a module or folder of agents cannot be loaded
 │   └── NotAwaited              a handler forgot an `await`, or wrote one too many
 ├── LifespanFailed              no agent of a worker could start, or go on
-├── InvalidKey                  a key or a pattern is not one
+├── InvalidKey                  not a key or a pattern
 ├── InvalidValue                a value cannot be stored as JSON
-├── InvalidPayload              a message's value is not what its handler declared
+├── InvalidPayload              a message's value does not fit its handler's annotation
 ├── StoreError                  the store refused or could not be reached
-│   ├── StoreUnavailable        not reached, or an answer did not come: try again
-│   ├── Unauthorized            a wrong or powerless key
-│   ├── MigrationMissing        the database lacks our schema, or has another version of it
-│   └── Refused                 the database understood and said no
+│   ├── StoreUnavailable        not reached, or no answer: try again
+│   ├── Unauthorized            a wrong key, or one without the rights
+│   ├── MigrationMissing        the database lacks the runtime's schema, or has another version of it
+│   └── Refused                 the database refused the request itself
 │       ├── Duplicate           the dedup_key was used before
-│       └── Blocked             something in front of the API said no
-├── BadSignature                a webhook is not from who it says, or too old
-├── PostFailed                  a webhook's target did not take a message
-├── AskError                    a request came to nothing
-│   ├── AskTimeout              no answer came in time; it is kept when it comes
-│   ├── AskFailed               whoever handled it failed for good
-│   └── NobodyAnswers           there is nobody who could answer it
-├── WakeupError                 the way in failed in a way an operator must mend
-└── LocalStackError             the local stack could not do as told
+│       └── Blocked             a proxy or firewall in front of the API refused
+├── BadSignature                a webhook's signature is wrong or too old
+├── PostFailed                  a webhook's target did not accept a message
+├── AskError                    a request failed
+│   ├── AskTimeout              no answer came in time; a late one is kept
+│   ├── AskFailed               its handler failed for good
+│   └── NobodyAnswers           no handler can answer it
+├── WakeupError                 a wake-up path failed until an operator repairs it
+└── LocalStackError             a command of the local stack failed
 """
 
 from typing import Literal
@@ -34,7 +34,7 @@ class RuntimeFault(Exception):
 
 
 class SettingsError(RuntimeFault):
-    """A setting is missing or makes no sense; the message names the variable and a value that would do."""
+    """A setting is missing or makes no sense; the message names the variable and a possible value."""
 
 
 class DeclarationError(RuntimeFault):
@@ -46,18 +46,18 @@ class DiscoveryError(DeclarationError):
 
 
 class NotAwaited(DeclarationError):
-    """A handler returned what had to be awaited, or awaited what is not; it is raised when the handler runs.
+    """A handler returned an awaitable, or awaited a plain value; raised when the handler runs.
 
-    Another attempt cannot end otherwise, so the delivery becomes a dead letter at once.
+    Every attempt would end the same way, so the delivery becomes a dead letter at once.
     """
 
 
 class LifespanFailed(RuntimeFault):
-    """No agent of a worker could start or go on, since the lifespan of each failed; the message tells them all."""
+    """No agent of a worker could start or go on, since each lifespan failed; the message lists the errors."""
 
 
 class InvalidKey(RuntimeFault, ValueError):
-    """A key or a pattern is not one; the message says what one looks like."""
+    """Not a key or a pattern; the message says what one looks like."""
 
 
 class InvalidValue(RuntimeFault, ValueError):
@@ -65,24 +65,24 @@ class InvalidValue(RuntimeFault, ValueError):
 
 
 class InvalidPayload(RuntimeFault, ValueError):
-    """A message's value is not what its handler declared; the delivery becomes a dead letter at once.
+    """A message's value does not fit its handler's annotation; the delivery becomes a dead letter at once.
 
-    The message names the places and what is wrong there, never the value itself: it may hold a secret.
+    The text says where and how, and never repeats the value: it may hold a secret.
     """
 
 
 Nature = Literal[
     "away", "locked", "slow", "garbled", "large", "blocked", "refused", "forbidden", "missing", "setup", "credentials",
 ]  # fmt: skip
-"""What kind of fault an error of a store is; `runtime.store.sqlstates` says what each means."""
+"""The kinds of faults of a store; `runtime.store.sqlstates` says what each means."""
 
 
 class StoreError(RuntimeFault):
     """The store refused, or could not be reached.
 
     Attributes:
-        code: the SQLSTATE, or PostgREST's `PGRST…` code, where there was one.
-        nature: what kind of fault it is.
+        code: the SQLSTATE, or PostgREST's `PGRST…` code, if there was one.
+        nature: the kind of fault.
     """
 
     nature: Nature = "away"
@@ -93,19 +93,14 @@ class StoreError(RuntimeFault):
 
 
 class StoreUnavailable(StoreError):
-    """The store was not reached, or its answer did not come. Trying again later is right.
+    """The store was not reached, or its answer did not come. Try again later.
 
     Attributes:
-        maybe_applied: whether the request may have taken effect all the same.
+        maybe_applied: whether the request may have taken effect.
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        code: str | None = None,
-        maybe_applied: bool = True,
-        nature: Nature = "away",
+        self, message: str, *, code: str | None = None, maybe_applied: bool = True, nature: Nature = "away"
     ) -> None:
         super().__init__(message, code=code)
         self.maybe_applied = maybe_applied
@@ -121,19 +116,19 @@ class Unauthorized(StoreError):
 
 
 class MigrationMissing(StoreError):
-    """The database lacks this package's schema. The message names the command that mends it."""
+    """The database lacks this package's schema. The message names the command that installs it."""
 
     nature: Nature = "missing"
 
 
 class Refused(StoreError):
-    """The database understood the request and said no: the request itself is at fault."""
+    """The database refused the request: the request itself is at fault."""
 
     nature: Nature = "refused"
 
 
 class Blocked(Refused):
-    """Something in front of the API, a proxy or a firewall, refused the request for its size or its text.
+    """A proxy or firewall in front of the API refused the request for its size or its text.
 
     Attributes:
         status: the HTTP status of its answer.
@@ -151,10 +146,10 @@ class Duplicate(Refused):
 
 
 class BadSignature(RuntimeFault):
-    """A webhook's signature is missing or wrong, or was made at another time than now.
+    """A webhook's signature is missing or wrong, or its time lies outside the replay window.
 
     Attributes:
-        is_stale: whether the signature fits, and only its time lies outside the replay window.
+        is_stale: whether only the time is wrong.
     """
 
     def __init__(self, message: str, *, is_stale: bool = False) -> None:
@@ -163,13 +158,13 @@ class BadSignature(RuntimeFault):
 
 
 class PostFailed(RuntimeFault):
-    """A webhook's target did not take a message. The text never holds the URL's credentials or query.
+    """A webhook's target did not accept a message. The text never holds the URL's credentials or query.
 
     Attributes:
-        kind: what it tells of: the "target", whatever the message; the "message", perhaps; a target that "asked" to
-            be left alone for some seconds; or one that is "gone" for good.
-        status: the status of its answer, where there was one.
-        seconds: how long it asked to be left alone.
+        kind: the cause: the "target", whatever the message; perhaps the "message"; "asked" if the target asked for a
+            pause; "gone" if it asked for no more requests.
+        status: the status of its answer, if there was one.
+        seconds: the pause that it asked for.
     """
 
     def __init__(
@@ -187,11 +182,11 @@ class PostFailed(RuntimeFault):
 
 
 class AskError(RuntimeFault):
-    """A request came to nothing.
+    """A request failed.
 
     Attributes:
-        key: what it was asked under.
-        request: its id, or None where it is not known to be stored.
+        key: of the request.
+        request: its id, or None if it is not known to be stored.
     """
 
     def __init__(self, message: str, key: str, request: int | None) -> None:
@@ -201,39 +196,39 @@ class AskError(RuntimeFault):
 
 
 class AskTimeout(AskError, TimeoutError):
-    """No answer came in time. The request stands, and so will its answer, in the stream.
+    """No answer came in time. The request and a late answer stay in the stream.
 
     Attributes:
-        reply_to: the key an answer is written under, when it comes.
+        reply_to: the key of a late answer.
     """
 
     def __init__(
         self, key: str, request: int | None, reply_to: str, seconds: float, waiting: int | None
     ) -> None:
         if request is None:
-            text = f"The request under {key} could not be sent within {seconds:g} s; it may be there all the same."
+            text = f"The request under {key} could not be sent within {seconds:g} s; it may have been stored."
         else:
-            who = "" if waiting is None else f" ({waiting} of those who got it have not finished)"
+            who = "" if waiting is None else f" ({waiting} of its handlers have not finished)"
             text = (
-                f"No answer to request {request} under {key} came within {seconds:g} s{who}. It stands: the answer "
-                f"will be kept under {reply_to}, and `runtime trace {request}` shows who has it."
+                f"No answer to request {request} under {key} came within {seconds:g} s{who}. A late answer will be "
+                f"kept under {reply_to}, and `runtime trace {request}` shows which handlers have the request."
             )
         super().__init__(text, key, request)
         self.reply_to = reply_to
 
 
 class AskFailed(AskError):
-    """Whoever handled the request failed for good; the dead letter has the details.
+    """The handler of the request failed for good; the dead letter has the details.
 
     Attributes:
-        handler: who that was, `agent.handler`.
+        handler: its name, `agent.handler`.
         error: the last error, as `TypeName: text`.
         reason: one word: failed, rejected, invalid or crashed.
     """
 
     def __init__(self, key: str, request: int, handler: str | None, error: str, reason: str) -> None:
         super().__init__(
-            f"{handler or 'Whoever handled it'} could not answer request {request} under {key} ({reason}): {error}",
+            f"{handler or 'Its handler'} could not answer request {request} under {key} ({reason}): {error}",
             key,
             request,
         )
@@ -243,12 +238,12 @@ class AskFailed(AskError):
 
 
 class NobodyAnswers(AskError):
-    """There is nobody who could answer the request; waiting any longer would not help."""
+    """No handler can answer the request; waiting longer would not help."""
 
 
 class WakeupError(RuntimeFault):
-    """The way in cannot work until an operator mends something. Polling goes on meanwhile."""
+    """A wake-up path cannot work until an operator repairs it. Polling goes on meanwhile."""
 
 
 class LocalStackError(RuntimeFault):
-    """The local stack could not do as told; the message says why and what to do."""
+    """A command of the local stack failed; the message says why and what to do."""

@@ -1,10 +1,10 @@
-"""How is HTTP served? By a worker on a small port of its own, or by a command as long as it runs."""
+"""HTTP servers: a worker's small one for health and webhooks, and that of a command."""
 
 import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from runtime.backoff import Outage, retrying
 from runtime.errors import SettingsError
 
 _log = logging.getLogger("runtime.http_server")
@@ -25,41 +26,51 @@ HEAD_SECONDS = 10.0
 
 
 async def serve(what: str, host: str, port: int, app: Starlette, *, log: logging.Logger = _log) -> None:
-    """Serve until cancelled; while another process has the port, ask for it again and again.
+    """Serve until cancelled; while another process has the port, try again and again.
 
     Args:
-        what: what listens, for the log: "the webhook".
+        what: the server's name in the log: "the webhook".
         host: the address to listen at.
         port: the port; 0 takes a free one, which the log names.
-        app: what answers.
-        log: whose log says where it listens.
+        app: the application.
+        log: the logger for the address or the trouble.
     """
-    said = ""
+    outage = Outage(first=_RETRY_SECONDS, cap=_RETRY_SECONDS)
+
+    async def bound_socket() -> socket.socket:
+        return bind(host, port)
+
+    def complain(error: OSError) -> None:
+        why = "another process has it" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        log.error(
+            "%s cannot listen at %s:%d: %s. The rest of the worker goes on; trying again every %.0f s.",
+            what, host, port, why, _RETRY_SECONDS,
+        )  # fmt: skip
+
     while True:
-        try:
-            listening = bind(host, port)
-        except OSError as error:
-            said = _say(what, host, port, error, said, log.error)
-            await anyio.sleep(_RETRY_SECONDS)
-            continue
-        said = ""
+        listening = await retrying(bound_socket, outage, on=OSError, say=complain)
         log.info("%s listens at http://%s:%d/", what, host, listening.getsockname()[1])
         await _serve_at(listening, app)
 
 
-async def _serve_at(listening: socket.socket, app: Starlette) -> None:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=_Hasty,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=1,
-            limit_concurrency=100,
-        )
+def _config(
+    app: ASGIApp, *, graceful_seconds: int = 1, most_connections: int | None = None
+) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_TimeoutProtocol,
+        lifespan="off",
+        log_config=None,
+        # A line of it would hold the query, which may be secret.
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=graceful_seconds,
+        limit_concurrency=most_connections,
     )
+
+
+async def _serve_at(listening: socket.socket, app: Starlette) -> None:
+    server = uvicorn.Server(_config(app, most_connections=100))
     try:
         await server.serve(sockets=[listening])
     finally:
@@ -69,40 +80,25 @@ async def _serve_at(listening: socket.socket, app: Starlette) -> None:
         listening.close()
 
 
-def _say(what: str, host: str, port: int, error: OSError, said: str, log: Callable[..., None]) -> str:
-    """Log once why the port cannot be had; returns what was said."""
-    why = "another process has it" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-    if why != said:
-        log(
-            "%s cannot listen at %s:%d: %s. The rest of the worker goes on; trying again every %.0f s.",
-            what,
-            host,
-            port,
-            why,
-            _RETRY_SECONDS,
-        )
-    return why
-
-
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen at is reached from this machine alone."""
+    """Whether an address to listen at is reachable from this machine only."""
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-class _Hasty(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection that is dropped when no request comes of it: uvicorn would wait for the rest of one for ever."""
+class _TimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection that is dropped if no whole request comes: uvicorn would wait for the rest of one for ever."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Begin to wait for a request."""
         super().connection_made(transport)
         self._waits_since = self.loop.time()
-        self._look()
+        self._check_timeout()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self._timer.cancel()
         super().connection_lost(error)
 
@@ -111,14 +107,14 @@ class _Hasty(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._waits_since = self.loop.time()
         super().on_response_complete()
 
-    def _look(self) -> None:
+    def _check_timeout(self) -> None:
         now = self.loop.time()
         if self.cycle is not None and not self.cycle.response_complete:
             self._waits_since = now
         elif now - self._waits_since >= HEAD_SECONDS:
             self.transport.abort()
             return
-        self._timer = self.loop.call_later(HEAD_SECONDS / 2, self._look)
+        self._timer = self.loop.call_later(HEAD_SECONDS / 2, self._check_timeout)
 
 
 class _Server(uvicorn.Server):
@@ -126,20 +122,20 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Do not handle signals."""
         yield
 
 
 def bound(what: str, host: str, port: int) -> socket.socket:
-    """Return a socket that listens already: who connects before it is served waits.
+    """Return a socket that listens already: early connections wait until it is served.
 
     Args:
-        what: what listens, for the error: "The dashboard".
+        what: the server's name in the error: "The dashboard".
         host: the address to listen at.
         port: the port; 0 takes a free one.
 
     Raises:
-        SettingsError: nothing can listen there.
+        SettingsError: the address cannot be listened at.
     """
     try:
         listening = bind(host, port)
@@ -162,21 +158,12 @@ async def served(
     """Serve as long as the context is open.
 
     Args:
-        listening: what `bound` returned; closed in the end.
-        app: what answers. Its lifespan is the caller's to run.
-        graceful_seconds: how long requests may go on when the context ends.
+        listening: from `bound`; closed in the end.
+        app: the application; its lifespan is the caller's to run.
+        graceful_seconds: how long running requests may take after the context ends.
     """
-    config = uvicorn.Config(
-        app,
-        http=_Hasty,
-        lifespan="off",
-        log_config=None,
-        # Its lines would hold what is secret in a query.
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(graceful_seconds)),
-    )
-    server, has_ended = _Server(config), anyio.Event()
+    server = _Server(_config(app, graceful_seconds=max(1, round(graceful_seconds))))
+    has_ended = anyio.Event()
 
     async def serve() -> None:
         await server.serve([listening])
@@ -221,7 +208,7 @@ class BodyRefused(Exception):
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the request's body; never more of it is kept than the limit.
+    """Return the request's body, if it is within the limit.
 
     Raises:
         BodyRefused: it is larger (413), comes too slowly (408), or its sender hung up (400).

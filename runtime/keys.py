@@ -1,4 +1,4 @@
-"""What is a key, what is a pattern, and does one match the other?
+"""Keys and patterns, and which key matches which pattern.
 
 A key is a dotted name such as `task.output`: 1 to 8 segments of letters, digits, `_`, `:` and `-`, at most
 255 characters. A pattern is a key in which a segment may be `*` (exactly one segment) and the last may be `>`
@@ -29,7 +29,7 @@ _PATTERN_LOOKS_LIKE = (
 
 
 def check_key(key: str) -> str:
-    """Return the key unchanged if it is one.
+    """Return the key unchanged, if it is one.
 
     Raises:
         InvalidKey: it is not; the message says what a key looks like.
@@ -40,7 +40,7 @@ def check_key(key: str) -> str:
 
 
 def check_pattern(pattern: str) -> str:
-    """Return the pattern unchanged if it is one. Every key is a pattern that matches itself alone.
+    """Return the pattern unchanged, if it is one. Every key is a pattern that matches only itself.
 
     Raises:
         InvalidKey: it is not; the message says what a pattern looks like.
@@ -51,17 +51,17 @@ def check_pattern(pattern: str) -> str:
 
 
 def is_key(name: object) -> TypeGuard[str]:
-    """Whether it is a key."""
+    """Whether a name is a key."""
     return _fits(name, _KEY)
 
 
 def is_exact(pattern: str) -> bool:
-    """Whether the pattern holds no wildcard, so that it matches one key only: itself."""
+    """Whether the pattern has no wildcard, so that it matches one key only: itself."""
     return "*" not in pattern and ">" not in pattern
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether a message under `key` is meant by `pattern`. Both are taken as valid."""
+    """Whether the pattern matches the key. Both are assumed to be valid."""
     wanted, segments = pattern.split("."), key.split(".")
     if wanted[-1] == ">":
         wanted.pop()
@@ -84,9 +84,9 @@ def overlap(one: str, other: str) -> bool:
 
 
 def candidates(key: str) -> list[str]:
-    """Every pattern that matches the key: 2^(segments+1) - 1 of them, the key itself first.
+    """Return every pattern that matches the key: 2^(segments+1) - 1 of them, the key itself first.
 
-    Looking these up in an index finds the subscriptions of a key without trying each pattern there is.
+    Looking these up in an index finds the subscriptions of a key without trying each subscription's pattern.
     """
     segments = key.split(".")
     found: list[str] = []
@@ -97,7 +97,7 @@ def candidates(key: str) -> list[str]:
 
 
 def _fits(name: object, grammar: re.Pattern[str]) -> bool:
-    """Whether the name follows the grammar and keeps within both limits."""
+    """Whether the name follows the grammar within both limits."""
     return isinstance(name, str) and len(name) <= MAX_CHARACTERS and _follows(name, grammar)
 
 
@@ -108,6 +108,6 @@ def _follows(name: str, grammar: re.Pattern[str]) -> bool:
 
 
 def _quoted(name: object) -> str:
-    """The name as it may be printed: escaped, and cut where it goes on and on."""
+    """Return the name for an error: escaped and shortened."""
     text = ascii(name)
     return text if len(text) <= 80 else f"{text[:77]}…"

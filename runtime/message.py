@@ -1,4 +1,4 @@
-"""What is a message, and what can be sent?"""
+"""Messages as they are stored, drafts of new ones, and answers to requests."""
 
 import math
 import re
@@ -21,13 +21,13 @@ MAX_DEDUP_CHARACTERS = 255
 MAX_CHARACTERS = 255
 MAX_HEADERS_BYTES = 64 * 1024
 ANSWERS = "answer."
-"""What every key that answers are written under begins with."""
+"""The beginning of every key of answers."""
 _RESERVED = re.compile(r"(tick|answer|failed|ask|webhook) ")
 _HUNDRED_YEARS_SECONDS = 100 * 366 * 86_400
 
 
 class Priority(IntEnum):
-    """In which of three classes a message waits; a higher one is taken first."""
+    """The class in which a message waits; a higher one is taken first."""
 
     LOW = -1
     NORMAL = 0
@@ -44,17 +44,17 @@ class Message(Generic[T]):
     Attributes:
         id: its number in the stream, rising with the time of writing.
         key: the dotted name it was written under.
-        value: what was written; plain JSON data, or what the handler's annotation made of it.
-        agent: who wrote it, where the writer said so.
+        value: plain JSON data, or an instance of the handler's annotation.
+        agent: the writer's name, if it gave one.
         created_at: when the row was written, by the database's clock.
         attempt: which attempt of this delivery this is, counted from 1.
         correlation_id: shared by all messages that go back to one first message.
         parent_id: the id of the message whose handler wrote this one.
-        headers: what travels beside the value.
+        headers: JSON data beside the value.
         priority: the class it waits in.
-        dedup_key: under which it is stored once within the dedup retention.
-        deliver_at: not before this time.
-        expires_at: not after this time.
+        dedup_key: stored once within the dedup retention.
+        deliver_at: not delivered before this time.
+        expires_at: not delivered after this time.
     """
 
     id: int
@@ -74,33 +74,33 @@ class Message(Generic[T]):
 
     @property
     def idempotency_key(self) -> str:
-        """What names this message and no other: the same in each attempt and each replay.
+        """A text that identifies this message: the same in each attempt and each replay.
 
-        The moment of its writing is part of it: ids come again after a failover that lost the last commits, and after a
-        reset of the database.
+        It includes the time of writing: ids are reused after a failover that lost the last commits, and after a reset
+        of the database.
         """
         return f"{self.id}_{(self.created_at - _EPOCH) // _MICROSECOND:x}"
 
     @property
     def reply_to(self) -> str | None:
-        """The key an answer is wanted under, where this is a request; it is one below `answer.`."""
+        """The key for the answer, if this is a request; it begins with `answer.`."""
         given = self.headers.get("reply_to")
-        # Whoever may ask must not have an agent write under any key in the agent's name.
+        # A sender of requests must not make an agent write under any other key.
         return given if isinstance(given, str) and given.startswith(ANSWERS) and is_key(given) else None
 
     @property
     def correlation(self) -> str:
-        """What the messages share that this one causes: its correlation_id, or its id where it is a first one."""
-        # A row from before the table had its limits may have a longer one.
+        """The correlation_id of the messages that this one causes: its own, or its id if it is a first message."""
+        # The row may be older than the table's limit.
         return self.correlation_id[:MAX_CHARACTERS] if self.correlation_id else str(self.id)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], *, attempt: int = 1) -> Self:
-        """Return the message a row of the stream holds, given as decoded JSON with times as ISO 8601 text.
+        """Return the message of a row of the stream, given as decoded JSON with times as ISO 8601 text.
 
         Args:
-            row: the columns by name; those the message does not have are left aside.
-            attempt: which attempt of its delivery is about to run.
+            row: the columns by name; unknown ones are ignored.
+            attempt: the attempt of its delivery that is about to run.
         """
         return cls(
             id=row["id"],
@@ -112,7 +112,7 @@ class Message(Generic[T]):
             correlation_id=row.get("correlation_id"),
             parent_id=row.get("parent_id"),
             headers=headers if isinstance(headers := row.get("headers"), dict) else {},
-            # What a constraint that was dropped has let in is read all the same.
+            # Read any number: somebody may have dropped the column's constraint.
             priority=PRIORITIES.get(row.get("priority") or 0, Priority.NORMAL),
             dedup_key=row.get("dedup_key"),
             deliver_at=_moment(row.get("deliver_at")),
@@ -132,14 +132,14 @@ class Draft:
     Args:
         key: the key to write it under.
         value: anything `encode` takes.
-        agent: who writes it.
-        delay: seconds to wait before it is due.
-        expires_in: seconds after which nobody wants it any more.
+        agent: the writer's name.
+        delay: seconds until it is due.
+        expires_in: seconds after which it is not delivered any more.
         priority: the class it waits in.
         dedup_key: within the dedup retention one message with this text is stored; 1 to 255 characters.
-        correlation_id: what it belongs to.
-        parent_id: the message it answers.
-        headers: whatever should travel beside the value, up to 64 kB of it.
+        correlation_id: shared by related messages.
+        parent_id: the id of the message that causes it.
+        headers: JSON data beside the value, up to 64 kB.
 
     Attributes:
         json: the draft as the JSON object `stream_send` takes.
@@ -172,7 +172,7 @@ class Draft:
         object.__setattr__(self, "json", f'{head},"value":{encode(self.value)}}}')
 
     def _options(self) -> dict[str, Any] | None:
-        """What was given beside the key and the value, checked; None where nothing was."""
+        """Return the fields beside the key and the value, checked; None if there are none."""
         given = (
             self.agent, self.delay, self.expires_in, self.dedup_key, self.correlation_id, self.parent_id, self.headers,
         )  # fmt: skip
@@ -197,7 +197,7 @@ class Draft:
         return {name: given for name, given in options.items() if given is not None}
 
     def carrying(self, headers: Mapping[str, str]) -> Self:
-        """Return the same draft with more headers, and with its value as it was when the draft was made."""
+        """Return the same draft with more headers; its value stays as it was when the draft was made."""
         fields = self.as_dict()
         fields["headers"] = {**fields.get("headers", {}), **headers}
         draft = copy(self)
@@ -206,20 +206,20 @@ class Draft:
         return draft
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the draft as plain JSON data, only with the fields that were set."""
+        """Return the draft as plain JSON data, with only the fields that were set."""
         fields: dict[str, Any] = decode(self.json)
         return fields
 
 
 def check_dedup_key(dedup_key: str | None) -> str | None:
-    """Return a `dedup_key` of a user's own, if it is none of those that the runtime makes itself.
+    """Return a user's `dedup_key`, if it does not look like one of the runtime's own.
 
     Raises:
         InvalidValue: the runtime could mistake the message for a tick, an answer, a request or a webhook.
     """
     if isinstance(dedup_key, str) and _RESERVED.match(dedup_key):
         raise InvalidValue(
-            f"The dedup_key {dedup_key[:40]!r} begins as the runtime's own do (tick, answer, failed, ask and webhook, "
+            f"The dedup_key {dedup_key[:40]!r} begins like the runtime's own (tick, answer, failed, ask and webhook, "
             "each with a blank): begin it with another word."
         )
     return dedup_key
@@ -227,13 +227,13 @@ def check_dedup_key(dedup_key: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one handler made of a request.
+    """A handler's answer to a request.
 
     Attributes:
-        handler: who answered, `agent.handler`; None where no handler did.
-        value: what it returned; None where it failed.
-        error: why it failed for good, after its last attempt; None where it did not.
-        message: the answer as it stands in the stream.
+        handler: its name, `agent.handler`; None if no handler answered.
+        value: its return value; None if it failed.
+        error: the failure of its last attempt; None if it succeeded.
+        message: the answer in the stream.
     """
 
     handler: str | None
@@ -242,10 +242,10 @@ class Answer:
     message: Message[Any]
 
     def given(self) -> Any:
-        """The value.
+        """Return the value.
 
         Raises:
-            AskFailed: there is none.
+            AskFailed: the handler failed.
         """
         if self.error is not None:
             raise self.error
@@ -257,7 +257,7 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def moment(text: str) -> datetime:
-    """Return the time a PostgreSQL timestamp in JSON means; outside Python's years, the nearest end of them."""
+    """Return the time of a PostgreSQL timestamp in JSON; outside Python's years, the nearest end of them."""
     try:
         return datetime.fromisoformat(text)
     except ValueError:
@@ -266,17 +266,17 @@ def moment(text: str) -> datetime:
 
 
 def _check_headers(headers: Mapping[str, Any] | None) -> None:
-    """Refuse headers that are too large: they are read with every message, whoever needs them."""
+    """Refuse headers that are too large: every reader of the message gets them."""
     size = len(encode(dict(headers or {})).encode())
     if size > MAX_HEADERS_BYTES:
         raise InvalidValue(
-            f"The headers take {size:,} bytes in JSON; at most {MAX_HEADERS_BYTES:,} are stored. Put large things into "
+            f"The headers take {size:,} bytes in JSON; at most {MAX_HEADERS_BYTES:,} are stored. Put large data into "
             "the value."
         )
 
 
 def _seconds(name: str, seconds: float | None) -> float | None:
-    """The seconds unchanged, if a timestamp can be that far away."""
+    """Return the seconds unchanged, if a timestamp can be that far away."""
     if seconds is None:
         return None
     if not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
@@ -287,7 +287,7 @@ def _seconds(name: str, seconds: float | None) -> float | None:
 
 
 def _priority(priority: int) -> int:
-    """The class's number, if there is such a class."""
+    """Return the number of the class, if there is such a class."""
     if type(priority) is Priority:
         return priority
     try:

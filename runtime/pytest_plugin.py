@@ -1,4 +1,4 @@
-"""The pytest plugin: `harness`, a stream of each test's own over a real PostgreSQL, in a few milliseconds."""
+"""The pytest plugin: `harness` gives each test a stream of its own over a real PostgreSQL, in a few milliseconds."""
 
 import sys
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ import pytest
 from runtime.errors import SettingsError
 from runtime.extras import needing
 
-# Loaded by every pytest run on the machine: nothing heavy before it is asked for.
+# Every pytest run on the machine loads this module: heavy imports wait until a fixture is used.
 if TYPE_CHECKING:
     from runtime.local.test_cluster import Cluster
     from runtime.testing import Harness
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let agents import each other as in `runtime run`, where their folder is in the path: `-o pythonpath=agents`."""
+    """Let agents import each other as in `runtime run`, if their folder is in `pythonpath`."""
     if folders := config.getini("pythonpath"):
         from runtime.agent.modules import AliasFinder
 
@@ -39,7 +39,7 @@ def runtime_cluster() -> "Iterator[Cluster]":
 
 @pytest.fixture
 def harness(runtime_cluster: "Cluster") -> "Iterator[Harness]":
-    """A stream of this test's own, empty and with every migration."""
+    """An empty stream for one test, with every migration."""
     from runtime.local import keys
     from runtime.testing import Harness
 

@@ -1,4 +1,4 @@
-"""Settings: what the environment says, read once and passed in."""
+"""The settings, read once from the environment and passed in."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,16 +30,16 @@ from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Orig
 from runtime.errors import SettingsError
 
 _PREFIX = "RUNTIME_"
-# Not a name that a variable or an argument could have.
+# No variable or argument can have this name.
 _ORIGIN = "the origin"
-# Settings that may be absent: a blank, or quotes around nothing, leaves them so.
+# Optional settings: a blank, or empty quotes, counts as unset.
 _UNSET_WHEN_BLANK = (
     "supabase_url", "supabase_key", "database_url", "webhook", "webhook_secret", "metrics_port", "retention_days",
 )  # fmt: skip
 
 
 class _OneSource(PydanticBaseSettingsSource):
-    """The environment over the file .env, with the URL and the key of a project taken from one of the two."""
+    """The environment over the file .env, with a project's URL and key both from one of the two."""
 
     def __init__(
         self, settings: type[BaseSettings], environment: EnvSettingsSource, file: EnvSettingsSource
@@ -48,11 +48,11 @@ class _OneSource(PydanticBaseSettingsSource):
         self._environment, self._file = environment, file
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        """Nothing: the two sources read their fields themselves."""
+        """Return nothing: the two sources read their fields themselves."""
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Return what the two say, by the names of the variables."""
+        """Return the values of both sources, by the names of the variables."""
         sources = {
             "the environment": _capitals(self._environment.env_vars),
             str(Path(".env").resolve()): _capitals(self._file.env_vars),
@@ -82,18 +82,18 @@ def _capitals(variables: Mapping[str, str | None]) -> dict[str, str]:
 
 
 class Settings(BaseSettings):
-    """Everything that can be set from outside, with its default.
+    """All settings, with their defaults.
 
-    Names in the environment are the field names in capitals with the prefix `RUNTIME_`, but for the Supabase
-    variables, which keep the names every Supabase project uses; those of `supabase status -o env` do too. A
-    `.env` file in the working directory is read as well; the environment wins. A project's URL and its key come from
-    one of the two, together.
+    Names in the environment are the field names in capitals with the prefix `RUNTIME_`, except the Supabase variables:
+    they have the names that every Supabase project uses, or those of `supabase status -o env`. A `.env` file in the
+    working directory is read too; the environment takes precedence. A project's URL and its key come together from one
+    of the two.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
         env_file=".env",
-        # `SUPABASE_URL=` in a file is a line to be filled in.
+        # `SUPABASE_URL=` in a file is a line not filled in yet.
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -131,13 +131,13 @@ class Settings(BaseSettings):
     )
     webhooks_allow: str = Field(
         default="",
-        description="Hosts, addresses and networks, with commas between them, that webhooks out may reach though "
-        "they are private, and by plain http; * for all.",
+        description="Private hosts, addresses and networks, with commas between, that webhooks out may reach, also by "
+        "plain http; * for all.",
     )
 
     serverless: bool = Field(
         default=False,
-        description="For `runtime.asgi:app`: run no worker, and drain what is due when called.",
+        description="For `runtime.asgi:app`: run no worker, and handle what is due in each request.",
     )
     budget_seconds: float = Field(
         default=25, ge=1, description="How long one call of a serverless application may take."
@@ -170,16 +170,16 @@ class Settings(BaseSettings):
         default=60, ge=1, description="How long a handler may block its event loop before its leases lapse."
     )
     sweep_seconds: float = Field(
-        default=20, ge=1, description="How often a worker looks though nothing woke it."
+        default=20, ge=1, description="How often a worker looks for work without a wake-up."
     )
     retention_days: float | None = Field(
         default=None, ge=0, description="How long messages are kept; for ever by default."
     )
     upkeep_seconds: float = Field(
-        default=60, gt=0, description="How often the elected worker removes what is too old."
+        default=60, gt=0, description="How often the elected worker removes expired messages."
     )
     poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
-    poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when nothing happens.")
+    poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when idle.")
     broadcast_gather_seconds: float = Field(
         default=0.1, ge=0, description="How long broadcasts gather before they are sent in one frame."
     )
@@ -191,13 +191,13 @@ class Settings(BaseSettings):
         default=60, gt=0, description="How often the push path is proved end to end."
     )
     nonce_deadline_seconds: float = Field(
-        default=10, gt=0, description="How long a nonce may take before the path counts as deaf."
+        default=10, gt=0, description="How long a nonce may take before its path counts as broken."
     )
     log_format: Literal["auto", "lines", "json"] = Field(
-        default="auto", description="How a worker's log is written; auto: JSON where stderr is no terminal."
+        default="auto", description="The format of a worker's log; auto: JSON if stderr is no terminal."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least level logged."
+        default="info", description="The lowest level that is logged."
     )
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment and the file as one source, which knows what of them belongs together."""
+        """Read the environment and the file as one source, which keeps a project's URL and key together."""
         assert isinstance(env_settings, EnvSettingsSource)
         assert isinstance(dotenv_settings, EnvSettingsSource)
         return init_settings, _OneSource(settings_cls, env_settings, dotenv_settings), file_secret_settings
@@ -227,26 +227,26 @@ class Settings(BaseSettings):
 
     @property
     def origin(self) -> Origin:
-        """Which variables of which source say where the stream is."""
+        """The variables, with their sources, that say where the stream is."""
         return self._origin
 
-    def told(self) -> str:
-        """Say which stream this is, and where that is written down; no secret is in it."""
+    def describe_stream(self) -> str:
+        """Return which stream this is and which variables say so, without secrets."""
         url = None if self.database_url is None else self.database_url.get_secret_value()
         return self._origin.sentence(
             self.supabase_url, None if url is None else DatabaseAddress.parse(url).place
         )
 
-    def placed(self, where: str, **stream: object) -> Self:
-        """Return the settings with the stream where something else than the environment says.
+    def with_stream(self, source: str, **stream: object) -> Self:
+        """Return the settings with a stream from another source than the environment.
 
         Args:
-            where: what says so, for people: "the local stack".
+            source: its name for people: "the local stack".
             stream: supabase_url, supabase_key, database_url.
         """
         copy = self.model_copy(update=stream)
-        url = None if copy.supabase_url is None else ("SUPABASE_URL", where)
-        copy._origin = Origin(url, url and ("its key", where), None)
+        url = None if copy.supabase_url is None else ("SUPABASE_URL", source)
+        copy._origin = Origin(url, url and ("its key", source), None)
         return copy
 
     @field_validator(*_UNSET_WHEN_BLANK, mode="before")
@@ -308,25 +308,21 @@ class Settings(BaseSettings):
             overrides: fields by name that win over the environment.
 
         Raises:
-            SettingsError: a variable does not hold what its field needs. Values are not repeated: one may
-                be a secret.
+            SettingsError: a variable has a wrong value, which is not repeated: it may be a secret.
         """
         try:
             return cls(**overrides)  # type: ignore[arg-type]
         except ValidationError as error:
-            wrong = " ".join(
-                dict.fromkeys(
-                    _sentence(item) for item in error.errors(include_input=False, include_url=False)
-                )
-            )
-            raise SettingsError(f"{wrong} Mend the environment or the file .env.") from None
+            items = error.errors(include_input=False, include_url=False)
+            wrong = " ".join(dict.fromkeys(_sentence(item) for item in items))
+            raise SettingsError(f"{wrong} Correct the environment or the file .env.") from None
         except (OSError, UnicodeError):
             raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
 
 
 def _sentence(item: ErrorDetails) -> str:
-    """What is wrong with one setting, by the name it has in the environment."""
-    # pydantic's word for a validator that raised ValueError.
+    """Say what is wrong with one setting, by its name in the environment."""
+    # pydantic's prefix for a validator that raised ValueError.
     text = item["msg"].removeprefix("Value error, ").rstrip(".")
     field = str(item["loc"][0]) if item["loc"] else ""
     known = Settings.model_fields.get(field)

@@ -33,8 +33,8 @@ _LOOK_SECONDS: Final = 0.005
 _ALL: Final = 10_000
 _ANYTHING: Final = object()
 
-# The kernel knows no clock but the database's, so time is pushed by moving what is written to the past. What a
-# worker holds is left alone: its lease runs by the clock of the worker too.
+# The kernel uses only the database's clock, so `advance` moves the rows into the past. Leased deliveries stay as they
+# are: the worker's own clock counts their leases too.
 _ADVANCE: Final = (
     "update runtime.deliveries set visible_at = visible_at - $1::interval "
     "where visible_at < 'infinity' and lease is null",
@@ -60,19 +60,19 @@ _WAITING: Final = """
 
 
 class NotDrained(AssertionError):
-    """Work was still there at the deadline; the message says whose, and what went wrong with it last."""
+    """Work was left at the deadline; the message says of which handlers, and the last error."""
 
 
 class Harness:
-    """A stream of one test's own.
+    """A stream for one test.
 
     Args:
         database_url: a fresh database with every migration, as the role `postgres`.
-        admin_url: the same as the superuser, who sees the runtime's own tables and pushes the clock.
+        admin_url: the same as the superuser, who can read the runtime's own tables and advance the time.
         settings: fields of `Settings` for everything that runs here.
 
     Attributes:
-        settings: of this stream; give them to `connect` or `Worker` yourself where you need more.
+        settings: of this stream; pass them to `connect` or `Worker` for more than this class offers.
     """
 
     def __init__(self, database_url: str, admin_url: str, **settings: Any) -> None:
@@ -80,14 +80,14 @@ class Harness:
             "supabase_url": None,
             "supabase_key": None,
             "database_url": SecretStr(database_url),
-            # A failing test should not wait for a drain.
+            # A failing test should not wait long for its handlers.
             "drain_seconds": 5,
             **settings,
         }
         self.settings = Settings.load(**given)
         self._admin_url = admin_url
-        # How workers that start now reach the stream, where that is another way than the test's own.
-        self._way: dict[str, Any] = {}
+        # Settings by which workers that start in `faults` reach the stream.
+        self._fault_settings: dict[str, Any] = {}
         self._workers: list[Worker] = []
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class Harness:
             return await stream.ask(key, value, **options)
 
     async def messages(self, pattern: str = ">") -> list[Message[Any]]:
-        """Return what is in the stream under a key or pattern, in the order of ids."""
+        """Return the messages under a key or pattern, in the order of ids."""
         async with connect(self.settings) as stream:
             return await stream.read(pattern, limit=_ALL)
 
@@ -120,14 +120,15 @@ class Harness:
     async def running(
         self, *agents: Agent, observer: Observer | None = None, **settings: Any
     ) -> AsyncIterator[Worker]:
-        """Run agents in a worker of this process; when this yields, whatever is sent reaches them.
+        """Run agents in a worker of this process; it yields when every message sent from then on reaches them.
 
         Args:
-            agents: whose handlers to run.
-            observer: told of every attempt.
+            agents: to run.
+            observer: gets every attempt.
             settings: fields of `Settings` on top of the harness's own.
         """
-        worker = Worker(agents, self.settings.model_copy(update={**self._way, **settings}), observer=observer)
+        update = {**self._fault_settings, **settings}
+        worker = Worker(agents, self.settings.model_copy(update=update), observer=observer)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.run)
             self._workers.append(worker)
@@ -142,10 +143,10 @@ class Harness:
 
     @asynccontextmanager
     async def faults(self) -> AsyncIterator[FaultyGateway]:
-        """Have workers that start in this block reach the stream over a Supabase gateway that breaks on order.
+        """Let workers that start in this block reach the stream through a Supabase gateway with injected faults.
 
-        They use REST and Realtime, as with a hosted project; what the test itself sends and reads goes another way,
-        which does not break. It takes about a second.
+        They use REST and Realtime, as with a hosted project; the test's own calls use a direct connection without
+        faults. Starting takes about a second.
 
         Yields:
             The injector: `drop`, `delay`, `double`, `refuse`, `hang_up`, `lose_answer`, `freeze`, `go_deaf` and so
@@ -156,22 +157,22 @@ class Harness:
             try:
                 await anyio.to_thread.run_sync(gateway.start)
                 async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
-                    self._way = {
+                    self._fault_settings = {
                         "supabase_url": faults.url,
                         "supabase_key": SecretStr(keys.SERVICE_ROLE_KEY),
                         "database_url": None,
                     }
                     yield faults
             finally:
-                self._way = {}
+                self._fault_settings = {}
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(gateway.kill)
 
     async def drain(self, *, seconds: float = 10) -> None:
-        """Return when nothing is due and nothing runs any more; what is delayed or will be retried waits on.
+        """Return when nothing is due or running; delayed messages and retries are left.
 
         Raises:
-            NotDrained: something was still there after so many seconds.
+            NotDrained: something was due or running after so many seconds.
         """
         left: list[Any] = []
         with anyio.move_on_after(seconds):
@@ -182,7 +183,7 @@ class Harness:
         raise NotDrained(await self._complaint(left, seconds))
 
     async def advance(self, seconds: float) -> None:
-        """Let so much time pass at once: what is delayed or retried comes due, messages age and expire."""
+        """Let so many seconds pass at once: delayed messages and retries come due, messages age and expire."""
         async with connected(self._admin_url) as connection, connection.transaction():
             for statement in _ADVANCE:
                 await connection.execute(statement.replace("$1", f"'{float(seconds)} s'"))
@@ -192,25 +193,22 @@ class Harness:
     async def assert_emitted(
         self, key: str, value: object = _ANYTHING, *, times: int = 1
     ) -> list[Message[Any]]:
-        """Return the messages under a key or pattern, if there are exactly so many.
+        """Return the messages under a key or pattern, if there are exactly `times`.
 
         Args:
             key: a key or pattern.
             value: count only messages with this value, compared as JSON.
-            times: how many there must be.
+            times: the expected number.
 
         Raises:
-            AssertionError: there are more or fewer; the message shows what there is instead.
+            AssertionError: there are more or fewer; the message lists the messages there are.
         """
-        found = await self.messages(key)
-        chosen = (
-            found if value is _ANYTHING else [each for each in found if legible(each.value) == encode(value)]
-        )
+        found = chosen = await self.messages(key)
+        if value is not _ANYTHING:
+            chosen = [each for each in found if legible(each.value) == encode(value)]
         if len(chosen) != times:
-            shown = [
-                f"#{each.id} {each.key} {legible(each.value)[:200]}"
-                for each in found or await self.messages()
-            ]
+            others = found or await self.messages()
+            shown = [f"#{each.id} {each.key} {legible(each.value)[:200]}" for each in others]
             what = key if value is _ANYTHING else f"{key} with the value {encode(value)[:200]}"
             raise AssertionError(
                 f"{len(chosen)} messages under {what}, not {times}. There are:\n" + "\n".join(shown[-20:])
@@ -218,10 +216,10 @@ class Harness:
         return chosen
 
     async def assert_no_dead_letters(self) -> None:
-        """Pass if no delivery has failed for good.
+        """Check that no delivery has failed for good.
 
         Raises:
-            AssertionError: some have; the message shows the traceback of the last.
+            AssertionError: there are dead letters; the message shows the traceback of the last.
         """
         letters = await self.dead_letters()
         if letters:

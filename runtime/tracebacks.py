@@ -1,8 +1,8 @@
-"""What an exception says and where it was raised, as text, whatever the exception does when it is looked at.
+"""Texts of exceptions and the places they were raised at, safe against exceptions of any class.
 
 The class of an exception is the user's: `__str__`, `__cause__`, `__class__` or `__name__` may raise, never end, or
-return anything. So the interpreter's own slots are read here, past whatever a class puts over them, what remains to be
-called is called under guard, and nothing is longer than its bound.
+return anything. So the interpreter's own slots are read here instead of a class's attributes, user code is called only
+under guard, and every text is bounded.
 """
 
 import linecache
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import anyio
 
-# A chain of causes, the members of a group and the frames of a traceback that are shown at most.
+# The most causes of a chain, members of a group, levels of groups, frames of a traceback and places that are shown.
 _LINKS: Final = 20
 _MEMBERS: Final = 15
 _DEPTH: Final = 5
@@ -43,9 +43,9 @@ _LIBRARIES: Final = tuple(
     }
     | {str(Path(str(anyio.__file__)).parent.parent) + os.sep}
 )
-# The packages among those that declare agents.
+# Installed packages that declare agents.
 _own: Final[set[str]] = set()
-# Files that are found by their path get a package of this name; nobody has written it anywhere.
+# The made-up package of files that are imported by their path.
 _FOUND: Final = re.compile(r"\bruntime_found_[0-9a-f]{12}\.")
 
 _CAUSED = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -53,34 +53,34 @@ _WHILE_HANDLED = "\nDuring handling of the above exception, another exception oc
 
 
 def text_of(error: BaseException) -> str:
-    """Return the exception's class and its own words: `ValueError: no such order`."""
-    name, said = name_of(type(error)), _said(error)
-    return f"{name}: {said}" if said else name
+    """Return the exception's class and text: `ValueError: no such order`."""
+    name, text = name_of(type(error)), _own_text(error)
+    return f"{name}: {text}" if text else name
 
 
 def name_of(kind: type) -> str:
-    """Return the name of a class, whatever its metaclass says."""
+    """Return the name of a class, past its metaclass."""
     return str.__str__(_NAME(kind))
 
 
 def full_name_of(kind: type) -> str:
-    """Return the name of a class with its module, as its author knows that."""
+    """Return the name of a class with its module, as its author knows it."""
     try:
         module = kind.__module__
         module = str.__str__(module) if isinstance(module, str) else ""
     except BaseException:  # noqa: BLE001 - the class is the user's
         module = ""
     name = str.__str__(_QUALNAME(kind))
-    return name if module in ("", "builtins", "__main__") else shown(f"{module}.{name}")
+    return name if module in ("", "builtins", "__main__") else without_made_up_names(f"{module}.{name}")
 
 
-def shown(text: str) -> str:
-    """The text without the names that the runtime has made up for modules."""
+def without_made_up_names(text: str) -> str:
+    """Return a text without the package names that the runtime makes up."""
     return _FOUND.sub("", text)
 
 
 def members_of(error: BaseException) -> list[BaseException]:
-    """Return the errors in a group, however deep, each once; of what is no group, itself."""
+    """Return the errors in a group, at any depth, each once; for another error, itself."""
     found: list[BaseException] = []
     seen: set[int] = set()
     left = [error]
@@ -98,37 +98,33 @@ def members_of(error: BaseException) -> list[BaseException]:
 
 def trace_of(error: BaseException) -> str:
     """Return the traceback with its causes, as Python prints it."""
-    return shown("".join(_chain(error, 0)))
+    return without_made_up_names("".join(_chain(error, 0)))
 
 
 def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Return what a log takes as `exc_info`; given the exception alone, it looks at that."""
+    """Return an `exc_info` for a log, which would read a bare exception's own attributes."""
     return type(error), error, _TRACEBACK(error)
 
 
 def places_of(error: BaseException, *, are_own: bool = False) -> list[str]:
     """Return where in the user's own code an exception was raised, innermost first: `/app/shop.py:12 in pack`.
 
-    Of a group, where its first members were. The frames of the runtime are left out, and those of libraries but for
-    the innermost. Nothing where no code but the runtime's took part.
+    For a group, the places of its first members. Frames of the runtime are left out, and those of libraries except the
+    innermost. Empty if only the runtime's code took part.
 
     Args:
-        error: what was raised.
-        are_own: whether to leave out also that one of a library.
+        error: the exception.
+        are_own: whether to leave out the innermost frame of a library too.
     """
-    places: list[str] = []
+    places: dict[str, None] = {}
     for each in members_of(error)[:_PLACES]:
-        for place in [
-            *_places(each, are_own),
-            *(_places(error, are_own) if each is not error else ()),
-        ]:
-            if place not in places:
-                places.append(place)
-    return places[:_PLACES]
+        group = _places(error, are_own) if each is not error else []
+        places |= dict.fromkeys([*_places(each, are_own), *group])
+    return list(places)[:_PLACES]
 
 
 def treat_as_own(file: str) -> None:
-    """Take the package that a file belongs to for the user's own, though it may be installed among libraries."""
+    """Count the package of a file as the user's own, even if it is installed among libraries."""
     library = max((each for each in _LIBRARIES if file.startswith(each)), key=len, default="")
     top, inner, _ = file.removeprefix(library).partition(os.sep)
     if library and top not in ("site-packages", "dist-packages"):
@@ -163,7 +159,7 @@ def _is_library(file: str) -> bool:
 
 
 def _frames(error: BaseException) -> Iterator[tuple[Any, int]]:
-    """The frames of a traceback, outermost first, the last so many of them."""
+    """Yield the last frames of a traceback, outermost first."""
     trace: TracebackType | None = _TRACEBACK(error)
     count, each = 0, trace
     while each is not None:
@@ -174,7 +170,7 @@ def _frames(error: BaseException) -> Iterator[tuple[Any, int]]:
 
 
 def _chain(error: BaseException, depth: int) -> Iterator[str]:
-    """An exception and what it came of, the first cause first."""
+    """Yield the text of an exception and its causes, the first cause first."""
     links: list[tuple[BaseException, str]] = []
     seen: set[int] = set()
     each: BaseException | None = error
@@ -192,7 +188,7 @@ def _chain(error: BaseException, depth: int) -> Iterator[str]:
 
 
 def _one(error: BaseException, depth: int, *, is_alone: bool) -> Iterator[str]:
-    """One exception: its frames, its words, its notes, and the members of a group."""
+    """Yield the text of one exception: its frames, its own text, its notes, and the members of a group."""
     if _TRACEBACK(error) is not None:
         yield "Traceback (most recent call last):\n"
         yield _guarded(
@@ -215,28 +211,28 @@ def _one(error: BaseException, depth: int, *, is_alone: bool) -> Iterator[str]:
 
 
 def _last_lines(error: BaseException, *, is_alone: bool) -> str:
-    """The line that names an exception and quotes it; of Python's own ones with its hints: did you mean …?"""
+    """Return the line with an exception's name and text; Python's own ones with hints such as "Did you mean"."""
     if is_alone and type(error) in (AttributeError, ImportError, ModuleNotFoundError, NameError, SyntaxError):
         bare = type(error).__module__ == "builtins" and not _FIELDS(error)
         if bare:
             return _guarded(lambda: "".join(traceback.format_exception_only(error)), text_of(error) + "\n")
-    said = _said(error)
+    text = _own_text(error)
     name = full_name_of(type(error))
-    return f"{name}: {said}\n" if said else f"{name}\n"
+    return f"{name}: {text}\n" if text else f"{name}\n"
 
 
-def _said(error: BaseException) -> str:
-    """What an exception says of itself; where that fails, that it does."""
+def _own_text(error: BaseException) -> str:
+    """Return an exception's `str`; if that fails, a text that says so."""
     try:
         text = str(error)
-    except BaseException as failure:  # noqa: BLE001 - anything may come of another's `__str__`
-        return f"(its text cannot be had: __str__ raised {name_of(type(failure))})"
-    # An instance of a subclass of str may do anything when it is used.
+    except BaseException as failure:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return f"(no text: __str__ raised {name_of(type(failure))})"
+    # A user's subclass of str may override any method.
     plain = str.__str__(text)
     if len(plain) > _TEXT_CHARACTERS:
         plain = f"{plain[: _TEXT_CHARACTERS // 2]} … {plain[-_TEXT_CHARACTERS // 2 :]}"
-    # A lone surrogate would fail whoever writes the text anywhere.
-    return shown(plain.encode("utf-8", "backslashreplace").decode())
+    # A lone surrogate could not be written to a file or the database.
+    return without_made_up_names(plain.encode("utf-8", "backslashreplace").decode())
 
 
 def _plain(note: object) -> str:
@@ -246,8 +242,8 @@ def _plain(note: object) -> str:
 
 
 def _guarded(function: Callable[[], str], instead: str) -> str:
-    """What a function returns that may call code of users; something else where it raises."""
+    """Return the result of a function that may call user code, or the other text if it raises."""
     try:
         return function()
-    except BaseException:  # noqa: BLE001 - anything may come of it
+    except BaseException:  # noqa: BLE001 - user code may raise anything
         return instead

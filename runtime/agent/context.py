@@ -171,7 +171,7 @@ class Context:
             )
         raise InvalidValue(
             f"{self.handler} emits {size / 2**20:.1f} MB in one attempt; at most {MAX_BYTES // 2**20} MB are written "
-            "at once, since everybody else waits meanwhile. Put large things into a file or a bucket and emit where "
+            "at once, since all other handlers wait meanwhile. Put large data into a file or a bucket and emit where "
             "they are, or emit a message for each part of the work."
         )
 

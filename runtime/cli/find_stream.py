@@ -28,6 +28,6 @@ def find_settings(**overrides: object) -> Settings:
         return settings
     url = f"http://127.0.0.1:{stack.api_port}"
     typer.echo(f"Using the local stack at {url}.", err=True)
-    return settings.placed(
+    return settings.with_stream(
         "the local stack", supabase_url=url, supabase_key=SecretStr((stack.keys or Keys()).secret_key)
     )

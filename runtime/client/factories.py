@@ -112,7 +112,7 @@ async def compare_places(settings: Settings, store: Store) -> None:
 
 def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
     """The settings, with the stream where the user's own client is: wake-ups must come from there too."""
-    return settings.placed(
+    return settings.with_stream(
         "the client",
         supabase_url=str(client.supabase_url).rstrip("/"),
         supabase_key=SecretStr(client.supabase_key),

@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 from runtime.encoding.readback import LossyValue, certain, faithful, jsonable
 from runtime.encoding.unreadable import LIVING, children_of, find_unreadable, may_overflow, read_json
 from runtime.errors import InvalidPayload, InvalidValue
-from runtime.tracebacks import shown
+from runtime.tracebacks import without_made_up_names
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
@@ -206,7 +206,7 @@ def _reason(value: object, error: Exception) -> str:
         return "is a coroutine: await it, and send its result"
     if inspect.isasyncgen(value):
         return "is an async generator: send its items, [each async for each in …]"
-    return f"is a {type(value).__qualname__} that has no JSON form ({shown(str(error))})"
+    return f"is a {type(value).__qualname__} that has no JSON form ({without_made_up_names(str(error))})"
 
 
 def _wrong_text(text: str) -> str:

@@ -186,7 +186,7 @@ class Worker:
         _log.log(
             logging.INFO if self._drainage is None else logging.DEBUG,
             "the stream is %s",
-            self._settings.told(),
+            self._settings.describe_stream(),
         )
         lifespans = Lifespans(
             {agent.name: agent.hooks.lifespan for agent in self._agents},

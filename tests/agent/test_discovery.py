@@ -370,7 +370,7 @@ class Odd(Exception):
         ("raise BaseException('odd')", "BaseException: odd"),
         (
             "from tests.agent.test_discovery import Odd; raise Odd",
-            "Odd: .*its text cannot be had: __str__ raised ValueError",
+            "Odd: .*no text: __str__ raised ValueError",
         ),
         ("import json; json.loads('{')", "JSONDecodeError"),
         ("from runtime import Agent; Agent('a b')", "DeclarationError"),

@@ -134,7 +134,7 @@ async def test_a_time_out_names_the_request_and_the_late_answer_is_kept(
             await stream.ask("slow.wanted", "pen", timeout=0.5)
         assert isinstance(out.value, TimeoutError)
         assert f"request {out.value.request} under slow.wanted" in str(out.value)
-        assert "(1 of those who got it have not finished)" in str(out.value)
+        assert "(1 of its handlers have not finished)" in str(out.value)
         assert out.value.reply_to in str(out.value)
         go.set()
         await harness.drain()

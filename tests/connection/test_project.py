@@ -151,22 +151,25 @@ def test_n4_what_is_given_in_code_is_one_source_too(say: Say) -> None:
 def test_n4_what_is_used_and_where_it_came_from_is_told(say: Say) -> None:
     settings = say({"DATABASE_URL": "postgresql://u:s3cret@db.example:6000/postgres"}, OURS)
     file = Path(".env").resolve()
-    assert settings.told() == (
+    assert settings.describe_stream() == (
         f"https://ours.supabase.co (SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY of {file}) and the database at "
         "db.example:6000 (DATABASE_URL of the environment)"
     )
-    placed = settings.placed(
+    placed = settings.with_stream(
         "the local stack", supabase_url="http://127.0.0.1:1", supabase_key=SecretStr("x"), database_url=None
     )
-    assert "the local stack" in placed.told()
-    assert "the code" in Settings.load(supabase_url=STAGING, supabase_key="x", database_url=None).told()
-    assert "s3cret" not in settings.told()
+    assert "the local stack" in placed.describe_stream()
+    assert (
+        "the code"
+        in Settings.load(supabase_url=STAGING, supabase_key="x", database_url=None).describe_stream()
+    )
+    assert "s3cret" not in settings.describe_stream()
 
 
 @pytest.mark.anyio
 async def test_n4_of_a_client_of_the_user_s_own_that_is_told(say: Say) -> None:
     client = await create_async_client("http://own.example", "sb_secret_own")
     settings = settings_of(client, say(OURS, {}))
-    assert settings.told().startswith("http://own.example (SUPABASE_URL")
-    assert "the client" in settings.told()
+    assert settings.describe_stream().startswith("http://own.example (SUPABASE_URL")
+    assert "the client" in settings.describe_stream()
     await client.postgrest.aclose()

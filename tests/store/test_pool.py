@@ -37,8 +37,8 @@ async def opened(server: Server, *, port: int = 0, **options: Any) -> AsyncItera
 def connection_of(store: PostgresStore) -> Any:
     """The connection that rests in a store, or None."""
     assert store._pool is not None
-    resting = store._pool._resting
-    return resting[-1].connection if resting else None
+    idle = store._pool._idle
+    return idle[-1].connection if idle else None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ async def test_l5_a_connection_to_a_server_that_changed_or_ends_is_dropped(
 async def test_l5_a_connection_that_was_forgotten_on_the_way_costs_no_request(
     server: Server, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "_ASKED_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(pools, "_CHECK_AFTER_SECONDS", 0.0)
     async with (
         faulty_proxy(server.cluster.server.port) as proxy,
         opened(server, port=proxy.port, request_seconds=300) as store,
@@ -79,7 +79,7 @@ async def test_l5_a_connection_that_was_forgotten_on_the_way_costs_no_request(
             assert [message.value for message in await store.read(key)] == [1, 2]
 
 
-@pytest.mark.parametrize("limit", ["_LONGEST_REST_SECONDS", "_LONGEST_LIFE_SECONDS"])
+@pytest.mark.parametrize("limit", ["_MAX_IDLE_SECONDS", "_MAX_AGE_SECONDS"])
 async def test_l5_no_connection_rests_or_lives_for_ever(
     server: Server, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +89,7 @@ async def test_l5_no_connection_rests_or_lives_for_ever(
         await store.operate("stream_stats")
         assert connection_of(store) is first
         monkeypatch.setattr(pools, limit, 0.0)
-        monkeypatch.setattr(pools, "_ASKED_AFTER_SECONDS", 0.0)
+        monkeypatch.setattr(pools, "_CHECK_AFTER_SECONDS", 0.0)
         await store.operate("stream_stats")
         await store.operate("stream_stats")
         assert connection_of(store) is not first
@@ -105,11 +105,11 @@ async def test_l5_what_is_needed_no_more_is_dropped_while_others_are_used(
         for _ in range(8):
             tasks.start_soon(store.operate, "stream_stats")
     assert store._pool is not None
-    many = len(store._pool._resting)
-    monkeypatch.setattr(pools, "_LONGEST_REST_SECONDS", 0.0)
+    many = len(store._pool._idle)
+    monkeypatch.setattr(pools, "_MAX_IDLE_SECONDS", 0.0)
     for _ in range(many):
         await store.operate("stream_stats")
-    assert len(store._pool._resting) <= 1
+    assert len(store._pool._idle) <= 1
     await store.close()
 
 
@@ -155,9 +155,9 @@ async def test_l4_the_default_isolation_of_a_database_stops_no_direct_store(
 
 
 @pytest.fixture
-def _no_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_states(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of any password."""
-    monkeypatch.setattr(database, "_doors", {})
+    monkeypatch.setattr(database, "_states", {})
 
 
 async def refused(store: Store) -> None:
@@ -165,7 +165,7 @@ async def refused(store: Store) -> None:
         await store.call("stream_stats", {})
 
 
-@pytest.mark.usefixtures("_no_doors")
+@pytest.mark.usefixtures("_no_states")
 async def test_l8_a_password_that_was_refused_is_tried_by_one_place_and_rarely(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,20 +182,20 @@ async def test_l8_a_password_that_was_refused_is_tried_by_one_place_and_rarely(
                 await is_unheard(DatabaseAddress.parse(url))
         assert proxy.connections == tried
         # When the pause is over one try is made, and the next pause is longer.
-        door = database._doors[DatabaseAddress.parse(url).url]
-        before = door.shut_until
-        door.shut_until = 0.0
+        state = database._states[DatabaseAddress.parse(url).url]
+        before = state.shut_until
+        state.shut_until = 0.0
         for store in stores:
             await refused(store)
         assert proxy.connections <= 2 * tried
-        assert door.refused == 2
-        assert door.shut_until > before
+        assert state.refused == 2
+        assert state.shut_until > before
         for store in stores:
             await store.close()
     assert min(database._LONGEST_PAUSE_SECONDS, 60) == 60
 
 
-@pytest.mark.usefixtures("_no_doors")
+@pytest.mark.usefixtures("_no_states")
 async def test_l8_a_password_that_is_right_again_lets_everybody_in(server: Server) -> None:
     async with server.admin() as admin:
         await admin.execute("create role comes_later")
@@ -207,11 +207,11 @@ async def test_l8_a_password_that_is_right_again_lets_everybody_in(server: Serve
                 "alter role comes_later login password 'postgres'; grant service_role to comes_later"
             )
             await refused(store)
-            door = database._doors[DatabaseAddress.parse(url).url]
-            door.shut_until = 0.0
+            state = database._states[DatabaseAddress.parse(url).url]
+            state.shut_until = 0.0
             await store.operate("stream_stats")
-            assert door.error is None
-            assert door.refused == 0
+            assert state.error is None
+            assert state.refused == 0
         finally:
             await store.close()
             await admin.execute("drop role comes_later")
