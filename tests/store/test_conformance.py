@@ -272,7 +272,7 @@ async def test_a_wrong_key_or_password_is_unauthorized(way: Way, key: str) -> No
 @pytest.mark.parametrize("secret", [keys.ANON_KEY, keys.PUBLISHABLE_KEY], ids=["anon", "publishable"])
 async def test_a_key_that_may_not_is_unauthorized(way: Way, key: str, secret: str) -> None:
     async with way.open(secret=secret) as store:
-        with pytest.raises(Unauthorized, match=r"that of anon.*service_role"):
+        with pytest.raises(Unauthorized, match=r"of the role anon.*service_role"):
             await store.send([Draft(key, 1)])
 
 
