@@ -87,9 +87,10 @@ class StoreError(RuntimeFault):
 
     nature: Nature = "away"
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str | None = None, nature: Nature | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.nature = nature or self.nature
 
 
 class StoreUnavailable(StoreError):
@@ -100,19 +101,21 @@ class StoreUnavailable(StoreError):
     """
 
     def __init__(
-        self, message: str, *, code: str | None = None, maybe_applied: bool = True, nature: Nature = "away"
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        maybe_applied: bool = True,
+        nature: Nature | None = None,
     ) -> None:
-        super().__init__(message, code=code)
+        super().__init__(message, code=code, nature=nature)
         self.maybe_applied = maybe_applied
-        self.nature = nature
 
 
 class Unauthorized(StoreError):
     """The key or the database role is wrong or may not do this. Trying again will not help."""
 
-    def __init__(self, message: str, *, code: str | None = None, nature: Nature = "credentials") -> None:
-        super().__init__(message, code=code)
-        self.nature = nature
+    nature: Nature = "credentials"
 
 
 class MigrationMissing(StoreError):

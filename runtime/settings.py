@@ -139,9 +139,7 @@ class Settings(BaseSettings):
         default=False,
         description="For `runtime.asgi:app`: run no worker, and handle what is due in each request.",
     )
-    budget_seconds: float = Field(
-        default=25, ge=1, description="How long one call of a serverless application may take."
-    )
+    budget_seconds: float = Field(default=25, ge=1, description="Time limit of one serverless call.")
     agents: str = Field(
         default="",
         description="For `runtime.asgi:app`: files, folders and modules of agents, with commas between.",
@@ -152,7 +150,7 @@ class Settings(BaseSettings):
     )
 
     telemetry: bool = Field(
-        default=False, description="Make OpenTelemetry spans and metrics; needs the extra `otel`."
+        default=False, description="OpenTelemetry spans and metrics; needs the extra `otel`."
     )
     metrics_port: int | None = Field(
         default=None, ge=0, le=65_535, description="Port for /metrics, /healthz and /readyz; none by default."
@@ -160,36 +158,26 @@ class Settings(BaseSettings):
     metrics_host: str = Field(default="127.0.0.1", description="The address that port is opened at.")
 
     concurrency: int = Field(default=100, ge=1, description="Handlers running at once in one worker.")
-    lease_seconds: float = Field(
-        default=30, ge=1, description="How long a delivery stays taken without renewal."
-    )
-    drain_seconds: float = Field(
-        default=30, ge=0, description="How long running handlers may finish at shutdown."
-    )
+    lease_seconds: float = Field(default=30, ge=1, description="How long a lease lasts without renewal.")
+    drain_seconds: float = Field(default=30, ge=0, description="Time for running handlers at shutdown.")
     blocked_loop_seconds: float = Field(
         default=60, ge=1, description="How long a handler may block its event loop before its leases lapse."
     )
-    sweep_seconds: float = Field(
-        default=20, ge=1, description="How often a worker looks for work without a wake-up."
-    )
+    sweep_seconds: float = Field(default=20, ge=1, description="Interval of looks without a wake-up.")
     retention_days: float | None = Field(
         default=None, ge=0, description="How long messages are kept; for ever by default."
     )
     upkeep_seconds: float = Field(
-        default=60, gt=0, description="How often the elected worker removes expired messages."
+        default=60, gt=0, description="How often the elected worker removes messages past the retention."
     )
     poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
     poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when idle.")
     broadcast_gather_seconds: float = Field(
         default=0.1, ge=0, description="How long broadcasts gather before they are sent in one frame."
     )
-    request_seconds: float = Field(
-        default=15, gt=0, description="How long one request to the store may take."
-    )
+    request_seconds: float = Field(default=15, gt=0, description="Time limit of a request to the store.")
     heartbeat_seconds: float = Field(default=25, gt=0, le=30, description="Realtime heartbeat interval.")
-    nonce_seconds: float = Field(
-        default=60, gt=0, description="How often the push path is proved end to end."
-    )
+    nonce_seconds: float = Field(default=60, gt=0, description="How often push paths are tested end to end.")
     nonce_deadline_seconds: float = Field(
         default=10, gt=0, description="How long a nonce may take before its path counts as broken."
     )

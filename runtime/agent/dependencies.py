@@ -73,11 +73,9 @@ def state_provider(lifespan: Callable[..., object], *, names: Mapping[str, Any])
     if provided is None or not _is_own_type(provided):
         return None
     signature = Signature(value=None, messages=(), contexts=("context",))
-    return Provider(provided, _state, is_async=False, has_end=False, signature=signature)
-
-
-def _state(context: Context) -> Any:
-    return context.state
+    return Provider(
+        provided, lambda context: context.state, is_async=False, has_end=False, signature=signature
+    )
 
 
 class Dependencies:

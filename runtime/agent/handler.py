@@ -9,12 +9,11 @@ from typing import Any
 from runtime.agent.batch import BatchContext, Batching
 from runtime.agent.context import Context
 from runtime.agent.dependencies import Dependencies
-from runtime.agent.limits import Rate
 from runtime.agent.retry import Retry
 from runtime.agent.schedule import Missed, Schedule
 from runtime.agent.signature import Signature
 from runtime.agent.target import Target
-from runtime.agent.validation import Deliver, Middleware, Start
+from runtime.agent.validation import Deliver, Middleware, Rate, Start
 from runtime.errors import DeclarationError, InvalidValue, NotAwaited
 from runtime.message import Message
 

@@ -6,16 +6,17 @@ What each option means is told once, at `Agent.on`.
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from runtime.agent.limits import check_concurrency_total, check_rate
 from runtime.agent.retry import Retry
 from runtime.agent.validation import (
     Deliver,
     Start,
     check_batch,
     check_concurrency,
+    check_concurrency_total,
     check_dead_blocks,
     check_declared_key,
     check_deliver,
+    check_rate,
     check_retry,
     check_start,
     check_timeout,

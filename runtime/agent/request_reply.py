@@ -16,10 +16,8 @@ from runtime.encoding.unreadable import LIVING, find_unreadable
 from runtime.errors import AskFailed, NobodyAnswers
 from runtime.message import ANSWERS, Answer, Draft, Message
 
-_REPLY_TO = "reply_to"
-_REACHABLE_BY = "reachable_by"
+# The header of an answer with the handler's name.
 _HANDLER = "handler"
-_FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class RequestState:
 
 def _answer(message: Message[Any], request: int, key: str) -> Answer:
     """Return the answer that a message is to a request under this key."""
-    handler, reason = message.headers.get(_HANDLER), message.headers.get(_FAILED)
+    handler, reason = message.headers.get(_HANDLER), message.headers.get("failed")
     handler = handler if isinstance(handler, str) else None
     if reason is None and LIVING and (found := find_unreadable("value", message.value)) is not None:
         text = f"message {message.id} is the answer, and its {found[0]} is {found[1].what}, which Python cannot read"
@@ -127,7 +125,7 @@ def asking_headers(
         reachable_by: the paths on which it listens: realtime, notify.
         given: the user's own headers.
     """
-    return {**(given or {}), _REPLY_TO: reply_key(asker), _REACHABLE_BY: list(reachable_by)}
+    return {**(given or {}), "reply_to": reply_key(asker), "reachable_by": list(reachable_by)}
 
 
 def question_key(message: Message[Any], handler: str, key: str, value: object, ordinal: int) -> str:

@@ -131,7 +131,10 @@ def read_signature(
             _refuse_needing_message(provider, name, is_batch, place)
             needs[name] = provider
         elif (found := core(annotation)) is Context or found is BatchContext:
-            _refuse_wrong_context(found, name, is_batch, place)
+            if found is BatchContext and not is_batch:
+                raise DeclarationError(
+                    f"{place}: annotate {name!r} as Context, or declare a batch: batch=100."
+                )
             contexts.append(name)
         else:
             annotations[name] = content = _of_each(annotation, name, is_batch, place)
@@ -263,11 +266,6 @@ def _of_each(annotation: Any, name: str, is_batch: bool, place: str) -> Any:
             "the values alone."
         )
     return content if is_batch else annotation
-
-
-def _refuse_wrong_context(found: Any, name: str, is_batch: bool, place: str) -> None:
-    if found is BatchContext and not is_batch:
-        raise DeclarationError(f"{place}: annotate {name!r} as Context, or declare a batch: batch=100.")
 
 
 def _refuse_hidden(annotation: Any, name: str, place: str) -> None:

@@ -1,8 +1,10 @@
 """Checks of declarations, made when a module is imported; each error says what to do."""
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from runtime.agent.batch import Batching
@@ -15,6 +17,9 @@ from runtime.keys import check_key, check_pattern
 MAX_BATCH = 1000
 MAX_CONCURRENCY = 100_000
 MAX_WITHIN_SECONDS = 60
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+MAX_CONCURRENCY_TOTAL = 1_000_000_000
+_RATE = re.compile(r"(\d{1,7})/([smhd])")
 Start = Literal["latest", "earliest"]
 Deliver = Literal["once", "each"]
 
@@ -30,6 +35,18 @@ _NOT_WITH_EACH = {
 }
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 Middleware = Callable[[Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """An amount of messages in so many seconds, enforced across all workers by the database's clock."""
+
+    amount: int
+    seconds: float
+
+    def __str__(self) -> str:
+        unit = next(name for name, seconds in _UNITS.items() if seconds == self.seconds)
+        return f"{self.amount}/{unit}"
 
 
 def check_segment(name: object, what: str) -> str:
@@ -144,6 +161,35 @@ def check_batch(size: object, within: object) -> Batching | None:
             "wait for their batch are leased. For rarer batches use a timer, @agent.every(…), that reads the stream."
         )
     return Batching(size, float(within))
+
+
+def check_rate(rate: object) -> Rate | None:
+    """Return the rate that a text such as "10/s" means, or None for None."""
+    if rate is None:
+        return None
+    found = _RATE.fullmatch(rate) if isinstance(rate, str) else None
+    if found is None or int(found[1]) == 0:
+        raise DeclarationError(
+            f'@agent.on(rate=…) must be a text such as "10/s", "600/m", "1000/h" or "5000/d", not {short_repr(rate)}.'
+        )
+    return Rate(int(found[1]), _UNITS[found[2]])
+
+
+def check_concurrency_total(limit: object, batch: int) -> int | None:
+    """Return the limit, if it is at least the size of a batch."""
+    if limit is None:
+        return None
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_CONCURRENCY_TOTAL:
+        raise DeclarationError(
+            f"@agent.on(concurrency_total=…) must be a whole number of 1 or more, at most {MAX_CONCURRENCY_TOTAL:,}, "
+            f"not {short_repr(limit)}."
+        )
+    if limit < batch:
+        raise DeclarationError(
+            f"@agent.on(batch={batch}, concurrency_total={limit}) could never fill a batch: concurrency_total counts "
+            f"messages, so say {batch} or more."
+        )
+    return limit
 
 
 def check_missed(missed: object) -> Missed:

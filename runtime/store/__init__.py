@@ -18,16 +18,7 @@ from runtime.store.functions import ONCE
 from runtime.store.sqlstates import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
 
 __all__ = [
-    "Delivery",
-    "Exchange",
-    "ExchangeAnswer",
-    "Look",
-    "Outcome",
-    "Report",
-    "Sent",
-    "Store",
-    "Subscribed",
-    "Subscription",
+    "Delivery", "Exchange", "ExchangeAnswer", "Look", "Outcome", "Report", "Sent", "Store", "Subscribed", "Subscription",
     "WorkerCard",
 ]  # fmt: skip
 

@@ -147,9 +147,7 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
         return Unauthorized(f"{place} does not allow this: {text}. {cure}", code=code, nature=nature)
     if nature == "refused" or code.startswith("54"):
         kind = Duplicate if code == "23505" and "dedup_key" in text else Refused
-        refusal = kind(f"{text}.", code=code)
-        refusal.nature = nature
-        return refusal
+        return kind(f"{text}.", code=code, nature=nature)
     if code == _READ_ONLY:
         text = f"{text}; it is a replica, or its disk is full"
     if nature == "setup":

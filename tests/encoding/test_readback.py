@@ -413,7 +413,9 @@ class Other(enum.Enum):
     ids=repr,
 )
 def test_v2_keys_that_are_one_as_text_are_refused(value: object, place: str) -> None:
-    with pytest.raises(InvalidValue, match=rf"The value cannot be stored: {place} has two keys with the same text"):
+    with pytest.raises(
+        InvalidValue, match=rf"The value cannot be stored: {place} has two keys with the same text"
+    ):
         encode(value)
 
 
