@@ -224,9 +224,7 @@ class Harness:
         letters = await self.dead_letters()
         if letters:
             lines = [f"{each['subscription']} on #{each['message_id']}: {each['error']}" for each in letters]
-            raise AssertionError(
-                "Dead letters:\n" + "\n".join(lines) + f"\n\n{letters[-1]['traceback'] or ''}"
-            )
+            raise AssertionError("\n".join(["Dead letters:", *lines, "", letters[-1]["traceback"] or ""]))
 
     async def _settled(self, names: Sequence[str]) -> None:
         async with connected(self._admin_url) as connection:
@@ -235,20 +233,14 @@ class Harness:
                 await anyio.sleep(_LOOK_SECONDS)
 
     async def _complaint(self, left: Sequence[Any], seconds: float) -> str:
-        lines = [
-            f"{row['name']}: {row['due']} due, {row['running']} running"
-            + (", not settled" if row["is_settling"] else "")
-            + (", paused" if row["is_paused"] else "")
-            for row in left
-        ]
+        lines = [f"Work was left after {seconds:g} s:"]
+        for row in left:
+            state = (", not settled" if row["is_settling"] else "") + (", paused" if row["is_paused"] else "")
+            lines.append(f"{row['name']}: {row['due']} due, {row['running']} running{state}")
         if not self._workers:
             lines.append("No agent runs here: async with harness.running(agent): …")
         async with connected(self._admin_url) as connection:
             error = await connection.fetchval(
                 "select error from runtime.runs where error is not null order by ended_at desc limit 1"
             )
-        return (
-            f"Work was left after {seconds:g} s:\n"
-            + "\n".join(lines)
-            + (f"\nLast error: {error}" if error else "")
-        )
+        return "\n".join([*lines, *([f"Last error: {error}"] if error else [])])

@@ -37,14 +37,9 @@ class Requests(Protocol):
         """The first good answer's value."""
 
     async def ask_all(
-        self,
-        context: "Context",
-        key: str,
-        value: object,
-        count: int | None,
-        seconds: float | None,
+        self, context: "Context", key: str, value: object, count: int | None, seconds: float | None,
         options: AskOptions,
-    ) -> list[Answer]:
+    ) -> list[Answer]:  # fmt: skip
         """The answers of several handlers."""
 
     def ask_blocking(

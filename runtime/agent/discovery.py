@@ -62,13 +62,12 @@ def discover_with_sources(paths: Iterable[str | Path]) -> tuple[list[Agent], lis
     agents: list[str] = []
     found: dict[str, Source] = {}
     for path in map(str, paths):
-        names = [
-            each for module in _modules_of(path) for each in vars(module).values() if isinstance(each, Source)
-        ]
-        for source in names:
+        modules = _modules_of(path)
+        sources = [each for module in modules for each in vars(module).values() if isinstance(each, Source)]
+        for source in sources:
             if found.setdefault(source.name, source) is not source:
                 raise DiscoveryError(f"Two sources are called {source.name!r}. Rename one of them.")
-        if not names or any(_agents_in(module) for module in _modules_of(path)):
+        if not sources or any(_agents_in(module) for module in modules):
             agents.append(path)
     return discover(agents), list(found.values())
 

@@ -119,21 +119,17 @@ class AliasFinder(MetaPathFinder):
         if "." in fullname:
             return None
         spec = PathFinder.find_spec(fullname, self._folders)
-        if (
-            spec is None
-            or spec.origin is None
-            or not spec.origin.endswith(".py")
-            or spec.submodule_search_locations
-        ):
+        origin = "" if spec is None or spec.submodule_search_locations else spec.origin or ""
+        if not origin.endswith(".py"):
             return None
-        file = Path(spec.origin).resolve()
+        file = Path(origin).resolve()
         if loaded_from(file) is None:
             if not _RELATIVE.search(_text(file)) or real_name(file) == fullname:
                 return None
             make_importable(file)
             if not leads_to(real_name(file), file):
                 return None
-        return ModuleSpec(fullname, _AliasLoader(file), origin=spec.origin)
+        return ModuleSpec(fullname, _AliasLoader(file), origin=origin)
 
 
 class _AliasLoader(Loader):

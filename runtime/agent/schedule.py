@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from runtime.agent.retry import short_repr
+from runtime.agent.retry import is_number, short_repr
 from runtime.errors import DeclarationError
 
 Missed = Literal["one", "all", "none"]
@@ -148,16 +148,12 @@ def every(interval: str | float | timedelta) -> Every:
         '@agent.every(…) takes whole seconds, 1 or more, such as "90s", "5m", "12h" or 300, not '
         f"{short_repr(interval)}."
     )
-    if isinstance(interval, bool) or not isinstance(interval, (str, int, float, timedelta)):
-        raise wrong
     try:
-        seconds = (
-            interval.total_seconds()
-            if isinstance(interval, timedelta)
-            else seconds_of(interval)
-            if isinstance(interval, str)
-            else float(interval)
-        )
+        if isinstance(interval, timedelta):
+            interval = interval.total_seconds()
+        seconds = seconds_of(interval) if isinstance(interval, str) else interval
+        if not is_number(seconds):
+            raise wrong
         whole = int(seconds)
     except (ValueError, OverflowError):
         raise wrong from None

@@ -1,6 +1,7 @@
 """The target of webhooks out: a URL, and the secrets that sign its requests."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -48,14 +49,8 @@ def check_url(url: object) -> str:
         DeclarationError: it is no URL; the message does not repeat it, since it may hold a secret.
     """
     if isinstance(url, str) and url.isascii() and not re.search(r"[\s\\]", url):
-        try:
+        with suppress(ValueError):
             parts = urlsplit(url)
-            if (
-                parts.scheme in ("http", "https")
-                and parts.hostname
-                and (parts.port is None or parts.port > 0)
-            ):
+            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
                 return url
-        except ValueError:
-            pass
     raise DeclarationError("A webhook's URL looks like https://example.com/hooks: http or https, and a host.")

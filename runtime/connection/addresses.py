@@ -161,43 +161,47 @@ def _check_tls(parameters: dict[str, str], *, is_local: bool) -> None:
     if is_local and "service" not in parameters:
         # Set, so that PGSSLMODE, which is meant for remote servers, does not apply to this machine.
         parameters.setdefault("sslmode", "prefer")
-    mode, said_by = parameters.get("sslmode"), "sslmode in DATABASE_URL"
-    if mode is None:
-        mode, said_by = os.environ.get("PGSSLMODE") or "prefer", "PGSSLMODE"
     if not os.environ.get("PGPORT", "1").isdecimal():
         # The driver reads it even if the address has a port.
         raise SettingsError("PGPORT must be a port's number.")
-    if mode not in _MODES:
-        raise SettingsError(f"{said_by} must be one of {', '.join(_MODES)}.")
-    attributes, said_by = parameters.get("target_session_attrs"), "target_session_attrs in DATABASE_URL"
-    if attributes is None:
-        attributes, said_by = os.environ.get("PGTARGETSESSIONATTRS") or "any", "PGTARGETSESSIONATTRS"
-    if attributes not in _ATTRIBUTES:
-        raise SettingsError(f"{said_by} must be one of {', '.join(_ATTRIBUTES)}.")
+    mode = _choice(parameters, "sslmode", "PGSSLMODE", _MODES, "prefer")
+    _choice(parameters, "target_session_attrs", "PGTARGETSESSIONATTRS", _ATTRIBUTES, "any")
     if parameters.get("sslrootcert") == "system":
         parameters["sslrootcert"] = _system_certificates()
     for name, variable in _FILES.items():
-        file, said_by = parameters.get(name), f"{name} in DATABASE_URL"
-        if file is None:
-            file, said_by = os.environ.get(variable), variable
-        else:
-            parameters[name] = file = str(Path(file).expanduser())
+        if name in parameters:
+            parameters[name] = str(Path(parameters[name]).expanduser())
+        file, source = _setting(parameters, name, variable)
         is_read = mode != "disable" if name in ("sslcert", "sslkey") else mode in _MODES[3:]
         if file and is_read and not _is_readable(file, is_authority=name == "sslrootcert"):
             raise SettingsError(
-                f"{said_by} names a file that is not there, cannot be read, or holds no certificate."
+                f"{source} names a file that does not exist, cannot be read, or holds no certificate."
             )
     has_root = "sslrootcert" in parameters or os.environ.get("PGSSLROOTCERT")
-    if (
-        mode.startswith("verify")
-        and not has_root
-        and not Path("~/.postgresql/root.crt").expanduser().is_file()
-    ):
+    has_default_root = Path("~/.postgresql/root.crt").expanduser().is_file()
+    if mode.startswith("verify") and not has_root and not has_default_root:
         raise SettingsError(
             f"sslmode={mode} needs the certificate that signed the server's: add sslrootcert=/path/to/it.crt to "
             "DATABASE_URL (Supabase: Database settings, SSL configuration), or sslrootcert=system if a public "
             "authority signed it."
         )
+
+
+def _setting(parameters: dict[str, str], name: str, variable: str) -> tuple[str | None, str]:
+    """Return a parameter, or its variable of the environment, with the source for errors."""
+    if (text := parameters.get(name)) is not None:
+        return text, f"{name} in DATABASE_URL"
+    return os.environ.get(variable), variable
+
+
+def _choice(
+    parameters: dict[str, str], name: str, variable: str, known: tuple[str, ...], default: str
+) -> str:
+    text, source = _setting(parameters, name, variable)
+    text = default if source == variable and not text else text
+    if text not in known:
+        raise SettingsError(f"{source} must be one of {', '.join(known)}.")
+    return text
 
 
 def _is_readable(file: str, *, is_authority: bool) -> bool:

@@ -37,14 +37,8 @@ _WRAPPERS: Final = frozenset(
 )
 _TRANSPARENT: Final = _FAITHFUL | _OPEN | _WRAPPERS | {"definitions", "definition-ref"}
 _PARTS: Final = (
-    "schema",
-    "items_schema",
-    "keys_schema",
-    "values_schema",
-    "extras_schema",
-    "fields",
-    "choices",
-)
+    "schema", "items_schema", "keys_schema", "values_schema", "extras_schema", "fields", "choices",
+)  # fmt: skip
 _KINDS: Final = {
     "str": "text", "int": "number", "float": "number", "bool": "bool", "none": "none",
     "list": "list", "dict": "object", "model": "object",
@@ -362,12 +356,8 @@ def _choice(choice: Any) -> Any:
 
 
 def _is_left_out(field: Any) -> bool:
-    return bool(
-        field.get("serialization_exclude")
-        or field.get("serialization_exclude_if")
-        or field.get("init_only")
-        or field.get("init") is False
-    )
+    excludes = ("serialization_exclude", "serialization_exclude_if", "init_only")
+    return any(field.get(name) for name in excludes) or field.get("init") is False
 
 
 def _parts(schema: Any) -> Iterator[Any]:

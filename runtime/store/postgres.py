@@ -65,7 +65,7 @@ class PostgresStore(Store):
         statement = _statement(function, tuple(arguments))
         pool = self._pool or await self._open()
         try:
-            return _decoded(await self._fetch(pool, statement, arguments))
+            return decode(await self._fetch(pool, statement, arguments))
         except StoreError as error:
             if not isinstance(error.__cause__, _LOST_STATEMENTS):
                 raise
@@ -74,7 +74,7 @@ class PostgresStore(Store):
         if self._pool is pool:
             # Not closed yet: other requests may still use or await its connections.
             self._pool, self._retired = None, pool
-        return _decoded(await self._fetch(await self._open(), statement, arguments))
+        return decode(await self._fetch(await self._open(), statement, arguments))
 
     async def close(self) -> None:
         """Close the pool, at once if it does not close by itself within a second."""
@@ -83,7 +83,7 @@ class PostgresStore(Store):
             for pool in filter(None, pools):
                 await pool.close(seconds=_RELEASE_SECONDS)
 
-    async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str | None:
+    async def _fetch(self, pool: Pool, statement: str, arguments: Mapping[str, Any]) -> str:
         connection = pool.acquire_idle()
         if connection is None:
             with self._entry_errors():
@@ -100,8 +100,8 @@ class PostgresStore(Store):
         finally:
             pool.give_back(connection, is_fit=is_fit)
 
-    async def _ask(self, connection: Connection, statement: str, arguments: Iterable[Any]) -> str:
-        answer: str
+    async def _ask(self, connection: Connection, statement: str, arguments: Iterable[Any]) -> str | None:
+        answer: str | None
         try:
             if self._prepares:
                 return await connection.fetchval(statement, *arguments, timeout=self._request_seconds)  # type: ignore[no-any-return]
@@ -212,10 +212,6 @@ class PostgresStore(Store):
         if isinstance(error, OSError):
             return " Is it running, and is DATABASE_URL right?"
         return ""
-
-
-def _decoded(answer: str | None) -> Any:
-    return None if answer is None else decode(answer)
 
 
 @cache
