@@ -18,8 +18,8 @@ from runtime.store.functions import ONCE
 from runtime.store.sqlstates import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
 
 __all__ = [
-    "Delivery", "Exchange", "ExchangeAnswer", "Look", "Outcome", "Report", "Sent", "Store", "Subscribed", "Subscription",
-    "WorkerCard",
+    "Delivery", "Exchange", "ExchangeAnswer", "Look", "Outcome", "Report", "Sent", "Store", "Subscribed",
+    "Subscription", "WorkerCard",
 ]  # fmt: skip
 
 T = TypeVar("T")
