@@ -142,7 +142,7 @@ def test_the_plugin_is_there_for_any_project(pytester: pytest.Pytester) -> None:
 
 
 def test_the_tests_of_the_page_on_testing_pass_as_they_stand_there(pytester: pytest.Pytester) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "testing.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "testing.md").read_text()
     files = re.findall(r"```python\n# (?:tests/)?(\w+)\.py\n(.*?)```", page, re.DOTALL)
     pytester.makepyfile(**dict(files))
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q")
