@@ -5,30 +5,28 @@ and must not cost those.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 from uuid import uuid4
 
 import anyio
 
-from runtime.backoff import Outage, backoff_seconds
+from runtime.backoff import Outage
 from runtime.broadcast import EVENT
 from runtime.connection.addresses import DatabaseAddress
 from runtime.encoding.json import decode
 from runtime.errors import InvalidPayload
 from runtime.settings import Settings
-from runtime.wakeups import Listener, Path
+from runtime.wakeups import Path
 from runtime.wakeups.effects import Effect, Heard, Joined
-from runtime.wakeups.listen import CONNECT_SECONDS, FAULTS, is_unheard, listening
+from runtime.wakeups.listen import CLOSED, CONNECT_SECONDS, listen_for_ever, listening
 from runtime.wakeups.phoenix import PhoenixChannel
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
 
 _log = logging.getLogger("runtime.wakeups")
 CHANNEL = "runtime_broadcast"
-_POOLED = "a transaction pooler stands in between, and LISTEN is not heard through one"
+_POOLED_PAUSE_SECONDS = 60.0
 
 
 @dataclass
@@ -90,12 +88,12 @@ class RealtimeBroadcasts(RealtimeWakeups):
 
     async def receive(self) -> None:
         """Listen for ever, connecting anew as often as needed, until cancelled."""
-        await self.run(_Nobody())
+        await self._keep_open(self._take_effect)
 
     def _channel(self) -> PhoenixChannel:
         return BroadcastChannel(self._worker, (), (), self._timings, broadcast_topic=self._topic)
 
-    def _pass_on(self, effect: Effect, listener: Listener) -> None:
+    def _take_effect(self, effect: Effect) -> None:
         if isinstance(effect, Heard):
             self._take(effect.payload)
         elif isinstance(effect, Joined):
@@ -116,33 +114,23 @@ class NotifyBroadcasts:
         self._address = DatabaseAddress.parse(url)
         self._check_seconds = settings.heartbeat_seconds
         self._take = take
-        self._random = Random()
-        self._outage = Outage()
+        self._outage = Outage(steady_seconds=3 * CONNECT_SECONDS)
 
     async def receive(self) -> None:
         """Listen for ever, connecting anew as often as needed, until cancelled."""
-        failures = 0
-        while True:
-            began = time.monotonic()
-            try:
-                why = await self._receive_once()
-            except FAULTS as error:
-                why = f"no connection ({type(error).__name__})"
-            failures = 1 if time.monotonic() - began > 3 * CONNECT_SECONDS else failures + 1
-            pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
-            if why == _POOLED:
-                pause = 60.0
-            level = self._outage.level("pooled" if why == _POOLED else "no connection", logging.WARNING)
+
+        def lost(why: str, pause: float, level: int) -> None:
             _log.log(
                 level, "broadcasts at %s are not received: %s; trying again in %.1f s",
                 self._address.place, why, pause,
             )  # fmt: skip
-            await anyio.sleep(pause)
+
+        await listen_for_ever(
+            self._address, self._receive_once, lost, self._outage, pooled_seconds=_POOLED_PAUSE_SECONDS
+        )
 
     async def _receive_once(self) -> str:
-        """Live through one connection and return why it ended."""
-        if await is_unheard(self._address):
-            return _POOLED
+        """Listen on one connection and return why it ended."""
         ended = anyio.Event()
         async with listening(
             self._address, (CHANNEL,), self._receive, ended.set, who="broadcasts"
@@ -154,24 +142,10 @@ class NotifyBroadcasts:
                     await ended.wait()
                 if not ended.is_set():
                     await connection.execute("select 1", timeout=CONNECT_SECONDS)
-            return "the connection was closed"
+            return CLOSED
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         try:
             self._take(decode(str(payload)))
         except InvalidPayload:
             _log.debug("a notification was no JSON")
-
-
-class _Nobody:
-    """There is nobody to wake."""
-
-    def wake(self, why: str, message: int | None = None) -> None: ...
-
-    def live(self, path: Path) -> None: ...
-
-    def gap(self, path: Path, why: str) -> None: ...
-
-    def lost(self, path: Path, why: str) -> None: ...
-
-    def prove(self, nonce: str) -> None: ...

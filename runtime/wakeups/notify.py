@@ -1,38 +1,34 @@
-"""How does a NOTIFY reach a worker? Over a connection of its own that only listens."""
+"""Wake-ups by NOTIFY, over a connection of their own that only listens."""
 
 import logging
-import time
 from collections import deque
-from random import Random
+from collections.abc import Callable
+from functools import partial
 from uuid import UUID, uuid4
 
 import anyio
 
-from runtime.backoff import Outage, backoff_seconds
+from runtime.backoff import Outage
 from runtime.connection.addresses import DatabaseAddress
 from runtime.settings import Settings
 from runtime.wakeups import ANSWER, CANCEL, Listener, Path
-from runtime.wakeups.listen import FAULTS, is_unheard, listening
+from runtime.wakeups.listen import CLOSED, listen_for_ever, listening
 
 _log = logging.getLogger("runtime.wakeups")
 _NONCE = "nonce:"
 _REMEMBERED_NONCES = 32
-# Writers in stricter isolation cannot tell who sleeps: they call everybody.
+# Writers in stricter isolation cannot see which workers sleep: they notify all of them.
 EVERYBODY = "runtime_workers"
-_POOLED = (
-    "a transaction pooler stands in between, and LISTEN is not heard through one; use a direct connection or a "
-    "session pooler, or set RUNTIME_NOTIFY=false"
-)
 
 
 class NotifyWakeups:
-    """Wake-ups by LISTEN, for whoever has a direct connection.
+    """Wake-ups by LISTEN, over a direct connection.
 
-    Through a transaction pooler LISTEN is not heard: that is said once, and the path stays lost.
+    LISTEN does not work through a transaction pooler: that is logged once, and the path stays lost.
 
     Args:
         url: a `postgresql://` URL.
-        worker: whose wake-ups these are.
+        worker: the worker to be woken.
         settings: the intervals.
     """
 
@@ -43,8 +39,7 @@ class NotifyWakeups:
         self._channel = f"runtime_{str(worker).replace('-', '_')}"
         self._nonce_seconds = settings.nonce_seconds
         self._deadline_seconds = settings.nonce_deadline_seconds
-        self._random = Random()
-        self._outage = Outage()
+        self._outage = Outage(steady_seconds=3 * self._deadline_seconds)
         self._was_live = False
         self._doubted = anyio.Event()
 
@@ -54,101 +49,84 @@ class NotifyWakeups:
 
     async def run(self, listener: Listener) -> None:
         """Listen for ever, reconnecting as often as needed, until cancelled."""
-        failures = 0
-        while True:
-            began = time.monotonic()
-            self._was_live = False
-            try:
-                why = await self._listen_once(listener)
-            except FAULTS as error:
-                why = f"no connection ({type(error).__name__})"
+
+        def lost(why: str, pause: float, level: int) -> None:
             listener.lost("notify", why)
-            failures = 1 if time.monotonic() - began > self._deadline_seconds * 3 else failures + 1
-            pause = backoff_seconds(failures, first=0.2, cap=10.0, random=self._random)
-            if why == _POOLED:
-                # Only whoever runs the database can change that.
-                pause = self._nonce_seconds
-            # The listener has told of the loss of what was live.
-            kind = "pooled" if why == _POOLED else "no connection"
-            level = logging.INFO if self._was_live else self._outage.level(kind, logging.WARNING)
+            # The listener has logged the loss of a path that was live.
             _log.log(
-                level, "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause
-            )
-            await anyio.sleep(pause)
+                logging.INFO if self._was_live else level,
+                "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause,
+            )  # fmt: skip
+            self._was_live = False
+
+        await listen_for_ever(
+            self._address, partial(self._listen_once, listener), lost, self._outage,
+            pooled_seconds=self._nonce_seconds,
+        )  # fmt: skip
 
     async def _listen_once(self, listener: Listener) -> str:
-        """Live through one connection and return why it ended."""
-        if await is_unheard(self._address):
-            return _POOLED
-        heard = _Notified(listener)
+        """Listen on one connection and return why it ended."""
+        arrivals = _Notifications(listener, self.doubt)
         channels = (self._channel, EVERYBODY)
-        async with listening(self._address, channels, heard.take, heard.end, who="notify"):
-            while True:
-                await self._prove(heard, listener)
-                if heard.has_ended:
-                    return "the connection was closed"
-                if not heard.arrived.is_set():
+        async with listening(self._address, channels, arrivals.take, arrivals.end, who="notify"):
+            while not arrivals.has_ended:
+                self._doubted = anyio.Event()
+                await self._prove(arrivals, listener)
+                if arrivals.has_ended:
+                    break
+                if not arrivals.proved.is_set():
                     return "deaf: no nonce came back in time"
                 if not self._was_live:
                     self._was_live = True
                     self._outage.over()
                     _log.info("notify is live at %s", self._address.place)
                     listener.live("notify")
-                self._doubted = anyio.Event()
                 with anyio.move_on_after(self._nonce_seconds):
-                    await self._wait_for_doubt_or_end(heard)
-                if heard.has_ended:
-                    return "the connection was closed"
+                    await self._doubted.wait()
+            return CLOSED
 
-    async def _prove(self, heard: "_Notified", listener: Listener) -> None:
+    async def _prove(self, arrivals: "_Notifications", listener: Listener) -> None:
         """Ask for nonces until one has come back or the deadline is over: a lost one fails no path that delivers."""
-        heard.arrived = anyio.Event()
+        arrivals.proved = anyio.Event()
         with anyio.move_on_after(self._deadline_seconds):
-            while not heard.arrived.is_set():
+            while not arrivals.proved.is_set():
                 nonce = uuid4().hex
-                heard.expect(nonce)
+                arrivals.expected.append(nonce)
                 listener.prove(nonce)
                 with anyio.move_on_after(self._deadline_seconds / 4):
-                    await heard.arrived.wait()
-
-    async def _wait_for_doubt_or_end(self, heard: "_Notified") -> None:
-        async with anyio.create_task_group() as tasks:
-
-            async def wait(event: anyio.Event) -> None:
-                await event.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(wait, self._doubted)
-            tasks.start_soon(wait, heard.ended)
+                    await arrivals.proved.wait()
 
 
-class _Notified:
-    """What came over one connection."""
+class _Notifications:
+    """The notifications of one connection.
 
-    def __init__(self, listener: Listener) -> None:
+    Args:
+        listener: woken by them.
+        stop_waiting: called when the connection has ended.
+
+    Attributes:
+        expected: the nonces that were asked for, however late they come.
+        proved: set when one of them has come, or when the connection has ended.
+        has_ended: whether the connection is gone.
+    """
+
+    def __init__(self, listener: Listener, stop_waiting: Callable[[], object]) -> None:
+        self.expected: deque[str] = deque(maxlen=_REMEMBERED_NONCES)
+        self.proved = anyio.Event()
+        self.has_ended = False
         self._listener = listener
-        self._expected: deque[str] = deque(maxlen=_REMEMBERED_NONCES)
-        self.arrived = anyio.Event()
-        self.ended = anyio.Event()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the connection is gone."""
-        return self.ended.is_set()
-
-    def expect(self, nonce: str) -> None:
-        """Take this nonce for one of ours, however late it comes."""
-        self._expected.append(nonce)
+        self._stop_waiting = stop_waiting
 
     def take(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         """A notification came."""
         text = str(payload)
         if not text.startswith(_NONCE):
             self._listener.wake(text if text in (ANSWER, CANCEL) else "notify")
-        elif text.removeprefix(_NONCE) in self._expected:
-            self.arrived.set()
+        elif text.removeprefix(_NONCE) in self.expected:
+            self.proved.set()
 
     def end(self) -> None:
-        """The connection is gone: whoever waits need wait no longer."""
-        self.ended.set()
-        self.arrived.set()
+        """The connection is gone."""
+        self.has_ended = True
+        self.proved.set()
+        self._stop_waiting()

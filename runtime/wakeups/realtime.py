@@ -1,58 +1,30 @@
-"""How does a channel reach its server? A thin driver on `websockets` that reconnects for ever."""
+"""A driver that carries a Realtime channel over `websockets` and reconnects for ever."""
 
-import json
 import logging
 import re
-import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from inspect import isawaitable
+from functools import partial
 from random import Random
-from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 import anyio
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidProxy,
-    InvalidStatus,
-    InvalidURI,
-    ProxyError,
-)
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from runtime.backoff import Outage, backoff_seconds
-from runtime.connection.claims import expiry_of
-from runtime.connection.proxies import CERTIFICATE_CURE, socket_options
-from runtime.errors import SettingsError
 from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
-from runtime.wakeups.effects import (
-    Close,
-    Effect,
-    Gap,
-    Live,
-    Lost,
-    Prove,
-    RefusalKind,
-    Send,
-    Wake,
-    classify,
-)  # fmt: skip
-from runtime.wakeups.frames import VERSION
+from runtime.wakeups.effects import Close, Effect, Gap, Live, Lost, Prove, RefusalKind, Send, Wake
 from runtime.wakeups.phoenix import STILL_MISSING, PhoenixChannel, Timings
-
-TokenProvider = Callable[[], str | Awaitable[str]]
+from runtime.wakeups.realtime_socket import ChannelToken, NotOpened, RealtimeEndpoint, TokenProvider
 
 _log = logging.getLogger("runtime.wakeups")
-# The library's own log lines hold the URL, and that holds the key.
-_quiet = logging.getLogger("runtime.wakeups.websockets")
-_quiet.setLevel(logging.CRITICAL + 1)
-_MAX_FRAME_BYTES = 8 * 2**20
 _DIGITS = re.compile("[0-9]+")
+Tell = Callable[[Effect], None]
+"""Takes the effects that are not the driver's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +46,16 @@ class RealtimeWakeups:
     Args:
         url: the project's URL, as in SUPABASE_URL.
         key: the service_role JWT or an `sb_secret_…` key.
-        worker: whose wake-ups these are.
+        worker: the worker to be woken.
         keys: the patterns of its handlers.
         settings: which paths to use, and the intervals.
-        token: where a JWT for the channel comes from, asked before each connection and before it expires; by
-            default the key itself, where it is one.
+        token: returns a JWT for the channel, asked before each connection and before the JWT expires; by default the
+            key itself is used, if it is a JWT.
         timings: the channel's intervals; by default those of the settings.
         pauses: the driver's.
+
+    Attributes:
+        counts: of the socket that is open, or was last: frames by kind, and the proofs of each path.
 
     Raises:
         SettingsError: `url` is no http or https URL, or a variable of the environment names a proxy or certificates
@@ -104,19 +79,18 @@ class RealtimeWakeups:
             "postgres_changes": settings.postgres_changes,
         }
         self.paths: tuple[Path, ...] = tuple(path for path, is_on in wanted.items() if is_on)
-        self._address, self._place = _address(url)
-        # By the rule for requests; where a URL is encrypted, a proxy sees no more than the host.
-        self._way = socket_options(self._address)
-        self._key = key
+        self._pauses = pauses or Pauses()
+        self._endpoint = RealtimeEndpoint(
+            url, key, token, open_seconds=self._pauses.open, close_seconds=self._pauses.close
+        )
+        self._place = self._endpoint.place
         self._worker = worker
         self._patterns = keys
-        self._provider = token
         self._timings = timings or Timings(
             heartbeat=settings.heartbeat_seconds,
             nonce=settings.nonce_seconds,
             nonce_deadline=settings.nonce_deadline_seconds,
         )
-        self._pauses = pauses or Pauses()
         self._random = Random()
         self._doubts = False
         self._leaves_broadcast_out = False
@@ -124,7 +98,6 @@ class RealtimeWakeups:
         self._outage = Outage()
         # How often the channel has started over for a path that was missing while another one was live.
         self._mends = 0
-        # Of the socket that is open, or was last: frames by kind, and the proofs of each path.
         self.counts: Counter[str] = Counter()
 
     def doubt(self) -> None:
@@ -137,19 +110,27 @@ class RealtimeWakeups:
     def mend_seconds(self) -> float:
         """How long the next channel leaves a missing path alone before it starts over.
 
-        What went missing with a thaw or a restart is back in seconds; what stays away is asked for ever more rarely.
+        A path that went missing with a thaw or a restart is back in seconds; one that stays away is tried ever more
+        rarely.
         """
         return min(self._timings.mend, self._timings.first_mend * 2.0 ** min(self._mends, 10))
 
     async def run(self, listener: Listener) -> None:
         """Listen for ever, reconnecting as often as needed, until cancelled."""
+        await self._keep_open(partial(self._pass_on, listener))
+
+    async def listen_once(self, listener: Listener) -> Close:
+        """Listen on one socket and return why it ended."""
+        return await self._hold_open(self._channel(), partial(self._pass_on, listener))
+
+    async def _keep_open(self, tell: Tell) -> None:
         failures = 0
         while True:
             began = time.monotonic()
             channel = self._channel()
-            close = await self._live_through(channel, listener)
+            close = await self._hold_open(channel, tell)
             self._mends = 0 if channel.is_whole else self._mends + channel.is_proved
-            # A server that accepts and hangs up at once must not be asked in a tight loop.
+            # A server that accepts and hangs up at once must not be called in a tight loop.
             if time.monotonic() - began >= self._pauses.stable:
                 failures = 0
             failures += 1
@@ -160,35 +141,16 @@ class RealtimeWakeups:
             self._say(close, pause, was_live=channel.is_proved)
             await anyio.sleep(pause)
 
-    async def listen_once(self, listener: Listener) -> Close:
-        """Live through one socket and return why it ended."""
-        return await self._live_through(self._channel(), listener)
-
-    async def _live_through(self, channel: PhoenixChannel, listener: Listener) -> Close:
+    async def _hold_open(self, channel: PhoenixChannel, tell: Tell) -> Close:
+        """Carry a channel over one socket and return why it ended."""
         self.counts = channel.counts
         try:
-            token = await self._token()
-            with anyio.fail_after(self._pauses.open):
-                socket = await _ConnectHereOnly(
-                    f"{self._address}?apikey={quote(self._key)}&vsn={VERSION}",
-                    max_size=_MAX_FRAME_BYTES,
-                    compression=None,
-                    ping_interval=None,
-                    open_timeout=None,
-                    close_timeout=self._pauses.close,
-                    logger=_quiet,
-                    **self._way,
-                )
-        except _NoToken as error:
-            return Close(str(error), RefusalKind.TOKEN)
-        except InvalidStatus as error:
-            return _refused(error)
-        except TimeoutError:
-            return Close("no connection in time")
-        except (OSError, InvalidHandshake, InvalidURI, InvalidProxy, EOFError) as error:
-            return Close(_no_connection(error))
+            token = await self._endpoint.token()
+            socket = await self._endpoint.open()
+        except NotOpened as error:
+            return error.close
         try:
-            close = await self._converse(socket, channel, token, listener)
+            close = await self._converse(socket, channel, token, tell)
         except ConnectionClosed as error:
             received = error.rcvd
             close = Close(f"the socket was closed with code {received.code if received else 1006}")
@@ -197,9 +159,9 @@ class RealtimeWakeups:
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(self._pauses.close):
                 await socket.close()
-        # Not after a cancellation: then nobody listens any more, and nothing is lost.
+        # After a cancellation this is skipped: nobody listens any more.
         for effect in channel.end(close.why):
-            self._tell(effect, listener)
+            _tell_safely(tell, effect)
         return close
 
     def _channel(self) -> PhoenixChannel:
@@ -211,7 +173,7 @@ class RealtimeWakeups:
         )
 
     async def _converse(
-        self, socket: ClientConnection, channel: PhoenixChannel, token: "_Token", listener: Listener
+        self, socket: ClientConnection, channel: PhoenixChannel, token: ChannelToken, tell: Tell
     ) -> Close:
         effects = channel.open(time.monotonic(), token.text)
         while True:
@@ -231,7 +193,7 @@ class RealtimeWakeups:
                     with anyio.fail_after(self._timings.heartbeat):
                         await socket.send(effect.frame)
                 else:
-                    self._tell(effect, listener)
+                    _tell_safely(tell, effect)
             now = time.monotonic()
             if token.renew_at is not None and now >= token.renew_at:
                 token = await self._renewed(token)
@@ -250,20 +212,13 @@ class RealtimeWakeups:
             effects = await self._next(socket, channel, rest)
 
     async def _next(self, socket: ClientConnection, channel: PhoenixChannel, seconds: float) -> list[Effect]:
-        """What the next frame brings, or nothing when the time is over or a doubt came up."""
+        """Return the effects of the next frame, or none when the time is over or a doubt came up."""
         with anyio.move_on_after(seconds) as self._resting:
             frame = await socket.recv()
             return channel.receive(frame, time.monotonic())
         return []
 
-    def _tell(self, effect: Effect, listener: Listener) -> None:
-        """Pass an effect on. A listener that raises must not end the conversation, as it does elsewhere."""
-        try:
-            self._pass_on(effect, listener)
-        except Exception:  # noqa: BLE001 - whatever it is, it is logged, and the socket is not to blame
-            _log.exception("the listener failed on %s; listening goes on", type(effect).__name__)
-
-    def _pass_on(self, effect: Effect, listener: Listener) -> None:
+    def _pass_on(self, listener: Listener, effect: Effect) -> None:
         match effect:
             case Wake(path, message):
                 listener.wake(path, message)
@@ -280,26 +235,11 @@ class RealtimeWakeups:
             case Prove(nonce):
                 listener.prove(nonce)
 
-    async def _token(self) -> "_Token":
-        """The channel's token: the provider's, or the key itself where it is a JWT."""
-        if self._provider is None:
-            # An sb_… key is no JWT: the join takes its role from the socket.
-            return _Token(None if self._key.startswith("sb_") else self._key, None)
-        received = time.monotonic()
+    async def _renewed(self, token: ChannelToken) -> ChannelToken:
+        """Return the next token, or keep the present one for a while if the provider fails: it is still valid."""
         try:
-            with anyio.fail_after(self._pauses.open):
-                given = self._provider()
-                text = await given if isawaitable(given) else given
-        except Exception as error:
-            raise _NoToken(f"the token provider failed with {type(error).__name__}") from error
-        life = _life_seconds(text)
-        return _Token(text, None if life is None else received + 0.8 * life)
-
-    async def _renewed(self, token: "_Token") -> "_Token":
-        """The next token, or the present one for a while: it is still good when the provider fails."""
-        try:
-            return await self._token()
-        except _NoToken as error:
+            return await self._endpoint.token()
+        except NotOpened as error:
             _log.warning("Realtime at %s: %s; the token is kept, asking again", self._place, error)
             return replace(token, renew_at=time.monotonic() + self._pauses.cap)
 
@@ -318,15 +258,15 @@ class RealtimeWakeups:
         return pause
 
     def _say(self, close: Close, pause: float, *, was_live: bool) -> None:
-        """Log each kind of trouble once in an outage, though its causes take turns."""
+        """Log each kind of trouble once in an outage, even if its causes alternate."""
         if close.refusal in (RefusalKind.RETRY, RefusalKind.RATE):
-            # The listener has told of the loss of what was live.
+            # The listener has logged the loss of a path that was live.
             level = logging.INFO if was_live else self._outage.level("no connection", logging.WARNING)
             if close.why == STILL_MISSING:
                 level = logging.DEBUG
             _log.log(level, "Realtime at %s: %s; connecting again in %.1f s", self._place, close.why, pause)
             return
-        # What differs in its numbers alone, such as how long ago a token expired, is the same cause.
+        # Causes that differ in numbers alone, such as how long ago a token expired, are the same cause.
         level = self._outage.level(_DIGITS.sub("", close.why), logging.ERROR)
         if self._leaves_broadcast_out:
             _log.log(
@@ -350,72 +290,18 @@ class RealtimeWakeups:
             )  # fmt: skip
 
 
-class _ConnectHereOnly(connect):
-    """Connects to the URL given and follows no redirect: another place would be asked in our name."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        """Let a redirect be a refused handshake."""
-        return exc
-
-
-class _NoToken(Exception):
-    """The token provider gave none."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    """A JWT for the channel, and when to get the next one, in monotonic seconds."""
-
-    text: str | None
-    renew_at: float | None
-
-
-def _address(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError("SUPABASE_URL must be an http or https URL, such as https://<ref>.supabase.co.")
-    scheme = "wss" if parts.scheme == "https" else "ws"
-    place = parts.netloc.rpartition("@")[2]
-    return f"{scheme}://{place}{parts.path.rstrip('/')}/realtime/v1/websocket", place
-
-
-def _no_connection(error: Exception) -> str:
-    """Why there is no connection; the libraries' own words may hold the URL, and that holds the key."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        why = f"no connection: the server's certificate is not trusted ({error.verify_message})"
-        return f"{why}. {CERTIFICATE_CURE}".rstrip(".")
-    if isinstance(error, InvalidProxy | ProxyError):
-        return "no connection: the proxy refused (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)"
-    return f"no connection: {type(error).__name__}"
-
-
-def _refused(error: InvalidStatus) -> Close:
-    """A refused upgrade, told by its status and its JSON."""
-    status = error.response.status_code
+def _tell_safely(tell: Tell, effect: Effect) -> None:
+    """Pass an effect on; a listener that raises must not end the conversation."""
     try:
-        problem = json.loads(error.response.body or b"")
-        text = str(problem.get("error") or problem.get("message") or "") if isinstance(problem, dict) else ""
-    except (ValueError, RecursionError):
-        text = ""
-    why = f"the handshake was refused with {status}" + (f": {text}" if text else "")
-    if status == 429:
-        return Close(why, RefusalKind.RATE)
-    if status in (401, 403, 404):
-        kind = classify(text) if text else RefusalKind.RETRY
-        return Close(why, RefusalKind.OPERATOR if kind is RefusalKind.RETRY else kind)
-    return Close(why)
+        tell(effect)
+    except Exception:  # noqa: BLE001 - the error is the listener's and is logged; the socket goes on
+        _log.exception("the listener failed on %s; listening goes on", type(effect).__name__)
 
 
 def _cure(why: str) -> str:
-    """What to look at, where the server's own words do not say it."""
+    """What to look at, if the server's own text does not say it."""
     if "Unable to subscribe to changes" in why:
         return (
             ". Is the table in the publication supabase_realtime? `runtime doctor` tells, and how to mend it"
         )
     return ""
-
-
-def _life_seconds(token: str) -> float | None:
-    """How long a JWT lives from now by its own word; None where it does not say."""
-    expiry = expiry_of(token)
-    return None if expiry is None else max(1.0, expiry - time.time())
