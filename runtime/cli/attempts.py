@@ -1,4 +1,4 @@
-"""What does `runtime run` print of its attempts? A line each, and a count where they come faster than anybody reads."""
+"""The lines that `runtime run` prints of attempts: one each, and a count when they come too fast to read."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""`runtime cancel`: end what waits or runs for one message."""
+"""`runtime cancel`: end the deliveries of one message."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Final

@@ -1,4 +1,4 @@
-"""What may come next on the command line? Names that the stream knows, where it answers at once; else nothing.
+"""Shell completion with names from the stream, if it answers at once.
 
 Whoever presses Tab waits, and has no use for an error: without an answer in time the shell completes nothing.
 """

@@ -1,4 +1,4 @@
-"""May this really be done? Shown first, then asked; a script says --yes."""
+"""A question before a command that cannot be undone; a script says --yes."""
 
 import sys
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`runtime dev`: a stack, agents that are reloaded when their files change, and what flows, in a browser too."""
+"""`runtime dev`: a stack, agents that reload when their files change, and their messages, in a browser too."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`runtime doctor`: is everything set up as it must be?
+"""`runtime doctor`: checks the whole set-up.
 
 Exit codes: 0 nothing is wrong, warnings included; 1 something is, and its cure is told.
 """

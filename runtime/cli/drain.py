@@ -1,4 +1,4 @@
-"""`runtime drain`: do what is due, and end; for a scheduler's jobs."""
+"""`runtime drain`: handle everything that is due, and end; for a scheduler's jobs."""
 
 from dataclasses import asdict
 from typing import Annotated

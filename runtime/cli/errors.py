@@ -1,4 +1,4 @@
-"""How does a command end when something goes wrong? One line that says what to do, and exit code 1."""
+"""The end of a command that fails: one line with the cure, and exit code 1."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

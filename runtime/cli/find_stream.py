@@ -1,4 +1,4 @@
-"""Which stream does a command mean? The environment's, else the local stack that runs on this machine."""
+"""The stream of a command: the environment's, else the local stack that runs on this machine."""
 
 import typer
 from pydantic import SecretStr

@@ -1,4 +1,4 @@
-"""`runtime graph`: who writes what and who reads it, from the agents' declarations alone."""
+"""`runtime graph`: writers and readers of keys, from the agents' declarations alone."""
 
 from enum import StrEnum
 from typing import Annotated

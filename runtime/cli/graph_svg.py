@@ -1,4 +1,4 @@
-"""How does a graph look as a picture? In columns from cause to effect, as one SVG that needs nothing else."""
+"""A graph as one self-contained SVG, in columns from cause to effect."""
 
 from html import escape
 from typing import Final

@@ -1,4 +1,4 @@
-"""What does VALUE mean on the command line? JSON, or a text; from the line itself, a file or stdin."""
+"""VALUE on the command line: JSON or a text, from the line itself, a file or stdin."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What does a command print, and how? Results go to stdout, everything about them to stderr."""
+"""The output of commands: results on stdout, everything else on stderr."""
 
 import json
 import logging

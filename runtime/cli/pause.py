@@ -1,4 +1,4 @@
-"""`runtime pause`: let a subscription's work gather."""
+"""`runtime pause`: let a subscription's deliveries gather."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`runtime read`: messages that are there."""
+"""`runtime read`: messages of the stream."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""How do agents run anew when their files change, so that nothing is lost?
+"""Running agents anew when their files change, without losing a message.
 
 They run in a process of their own. When a file has changed, it is first tried whether the new files can be imported at
 all; only then does the old process drain, and a new one start. What is written in between waits in the table.

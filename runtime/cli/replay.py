@@ -1,4 +1,4 @@
-"""`runtime replay`: history once more, for one subscription."""
+"""`runtime replay`: deliver old messages to one subscription again."""
 
 from datetime import datetime
 from typing import Annotated, Any

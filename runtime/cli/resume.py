@@ -1,4 +1,4 @@
-"""`runtime resume`: the end of a pause."""
+"""`runtime resume`: end a pause."""
 
 from typing import Annotated
 

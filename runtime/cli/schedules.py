@@ -1,4 +1,4 @@
-"""`runtime schedules`: which timers there are, when they ticked last, and when they will."""
+"""`runtime schedules`: the timers, with their last and next ticks."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""`runtime status`: who runs, what waits, what died."""
+"""`runtime status`: workers, backlog and dead letters."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""`runtime subscriptions`: what listens, how far it is behind, and what no longer has a worker."""
+"""`runtime subscriptions`: what listens, how far behind it is, and what has no worker."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""How do people write a span of time or a moment, and read one? `90s`, `12h`, `7d`, or a date. And an amount?"""
+"""Spans and moments as people write them, `90s`, `12h`, `7d` or a date, and amounts as they read them."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""`runtime top`: what runs and what waits, as a table that keeps itself up to date."""
+"""`runtime top`: running and waiting deliveries, as a table that updates itself."""
 
 from contextlib import nullcontext
 from typing import Annotated, Any

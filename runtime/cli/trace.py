@@ -1,4 +1,4 @@
-"""`runtime trace`: one message's whole story, as a tree: what caused it, who handled it, and what that caused."""
+"""`runtime trace`: one message's causes, attempts and effects, as a tree."""
 
 from typing import Annotated, Any
 

@@ -1,1 +1,1 @@
-"""What a script uses: the stream, its listeners, requests, operations and broadcasts."""
+"""The client for scripts: the stream, its listeners, requests, operations and broadcasts."""

@@ -1,4 +1,4 @@
-"""What does an operator do with a stream? Cancel, pause, resume, replay, redrive, discard, remove, prune."""
+"""Operations on a stream: cancel, pause, resume, replay, redrive, discard, remove, prune."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ _BATCH = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterFilter:
-    """Which dead letters are meant: those that all given conditions hold for.
+    """A choice of dead letters: those that meet all given conditions.
 
     Args:
         ids: their numbers.
-        subscription: whose, as `agent.handler`.
+        subscription: the subscription they died at, as `agent.handler`.
         pattern: a pattern that matches the message's key.
-        older_than_seconds: died at least so long ago.
-        error: a part of the error's text, in any case.
+        older_than_seconds: they died at least so long ago.
+        error: a part of the error's text, in upper or lower case.
 
     Raises:
-        InvalidKey: `pattern` is none.
+        InvalidKey: `pattern` is no pattern.
     """
 
     ids: Sequence[int] | None = None
@@ -40,7 +40,7 @@ class DeadLetterFilter:
             check_pattern(self.pattern)
 
     def arguments(self) -> dict[str, Any]:
-        """The conditions as the SQL functions take them."""
+        """Return the conditions as arguments of the SQL functions."""
         given = {name: getattr(self, name) for name in self.__slots__}
         return {
             name: list(value) if name == "ids" else value
@@ -50,10 +50,10 @@ class DeadLetterFilter:
 
 
 class Admin:
-    """The operator's hand on a stream.
+    """Changes a stream on an operator's behalf.
 
-    Every method raises `StoreError` when the store cannot be reached or says no; a subscription that is not
-    there is `Refused`.
+    Every method raises `StoreError` when the store cannot be reached or refuses, and its subclass `Refused` for an
+    unknown subscription.
     """
 
     def __init__(self, store: Store) -> None:
@@ -76,7 +76,7 @@ class Admin:
         return found
 
     async def preview(self, which: DeadLetterFilter) -> dict[str, int]:
-        """Return how many dead letters of each subscription are meant, without touching them."""
+        """Return how many dead letters of each subscription meet the conditions, without touching them."""
         answer = await self._store.operate("stream_discard", **which.arguments(), max=_ALL, dry_run=True)
         found: dict[str, int] = answer["matching"]
         return found
@@ -100,14 +100,14 @@ class Admin:
             yield answer[counted]
 
     async def amend(self, letter: int, value: object) -> int:
-        """Write a dead letter's message anew with another value, for its subscription alone; the letter goes.
+        """Write a dead letter's message again with another value, for its subscription alone; the letter is removed.
 
         Returns:
             The id of the new message.
 
         Raises:
             InvalidValue: the value cannot be stored.
-            Refused: there is no such letter, or its subscription is no more.
+            Refused: there is no such letter, or its subscription was removed.
         """
         answer = await self._store.operate("stream_amend", letter=letter, value=encode(value))
         return int(answer["id"])
@@ -115,19 +115,19 @@ class Admin:
     async def cancel(
         self, message: int, subscription: str | None = None, *, outcome: Literal["dead", "done"] = "dead"
     ) -> dict[str, Any]:
-        """End what waits or runs for a message: at once, or when its worker has stopped the handler.
+        """End the deliveries of a message: at once, or when the worker has stopped the handler.
 
-        An async handler is cancelled where it awaits. A plain function cannot be stopped: it runs to its end, and
-        its result is dropped.
+        An async handler is cancelled where it awaits. A plain function cannot be stopped: it runs to its end, and its
+        result is dropped.
 
         Args:
             message: the message's id.
-            subscription: whose delivery, as `agent.handler`; all of them by default.
+            subscription: only the delivery to this one, as `agent.handler`; all of them by default.
             outcome: whether they end as dead letters, which can be redriven, or as done.
 
         Returns:
             `known`, whether there is such a message; and `deliveries`, each with its `subscription` and `state`:
-            ended, told (its worker has been), or dead, which it was before.
+            ended, told (its worker was told to stop), or dead (it was dead already).
         """
         answer: dict[str, Any] = await self._store.operate(
             "stream_cancel", message=message, subscription=subscription, outcome=outcome
@@ -135,20 +135,20 @@ class Admin:
         return answer
 
     async def pause(self, subscription: str) -> None:
-        """Take no more deliveries of a subscription; they gather."""
+        """Let workers take no more deliveries of a subscription; they gather."""
         await self._store.operate("stream_pause", subscription=subscription)
 
     async def resume(self, subscription: str) -> None:
-        """Take deliveries of a paused subscription again."""
+        """Let workers take deliveries of a paused subscription again."""
         await self._store.operate("stream_resume", subscription=subscription)
 
     async def schedules(self) -> list[dict[str, Any]]:
-        """Return the timers of all agents: their slots as text, the last one, and how many workers serve them."""
+        """Return the timers of all agents: their times as text, the last one, and how many workers serve them."""
         found: list[dict[str, Any]] = await self._store.operate("stream_schedules")
         return found
 
     async def webhooks(self) -> list[dict[str, Any]]:
-        """Return the webhooks and how their targets are; without secrets, credentials and queries."""
+        """Return the webhooks and the state of their targets, without secrets, credentials and query strings."""
         found: list[dict[str, Any]] = await self._store.operate("stream_webhooks")
         return found
 
@@ -175,17 +175,17 @@ class Admin:
             ordered: post messages of one key one after another.
             concurrency: how many requests all workers together make at once; by default 10 in each.
             attempts: attempts in all; 15 by default, within about half a day.
-            start: "earliest" begins with all there is, "latest" with what comes.
+            start: "earliest" begins with the oldest message there is, "latest" with the next one.
             secret: to sign with, `whsec_…`; drawn by default.
-            replace: change one that is there, which keeps its secret and what waits for it.
+            replace: change the webhook of this name; it keeps its secret and its waiting deliveries.
 
         Returns:
             Its `name`, `url` for people and `secret`.
 
         Raises:
-            DeclarationError: the URL is none.
-            InvalidKey: a pattern is none.
-            Refused: there is one of this name.
+            DeclarationError: `url` is no URL.
+            InvalidKey: one of `patterns` is no pattern.
+            Refused: there is a webhook of this name.
         """
         answer: dict[str, Any] = await self._store.operate(
             "stream_add_webhook",
@@ -203,12 +203,12 @@ class Admin:
         return answer
 
     async def remove_webhook(self, name: str, *, dry_run: bool = False) -> int:
-        """Remove a webhook that was added; returns how many deliveries were waiting, which go with it."""
+        """Remove a webhook; returns how many deliveries waited for it and are removed with it."""
         answer = await self._store.operate("stream_remove_webhook", name=name, dry_run=dry_run)
         return int(answer["waiting"])
 
     async def rotate_webhook(self, name: str, *, keep_seconds: float = 86_400) -> dict[str, Any]:
-        """Draw a new secret for a webhook that was added; the old one signs beside it for a while.
+        """Draw a new secret for a webhook; the old one signs beside it for a while.
 
         Returns:
             Its `name`, the new `secret`, and `old_until`.
@@ -228,7 +228,7 @@ class Admin:
         ids: Sequence[int] | None = None,
         dry_run: bool = False,
     ) -> dict[str, Any]:
-        """Deliver history to a subscription again; what is still pending is left as it is.
+        """Deliver old messages to a subscription again; deliveries that are still pending stay as they are.
 
         Args:
             subscription: its name, `agent.handler`.
@@ -253,10 +253,10 @@ class Admin:
         return answer
 
     async def remove(self, subscription: str, *, dry_run: bool = False) -> dict[str, Any]:
-        """Remove a subscription that no worker serves, with what waits for it.
+        """Remove a subscription that no worker serves, with its waiting deliveries.
 
         Returns:
-            How many deliveries were `waiting`, and by how many `workers` it is served.
+            How many deliveries were `waiting`, and how many `workers` serve the subscription.
 
         Raises:
             Refused: a worker serves it.
@@ -269,14 +269,14 @@ class Admin:
     async def prune(
         self, older_than_seconds: float, *, progress: Callable[[int, int], Awaitable[None]] | None = None
     ) -> tuple[int, int]:
-        """Remove messages older than this, in bounded batches; deliveries nobody took count as expired.
+        """Remove messages older than this, in bounded batches; deliveries that no worker took count as expired.
 
         Args:
-            older_than_seconds: the age from which a message goes.
-            progress: told after each batch how many went and how many deliveries expired, so far.
+            older_than_seconds: the age from which a message is removed.
+            progress: called after each batch with how many messages were removed and deliveries expired so far.
 
         Returns:
-            How many messages went, and how many deliveries expired.
+            How many messages were removed, and how many deliveries expired.
         """
         pruned, expired, after = 0, 0, 0
         while True:

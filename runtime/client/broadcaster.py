@@ -1,8 +1,8 @@
-"""Sends broadcasts, those of a moment in one frame, and keeps them nowhere.
+"""Sending broadcasts: those of one moment go out in one frame and are kept nowhere.
 
 Over Realtime a frame is one request to its HTTP broadcast, to private topics: all broadcasts go to one, and those
-under each key to another, so that a listener to one key gets those alone. Where there is only a direct connection a
-frame is one NOTIFY. Each frame is sent once; only one that Realtime refuses to take now is sent again.
+under each key to another, so that a listener to one key gets those alone. With only a direct connection a frame is
+one NOTIFY. Each frame is sent once; only one that Realtime refuses to take now is sent again.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ Entry = tuple[str, str]
 
 
 class BroadcastRateLimited(Exception):
-    """Nothing of the frame was taken: too much was sent of late."""
+    """The frame was refused: too much was sent of late."""
 
 
 class BroadcastUndelivered(Exception):
@@ -48,7 +48,7 @@ class BroadcastUndelivered(Exception):
 
 
 class BroadcastTransport(Protocol):
-    """What carries frames."""
+    """A carrier of frames."""
 
     max_bytes: int
     """How large one broadcast may be."""
@@ -64,14 +64,14 @@ class BroadcastTransport(Protocol):
         """
 
     async def close(self) -> None:
-        """Give back connections."""
+        """Close connections."""
 
 
 class Broadcaster:
     """Gathers broadcasts and sends them. It lives on one loop; `send` may be called from any thread.
 
     Args:
-        transport: what carries frames.
+        transport: carries frames.
         gather_seconds: how long to gather between two frames; longer while Realtime takes no more.
 
     Attributes:
@@ -86,7 +86,7 @@ class Broadcaster:
         self._lock = threading.Lock()
         self._waiting: deque[Entry] = deque()
         self._waiting_bytes = 0
-        self._is_told = False
+        self._is_scheduled = False
         self._filled = anyio.Event()
         self._flushed = anyio.Event()
         self._dropped = 0
@@ -113,13 +113,10 @@ class Broadcaster:
             self._waiting.append((key, text))
             self._waiting_bytes += size
             self.counts["broadcasts"] += 1
-            was_told, self._is_told = self._is_told, True
-        if not was_told:
+            was_scheduled, self._is_scheduled = self._is_scheduled, True
+        if not was_scheduled:
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        self._filled.set()
+                self._loop.call_soon_threadsafe(lambda: self._filled.set())
 
     async def run(self) -> None:
         """Send frames until cancelled."""
@@ -135,21 +132,19 @@ class Broadcaster:
     async def flush(self, *, seconds: float = 2.0) -> None:
         """Return when everything is sent, or so many seconds are over."""
         with anyio.move_on_after(seconds):
-            while self._is_told:
+            while self._is_scheduled:
                 self._flushed = anyio.Event()
                 await self._flushed.wait()
 
     def _take(self) -> list[Entry]:
-        """What fits into one frame, in its order."""
+        """Take as many broadcasts as fit into one frame, in order."""
         taken: list[Entry] = []
         size = 0
         with self._lock:
-            while (
-                self._waiting and size + len(self._waiting[0][1].encode()) + 1 <= self._transport.frame_bytes
-            ):
-                entry = self._waiting.popleft()
-                size += len(entry[1].encode()) + 1
-                taken.append(entry)
+            # Each is followed by a comma.
+            while self._waiting and size + len(self._waiting[0][1].encode()) < self._transport.frame_bytes:
+                taken.append(self._waiting.popleft())
+                size += len(taken[-1][1].encode()) + 1
             self._waiting_bytes -= size - len(taken)
         return taken
 
@@ -171,7 +166,7 @@ class Broadcaster:
                 self._complain(f"{dropped} broadcasts were dropped: too much was waiting to be sent")
         with self._lock:
             if not self._waiting:
-                self._is_told = False
+                self._is_scheduled = False
                 self._filled = anyio.Event()
                 self._flushed.set()
 
@@ -181,7 +176,7 @@ class Broadcaster:
             self._waiting_bytes += sum(len(text.encode()) for _, text in entries)
 
     def _complain(self, what: str) -> None:
-        """Log now and then."""
+        """Log a warning, no more often than every few seconds."""
         if self._loop.time() >= self._warned_at + _WARN_SECONDS:
             self._warned_at = self._loop.time()
             _log.warning("%s", what)
@@ -234,7 +229,7 @@ class RealtimeTransport:
             raise BroadcastRateLimited
         if answer.status_code in (401, 403):
             raise BroadcastUndelivered(
-                "Realtime refused the key. Is it the service_role key of this very project?"
+                "Realtime refused the key. Is it the service_role key of this project?"
             )
         if not answer.is_success:
             raise BroadcastUndelivered(f"Realtime answered {answer.status_code}")
@@ -247,7 +242,7 @@ class RealtimeTransport:
 
 @dataclass
 class NotifyTransport:
-    """Frames by NOTIFY, where there is a direct connection and no Realtime.
+    """Frames by NOTIFY, for a direct connection without Realtime.
 
     Args:
         store: the direct store.
@@ -267,4 +262,4 @@ class NotifyTransport:
             raise BroadcastUndelivered(str(error)) from None
 
     async def close(self) -> None:
-        """Nothing: the store is not ours."""
+        """Do nothing: the store belongs to the caller."""

@@ -1,4 +1,4 @@
-"""Which store and which wake-ups do the settings mean?"""
+"""The store, the wake-ups and the transports that the settings name."""
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,7 +16,7 @@ from runtime.extras import needing
 from runtime.keys import matches
 from runtime.settings import Settings
 from runtime.store import Store
-from runtime.wakeups import Wakeups
+from runtime.wakeups import Path, Wakeups
 
 if TYPE_CHECKING:
     from runtime.client.telemetry import Telemetry
@@ -30,11 +30,11 @@ _NOWHERE = (
 
 
 async def open_store(settings: Settings, client: "AsyncClient | None" = None) -> Store:
-    """Return the direct store where there is a DATABASE_URL, else the one over the REST API.
+    """Return the direct store if there is a DATABASE_URL, else the one over the REST API.
 
     Args:
         settings: where the stream is.
-        client: a supabase client of the user's own; it wins over the settings.
+        client: the user's own supabase client; it overrides the settings.
 
     Raises:
         SettingsError: nothing says where the stream is.
@@ -61,7 +61,7 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
 
 
 def _check_client(client: object) -> None:
-    """Raise a SettingsError for what is no async client, with the line that makes one."""
+    """Raise a SettingsError for anything but an async client, with the line that makes one."""
     from supabase import AsyncClient, Client
 
     if isinstance(client, AsyncClient):
@@ -79,11 +79,11 @@ def _check_client(client: object) -> None:
 
 
 async def compare_places(settings: Settings, store: Store) -> None:
-    """Log an error where SUPABASE_URL and DATABASE_URL lead to two databases; what cannot be asked is not compared.
+    """Log an error if SUPABASE_URL and DATABASE_URL lead to two databases; one that does not answer is not compared.
 
     Args:
         settings: where the stream is.
-        store: the direct one.
+        store: the direct store.
     """
     url, key = settings.supabase_url, settings.supabase_key
     if settings.database_url is None or url is None or key is None:
@@ -111,7 +111,7 @@ async def compare_places(settings: Settings, store: Store) -> None:
 
 
 def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
-    """The settings, with the stream where the user's own client is: wake-ups must come from there too."""
+    """Return the settings with the place of the user's own client: wake-ups must come from there too."""
     return settings.with_stream(
         "the client",
         supabase_url=str(client.supabase_url).rstrip("/"),
@@ -121,7 +121,7 @@ def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
 
 
 def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> list[Wakeups]:
-    """Return every source of wake-ups the settings switch on, for a worker with these patterns."""
+    """Return every source of wake-ups that the settings switch on, for a worker with these patterns."""
     sources: list[Wakeups] = []
     if settings.supabase_url and settings.supabase_key and (settings.broadcast or settings.postgres_changes):
         from runtime.wakeups.realtime import RealtimeWakeups
@@ -150,7 +150,7 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
 
 
 def open_broadcaster(settings: Settings, store: Store) -> Broadcaster | None:
-    """Return what sends broadcasts: over Realtime where there is a project, else by NOTIFY, else nothing."""
+    """Return a broadcaster: over Realtime if there is a project, else by NOTIFY, else None."""
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
         key = settings.supabase_key.get_secret_value()
         return Broadcaster(
@@ -165,12 +165,12 @@ def open_broadcaster(settings: Settings, store: Store) -> Broadcaster | None:
 def open_broadcasts(
     settings: Settings, pattern: str, take: Callable[[Broadcast[Any]], None]
 ) -> Callable[[], Coroutine[Any, Any, None]]:
-    """Return what receives, until cancelled, the broadcasts of all who share the settings.
+    """Return a function that receives broadcasts until it is cancelled.
 
     Args:
         settings: where the stream is.
         pattern: broadcasts under other keys are left out.
-        take: told of each broadcast; it returns at once.
+        take: called with each broadcast; it returns at once.
 
     Raises:
         SettingsError: nothing carries broadcasts.
@@ -198,21 +198,17 @@ def open_broadcasts(
 
 
 def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notify"], ...]:
-    """How the database is to announce to a worker that listens to these."""
+    """Return the ways in which the database can announce work to a worker with these wake-ups."""
     paths = {path for source in wakeups for path in source.paths}
-    ways: list[Literal["realtime", "notify"]] = []
-    if "broadcast" in paths:
-        ways.append("realtime")
-    if "notify" in paths:
-        ways.append("notify")
-    return tuple(ways)
+    ways: dict[Path, Literal["realtime", "notify"]] = {"broadcast": "realtime", "notify": "notify"}
+    return tuple(way for path, way in ways.items() if path in paths)
 
 
 def open_telemetry(settings: Settings) -> "Telemetry | None":
-    """Return what makes spans and metrics, where the settings ask for it; its library is not loaded otherwise.
+    """Return the maker of spans and metrics, or None, without loading its library, if the settings do not ask for it.
 
     Raises:
-        SettingsError: it is asked for and not installed.
+        SettingsError: OpenTelemetry is asked for and not installed.
     """
     if not settings.telemetry:
         return None

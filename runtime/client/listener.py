@@ -1,14 +1,15 @@
-"""What is new in the stream? A reader that misses nothing, and the wake-ups that tell it when to look."""
+"""Listening to the stream: a reader that misses nothing, and the wake-ups that say when to read."""
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from time import monotonic
 from typing import Any, Self
 from uuid import uuid4
 
 import anyio
 
+from runtime.backoff import Outage
 from runtime.broadcast import Broadcast
 from runtime.client.factories import open_broadcasts, open_wakeups
 from runtime.client.wakeup_inbox import WakeupInbox
@@ -18,11 +19,11 @@ from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups.polling import Pace
 
-_log = logging.getLogger("runtime.client.stream")
+_log = logging.getLogger("runtime.client.listener")
 _PAGE = 500
 # A message's id is drawn before its transaction commits, so lower ids may appear later than higher ones.
 _OVERLAP_SECONDS = 10.0
-# How far below the newest id a transaction may stand that is still open when a listener begins.
+# How far below the newest id an open transaction may have drawn ids when a listener begins.
 _OPEN_IDS = 5_000
 # How many ids are remembered while a transaction stays open.
 _MAX_SEEN = 100_000
@@ -32,17 +33,18 @@ _MAX_BROADCASTS = 10_000
 
 
 class Reader:
-    """Reads what is new under a pattern, a page at a time, and looks back a little, so that no late commit is missed.
+    """Reads new messages under a pattern, a page at a time, and looks back a little, so that no late commit is missed.
 
-    It looks back to where everything is decided: a row is missed only if its id was drawn by a statement that wrote
-    nothing for ten seconds, or if a transaction stays open while a hundred thousand later rows are read.
+    It looks back to the id up to which every transaction has ended: a row is missed only if its id was drawn by a
+    statement that wrote nothing for ten seconds, or if a transaction stays open while a hundred thousand later rows
+    are read.
 
     Args:
         store: where messages live.
-        pattern: which ones.
+        pattern: a key or a pattern.
         after: only messages with a higher id.
-        horizon: up to where the stream was decided before anything is read, as `stream_horizon` tells it.
-        clock: seconds that never go back.
+        horizon: the reply of `stream_horizon`, from before anything is read: where transactions are still open.
+        clock: a monotonic time in seconds.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Reader:
         self._pattern = pattern
         self._clock = clock
         self._top = after
-        # Looking back begins at `_floor`. It moves to the mark when all that had begun before the mark has ended.
+        # Looking back begins at `_floor`. It moves to the mark when every transaction from before the mark has ended.
         self._floor = max(after, horizon["floor"])
         self._mark = horizon
         self._marked_at = self._looked_back_at = clock()
@@ -68,7 +70,7 @@ class Reader:
 
     @classmethod
     async def begin(cls, store: Store, pattern: str, since: int | None) -> Self:
-        """A reader of what comes after an id, or else of what is committed from now on."""
+        """Return a reader of the messages after an id, or of those that are committed from now on."""
         horizon = await store.operate("stream_horizon", look=_OPEN_IDS)
         if since is not None:
             return cls(store, pattern, after=since, horizon=horizon)
@@ -77,15 +79,15 @@ class Reader:
         return reader
 
     async def pass_over(self) -> None:
-        """Read what is there now, and yield none of it."""
+        """Skip the messages that are there now."""
         await self._look_back()
         while self._is_behind:
             await self.fresh()
 
     async def fresh(self) -> list[Message[Any]]:
-        """One page of what was not read before; late ones come when they come, else in the order of their ids."""
+        """Return one page of messages that were not read before, in the order of their ids but for late commits."""
         if self._is_behind or self._clock() < self._looked_back_at + self._look_back_seconds:
-            # Under load only the end is read each time, and the last seconds not more often than need be.
+            # Under load only the end is read each time, and the last seconds as seldom as possible.
             page = await self._store.read(self._pattern, after=self._top, limit=_PAGE)
             self._is_behind = len(page) == _PAGE
             if page:
@@ -93,9 +95,9 @@ class Reader:
         return await self._look_back()
 
     async def _look_back(self) -> list[Message[Any]]:
-        """Read from the lowest id on that may still turn up."""
+        """Read from the lowest id on that an open transaction may still write."""
         began = self._clock()
-        # Asked before the rows are read: what it calls decided is then seen by the reading.
+        # Asked before the rows are read, so that every row below this horizon is among them.
         horizon = None
         if began >= self._marked_at + _OVERLAP_SECONDS:
             horizon = await self._store.operate("stream_horizon")
@@ -110,23 +112,25 @@ class Reader:
                 break
             after = page[-1].id
         self._looked_back_at = self._clock()
-        # The more there is to look at again, the more seldom.
+        # The longer it takes to look back, the more seldom.
         self._look_back_seconds = max(_LOOK_BACK_SECONDS, 10 * (self._looked_back_at - began))
         if horizon is not None:
             self._move(horizon)
         return fresh
 
     def _move(self, horizon: Mapping[str, int]) -> None:
-        """Raise the floor to the mark, if everything up to there is decided and read; then mark where we are now."""
+        """Raise the floor to the mark, if every transaction from before it has ended; then set a new mark."""
         if horizon["drawn"] < self._mark["drawn"]:
-            _log.warning("the stream has begun anew; was the database reset? Listening goes on from here")
+            _log.warning(
+                "the ids of the stream began anew; was the database reset? Listening goes on from here"
+            )
             self._top = self._floor = horizon["drawn"]
         elif horizon["xmin"] > self._mark["xid"]:
             self._floor = max(self._floor, self._mark["drawn"])
         elif len(self._seen) < _MAX_SEEN:
             return
         else:
-            _log.warning("a transaction has been open for so long that what it writes may pass a listener by")
+            _log.warning("a transaction has been open for so long that a listener may miss what it writes")
             self._floor = max(self._floor, self._mark["drawn"])
         self._marked_at, self._mark = self._looked_back_at, horizon
         self._seen = {number for number in self._seen if number > self._floor}
@@ -138,14 +142,14 @@ class Reader:
         return fresh
 
 
-class Listening:
-    """Whom the wake-ups of one listener tell: they only end its rest."""
+class StreamListener:
+    """One listener: its wake-ups, its broadcasts, and the time of its next look."""
 
     def __init__(
         self, settings: Settings, store: Store, pattern: str, *, with_broadcasts: bool = False
     ) -> None:
         identity = uuid4()
-        # Announcements are for workers; a listener hears of the rows themselves.
+        # Announcements are for workers; a listener is woken by the rows themselves.
         changes_only = settings.model_copy(update={"broadcast": False, "notify": False, "webhook": None})
         self._inbox = WakeupInbox(
             store, identity, open_wakeups(changes_only, identity, [pattern]), self._look
@@ -160,7 +164,7 @@ class Listening:
         self._is_due = True
         self._look_at = 0.0
         self._sweep_seconds = settings.sweep_seconds
-        self._is_away = False
+        self._outage = Outage()
 
     async def run(self) -> None:
         """Listen until the scope is cancelled."""
@@ -171,7 +175,7 @@ class Listening:
                     tasks.start_soon(self._receive)
 
     def is_due(self) -> bool:
-        """Whether to look now; from then on the next look is due at the pace of polling, or of the sweep if live."""
+        """Return whether to look now; if so, the next look is due at the pace of polling, or of the sweep if live."""
         now = monotonic()
         if not self._is_due and now < self._look_at:
             return False
@@ -179,31 +183,27 @@ class Listening:
         self._look_at = now + (self._sweep_seconds if self.reach.is_live else self.pace.next_seconds())
         return True
 
-    def look_again(self) -> None:
-        """Something was there: there may be more."""
-        self.pace.active()
-        self._is_due = True
-
     async def rest(self) -> None:
         """Wait for a wake-up, or for a broadcast, no longer than until the next look is due."""
         if not self._is_due:
             with anyio.move_on_after(self._look_at - monotonic()):
                 await self.woken.wait()
 
-    def say_away(self, error: StoreUnavailable) -> None:
-        """Log once that nothing can be read now."""
-        if not self._is_away:
-            self._is_away = True
+    def note_read(self, fresh: Sized) -> None:
+        """Note that the store was read; after new messages there may be more at once."""
+        if self._outage.over():
+            _log.info("the store answers again")
+        if fresh:
+            self.pace.active()
+            self._is_due = True
+
+    def note_away(self, error: StoreUnavailable) -> None:
+        """Log once that the store cannot be read now."""
+        if self._outage.is_news("away"):
             _log.warning("the store is away: %s Asking again until it answers.", error)
 
-    def say_back(self) -> None:
-        """Log once that it can be read again."""
-        if self._is_away:
-            self._is_away = False
-            _log.info("the store answers again")
-
     def _take_broadcast(self, broadcast: Broadcast[Any]) -> None:
-        # With no more room the oldest is dropped: its number tells that it is missing.
+        # When it is full the oldest is dropped; the numbers of the others show that.
         self.broadcasts.append(broadcast)
         self.woken.set()
 

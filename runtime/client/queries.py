@@ -1,4 +1,4 @@
-"""What does a person see of a stream? Messages with what became of them, activity, what flows, what died."""
+"""Queries for people: messages with the outcome of their deliveries, activity, flow, dead letters."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,15 +11,15 @@ State = Literal["waiting", "failed", "dead", "done", "unhandled"]
 
 
 def two_figures(number: float) -> int:
-    """Return a number that was reckoned, not counted, as it is told: 513,204 as 510,000."""
+    """Return an estimate rounded to two figures: 513,204 as 510,000."""
     whole = round(number)
     return round(whole, 2 - len(str(abs(whole)))) if whole else 0
 
 
 class Queries:
-    """What is shown of a stream; changes nothing.
+    """Reads a stream for display; changes nothing.
 
-    Every method raises `StoreError` when the store cannot be reached or says no.
+    Every method raises `StoreError` when the store cannot be reached or refuses.
     """
 
     def __init__(self, store: Store) -> None:
@@ -39,23 +39,24 @@ class Queries:
         until: datetime | None = None,
         look: int = 5000,
     ) -> dict[str, Any]:
-        """Return messages, the newest first, each with what became of it at every subscription.
+        """Return messages, the newest first, each with its outcome at every subscription.
 
         Args:
             pattern: which keys.
             before: only messages with a lower id.
             after: only messages with a higher id.
             limit: how many at most, up to 500.
-            agent: only those it wrote.
-            state: only those that stand so.
-            text: only those whose value holds it, in any case.
+            agent: only those written by it.
+            state: only those in this state.
+            text: only those whose value contains it, in upper or lower case.
             since: only those written at this time or later.
-            until: only those written before.
+            until: only those written before this time.
             look: how many rows to look at, at most, up to 20,000.
 
         Returns:
-            `messages`; how many rows were `looked` at; and `next`, the id to go on before. As a page looks at a bounded
-            number of rows, it may hold few messages, or none, and still not be the last one; then `next` is None.
+            `messages`; how many rows were `looked` at; and `next`, the id to pass as `before` for the next page, or
+            None after the last one. As a page looks at a bounded number of rows, it may hold few messages, or none, and
+            still not be the last one.
         """
         found: dict[str, Any] = await self._store.operate(
             "stream_page", pattern=check_pattern(pattern), before=before, after=after, max=limit, agent=agent,
@@ -64,7 +65,7 @@ class Queries:
         return found
 
     async def handling(self, messages: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
-        """Return what became of each of these messages, as `page` does under `handled`."""
+        """Return the outcomes of each of these messages, as `page` does under `handled`."""
         found = await self._store.operate("stream_handling", ids=list(messages))
         return {int(number): handled for number, handled in found.items()}
 
@@ -93,7 +94,7 @@ class Queries:
         return found
 
     async def flow(self, look: int = 2000) -> dict[str, Any]:
-        """Return what the last messages did: `written` by whom under which key, and `handled` by which subscription."""
+        """Return the flow of the last messages: `written` by agent and key, `handled` by subscription."""
         found: dict[str, Any] = await self._store.operate("stream_flow", look=look)
         return found
 
@@ -103,6 +104,6 @@ class Queries:
         return found
 
     async def last_good(self, letter: int) -> dict[str, Any] | None:
-        """Return the last message before a dead letter's, under the same key, that its subscription handled well."""
+        """Return the last message under the same key that a dead letter's subscription handled before it, or None."""
         found: dict[str, Any] | None = await self._store.operate("stream_last_good", letter=letter)
         return found

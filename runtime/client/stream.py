@@ -1,4 +1,4 @@
-"""How does a script write to the stream and read it? Three lines, no agent needed."""
+"""The stream as scripts use it: send, ask, broadcast, read and listen, without an agent."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from runtime.broadcast import Broadcast, BroadcastSequence
 from runtime.client.admin import Admin
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster
 from runtime.client.factories import open_broadcaster, open_store, open_telemetry, settings_of
-from runtime.client.listener import Listening, Reader
+from runtime.client.listener import Reader, StreamListener
 from runtime.client.queries import Queries
 from runtime.client.requester import Requester
 from runtime.errors import SettingsError, StoreUnavailable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 async def connect(
     settings: Settings | None = None, *, client: "AsyncClient | None" = None
 ) -> AsyncIterator["Stream"]:
-    """Open the stream the settings name, the environment's if none are given.
+    """Open the stream that the settings name.
 
     Args:
         settings: where the stream is; read from the environment by default.
@@ -54,7 +54,7 @@ async def connect(
             stream = Stream(store, settings, tasks)
             try:
                 yield stream
-            except Exception as error:  # noqa: BLE001 - raised again below, as it was: outside of the group
+            except Exception as error:  # noqa: BLE001 - raised again below, outside of the group, so that it is no group
                 failure = error
             await stream.flush_broadcasts()
             tasks.cancel_scope.cancel()
@@ -71,7 +71,7 @@ class Stream:
     def __init__(self, store: Store, settings: Settings, tasks: TaskGroup) -> None:
         self._store = store
         self._settings = settings
-        # Listeners' sockets live here and not in the generators, which may be left without being closed.
+        # Listeners' sockets live in these tasks and not in the generators, which may be left without being closed.
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
         self._requester: Requester | None = None
@@ -83,7 +83,7 @@ class Stream:
 
     @property
     def place(self) -> str:
-        """Where the stream is, for people: a host and port, never a secret."""
+        """Where the stream is, for display: a host and port, without secrets."""
         return self._store.place
 
     async def send(
@@ -106,11 +106,11 @@ class Stream:
             value: anything that has a JSON form.
             agent: the writer's name.
             delay: seconds until it is due.
-            expires_in: seconds after which nobody wants it any more.
+            expires_in: seconds after which it is no longer wanted.
             priority: the class it waits in.
-            dedup_key: stored once within the dedup retention; then a lost answer does no harm either.
+            dedup_key: with it the message is stored once within the dedup retention, even if it is sent again.
             correlation_id: what it belongs to.
-            headers: whatever should travel beside the value.
+            headers: further data beside the value.
 
         Returns:
             Its id, or the id of the message that was stored before under the same dedup_key.
@@ -118,7 +118,7 @@ class Stream:
         Raises:
             InvalidKey: `key` is not a key.
             InvalidValue: the value cannot be stored.
-            StoreUnavailable: no answer came; `maybe_applied` says whether it may have been stored all the same.
+            StoreUnavailable: no reply came; `maybe_applied` says whether the message may have been stored all the same.
             StoreError: it was not stored.
         """
         draft = Draft(
@@ -163,8 +163,8 @@ class Stream:
 
         Raises:
             AskTimeout: no answer came in time; it is kept in the stream when it comes.
-            AskFailed: whoever handled it failed for good.
-            NobodyAnswers: no handler listens to the key, or nobody who had it is left.
+            AskFailed: its handler failed for good.
+            NobodyAnswers: no handler listens to the key, or none that got it can answer any more.
             StoreError: the request could not be stored.
         """
         requester, draft = self._request(key, value, agent, options)
@@ -206,9 +206,9 @@ class Stream:
         return self._requester, draft
 
     def broadcast(self, key: str, value: object) -> None:
-        """Send a value to whoever listens now: it goes out at once, is stored nowhere, and arrives at most once.
+        """Send a value to the present listeners: it goes out at once, is stored nowhere, and arrives at most once.
 
-        It does not wait, and nothing tells whether anybody received it. `listen(pattern, broadcasts=True)` receives.
+        It does not wait, and does not say whether anybody received it. `listen(pattern, broadcasts=True)` receives.
 
         Args:
             key: the key to send it under.
@@ -267,9 +267,9 @@ class Stream:
     async def listen(
         self, pattern: str, *, since: int | None = None, broadcasts: bool = False
     ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]:
-        """Yield messages as they are written, for ever; a store that is away is waited for.
+        """Yield messages as they are written, for ever; waits while the store is away.
 
-        Nothing is kept for a listener: what is written while it is away is read only with `since`. Rows of
+        Nothing is kept for a listener: messages written while it is away are read only with `since`. Rows of
         transactions that commit late come when they commit.
 
         Args:
@@ -282,58 +282,58 @@ class Stream:
             Unauthorized: the key or the role is wrong.
             MigrationMissing: the database lacks the schema.
         """
-        listening = Listening(self._settings, self._store, check_pattern(pattern), with_broadcasts=broadcasts)
+        listener = StreamListener(
+            self._settings, self._store, check_pattern(pattern), with_broadcasts=broadcasts
+        )
         reader = await Reader.begin(self._store, pattern, since)
-        self._tasks.start_soon(listening.run)
+        self._tasks.start_soon(listener.run)
         try:
             while True:
-                listening.woken = anyio.Event()
-                while listening.broadcasts:
-                    yield listening.broadcasts.popleft()
-                if not listening.is_due():
-                    await listening.rest()
+                listener.woken = anyio.Event()
+                while listener.broadcasts:
+                    yield listener.broadcasts.popleft()
+                if not listener.is_due():
+                    await listener.rest()
                     continue
                 try:
                     fresh = await reader.fresh()
                 except StoreUnavailable as error:
-                    listening.say_away(error)
+                    listener.note_away(error)
                     continue
-                listening.say_back()
-                if fresh:
-                    listening.look_again()
+                listener.note_read(fresh)
                 for message in fresh:
                     yield message
         finally:
-            listening.scope.cancel()
+            listener.scope.cancel()
 
     async def hints(self, pattern: str = ">") -> AsyncIterator[bool]:
-        """Yield whenever there may be something new under a pattern, for ever, and at once at first.
+        """Yield at once, and then whenever there may be something new under a pattern, for ever.
 
         Yields:
-            Whether a push path is live; while none is, it is the pace of polling that asks to look.
+            Whether a push path is live; while none is, it yields at the pace of polling.
         """
-        listening = Listening(self._settings, self._store, check_pattern(pattern))
-        self._tasks.start_soon(listening.run)
+        listener = StreamListener(self._settings, self._store, check_pattern(pattern))
+        self._tasks.start_soon(listener.run)
         try:
             while True:
-                listening.woken = anyio.Event()
-                listening.is_due()
-                yield listening.reach.is_live
-                await listening.rest()
+                listener.woken = anyio.Event()
+                listener.is_due()
+                yield listener.reach.is_live
+                await listener.rest()
         finally:
-            listening.scope.cancel()
+            listener.scope.cancel()
 
     @property
     def operations(self) -> Admin:
-        """What an operator does: pause, replay, redrive and so on."""
+        """Operations: pause, replay, redrive and so on."""
         return Admin(self._store)
 
     @property
     def views(self) -> Queries:
-        """What a person sees: pages, traces, activity and so on."""
+        """Queries for people: pages, traces, activity and so on."""
         return Queries(self._store)
 
     async def stats(self) -> dict[str, Any]:
-        """Return what is there and what waits: subscriptions, deliveries, workers."""
+        """Return the counts of subscriptions, deliveries and workers."""
         found: dict[str, Any] = await self._store.operate("stream_stats")
         return found

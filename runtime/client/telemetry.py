@@ -1,4 +1,4 @@
-"""How does one trace lead through many agents? A span for each send, each handler and each emit, by OpenTelemetry.
+"""OpenTelemetry: a span for each send, each handler and each emit, in one trace through many agents.
 
 Spans are joined across agents and processes by the W3C trace context (`traceparent`) in the messages' headers. They and
 the metrics follow the semantic conventions for messaging. Loaded only where `RUNTIME_TELEMETRY` asks for it.
@@ -26,8 +26,8 @@ class Telemetry:
     """Makes the spans and counts the metrics.
 
     Args:
-        tracers: where spans go; by default the application's own provider.
-        meters: where metrics go; likewise.
+        tracers: the provider of tracers; by default the application's own.
+        meters: the provider of meters; by default the application's own.
     """
 
     def __init__(self, tracers: TracerProvider | None = None, meters: MeterProvider | None = None) -> None:
@@ -41,7 +41,7 @@ class Telemetry:
 
     @contextmanager
     def sending(self, drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
-        """A span for each draft while it is written; yields the drafts with the trace context in their headers."""
+        """Have a span for each draft while it is written; yields the drafts with the trace context in their headers."""
         spans = [self._producer(draft) for draft in drafts]
         try:
             yield [_carrying(draft, span) for draft, span in zip(drafts, spans, strict=True)]
@@ -58,7 +58,7 @@ class Telemetry:
 
     @contextmanager
     def handling(self, handler: str, worker: str, delivery: Delivery) -> Iterator[Span]:
-        """The span of one attempt, current while the handler runs; its parent is whoever wrote the message."""
+        """Have a current span while a handler runs; its parent is the span that wrote the message."""
         with trace.use_span(
             self._consumer(handler, worker, delivery), end_on_exit=True, record_exception=True
         ) as span:
@@ -68,9 +68,9 @@ class Telemetry:
     def handling_batch(
         self, handler: str, worker: str, deliveries: Sequence[Delivery]
     ) -> Iterator[list[Span]]:
-        """A span for each delivery, in the trace of its message, while the handler runs on all of them.
+        """Have a span for each delivery, in the trace of its message, while a handler runs on all of them.
 
-        What the handler itself does is in none of those traces alone: its span is linked with all of them.
+        The handler's own work belongs to none of those traces alone: its span is linked with all of them.
         """
         spans = [self._consumer(handler, worker, delivery) for delivery in deliveries]
         links = [trace.Link(span.get_span_context()) for span in spans]
@@ -110,11 +110,11 @@ class Telemetry:
         )
 
     def emitting(self, drafts: Sequence[Draft], span: Span | None = None) -> list[Draft]:
-        """A span for each message emitted; returns the drafts with the trace context in their headers.
+        """Make a span for each emitted message; returns the drafts with the trace context in their headers.
 
         Args:
-            drafts: what was emitted.
-            span: what their spans are part of, instead of the current one.
+            drafts: the emitted messages.
+            span: the parent of their spans; by default the current one.
         """
         with (
             nullcontext() if span is None else trace.use_span(span),
@@ -146,7 +146,7 @@ class Telemetry:
 
 
 def start_exporting() -> None:
-    """Send spans and metrics by OTLP where the standard variables `OTEL_…` say; a provider that is set stays.
+    """Send spans and metrics by OTLP to the place that the standard variables `OTEL_…` name, unless a provider is set.
 
     Raises:
         ModuleNotFoundError: the extra `otel` is not installed.
@@ -166,7 +166,7 @@ def start_exporting() -> None:
 
 
 def current_ids() -> dict[str, str]:
-    """The current `trace_id` and `span_id`, for a log record; nothing outside of a span."""
+    """Return the current `trace_id` and `span_id`, for a log record; empty outside of a span."""
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}
@@ -174,7 +174,7 @@ def current_ids() -> dict[str, str]:
 
 
 def outgoing() -> dict[str, str]:
-    """The headers that carry the current trace to another program; none outside of a span."""
+    """Return the headers that carry the current trace to another program; empty outside of a span."""
     carrier: dict[str, str] = {}
     _CARRIER.inject(carrier)
     return carrier
@@ -190,7 +190,7 @@ def _at(key: str, operation: str) -> dict[str, Any]:
 
 
 def _carrying(draft: Draft, span: Span) -> Draft:
-    """The draft with the span's context in its headers; a context that its writer gave stays."""
+    """The draft with the span's context in its headers, unless its writer gave one."""
     if draft.headers and "traceparent" in draft.headers:
         return draft
     carrier: dict[str, str] = {}
@@ -199,13 +199,13 @@ def _carrying(draft: Draft, span: Span) -> Draft:
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:
-    """The headers that may be a trace context: anybody can write anything there."""
+    """The headers that may be a trace context; any writer may have put anything there."""
     return {
         name: headers[name] for name in ("traceparent", "tracestate") if isinstance(headers.get(name), str)
     }
 
 
 def _fail(span: Span, kind: str) -> None:
-    # The type alone: an error's text may hold what the message holds.
+    # The type alone: an error's text may contain the message's value.
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR)

@@ -1,4 +1,4 @@
-"""What does a person see in a browser? Every agent, every message and every failure, live: one page, one file.
+"""The dashboard: every agent, message and failure in a browser, live; one page, one file.
 
 guard.py     who may ask: the token, the host, the origin
 pulse.py     what is known of the whole stream, asked for once for all who look

@@ -1,4 +1,4 @@
-"""What happened in the last hour, minute by minute? Asked for behind the pages, which show as much as is known."""
+"""The activity of the last hour by the minute, read in the background; pages show what is there."""
 
 from collections import defaultdict
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which address leads where?"""
+"""The routes of the dashboard."""
 
 from starlette.applications import Starlette
 from starlette.convertors import IntegerConvertor, register_url_convertor

@@ -1,4 +1,4 @@
-"""Where do lines, bars and boxes stand? Geometry only: the templates draw it as SVG."""
+"""The geometry of lines, bars and boxes; the templates draw it as SVG."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

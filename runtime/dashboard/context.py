@@ -1,4 +1,4 @@
-"""What do all pages share? The stream, its pulse, the handlers' schemas, and the templates."""
+"""What all pages share: the stream, its live state, the handlers' schemas, and the templates."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

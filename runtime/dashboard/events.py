@@ -1,4 +1,4 @@
-"""How does an open page stay up to date? Over one stream of events: the health, new rows, and hints to look."""
+"""The stream of events that keeps an open page current: health, new rows, and hints to look."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""How do times, durations and values read? As text; a template escapes whatever it prints."""
+"""Template filters: times, durations and values as text. The template escapes it."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Where do the nodes of a graph stand? In columns from cause to effect, with few edges that cross."""
+"""The places of a graph's nodes: columns from cause to effect, with few edges that cross."""
 
 from collections.abc import Hashable, Iterable
 from typing import Final, TypeVar

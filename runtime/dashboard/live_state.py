@@ -1,4 +1,4 @@
-"""What is known of the whole stream? Asked for once, for everybody who looks, and not while nobody does."""
+"""The state of the whole stream, read once for all viewers, and not while there is none."""
 
 from collections.abc import Awaitable, Callable
 from time import monotonic

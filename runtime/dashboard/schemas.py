@@ -1,4 +1,4 @@
-"""What must a value look like? What the handlers' code says, read in a process of its own.
+"""The schemas of values, taken from the handlers' code in a process of its own.
 
 The dashboard imports no agent itself: their files change while it runs, and what they do at import is not its business.
 """

@@ -1,4 +1,4 @@
-"""Who may ask the dashboard? Decided before anything else runs.
+"""Access to the dashboard, decided before anything else runs.
 
 On the loopback address every program of this machine may, but no page of another site: neither by a form (CSRF) nor
 under a name of its own that points here (DNS rebinding). Anywhere else only who brings the token, in Jupyter's way:

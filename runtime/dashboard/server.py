@@ -1,4 +1,4 @@
-"""How is the dashboard served? By uvicorn, beside whatever else the command does, until cancelled."""
+"""Serving the dashboard by uvicorn, beside the command's own work, until cancelled."""
 
 import secrets
 import socket

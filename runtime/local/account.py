@@ -1,4 +1,4 @@
-"""As whom may PostgreSQL run? It refuses to be root, so root hands it to an account without privileges."""
+"""The account that runs PostgreSQL: it refuses to be root, so root hands it to an account without privileges."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What makes a plain PostgreSQL database a Supabase one? Roles for the cluster, the rest for each database."""
+"""The roles and schemas that make a plain PostgreSQL database a Supabase one."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""How does the gateway run beside the commands that start and stop it? As a process of its own, with a pid file."""
+"""The gateway as a process of its own, with a pid file, beside the commands that start and stop it."""
 
 import contextlib
 import json

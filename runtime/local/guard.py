@@ -1,4 +1,4 @@
-"""Who cleans up after the owner of a temporary stack is killed? A process of its own that waits for that."""
+"""The process that cleans up when the owner of a temporary stack is killed."""
 
 import os
 import shutil

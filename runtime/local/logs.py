@@ -1,4 +1,4 @@
-"""What did a process say before it failed? Logs of one run each, with the run before kept beside."""
+"""The logs of a process, one for each run, with the previous run's kept beside."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""How do the migrations reach a database? In order, each in one transaction, recorded as the Supabase CLI does."""
+"""The migrations, applied in order, each in one transaction, recorded as the Supabase CLI does."""
 
 import re
 from collections.abc import Sequence

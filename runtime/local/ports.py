@@ -1,4 +1,4 @@
-"""Which TCP ports of 127.0.0.1 are free?"""
+"""Free TCP ports of 127.0.0.1."""
 
 import os
 import socket

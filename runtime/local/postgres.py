@@ -1,4 +1,4 @@
-"""How does PostgreSQL run without being installed? By the programs of a wheel, and a launcher of our own."""
+"""A PostgreSQL server that is not installed: the programs of a wheel, and a launcher."""
 
 import logging
 import os

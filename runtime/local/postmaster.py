@@ -1,4 +1,4 @@
-"""Does a server live on this data folder? `postmaster.pid` alone cannot tell: it outlives a crash."""
+"""Whether a server runs on a data folder: `postmaster.pid` alone cannot tell, since it outlives a crash."""
 
 import os
 import signal

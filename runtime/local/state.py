@@ -1,4 +1,4 @@
-"""What a stack remembers between two commands: ports, keys, where its cluster is, and that somebody is at work."""
+"""The state of a stack between two commands: ports, keys, the place of its cluster, and a lock."""
 
 import os
 import sys

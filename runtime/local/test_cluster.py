@@ -1,4 +1,4 @@
-"""Where does each test get a database of its own from? From a template that has every migration."""
+"""A database for each test, copied from a template that has every migration."""
 
 import itertools
 import os

@@ -1,4 +1,7 @@
-"""Why look again? A wake-up is a hint: it can be lost, doubled, late or forged, and no work is lost or done twice."""
+"""Wake-ups: hints that there may be work.
+
+A hint can be lost, doubled, late or forged; no work is lost or done twice for that.
+"""
 
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
@@ -7,17 +10,17 @@ Path = Literal["broadcast", "postgres_changes", "notify"]
 """One way a wake-up can travel; each is live or lost on its own."""
 
 ANSWER: Final = "answer"
-"""Why to look, where it is an answer that came: nothing is due for that."""
+"""The reason of a wake-up that announces an answer: no delivery is due for it."""
 
 CANCEL: Final = "cancel"
-"""Why to look, where something that runs here is to end: there may be no room for more."""
+"""The reason of a wake-up that announces a cancellation: there may be no room for more deliveries."""
 
 
 class Listener(Protocol):
-    """Whom the wake-ups tell. Every method returns at once and never raises."""
+    """The receiver of wake-ups. Every method returns at once and never raises."""
 
     def wake(self, why: str, message: int | None = None) -> None:
-        """Look again. `why` names the path, or says `ANSWER` or `CANCEL`; `message` is what was written, if known."""
+        """Look again. `why` is the path, `ANSWER` or `CANCEL`; `message` is the id of the message written, if known."""
 
     def live(self, path: Path) -> None:
         """This path is proved: it has delivered. Called again after every reconnect."""
@@ -29,7 +32,7 @@ class Listener(Protocol):
         """This path delivers nothing until `live` is called for it again."""
 
     def prove(self, nonce: str) -> None:
-        """Please have the database send `nonce` back to this worker with the next exchange."""
+        """Have the database send `nonce` back to this worker with the next exchange."""
 
 
 class Wakeups(Protocol):
@@ -51,9 +54,9 @@ class Wakeups(Protocol):
 
 @dataclass
 class Reachability:
-    """Live or polling? Merges what several sources say into the two states of the way in.
+    """Whether wake-ups come or the runtime has to poll, merged from what several sources report.
 
-    `expected` are the paths that were asked for; with none of them live the runtime polls.
+    `expected` are the paths that were asked for; while none of them is live, the runtime polls.
     """
 
     expected: frozenset[Path]
@@ -61,7 +64,7 @@ class Reachability:
 
     @property
     def is_live(self) -> bool:
-        """At least one push path is proved to deliver."""
+        """Whether at least one push path is proved to deliver."""
         return bool(self.lively)
 
     def live(self, path: Path) -> bool:
@@ -71,7 +74,7 @@ class Reachability:
         return not was_live
 
     def lost(self, path: Path) -> bool:
-        """Note that a path went; returns whether polling must begin now."""
+        """Note that a path is lost; returns whether polling must begin now."""
         was_live = self.is_live
         self.lively.discard(path)
         return was_live and not self.is_live

@@ -1,7 +1,7 @@
 """Broadcasts received over Realtime or by NOTIFY.
 
 Each path has a connection of its own, not the one that carries wake-ups: a flood of broadcasts may close its channel,
-and must not cost those.
+and must not cost wake-ups.
 """
 
 import logging

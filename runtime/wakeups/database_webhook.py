@@ -1,7 +1,7 @@
-"""How does a Supabase Database Webhook reach a worker? By a small HTTP server that takes each POST as one more hint.
+"""Wake-ups by a Supabase Database Webhook: a small HTTP server takes each POST as a hint.
 
-It is no path that can be live: only the database posts, and nothing here can make it post a nonce. So it wakes, and
-polling or another path goes on beside it.
+A webhook is no path that can be live: only the database posts, and a worker cannot make it post a nonce. Polling or
+another path goes on beside it.
 """
 
 import hmac
@@ -28,11 +28,11 @@ _TABLE = ("public", "consciousness_stream")
 
 
 class DatabaseWebhook:
-    """Takes what `supabase_functions.http_request` posts for an INSERT, from whoever knows the secret.
+    """The endpoint for posts of `supabase_functions.http_request` on an INSERT.
 
     Args:
-        secret: what comes as `authorization: Bearer …` or as `x-webhook-secret`; without one everybody is let in.
-        patterns: a message under any other key wakes nobody.
+        secret: expected as `authorization: Bearer …` or as `x-webhook-secret`; without one every post is taken.
+        patterns: messages under other keys are ignored.
     """
 
     def __init__(self, secret: str | None, patterns: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class DatabaseWebhook:
         self._patterns = tuple(patterns)
 
     def knows_secret(self, request: Request) -> bool:
-        """Whether a request brings the secret."""
+        """Return whether a request has the secret."""
         if self._secret is None:
             return True
         brought = request.headers.get("x-webhook-secret", "")
@@ -51,14 +51,14 @@ class DatabaseWebhook:
         return hmac.compare_digest(brought.encode("latin-1"), self._secret)
 
     async def receive(self, request: Request, wake: Callable[[int | None], object]) -> Response:
-        """Answer a post; `wake` is told the message's id, or None where too much came to look for one."""
+        """Answer a post; `wake` is called with the message's id, or with None if the body is too large to read."""
         if not self.knows_secret(request):
             return UNKNOWN_SECRET
         try:
             record = _record(json.loads(await read_body(request, _MAX_BODY_BYTES)))
         except BodyRefused as error:
             if error.status == 413:
-                # Whoever knows the secret has something to tell, though it is more than is read here.
+                # The sender knows the secret: the post is a hint, even if it is too large to read.
                 wake(None)
                 return PlainTextResponse(
                     f"More than {_MAX_BODY_BYTES} bytes: taken as a hint, not read.\n", 413
@@ -76,16 +76,16 @@ UNKNOWN_SECRET = PlainTextResponse("The secret is missing or wrong.\n", 401)
 
 
 class WebhookWakeups:
-    """Wake-ups by HTTP: the INSERT that `supabase_functions.http_request` posts, from whoever knows the secret.
+    """Wake-ups by the posts of `supabase_functions.http_request` on an INSERT.
 
     Args:
         address: where to listen, as HOST:PORT.
-        secret: what the webhook must send as `authorization: Bearer …` or as `x-webhook-secret`; None only on
-            an address that nobody else can reach.
-        patterns: what the worker's handlers listen to; a message under any other key wakes nobody.
+        secret: what the webhook must send as `authorization: Bearer …` or as `x-webhook-secret`; None only on a
+            loopback address.
+        patterns: the patterns of the worker's handlers; messages under other keys are ignored.
 
     Raises:
-        SettingsError: `address` is none, or it can be reached from outside and the secret is missing or short.
+        SettingsError: `address` is no address, or it can be reached from outside and the secret is missing or short.
     """
 
     paths: tuple[Path, ...] = ()
@@ -103,14 +103,14 @@ class WebhookWakeups:
         self._webhook = DatabaseWebhook(secret, patterns)
 
     def doubt(self) -> None:
-        """Nothing here can be proved, so nothing is doubted."""
+        """Do nothing: a webhook cannot be proved."""
 
     async def run(self, listener: Listener) -> None:
         """Listen until cancelled; while another process has the port, ask for it again and again."""
         await serve("the webhook", self.host, self.port, self.app(listener), log=_log)
 
     def app(self, listener: Listener) -> Starlette:
-        """The HTTP application: any path, POST alone."""
+        """Return the HTTP application; it answers POST on any path."""
 
         async def receive(request: Request) -> Response:
             return await self._webhook.receive(request, lambda message: listener.wake("webhook", message))
@@ -119,11 +119,11 @@ class WebhookWakeups:
 
 
 class _NotOurs(ValueError):
-    """JSON, but not what a webhook on the stream posts."""
+    """JSON, but not the post of a webhook on the stream."""
 
 
 def _record(payload: Any) -> dict[str, Any]:
-    """The message's id and key out of what was posted."""
+    """The message's record, with its id and key, in a post."""
     if not isinstance(payload, dict) or payload.get("type") != "INSERT":
         raise _NotOurs("Expected a Database Webhook for INSERT: tick Insert alone in the webhook's events.")
     if (payload.get("schema"), payload.get("table")) != _TABLE:

@@ -1,4 +1,4 @@
-"""How often to look while no push path is live? Fast after activity, slower when idle, never slower than a bound."""
+"""The pace of polling while no push path is live: fast after activity, slower when idle, up to a bound."""
 
 from random import Random
 
@@ -11,8 +11,8 @@ class Pace:
 
     Args:
         fast: seconds between looks right after activity.
-        slow: seconds between looks when nothing happens; the interval grows up to it and no further.
-        random: where the jitter comes from, so that many workers do not look at the same moment.
+        slow: seconds between looks when nothing happens; the interval grows up to it.
+        random: the source of jitter, so that many workers do not look at the same moment.
     """
 
     def __init__(self, fast: float, slow: float, random: Random | None = None) -> None:

@@ -272,20 +272,17 @@ class RealtimeWakeups:
             _log.log(
                 level,
                 "Realtime at %s: %s. Going on by postgres_changes alone, and trying broadcast again in %.0f s, then "
-                "ever more rarely; `runtime doctor` tells what is missing.",
+                "ever more rarely; `runtime doctor` says what is missing.",
                 self._place, close.why, self.mend_seconds,
             )  # fmt: skip
         elif close.refusal is RefusalKind.TOKEN:
             _log.log(
-                level,
-                "Realtime at %s: %s. Check the key; trying again in %.1f s.",
-                self._place,
-                close.why,
-                pause,
-            )
+                level, "Realtime at %s: %s. Check the key; trying again in %.1f s.",
+                self._place, close.why, pause,
+            )  # fmt: skip
         else:
             _log.log(
-                level, "Realtime at %s: %s. Somebody must mend this; trying again every minute.",
+                level, "Realtime at %s: %s. It needs mending: see `runtime doctor`. Trying again every minute.",
                 self._place, close.why,
             )  # fmt: skip
 

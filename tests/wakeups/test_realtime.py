@@ -393,7 +393,7 @@ async def test_every_change_of_state_is_logged_once_with_cause_and_next_step(
     assert "closed with code 1012; connecting again in" in said[2]
     assert "closed with code 1006; connecting again in" in said[5]
     assert "PrivateOnly" in said[6]
-    assert "Somebody must mend this" in said[6]
+    assert "It needs mending" in said[6]
     assert len(said) == 7
 
 

@@ -1,4 +1,4 @@
-"""What do the settings alone say? Nothing here asks anybody."""
+"""The checks of the settings alone; they query nothing."""
 
 import time
 

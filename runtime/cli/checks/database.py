@@ -1,4 +1,4 @@
-"""What does the database tell of itself? Pure: the facts of `stream_examine` come in, findings go out."""
+"""The checks of the database: the facts of `stream_examine` in, findings out; no I/O."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""In which order are the checks made, and which need not be made any more? Each finding is given as it is found."""
+"""The order of the checks, and those that another one makes needless; yields each finding as it is made."""
 
 import time
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Is everything set up as it must be, and if not, what is wrong and what cures it?
+"""A finding of `runtime doctor`: what is wrong, and the cure.
 
 One file per kind of evidence: `access` judges the settings alone, `database` what the database tells of itself, and
 `journey` sends something all the way round. Every check gives one finding.

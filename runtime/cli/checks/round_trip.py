@@ -1,4 +1,4 @@
-"""Does something get all the way round? A socket, a nonce by each push path, and one row through a handler."""
+"""The checks of the whole way: a socket, a nonce by each push path, and one row through a handler."""
 
 import time
 from collections.abc import Mapping

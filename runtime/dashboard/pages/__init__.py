@@ -1,1 +1,1 @@
-"""The pages, one a file: what is asked for, and what it is shown with."""
+"""The pages, one a file: the queries and the template of each."""

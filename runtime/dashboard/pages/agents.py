@@ -1,4 +1,4 @@
-"""Who handles what, how fast, how well, and what is stuck? And the hand on it: pause, resume, replay."""
+"""The agents: handlers, throughput, failures, backlog; pause, resume and replay."""
 
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta

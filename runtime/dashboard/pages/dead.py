@@ -1,4 +1,4 @@
-"""What died, and of what? By error; and mend it: redrive one, a group, or with an edited value, or discard it."""
+"""The dead letters by error; redrive one, a group, or an edited value, or discard them."""
 
 from difflib import unified_diff
 from typing import Any

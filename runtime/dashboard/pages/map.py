@@ -1,4 +1,4 @@
-"""Who writes what, who reads it, and how much flows? The agents and keys as a graph."""
+"""The agents and keys as a graph: writers, readers and flow."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is one message's whole story? What caused it, each attempt, what it caused; deliver it again, or cancel it."""
+"""One message: its cause, each attempt, its effects; deliver it again, or cancel it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is written, newest first, and what became of it? The live channel."""
+"""The messages, newest first, with their outcomes, live."""
 
 from dataclasses import dataclass
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""How is a message sent by hand, and who would get it? Checked against the handlers' schemas before it goes."""
+"""Writing a message by hand, checked against the schemas of the handlers that will get it."""
 
 from typing import Any
 

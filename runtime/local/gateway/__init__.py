@@ -1,1 +1,1 @@
-"""What a Supabase client needs of PostgREST and Realtime to run, test and demo agents, and no more."""
+"""The parts of PostgREST and Realtime that a Supabase client needs to run, test and demo agents."""

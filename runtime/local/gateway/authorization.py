@@ -1,4 +1,4 @@
-"""May this role listen to a private topic, or send to it? The policies on `realtime.messages` are tried.
+"""Access to private topics, found by trying the policies on `realtime.messages`.
 
 As the real server does: rows of that topic are inserted as the owner and looked for as the joining role
 (listen), or inserted as that role (send), and everything is rolled back.

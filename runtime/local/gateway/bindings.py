@@ -1,4 +1,4 @@
-"""Which changes does a client ask for? One `postgres_changes` entry, read as Realtime reads it."""
+"""The `postgres_changes` entries of a join, read as Realtime reads them."""
 
 import zlib
 from collections.abc import Iterator, Mapping

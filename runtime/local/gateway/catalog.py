@@ -1,4 +1,4 @@
-"""Which functions and tables of schema public are there? Read once, and again when something is not found."""
+"""The functions and tables of schema public, read once, and again when a name is not found."""
 
 from dataclasses import dataclass
 from typing import Any

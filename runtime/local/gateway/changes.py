@@ -1,4 +1,4 @@
-"""How do committed rows become `postgres_changes` frames? Gathered for a polling interval, matched, encoded.
+"""Committed rows as `postgres_changes` frames: gathered for a polling interval, matched, encoded.
 
 The real server asks its slot for news every 100 to 500 ms, and so a row waits up to that long. Here rows
 arrive at once and wait for the next tick of `poll_seconds`, so that nobody comes to rely on a speed the real

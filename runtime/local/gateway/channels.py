@@ -1,4 +1,4 @@
-"""What happens on one channel? Its join, its token, its subscriptions, its broadcasts and its end."""
+"""One channel: its join, its token, its subscriptions, its broadcasts and its end."""
 
 import logging
 import time

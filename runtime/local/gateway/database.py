@@ -1,4 +1,4 @@
-"""How does Realtime ask the database something? Over a few ordinary connections, made when first needed."""
+"""A few ordinary database connections of the gateway, made when first needed."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""How does a value in PostgreSQL's text form look in a Realtime frame? As `to_jsonb` writes it.
+"""PostgreSQL's text values as JSON in a Realtime frame, in the form of `to_jsonb`.
 
 So a bigint keeps all its digits, a bytea loses its `\\x`, NaN and the infinities become null, and the keys of
 an object stand in jsonb's order: shorter ones first, then by their bytes.

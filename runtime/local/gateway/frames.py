@@ -1,4 +1,4 @@
-"""What do the frames of the Realtime protocol look like? Versions 1.0.0 and 2.0.0, in text and in binary.
+"""The frames of the Realtime protocol, versions 1.0.0 and 2.0.0, in text and in binary.
 
 Payloads that carry rows are built as JSON text and never parsed again: a bigint must keep its digits.
 """

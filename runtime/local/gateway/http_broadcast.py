@@ -1,4 +1,4 @@
-"""What does POST /realtime/v1/api/broadcast do? Hands each message to the listeners of its topic."""
+"""POST /realtime/v1/api/broadcast: hands each message to the listeners of its topic."""
 
 from dataclasses import dataclass
 from functools import partial

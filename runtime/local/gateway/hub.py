@@ -1,4 +1,4 @@
-"""Who hears a broadcast? The channels joined to its topic; a private and a public topic of a name are two."""
+"""The listeners of each topic: the channels joined to it. A private and a public topic of one name are two."""
 
 from collections import defaultdict
 from collections.abc import Callable

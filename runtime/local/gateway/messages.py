@@ -1,4 +1,4 @@
-"""How do rows of `realtime.messages` become broadcasts? Streamed out of the log, at once.
+"""Rows of `realtime.messages` as broadcasts, streamed out of the log at once.
 
 `realtime.send` inserts them. The table is partitioned by day; like the real server, the gateway has the coming
 partitions made while it runs, and drops those older than three days.

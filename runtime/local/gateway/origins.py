@@ -1,4 +1,4 @@
-"""Which web pages may use the gateway: those of this machine, and those that are named.
+"""The web pages that may use the gateway: those of this machine, and those that are named.
 
 The keys of a local stack are published, so a page anywhere in the web could read and write the stream of whoever
 looks at it. A browser says where a page is from: in `Origin`, and in `Host` when a foreign name was made to lead here.

@@ -1,4 +1,4 @@
-"""How long the gateway waits for a request that does not come whole: connections that say nothing cost a descriptor."""
+"""Timeouts for requests that do not come whole: idle connections cost a file descriptor each."""
 
 import asyncio
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""How is one changed row written as the `data` of a `postgres_changes` frame? As JSON text, to the letter."""
+"""One changed row as the `data` of a `postgres_changes` frame: JSON text, identical to the letter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What do the bytes of PostgreSQL's `pgoutput` plugin say? Protocol version 1, text values; no I/O here."""
+"""A decoder for PostgreSQL's `pgoutput` plugin, protocol version 1, text values; no I/O."""
 
 import struct
 from dataclasses import dataclass, field

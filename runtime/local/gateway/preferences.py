@@ -1,4 +1,4 @@
-"""How does a client want its answer? The headers `Prefer`, `Accept` and `Range` of a REST request.
+"""A client's preferences for the answer: the headers `Prefer`, `Accept` and `Range` of a REST request.
 
 Source: https://docs.postgrest.org/en/stable/references/api/preferences.html
 """

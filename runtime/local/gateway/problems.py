@@ -1,4 +1,4 @@
-"""In which words and with which status does PostgREST say no?
+"""PostgREST's errors: their texts and their statuses.
 
 Source: PostgREST's reference, "Errors": https://docs.postgrest.org/en/stable/references/errors.html
 """

@@ -1,4 +1,4 @@
-"""What does the query string of a table request ask for? PostgREST's comparison operators, order and paging.
+"""The query string of a table request: PostgREST's comparison operators, order and paging.
 
 Source: https://docs.postgrest.org/en/stable/references/api/tables_views.html
 """

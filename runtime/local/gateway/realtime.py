@@ -1,4 +1,4 @@
-"""What does the gateway answer at /realtime/v1? A small, faithful stand-in for Supabase Realtime.
+"""The routes at /realtime/v1: a small, faithful stand-in for Supabase Realtime.
 
 Served: WebSockets of protocol 1.0.0 and 2.0.0 with `postgres_changes`, broadcast between clients, from the
 database and over HTTP, tokens and their expiry. What is left out is listed in `docs/local-stack.md`.

@@ -1,4 +1,4 @@
-"""In which words does Realtime refuse a token? One fault reads differently in handshake, join and refresh."""
+"""Realtime's refusals of a token: one fault reads differently in handshake, join and refresh."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The newest messages of a private topic, told again to who joins it: `config.broadcast.replay` of a join."""
+"""The newest messages of a private topic, sent again on a join with `config.broadcast.replay`."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How does the gateway keep hearing what is committed? Through a publication and temporary slots."""
+"""A stream of committed changes, through a publication and temporary slots."""
 
 import logging
 import secrets

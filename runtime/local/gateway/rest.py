@@ -1,4 +1,4 @@
-"""What does the gateway answer at /rest/v1? RPC, and simple requests on tables, as PostgREST does."""
+"""The routes at /rest/v1: RPC, and simple requests on tables, as in PostgREST."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How does a client prove a password to PostgreSQL without sending it? SCRAM-SHA-256 (RFC 5802, RFC 7677)."""
+"""SCRAM-SHA-256 (RFC 5802, RFC 7677): proves a password to PostgreSQL without sending it."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Who a connection of the gateway is: a role without privileges of its own, however it has logged in."""
+"""The role of a gateway connection: one without privileges of its own, however it logged in."""
 
 from typing import Any, Final
 

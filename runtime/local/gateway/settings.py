@@ -1,4 +1,4 @@
-"""Where the gateway listens, where its database is, and whom it lets in."""
+"""The gateway's settings: its address, its database, its keys."""
 
 from pathlib import Path
 

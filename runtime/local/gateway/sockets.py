@@ -1,4 +1,4 @@
-"""What does one WebSocket do? Takes frames and events strictly one after another, as the real server does.
+"""One WebSocket: frames and events strictly one after another, as in the real server.
 
 Everything passes one mailbox: frames that came in and frames that shall go out. So a refused join, which
 sleeps, holds up the whole socket, heartbeats and rows of other channels included: clients must bear that.

@@ -1,4 +1,4 @@
-"""Does this subscription make sense, and which rows is it for? Checked in the database, as Realtime does."""
+"""Subscriptions to rows, checked in the database as Realtime does."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

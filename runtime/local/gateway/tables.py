@@ -1,4 +1,4 @@
-"""Which statement does a request on a table stand for? Select, insert, update and delete, as PostgREST has them."""
+"""Statements for requests on a table: select, insert, update and delete, as in PostgREST."""
 
 import json
 from collections.abc import Sequence

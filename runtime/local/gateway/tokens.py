@@ -1,4 +1,4 @@
-"""Whose request it is: by a JWT signed with the project's secret or its keys, or by a key of the newer kind.
+"""The identity of a request: a JWT signed with the project's secret or its keys, or a key of the newer kind.
 
 The algorithm a token names never chooses what its signature is checked with: HS… means the secret, ES… and RS… the
 published key of that id and of that very type, and anything else lets nobody in.

@@ -1,4 +1,4 @@
-"""What may a role see of a changed row? Columns by their grants, and the row itself by row-level security."""
+"""The parts of a changed row that a role may see: columns by grants, the row by row-level security."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How does one talk to a PostgreSQL walsender? In the few messages that logical replication needs.
+"""A client of a PostgreSQL walsender, with the few messages that logical replication needs.
 
 asyncpg does not speak the replication protocol, hence this client: start-up, passwords (clear text, MD5,
 SCRAM), simple queries, and the two-way copy that carries the log.
