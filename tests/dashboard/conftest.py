@@ -27,7 +27,8 @@ QUIET = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
-expect.set_options(timeout=8_000)
+# Only for what hangs: a busy machine takes its time.
+expect.set_options(timeout=60_000)
 
 
 @dataclass
