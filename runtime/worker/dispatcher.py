@@ -31,20 +31,20 @@ _LEAVE_SECONDS = 2.0
 
 
 class Dispatcher:
-    """The side of the runtime: talks to the store, listens for wake-ups, keeps leases.
+    """Talks to the store, listens for wake-ups, and keeps leases.
 
-    It lives on the runtime's own loop, in a thread of its own. What is called from elsewhere says so.
+    It lives on the runtime's own loop, in a thread of its own; methods for other threads say so.
 
     Args:
         store: where messages live.
         wakeups: every source of wake-ups, as one.
         reach: which push paths are live; the dispatcher keeps it.
-        card: who this worker is.
+        card: what the database is told about this worker.
         handlers: by subscription name.
         runner: where handlers run.
         settings: paces and limits.
-        poison_messages: whether to take what has crashed its worker twice.
-        gauges: how this process is, told with every heartbeat.
+        poison_messages: whether to take messages that crashed their worker twice.
+        gauges: the state of this process, sent with every heartbeat.
         subscribe: declares the worker's subscriptions and returns their numbers; given True, new ones get
             the whole history.
         drainage: for a worker that ends when nothing is due any more.
@@ -145,7 +145,7 @@ class Dispatcher:
         self._signal_now()
 
     def _from_outside(self, function: Callable[[], object]) -> None:
-        # A loop that has ended needs to be told nothing.
+        # The loop may have ended.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
@@ -223,14 +223,14 @@ class Dispatcher:
         """Declare this worker and its subscriptions, also again after the database forgot them."""
         incarnation = await self._store.check_schema()
         was_reset = self._incarnation not in ("", incarnation)
-        # Whatever is in a database that was reset was written after that, and nothing of it may be missed.
+        # Every message in a database that was reset was written after the reset, and none may be missed.
         subscribed = await self._subscribe(was_reset)
         self._incarnation = incarnation
         self._runner.know(subscribed.numbers, self.report)
         self._numbers = subscribed.numbers
         for name, number in subscribed.numbers.items():
             self._by_number[number] = self._handlers[name]
-        # What is held under numbers that are no more is reported, and refused, as it ends.
+        # Deliveries that are held under old numbers are reported as they end, and refused.
         for lane in self.plan.lanes.values():
             lane.limit = 0
         for name, number in subscribed.numbers.items():
@@ -264,7 +264,7 @@ class Dispatcher:
                 self._begin_stopping(0)
 
     async def _give_back_what_is_left(self) -> None:
-        """Past the deadline, what cannot be cancelled runs on, but it is no longer ours."""
+        """Give back, past the deadline, the deliveries whose handlers cannot be cancelled; those run on."""
         while isinstance(step := self.plan.decide(time.monotonic()), Look) and (step.done or step.failed):
             await self._carry_out(step)
         left = [Report(delivery, outcome="released") for delivery in self.plan.held.values()]
@@ -282,7 +282,7 @@ class Dispatcher:
             await self._isolation.carry_less(look, fault)
             return
         except StoreError as error:
-            # There is no more time. Where nothing is left to report, nothing is lost either.
+            # There is no more time. If there is nothing to report, nothing is lost.
             if isinstance(error, StoreUnavailable) or look.done or look.failed:
                 raise
             return
@@ -331,14 +331,14 @@ class Dispatcher:
             self._wakeups.doubt()
 
     def _warn(self, warnings: Sequence[str]) -> None:
-        """Log what the database warns of; what it warned of before is not said again while it lasts."""
+        """Log the warnings of the database, each once while it lasts."""
         for warning in warnings:
             if warning not in self._warned:
                 _log.warning("%s", warning)
         self._warned = frozenset(warnings)
 
     def _soon(self, tell: Callable[[Sequence[Delivery]], None], deliveries: Sequence[Delivery]) -> None:
-        """Tell the loop of user code something, just before this loop waits for whatever it is.
+        """Tell the loop of user code something, just before this loop waits.
 
         Woken earlier, that loop would find the interpreter taken, and would have to be woken a second time.
         """

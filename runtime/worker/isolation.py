@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from runtime.agent.handler import Handler
@@ -29,35 +29,26 @@ def name_of(handlers: Mapping[int, Handler], subscription: int) -> str:
     return handler.name if handler else f"subscription {subscription}"
 
 
+@dataclass
 class Isolation:
     """Carries on after exchanges that failed for something in them.
 
-    Args:
+    Attributes:
         plan: what is held and waits to be reported.
         exchanger: makes further exchanges.
         handlers: by the number of their subscription; more may be added.
         slow_seconds: how long nothing is taken where the store refuses every exchange that takes.
         absorb: called with what was sent, its answer, and when it was sent.
-
-    Attributes:
         wants_refused: how often in a row an exchange was refused for taking anything.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        exchanger: Exchanger,
-        handlers: Mapping[int, Handler],
-        slow_seconds: float,
-        absorb: Callable[[Look, ExchangeAnswer, float], None],
-    ) -> None:
-        self.wants_refused = 0
-        self._plan = plan
-        self._exchanger = exchanger
-        self._handlers = handlers
-        self._slow_seconds = slow_seconds
-        self._absorb = absorb
-        self._random = Random()
+    plan: Plan
+    exchanger: Exchanger
+    handlers: Mapping[int, Handler]
+    slow_seconds: float
+    absorb: Callable[[Look, ExchangeAnswer, float], None]
+    wants_refused: int = 0
+    _random: Random = field(default_factory=Random)
 
     async def carry_less(self, look: Look, fault: Unapplied) -> None:
         """Find what in an exchange keeps all of it from being applied, and let everything else go on."""
@@ -66,32 +57,32 @@ class Isolation:
         if len(reports) == 1 and not look.want:
             await self._judge(reports[0], fault.error)
         elif reports or (look.want and fault.leased):
-            self._plan.put_back(look, time.monotonic(), by=remedy.shrinks_by)
+            self.plan.put_back(look, time.monotonic(), by=remedy.shrinks_by)
         elif look.want:
             # Refused for wanting anything, not for how much it wants; or the cause was mended meanwhile.
             self.wants_refused += 1
-            self._plan.put_back(look, time.monotonic(), by=1)
+            self.plan.put_back(look, time.monotonic(), by=1)
             if self.wants_refused > 1:
-                self._exchanger.say(fault.error)
-                self._plan.put_off(time.monotonic() + self._slow_seconds)
+                self.exchanger.say(fault.error)
+                self.plan.put_off(time.monotonic() + self.slow_seconds)
         else:
             await self._renew_each(look)
 
     async def _judge(self, report: Report, error: StoreError) -> None:
         """Put aside a report that fails alone while an empty exchange passes, or make a failed attempt of it."""
         message, subscription = report.delivery.place
-        aside = self._plan.outbox.delay(report, time.monotonic())
+        aside = self.plan.outbox.delay(report, time.monotonic())
         if aside.tries >= remedy_of(error).blames:
             await self._fail_instead(report, error)
         elif aside.tries == 1:
             _log.warning(
                 "the report of %s on message %s waits, and others go on: %s It is tried again until it passes.",
-                name_of(self._handlers, subscription), message, error,
+                name_of(self.handlers, subscription), message, error,
             )  # fmt: skip
 
     async def _fail_instead(self, report: Report, reason: StoreError) -> None:
         """Report an attempt whose report cannot pass as a failed one."""
-        handler = self._handlers[report.delivery.subscription]
+        handler = self.handlers[report.delivery.subscription]
         # The runtime's own frames help no one, and a front that refused the report would read them too.
         reason = reason.with_traceback(None)
         reason.__cause__ = reason.__context__ = None
@@ -100,36 +91,36 @@ class Isolation:
         for each in (failed, plain):
             look, sent_at = Look(failed=[each]), time.monotonic()
             try:
-                answer, _ = await self._exchanger.exchange(look)
+                answer, _ = await self.exchanger.exchange(look)
             except Unapplied as again:
                 reason = again.error
             else:
-                self._absorb(look, answer, sent_at)
+                self.absorb(look, answer, sent_at)
                 return
         # The lease of the delivery will lapse; nothing else can be done from here.
         _log.error("message %s cannot even be reported as failed: %s", report.delivery.place[0], reason)
-        self._plan.forget(report.delivery)
+        self.plan.forget(report.delivery)
 
     async def have(self, look: Look, leased: Sequence[Delivery], doubt: StoreError) -> None:
         """Get messages that did not arrive although they are leased: a few at a time, in the end one alone."""
         remedy = remedy_of(doubt)
         if len(leased) > 1 or remedy.blames == math.inf:
             await self._give_back(leased)
-            self._plan.outbox.bounds.shrink_taking(len(leased), remedy.shrinks_by)
+            self.plan.outbox.bounds.shrink_taking(len(leased), remedy.shrinks_by)
             return
         single = Look(want=look.want, due=look.due, alone=look.alone)
         again: StoreError | None = doubt
         for _ in range(int(remedy.blames) - 1):
             # The exchange that listed the delivery has renewed its lease.
-            sent_at = self._exchanger.asked_at
-            answer, again = await self._exchanger.exchange(single, again=True)
+            sent_at = self.exchanger.asked_at
+            answer, again = await self.exchanger.exchange(single, again=True)
             if again is None or not answer.leased:
-                self._absorb(single, answer, sent_at)
+                self.absorb(single, answer, sent_at)
                 return
         message, subscription = leased[0].place
         text = f"{type(again).__name__}: the message does not arrive, while everything else does: {again}"
         _log.error(
-            "message %s for %s is a dead letter: %s", message, name_of(self._handlers, subscription), text
+            "message %s for %s is a dead letter: %s", message, name_of(self.handlers, subscription), text
         )
         await self._report_apart([Report(leased[0], outcome="dead", reason="failed", error=text)])
 
@@ -142,11 +133,11 @@ class Isolation:
         """Report deliveries that never began here."""
         look, sent_at = Look(failed=reports), time.monotonic()
         try:
-            answer, _ = await self._exchanger.exchange(look)
+            answer, _ = await self.exchanger.exchange(look)
         except Unapplied as fault:
             _log.warning("%d deliveries are left to come due again: %s", len(reports), fault.error)
         else:
-            self._absorb(look, answer, sent_at)
+            self.absorb(look, answer, sent_at)
 
     async def _renew_each(self, look: Look) -> None:
         """Renew leases one by one that could not be renewed together, so that one of them holds up no other."""
@@ -155,5 +146,5 @@ class Isolation:
         for delivery in look.renew:
             single, sent_at = Look(renew=[delivery]), time.monotonic()
             with suppress(Unapplied):
-                answer, _ = await self._exchanger.exchange(single)
-                self._absorb(single, answer, sent_at)
+                answer, _ = await self.exchanger.exchange(single)
+                self.absorb(single, answer, sent_at)

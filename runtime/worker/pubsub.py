@@ -27,20 +27,20 @@ from runtime.wakeups.polling import Pace
 from runtime.worker.execution.executor import Executor
 
 _log = logging.getLogger("runtime.worker.pubsub")
-# What comes in between is read together.
+# Messages that are written within this time are read together.
 _GATHER_SECONDS = 0.05
 # How many messages may wait for a handler, and how long a page that it has no room for is kept.
 _WAITING = 1_000
 _PATIENCE_SECONDS = 5.0
 _WARN_SECONDS = 10.0
-# Announcements are addressed to workers with work; they say nothing of what each process reads.
+# Announcements on these paths go to the workers whose handlers have work, not to every process.
 _ADDRESSED = ("broadcast", "notify")
 
 
 class PubSub:
     """The handlers of one process that get each message.
 
-    It lives on the runtime's own loop; what is called from elsewhere says so.
+    It lives on the runtime's own loop; methods for other threads say so.
 
     Args:
         handlers: those declared with `deliver="each"`.
@@ -66,34 +66,34 @@ class PubSub:
         self._loop = asyncio.get_running_loop()
         self._reports: deque[Report] = deque()
         self._is_told = False
-        # Numbers below zero: no subscription has one.
-        self._ears = {
+        # The executor knows them by numbers below zero, which no subscription has.
+        self._subscribers = {
             -place: _Subscriber(self, handler, -place, limits[handler.name], store, runner, settings)
             for place, handler in enumerate(handlers, start=1)
         }
-        runner.know({ear.handler.name: number for number, ear in self._ears.items()}, self.report)
+        runner.know({each.handler.name: number for number, each in self._subscribers.items()}, self.report)
         self._reading = anyio.CancelScope()
 
     @property
     def has_begun(self) -> bool:
-        """Whether every handler hears what is written now. From any thread."""
-        return all(ear.has_begun for ear in self._ears.values())
+        """Whether every handler gets the messages that are written now. From any thread."""
+        return all(each.has_begun for each in self._subscribers.values())
 
     @property
     def is_live(self) -> bool:
-        """Whether rows are pushed, so that nobody has to poll."""
+        """Whether rows are pushed, so that there is no need to poll."""
         return self._reach.is_live
 
     async def run(self, ready: anyio.Event) -> None:
         """Read and hand over until cancelled, once the worker is ready."""
         await ready.wait()
         async with anyio.create_task_group() as tasks:
-            for ear in self._ears.values():
-                tasks.start_soon(ear.send_emits)
+            for each in self._subscribers.values():
+                tasks.start_soon(each.send_emits)
             with self._reading:
                 async with anyio.create_task_group() as readers:
-                    for ear in self._ears.values():
-                        readers.start_soon(ear.read)
+                    for each in self._subscribers.values():
+                        readers.start_soon(each.read)
 
     def stop(self) -> None:
         """Read nothing more; what runs goes on. From any thread."""
@@ -102,18 +102,18 @@ class PubSub:
 
     def _stop(self) -> None:
         self._reading.cancel()
-        for ear in self._ears.values():
-            ear.drop_waiting()
+        for each in self._subscribers.values():
+            each.drop_waiting()
 
     def open_and_close(self) -> None:
-        """Look which handlers are open now: the others hear nothing. From any thread."""
+        """Look which handlers are open now: the others get nothing. From any thread."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._look)
 
     async def drained(self) -> None:
         """Return when nothing runs any more and every emit is sent."""
-        for ear in self._ears.values():
-            await ear.rested()
+        for each in self._subscribers.values():
+            await each.rested()
 
     def report(self, report: Report) -> None:
         """Take note of how a run ended. Called from the loop of user code."""
@@ -127,7 +127,7 @@ class PubSub:
         self._is_told = False
         while self._reports:
             report = self._reports.popleft()
-            self._ears[report.delivery.subscription].ended(report)
+            self._subscribers[report.delivery.subscription].ended(report)
 
     # Called by the wake-ups
 
@@ -155,8 +155,8 @@ class PubSub:
         """Nothing: the worker sends nonces."""
 
     def _look(self) -> None:
-        for ear in self._ears.values():
-            ear.woken.set()
+        for each in self._subscribers.values():
+            each.woken.set()
 
 
 class _Subscriber:
@@ -164,7 +164,7 @@ class _Subscriber:
 
     def __init__(
         self,
-        each: PubSub,
+        pubsub: PubSub,
         handler: Handler,
         number: int,
         limit: int,
@@ -175,7 +175,7 @@ class _Subscriber:
         self.handler = handler
         self.has_begun = False
         self.woken = anyio.Event()
-        self._each = each
+        self._pubsub = pubsub
         self._number = number
         self._limit = limit
         self._store = store
@@ -227,14 +227,14 @@ class _Subscriber:
         return sorted(fresh, key=lambda message: message.id) if len(patterns) > 1 else fresh
 
     async def _rest(self) -> None:
-        seconds = self._sweep_seconds if self._each.is_live else self._pace.next_seconds()
+        seconds = self._sweep_seconds if self._pubsub.is_live else self._pace.next_seconds()
         with anyio.move_on_after(seconds):
             await self.woken.wait()
 
     async def _take(self, fresh: Sequence[Message[Any]]) -> None:
         """Have messages wait for the handler; when it makes no room for them in time, the oldest are dropped."""
         self._waiting.extend(fresh)
-        self._each.counts["heard"] += len(fresh)
+        self._pubsub.counts["heard"] += len(fresh)
         self._start()
         with anyio.move_on_after(_PATIENCE_SECONDS):
             while len(self._waiting) > _WAITING:
@@ -243,7 +243,7 @@ class _Subscriber:
         while len(self._waiting) > _WAITING:
             self._waiting.popleft()
             self._dropped += 1
-            self._each.counts["dropped"] += 1
+            self._pubsub.counts["dropped"] += 1
         if self._dropped and anyio.current_time() >= self._warned_at + _WARN_SECONDS:
             self._warned_at = anyio.current_time()
             _log.warning(
@@ -281,7 +281,7 @@ class _Subscriber:
                 try:
                     await self._store.write(report.emits)
                 except StoreError as error:
-                    self._each.counts["emits lost"] += len(report.emits)
+                    self._pubsub.counts["emits lost"] += len(report.emits)
                     _log.warning(
                         "what %s emitted on message %s may be lost: %s",
                         self.handler.name, report.delivery.place[0], error,

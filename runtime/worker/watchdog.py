@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import anyio
 
@@ -16,10 +17,11 @@ _log = logging.getLogger("runtime.worker.dispatcher")
 _BLOCKED_WARNING_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
 class Watchdog:
     """Looks after the leases that a plan holds and the loop that its handlers run on.
 
-    Args:
+    Attributes:
         plan: what is held, and whether handlers on the loop are renewed.
         runner: where handlers run.
         settings: how long a lease lasts, and a loop may be blocked.
@@ -27,19 +29,11 @@ class Watchdog:
         changed: called when the plan renews more or less than before.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        runner: Executor,
-        settings: Settings,
-        lapse: Callable[[Sequence[Delivery]], None],
-        changed: Callable[[], None],
-    ) -> None:
-        self._plan = plan
-        self._runner = runner
-        self._settings = settings
-        self._lapse = lapse
-        self._changed = changed
+    plan: Plan
+    runner: Executor
+    settings: Settings
+    lapse: Callable[[Sequence[Delivery]], None]
+    changed: Callable[[], None]
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -50,14 +44,14 @@ class Watchdog:
     async def _watch_leases(self) -> None:
         """End attempts whose leases cannot be renewed in time, before another worker may take them over."""
         while True:
-            await anyio.sleep(self._settings.lease_seconds * LAPSING_SHARE / 2)
-            if lapsing := self._plan.lapsing(time.monotonic()):
-                self._lapse(lapsing)
+            await anyio.sleep(self.settings.lease_seconds * LAPSING_SHARE / 2)
+            if lapsing := self.plan.lapsing(time.monotonic()):
+                self.lapse(lapsing)
 
     async def _watch_user_loop(self) -> None:
         """Notice a handler that blocks the loop of user code, and stop renewing if it does so for long."""
         warned = False
-        plan, runner = self._plan, self._runner
+        plan, runner = self.plan, self.runner
         while True:
             await anyio.sleep(_BLOCKED_WARNING_SECONDS)
             if plan.held:
@@ -75,6 +69,6 @@ class Watchdog:
                     ", ".join(runner.running) or "a handler",
                 )
             warned = is_blocked
-            if plan.renews_async != (blocked < self._settings.blocked_loop_seconds):
+            if plan.renews_async != (blocked < self.settings.blocked_loop_seconds):
                 plan.renews_async = not plan.renews_async
-                self._changed()
+                self.changed()

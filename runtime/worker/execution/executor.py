@@ -27,7 +27,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 class Executor:
-    """The side of user code: runs handlers within their limits and gathers their reports.
+    """Runs handlers within their limits, on the loop of user code, and reports their attempts.
 
     Args:
         tasks: the group its handlers run in, on the loop of user code.
@@ -66,17 +66,17 @@ class Executor:
         self._inbox: deque[Delivery] = deque()
         self._is_called = threading.Event()
         self._waiting: dict[int, deque[Delivery]] = {}
-        # Of handlers of batches; theirs wait nowhere else.
+        # The deliveries of handlers of batches wait here instead.
         self._gathering: dict[int, PendingBatch] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._running: dict[int, int] = {}
         self._starting: set[int] = set()
         self._is_stopping = False
         self._scopes: set[anyio.CancelScope] = set()
-        # By what names a delivery object while it runs: the same delivery may be taken again meanwhile.
-        # None for a plain function, which cannot be cancelled.
+        # By the id of a delivery object that runs, since the same delivery may be taken again meanwhile; None for a
+        # plain function, which cannot be cancelled.
         self._attempts: dict[int, anyio.CancelScope | BatchMember | None] = {}
-        # Running, and to be reported as cancelled however they end.
+        # The ids of those that run, and are to be reported as cancelled however they end.
         self._called_off: set[int] = set()
         self.ticked_at = time.monotonic()
         self._called_at = self.ticked_at
@@ -98,10 +98,7 @@ class Executor:
         return self._rooms[name]
 
     def load(self) -> dict[str, float]:
-        """How many handlers run, and the longest their loop has kept others waiting, in seconds, since last asked.
-
-        Called from the runtime's thread.
-        """
+        """How many handlers run, and the longest delay of their loop since the last call, in seconds."""
         now_waiting = time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
         lag, self._lag_seconds = max(self._lag_seconds, now_waiting), 0.0
         left = sum(self._limits[name] - self._rooms[name] for name in self.left)
@@ -113,11 +110,7 @@ class Executor:
 
     def release(self, agent: str) -> None:
         """Give back what waits for an agent that has closed. Called on the loop of user code."""
-        for number, handler in tuple(self._handlers.items()):
-            if handler.agent == agent:
-                self._start(number)
-                if number in self._gathering:
-                    self._start_batch(number)
+        self._start_each(lambda handler: handler.agent == agent)
 
     def know(self, numbers: Mapping[str, int], report: Callable[[Report], None]) -> None:
         """Learn the numbers of subscriptions. Called from the runtime's thread, before they are used.
@@ -153,10 +146,7 @@ class Executor:
         self._soon(self._cancel)
 
     def revoke(self, deliveries: Sequence[Delivery]) -> None:
-        """End or skip the attempts of deliveries whose leases are lost. Called from the runtime's thread.
-
-        A plain function cannot be stopped in its thread: it runs on, its slot stays taken, and its result is refused.
-        """
+        """End or skip the attempts of deliveries whose leases are lost. Called from the runtime's thread."""
         self._soon(partial(self._revoke, deliveries))
 
     def _revoke(self, deliveries: Sequence[Delivery]) -> None:
@@ -167,10 +157,7 @@ class Executor:
                 self._cancel_one(delivery)
 
     def call_off(self, deliveries: Sequence[Delivery]) -> None:
-        """End attempts that an operator has cancelled. Called from the runtime's thread.
-
-        A plain function cannot be stopped in its thread: it runs on, and its result is dropped.
-        """
+        """End attempts that an operator has cancelled. Called from the runtime's thread."""
         self._soon(partial(self._call_off, deliveries))
 
     def _call_off(self, deliveries: Sequence[Delivery]) -> None:
@@ -188,10 +175,9 @@ class Executor:
             return
         _log.warning(
             "%s on message %s runs on in its thread, where a plain function cannot be stopped: its slot stays taken "
-            "until it ends, and nothing comes of it",
-            self._handlers[delivery.subscription].name,
-            delivery.place[0],
-        )
+            "until it ends, and its result is dropped",
+            self._handlers[delivery.subscription].name, delivery.place[0],
+        )  # fmt: skip
 
     def _leave(self, handler: Handler) -> None:
         """A plain function was given up on: until it has ended in its thread, there is room for one less."""
@@ -199,11 +185,9 @@ class Executor:
         room, limit = self._rooms[handler.name], self._limits[handler.name]
         _log.warning(
             "%s was given up on and runs on in its thread, where a plain function cannot be stopped: its slot stays "
-            "taken until it ends; %d of %d are free of such",
-            handler.name,
-            room,
-            limit,
-        )
+            "taken until it ends; %d of its %d slots are left",
+            handler.name, room, limit,
+        )  # fmt: skip
         self._moved()
         if room == 0:
             self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
@@ -215,25 +199,20 @@ class Executor:
         for number, each in tuple(self._handlers.items()):
             # A message that each process gets can be handled by no other worker.
             if each is handler and handler.deliver == "once":
-                waiting = self._gathering.get(number, self._waiting[number])
-                while waiting:
-                    self._give_back(
-                        waiting.take() if isinstance(waiting, PendingBatch) else [waiting.popleft()]
-                    )
+                while gathering := self._gathering.get(number):
+                    self._give_back(gathering.take())
+                while waiting := self._waiting[number]:
+                    self._give_back([waiting.popleft()])
         self._loop.call_later(_PATIENCE_SECONDS, self._wait_no_longer, handler)
 
     def _leave_no_more(self, handler: Handler) -> None:
         self._rooms[handler.name] += 1
         _log.info("a thread of %s that was given up on has ended", handler.name)
         self._moved()
-        for number, each in tuple(self._handlers.items()):
-            if each is handler:
-                self._start(number)
-                if number in self._gathering:
-                    self._start_batch(number)
+        self._start_each(lambda each: each is handler)
 
     def _remove_waiting(self, delivery: Delivery) -> bool:
-        """Let a delivery go that has not begun; returns whether it was there."""
+        """Remove a delivery that has not begun; returns whether it waited here."""
         if (gathering := self._gathering.get(delivery.subscription)) is not None:
             return gathering.remove(delivery)
         waiting = self._waiting[delivery.subscription]
@@ -243,14 +222,14 @@ class Executor:
         return True
 
     def _call(self) -> None:
-        # One call covers everything that gathers until it is made.
+        # One call covers every delivery that arrives before it is made.
         if not self._is_called.is_set():
             self._called_at = time.monotonic()
             self._is_called.set()
             self._soon(self._begin)
 
     def _soon(self, function: Callable[[], object]) -> None:
-        # A loop that has ended runs nothing any more.
+        # The loop may have ended.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
@@ -264,10 +243,16 @@ class Executor:
                 gathering.add(delivery, self.ticked_at)
             else:
                 self._waiting[delivery.subscription].append(delivery)
-        for number in tuple(self._handlers):
+        self._start_each(lambda _: True)
+
+    def _start_each(self, is_meant: Callable[[Handler], bool]) -> None:
+        """Have the deliveries run, or given back, that wait for these handlers."""
+        for number, handler in tuple(self._handlers.items()):
+            if not is_meant(handler):
+                continue
             self._start(number)
-        for number in self._gathering:
-            self._start_batch(number)
+            if number in self._gathering:
+                self._start_batch(number)
 
     def _start(self, number: int) -> None:
         """Have one handler's waiting deliveries run, or given back when there is nobody to run them."""
@@ -406,11 +391,8 @@ class Executor:
             try:
                 observer(attempt)
             except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
-                _log.error(
-                    "the observer failed; the work goes on: %s (at %s)",
-                    text_of(error),
-                    ", ".join(places_of(error)),
-                )
+                places = ", ".join(places_of(error))
+                _log.error("the observer failed; the work goes on: %s (at %s)", text_of(error), places)
 
     def _cancel(self) -> None:
         for scope in self._scopes:
