@@ -5,7 +5,6 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 
 import anyio
 
@@ -15,6 +14,7 @@ from runtime.settings import Settings
 from runtime.store import Delivery, ExchangeAnswer, Look, Report, Store, Subscribed, WorkerCard
 from runtime.wakeups import ANSWER, CANCEL, Path, Reachability, Wakeups
 from runtime.worker.drain import Drain
+from runtime.worker.event_loop import call_soon
 from runtime.worker.exchanger import Exchanger, Unapplied
 from runtime.worker.execution.executor import Executor
 from runtime.worker.isolation import Isolation, name_of
@@ -110,19 +110,19 @@ class Dispatcher:
         self._inbox.append(report)
         if not self._is_signalled:
             self._is_signalled = True
-            self._from_outside(self._signal_now)
+            call_soon(self._loop, self._signal_now)
 
     def stop(self, drain_seconds: float) -> None:
         """Take no new work and end when what runs has ended, or when the seconds are over. From any thread."""
-        self._from_outside(lambda: self._begin_stopping(drain_seconds))
+        call_soon(self._loop, lambda: self._begin_stopping(drain_seconds))
 
     def look(self) -> None:
         """Look at everything once, though nothing woke this worker. From any thread."""
-        self._from_outside(self._look)
+        call_soon(self._loop, self._look)
 
     def open_and_close(self) -> None:
         """Look which handlers are open now: nothing is taken for the others. From any thread."""
-        self._from_outside(self._open_and_close)
+        call_soon(self._loop, self._open_and_close)
 
     def _open_and_close(self) -> None:
         limits = {number: self._limit(name) for name, number in self._numbers.items()}
@@ -138,16 +138,11 @@ class Dispatcher:
 
     def hint(self, why: str, message: int | None) -> None:
         """Look again, for a reason that reached another loop. From any thread."""
-        self._from_outside(lambda: self.wake(why, message))
+        call_soon(self._loop, lambda: self.wake(why, message))
 
     def _look(self) -> None:
         self.plan.sweep(time.monotonic())
         self._signal_now()
-
-    def _from_outside(self, function: Callable[[], object]) -> None:
-        # The loop may have ended.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function)
 
     # Called by the wake-ups
 

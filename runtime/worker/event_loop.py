@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dis import opmap
 from importlib.util import find_spec
 from typing import Any, TypeVar, TypeVarTuple, Unpack
@@ -30,6 +31,12 @@ _log = logging.getLogger("runtime.worker")
 def run(function: Callable[[Unpack[Arguments]], Awaitable[Result]], *arguments: *Arguments) -> Result:
     """Run an async function on a loop of its own, and return what it returns."""
     return anyio.run(function, *arguments, backend_options={"loop_factory": _make_loop})
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Have a loop call a function soon, from any thread; nothing happens if the loop has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
 
 
 def _make_loop() -> asyncio.AbstractEventLoop:

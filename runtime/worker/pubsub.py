@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -24,6 +23,7 @@ from runtime.settings import Settings
 from runtime.store import Delivery, Report, Store
 from runtime.wakeups import Path, Reachability
 from runtime.wakeups.polling import Pace
+from runtime.worker.event_loop import call_soon
 from runtime.worker.execution.executor import Executor
 
 _log = logging.getLogger("runtime.worker.pubsub")
@@ -97,8 +97,7 @@ class PubSub:
 
     def stop(self) -> None:
         """Read nothing more; what runs goes on. From any thread."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._stop)
+        call_soon(self._loop, self._stop)
 
     def _stop(self) -> None:
         self._reading.cancel()
@@ -107,8 +106,7 @@ class PubSub:
 
     def open_and_close(self) -> None:
         """Look which handlers are open now: the others get nothing. From any thread."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._look)
+        call_soon(self._loop, self._look)
 
     async def drained(self) -> None:
         """Return when nothing runs any more and every emit is sent."""
@@ -120,8 +118,7 @@ class PubSub:
         self._reports.append(report)
         if not self._is_told:
             self._is_told = True
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._absorb)
+            call_soon(self._loop, self._absorb)
 
     def _absorb(self) -> None:
         self._is_told = False

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -15,6 +14,7 @@ from anyio.abc import TaskGroup
 from runtime.agent.handler import Handler
 from runtime.store import Delivery, Report
 from runtime.tracebacks import places_of, text_of
+from runtime.worker.event_loop import call_soon
 from runtime.worker.execution.attempt import Attempt, Attempts, Observer
 from runtime.worker.execution.batching import BatchMember, PendingBatch
 from runtime.worker.execution.cancellation import TASK_STATES, leave_scopes, shake_off_cancellation
@@ -143,11 +143,11 @@ class Executor:
 
     def cancel(self) -> None:
         """Cancel what still runs, and give it back. Called from the runtime's thread."""
-        self._soon(self._cancel)
+        call_soon(self._loop, self._cancel)
 
     def revoke(self, deliveries: Sequence[Delivery]) -> None:
         """End or skip the attempts of deliveries whose leases are lost. Called from the runtime's thread."""
-        self._soon(partial(self._revoke, deliveries))
+        call_soon(self._loop, partial(self._revoke, deliveries))
 
     def _revoke(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -158,7 +158,7 @@ class Executor:
 
     def call_off(self, deliveries: Sequence[Delivery]) -> None:
         """End attempts that an operator has cancelled. Called from the runtime's thread."""
-        self._soon(partial(self._call_off, deliveries))
+        call_soon(self._loop, partial(self._call_off, deliveries))
 
     def _call_off(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -226,12 +226,7 @@ class Executor:
         if not self._is_called.is_set():
             self._called_at = time.monotonic()
             self._is_called.set()
-            self._soon(self._begin)
-
-    def _soon(self, function: Callable[[], object]) -> None:
-        # The loop may have ended.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function)
+            call_soon(self._loop, self._begin)
 
     def _begin(self) -> None:
         self._is_called.clear()
