@@ -129,7 +129,9 @@ async def test_certificates_are_checked_for_the_name_and_not_for_the_address(
 
 
 async def test_plain_http_is_for_hosts_that_the_settings_name() -> None:
-    with pytest.raises(SettingsError, match=r"out\.post posts to http://example\.com/hook, which anyone on the network path"):
+    with pytest.raises(
+        SettingsError, match=r"out\.post posts to http://example\.com/hook, which anyone on the network path"
+    ):
         await post("http://me:word@example.com/hook?key=hush", "")
 
 
