@@ -13,9 +13,9 @@ begin
     if dedup_key is not null then
         raise exception using
             errcode = '22023',
-            message = format('the dedup_key %L is not for everybody', left(dedup_key, 80)),
+            message = format('the dedup_key %L is reserved for the runtime', left(dedup_key, 80)),
             hint = 'Keys that begin with "tick ", "answer ", "failed ", "ask " or "webhook " are the runtime''s own, '
-                   'so that nobody can make its messages vanish as duplicates: begin yours with another word.';
+                   'so that no writer can make its messages vanish as duplicates: begin yours with another word.';
     end if;
 end
 $$;

@@ -217,7 +217,7 @@ begin
         cross join lateral (
             select n.visible_at from runtime.deliveries n
             -- A delivery that came due while this exchange was taking counts as due now: it came too late for this
-            -- exchange, and too early for a timer. Suspects (1) are reported apart, also those that this exchange made.
+            -- exchange, and too early for a timer. Poison messages (1) are reported apart, also those made just now.
             where n.subscription = w.key::integer and n.visible_at < 'infinity'
               and n.visible_at > case when standing = 1 then (select clock_timestamp()) else since end
               and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing

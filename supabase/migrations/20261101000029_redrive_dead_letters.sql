@@ -1,29 +1,5 @@
 -- Ending dead letters: deliver them again, discard them, or write them anew with another value.
 
-create function runtime.choose_letters(
-    ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, max integer
-) returns bigint[]
-language plpgsql volatile set search_path = '' as $$
-declare
-    chosen bigint[] := runtime.find_letters(ids, subscription, pattern, older_than_seconds, error, null, max, false);
-begin
-    return array(
-        select l.id from runtime.dead_letters l where l.id = any (chosen) order by l.id for update skip locked
-    );
-end
-$$;
-comment on function runtime.choose_letters(bigint[], text, text, double precision, text, integer) is
-    'Locks the dead letters for which all given conditions hold, the oldest first.';
-
-create function runtime.count_letters(letters bigint[]) returns jsonb
-language sql stable set search_path = '' as $$
-    select coalesce(jsonb_object_agg(n.name, n.amount), '{}') from (
-        select l.subscription_name as name, count(*) as amount from runtime.dead_letters l
-        where l.id = any (letters) group by 1
-    ) n
-$$;
-comment on function runtime.count_letters(bigint[]) is 'How many of these dead letters each subscription has.';
-
 create function runtime.restore_messages(letters bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -124,9 +100,16 @@ create function runtime.end_letters(
 ) returns json
 language plpgsql set search_path = '' as $$
 declare
-    letters bigint[] := runtime.choose_letters(ids, subscription, pattern, older_than_seconds, error, max);
-    counts jsonb := runtime.count_letters(letters);
+    letters bigint[] := runtime.find_letters(ids, subscription, pattern, older_than_seconds, error, null, max, false);
+    counts jsonb;
 begin
+    letters := array(
+        select l.id from runtime.dead_letters l where l.id = any (letters) order by l.id for update skip locked
+    );
+    select coalesce(jsonb_object_agg(n.name, n.amount), '{}') into counts from (
+        select l.subscription_name as name, count(*) as amount from runtime.dead_letters l
+        where l.id = any (letters) group by 1
+    ) n;
     if action = 'redriven' then
         -- A letter whose subscription was removed cannot be delivered.
         letters := array(
@@ -193,8 +176,8 @@ begin
     select s.* into target from runtime.subscriptions s where s.id = dead.subscription;
     if not found then
         raise exception using
-            errcode = 'P0002', message = format('the subscription %L is no more', dead.subscription_name),
-            hint = 'Discard the letter, or send its value under a key that somebody handles.';
+            errcode = 'P0002', message = format('the subscription %L was removed', dead.subscription_name),
+            hint = 'Discard the letter, or send its value under a key that has a handler.';
     end if;
     -- A new message, since other subscriptions have handled the old one as it was; its headers name the message it
     -- amends.

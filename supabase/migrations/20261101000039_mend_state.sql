@@ -118,19 +118,13 @@ comment on function runtime.mend() is
     'Repairs all that a starting worker may find damaged, and keeps other transactions from changing patterns '
     'meanwhile.';
 
-create function runtime.same_patterns(one text[], other text[]) returns boolean
-language sql immutable set search_path = '' as $$
-    select one = other or (one @> other and one <@ other)
-$$;
-comment on function runtime.same_patterns(text[], text[]) is 'Whether these are the same patterns, in any order.';
-
 create function runtime.rivals(of_worker uuid default null)
 returns table (worker uuid, subscription integer, warning text)
 language plpgsql stable set search_path = '' as $$
 begin
     return query
     select w.id, s.id, format(
-        '%s listens to %s, as a later started worker has declared, and no longer to %s, as worker %s declares, which '
+        '%s listens to %s, as a worker started later declares, and no longer to %s, as worker %s declares, which '
         'still runs. A deploy ends that worker; if these are two projects on one stream, give the agent of one of them '
         'another name.',
         s.name, array_to_string(s.patterns, ', '), array_to_string(mine.patterns, ', '), w.name)
@@ -140,7 +134,7 @@ begin
     join runtime.subscriptions s on s.id = d.id::integer
     where (of_worker is null or w.id = of_worker)
       and (w.seen_at > (select runtime.alive_since())) is not false
-      and not runtime.same_patterns(s.patterns, mine.patterns)
+      and not (s.patterns @> mine.patterns and s.patterns <@ mine.patterns)
     order by s.name, w.name;
 end
 $$;
@@ -156,8 +150,8 @@ begin
         select t.tgenabled in ('O', 'A') from pg_catalog.pg_trigger t
         where t.tgrelid = 'public.consciousness_stream'::regclass and t.tgname = 'fan_out'), false) then
         found := found || (
-            'The trigger fan_out of consciousness_stream is off or gone, so nobody gets what is written. '
-            || 'Run ' || runtime.fan_out_cure() || ' What was written meanwhile is delivered by `runtime replay`.');
+            'The trigger fan_out of consciousness_stream is off or gone, so no agent gets new messages. '
+            || 'Run ' || runtime.fan_out_cure() || ' Messages written meanwhile are delivered by `runtime replay`.');
     end if;
     if 'realtime' = any (announce) and not exists (
         select from pg_catalog.pg_publication p
@@ -169,8 +163,8 @@ begin
                   and r.prrelid in ('public.consciousness_stream'::regclass, 'runtime.beats'::regclass)))
     ) then
         found := found || (
-            'The publication supabase_realtime is missing or does not tell of inserts into consciousness_stream and '
-            'runtime.beats, so postgres_changes wakes nobody. Run `create publication supabase_realtime;` where it is '
+            'The publication supabase_realtime is missing or does not publish inserts into consciousness_stream and '
+            'runtime.beats, so postgres_changes wakes no worker. Run `create publication supabase_realtime;` where it is '
             'missing, then `select public.stream_install_realtime();`')::text;
     end if;
     return found;

@@ -2,13 +2,21 @@
 -- A hosted project opens every new function of schema public to anon and authenticated, and a function that is replaced
 -- loses its planner settings: so each later migration ends, as this one does, with `select runtime.finish_migration();`.
 
-create function runtime.keep_grants() returns void
+create function runtime.finish_migration() returns void
 language plpgsql set search_path = '' as $$
 declare
     has_api boolean := exists (select from pg_catalog.pg_roles r where r.rolname = 'anon');
     has_service boolean := exists (select from pg_catalog.pg_roles r where r.rolname = 'service_role');
+    t regclass;
     f regprocedure;
 begin
+    perform runtime.keep_settings();
+    for t in
+        select c.oid::regclass from pg_catalog.pg_class c
+        where c.relnamespace = 'runtime'::regnamespace and c.relkind = 'r' and not c.relrowsecurity
+    loop
+        execute format('alter table %s enable row level security', t);
+    end loop;
     for f in
         select p.oid::regprocedure from pg_catalog.pg_proc p
         where (p.pronamespace = 'public'::regnamespace and p.proname like 'stream\_%')
@@ -27,34 +35,9 @@ begin
     end loop;
 end
 $$;
-comment on function runtime.keep_grants() is
-    'Closes every function to all but service_role, which may call the public ones.';
-
-create function runtime.keep_row_security() returns void
-language plpgsql set search_path = '' as $$
-declare
-    t regclass;
-begin
-    for t in
-        select c.oid::regclass from pg_catalog.pg_class c
-        where c.relnamespace = 'runtime'::regnamespace and c.relkind = 'r' and not c.relrowsecurity
-    loop
-        execute format('alter table %s enable row level security', t);
-    end loop;
-end
-$$;
-comment on function runtime.keep_row_security() is 'Enables row level security on every table of schema runtime.';
-
-create function runtime.finish_migration() returns void
-language plpgsql set search_path = '' as $$
-begin
-    perform runtime.keep_settings();
-    perform runtime.keep_row_security();
-    perform runtime.keep_grants();
-end
-$$;
 comment on function runtime.finish_migration() is
-    'Ends every migration: planner settings of functions, row level security of tables, and who may call what.';
+    'Ends every migration: gives functions their planner settings, tables their row level security, and closes every '
+    'function to all but service_role, which may call the public ones.';
 
 do $$
 begin

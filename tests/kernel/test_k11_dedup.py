@@ -156,7 +156,7 @@ RESERVED = [
 @pytest.mark.parametrize("dedup_key", RESERVED)
 async def test_s3_a_plain_insert_takes_no_key_of_the_runtime(db: Any, dedup_key: str) -> None:
     for rows in ("($1, $2)", "('task.output', 'x'), ($1, $2)"):
-        with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="is reserved for the runtime"):
             await db.execute(
                 f"insert into consciousness_stream (key, dedup_key) values {rows}", "task.output", dedup_key
             )
@@ -174,14 +174,14 @@ async def test_s3_neither_does_a_plain_insert_of_a_signed_in_user(db: Any, dedup
         )
         await db.execute("set local role authenticated")
         await db.execute(statement, "mine")
-        with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="is reserved for the runtime"):
             await db.execute(statement, dedup_key)
         await undone.rollback()
 
 
 @pytest.mark.parametrize("dedup_key", ["tick a.b x", "answer 1 1", "failed 1 1"])
 async def test_s3_stream_send_takes_no_key_of_a_tick_or_an_answer(db: Any, dedup_key: str) -> None:
-    with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="is reserved for the runtime"):
         await outcomes(db, draft("fine"), draft(dedup_key))
     assert await stored(db) == []
 
@@ -203,7 +203,7 @@ async def test_s3_an_attempt_takes_the_key_of_its_own_answer_alone(db: Any, work
         f"answer {number} {other.subscription}", f"answer {number + 1} {mine.subscription}", f"answer {number}",
         f"failed {number} {mine.subscription}", "tick a.b x", f"ask {number} x", "webhook shop msg_1",
     ):  # fmt: skip
-        with pytest.raises(asyncpg.InvalidParameterValueError, match="is not for everybody"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="is reserved for the runtime"):
             await worker.finish(mine, emits=[draft("fine"), draft(dedup_key)])
     own = f"answer {number} {mine.subscription}"
     assert (await worker.finish(mine, emits=[draft("fine"), draft(own)])).refused == set()
