@@ -124,7 +124,8 @@ class Settings(BaseSettings):
     notify: bool = Field(default=True, description="LISTEN for NOTIFY when there is a direct connection.")
 
     webhook: str | None = Field(
-        default=None, description="HOST:PORT where a Supabase Database Webhook may post, as one more wake-up."
+        default=None,
+        description="HOST:PORT where a Supabase Database Webhook may post, as a wake-up; needs the extra `serve`.",
     )
     webhook_secret: SecretStr | None = Field(
         default=None, description="What the webhook sends as `authorization: Bearer …` or `x-webhook-secret`."
@@ -153,7 +154,10 @@ class Settings(BaseSettings):
         default=False, description="OpenTelemetry spans and metrics; needs the extra `otel`."
     )
     metrics_port: int | None = Field(
-        default=None, ge=0, le=65_535, description="Port for /metrics, /healthz and /readyz; none by default."
+        default=None,
+        ge=0,
+        le=65_535,
+        description="Port for /metrics, /healthz and /readyz, none by default; needs the extra `serve`.",
     )
     metrics_host: str = Field(default="127.0.0.1", description="The address that port is opened at.")
 
