@@ -48,7 +48,7 @@ _ADVANCE: Final = (
 
 _WAITING: Final = """
     select s.name, count(*) filter (where d.lease is not null) as running,
-           count(*) filter (where d.lease is null) as due,
+           count(*) filter (where d.lease is null) as waiting,
            not s.settled as is_settling, s.paused_at is not null as is_paused
     from runtime.subscriptions s
     left join runtime.deliveries d on d.subscription = s.id and d.visible_at is distinct from 'infinity'
@@ -236,7 +236,7 @@ class Harness:
         lines = [f"Work was left after {seconds:g} s:"]
         for row in left:
             state = (", not settled" if row["is_settling"] else "") + (", paused" if row["is_paused"] else "")
-            lines.append(f"{row['name']}: {row['due']} due, {row['running']} running{state}")
+            lines.append(f"{row['name']}: {row['waiting']} waiting, {row['running']} running{state}")
         if not self._workers:
             lines.append("No agent runs here: async with harness.running(agent): …")
         async with connected(self._admin_url) as connection:

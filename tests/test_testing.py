@@ -92,12 +92,14 @@ async def test_what_does_not_drain_is_named(harness: Harness) -> None:
     async with harness.running(stuck):
         await harness.send("k")
         await harness.send("k")
-        with pytest.raises(NotDrained, match=r"Work was left after 0\.2 s:\nstuck\.wait: 1 due, 1 running"):
+        with pytest.raises(
+            NotDrained, match=r"Work was left after 0\.2 s:\nstuck\.wait: 1 waiting, 1 running"
+        ):
             await harness.drain(seconds=0.2)
         release.set()
         await harness.drain()
     await harness.send("k")
-    with pytest.raises(NotDrained, match=r"stuck\.wait: 1 due, 0 running\nNo agent runs here"):
+    with pytest.raises(NotDrained, match=r"stuck\.wait: 1 waiting, 0 running\nNo agent runs here"):
         await harness.drain(seconds=0.1)
 
 
@@ -172,7 +174,7 @@ async def test_agents_are_tested_under_faults(harness: Harness) -> None:
 
         faults.freeze("requests")
         await harness.send("order.placed", {"items": 2})
-        with pytest.raises(NotDrained, match="pack: 1 due"):
+        with pytest.raises(NotDrained, match="pack: 1 waiting"):
             await harness.drain(seconds=0.5)
         faults.heal()
         await harness.drain()

@@ -248,7 +248,7 @@ async def _until(condition: Callable[[], bool], what: str) -> None:
 
 
 def _waiting(subscription: dict[str, Any]) -> int:
-    return sum(subscription[name] for name in ("fresh", "leased", "waiting", "parked"))
+    return sum(subscription[name] for name in ("waiting", "running", "scheduled"))
 
 
 def _subject(value: Any) -> str:

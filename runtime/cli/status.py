@@ -42,24 +42,24 @@ def _subscriptions(stats: dict[str, Any]) -> Rows:
     table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("subscription")
     table.add_column("patterns", overflow="fold")
-    for name in ("workers", "due", "running", "later", "dead", "oldest"):
+    for name in ("workers", "waiting", "running", "scheduled", "dead", "lag"):
         table.add_column(name, justify="right")
     table.add_column("")
     for each in stats["subscriptions"]:
-        oldest = each["oldest_seconds"]
+        lag = each["lag_seconds"]
         state = "paused" if each["paused"] else "" if each["settled"] else "settling"
         table.add_row(
             each["name"],
             " ".join(each["patterns"]),
             str(each["workers"]),
-            amount(each["fresh"], is_about=each.get("about", False)),
-            str(each["leased"]),
-            amount(each["waiting"] + each["parked"], is_about=each.get("about", False)),
+            amount(each["waiting"], is_about=each.get("about", False)),
+            str(each["running"]),
+            amount(each["scheduled"], is_about=each.get("about", False)),
             Text(
                 amount(each["dead"], is_about=each.get("dead_about", False)),
                 style="red" if each["dead"] else "",
             ),
-            "" if oldest is None else duration(oldest),
+            "" if lag is None else duration(lag),
             Text(state, style="yellow"),
         )
     return table
@@ -69,7 +69,7 @@ def _workers(stats: dict[str, Any]) -> Rows:
     table = Rows(box=None, header_style="dim", pad_edge=False)
     for name in ("worker", "state", "woken by", "seen"):
         table.add_column(name)
-    for name in ("running", "memory", "cpu", "lag"):
+    for name in ("running", "memory", "cpu", "loop lag"):
         table.add_column(name, justify="right")
     for each in stats["workers"]:
         details = each["details"]
@@ -80,7 +80,7 @@ def _workers(stats: dict[str, Any]) -> Rows:
             ", ".join(plain(way) for way in each["announce"])
             or ("time" if details.get("is_quarantine") else "polling"),
             f"{duration(each['seen_seconds'])} ago",
-            str(details.get("running", "")),
+            str(each["running"]),
             decimal(details["rss_bytes"]) if "rss_bytes" in details else "",
             f"{details['cpu_percent']:.0f} %" if "cpu_percent" in details else "",
             "" if lag is None else Text(f"{lag:.2f} s", style="red" if lag > _LAG_SECONDS else ""),
@@ -93,7 +93,7 @@ def _state(worker: dict[str, Any]) -> str | Text:
         return Text("gone", style="red")
     if worker["details"].get("is_quarantine"):
         return "quarantine"
-    return "asleep" if worker["asleep"] else "awake"
+    return "busy" if worker["running"] else "idle"
 
 
 def advice(stats: dict[str, Any]) -> list[str]:
@@ -113,7 +113,7 @@ def advice(stats: dict[str, Any]) -> list[str]:
     idle = [
         each["name"]
         for each in stats["subscriptions"]
-        if not each["workers"] and not each["paused"] and each["fresh"] + each["waiting"] + each["parked"]
+        if not each["workers"] and not each["paused"] and each["waiting"] + each["scheduled"]
     ]
     if idle:
         lines.append(f"Work waits and no worker runs: {', '.join(idle)}")

@@ -52,24 +52,27 @@ def _table(found: list[dict[str, Any]]) -> Rows:
     table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("subscription", no_wrap=True)
     table.add_column("patterns", overflow="fold")
-    for name in ("workers", "waiting", "running", "dead", "lag", "per min"):
+    for name in ("workers", "waiting", "running", "scheduled", "dead", "lag", "per min"):
         table.add_column(name, justify="right")
     table.add_column("state")
     table.add_column("last error", overflow="ellipsis", no_wrap=True)
     for each in found:
-        waiting = each["fresh"] + each["waiting"] + each["parked"]
-        is_orphan = not each["workers"]
+        is_orphan, is_idle = not each["workers"], not each["waiting"] + each["scheduled"]
         table.add_row(
             each["name"],
             " ".join(each["patterns"]),
-            Text("none" if is_orphan else str(each["workers"]), style="red" if is_orphan and waiting else ""),
-            amount(waiting, is_about=each.get("about", False)),
-            f"{each['leased']:,}",
+            Text(
+                "none" if is_orphan else str(each["workers"]),
+                style="red" if is_orphan and not is_idle else "",
+            ),
+            amount(each["waiting"], is_about=each.get("about", False)),
+            f"{each['running']:,}",
+            amount(each["scheduled"], is_about=each.get("about", False)),
             Text(
                 amount(each["dead"], is_about=each.get("dead_about", False)),
                 style="red" if each["dead"] else "",
             ),
-            "" if each["oldest_seconds"] is None else duration(each["oldest_seconds"]),
+            "" if each["lag_seconds"] is None else duration(each["lag_seconds"]),
             f"{each['done_last_minute']:,}",
             Text(state(each), style="yellow"),
             _error(each["last_error"]),

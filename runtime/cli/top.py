@@ -80,25 +80,25 @@ def picture(place: str, stats: dict[str, Any], away: str = "") -> Group:
 def _subscriptions(subscriptions: list[dict[str, Any]]) -> Rows:
     table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("subscription")
-    for name in ("done/s", "failed/min", "due", "running", "later", "dead", "oldest", "workers"):
+    for name in ("done/s", "failed/min", "waiting", "running", "scheduled", "dead", "lag", "workers"):
         table.add_column(name, justify="right")
     busiest = sorted(
-        subscriptions, key=lambda each: (-each["done_last_minute"], -each["fresh"], each["name"])
+        subscriptions, key=lambda each: (-each["done_last_minute"], -each["waiting"], each["name"])
     )
     for each in busiest:
-        oldest, failed = each["oldest_seconds"], each["failed_last_minute"]
+        lag, failed = each["lag_seconds"], each["failed_last_minute"]
         table.add_row(
             Text.assemble(each["name"], (" paused" if each["paused"] else "", "yellow")),
             f"{each['done_last_minute'] / 60:.1f}",
             Text(str(failed), style="red" if failed else ""),
-            amount(each["fresh"], is_about=each.get("about", False)),
-            str(each["leased"]),
-            amount(each["waiting"] + each["parked"], is_about=each.get("about", False)),
+            amount(each["waiting"], is_about=each.get("about", False)),
+            str(each["running"]),
+            amount(each["scheduled"], is_about=each.get("about", False)),
             Text(
                 amount(each["dead"], is_about=each.get("dead_about", False)),
                 style="red" if each["dead"] else "",
             ),
-            "" if oldest is None else duration(oldest),
+            "" if lag is None else duration(lag),
             Text(str(each["workers"]), style="" if each["workers"] else "yellow"),
         )
     return table
@@ -107,14 +107,14 @@ def _subscriptions(subscriptions: list[dict[str, Any]]) -> Rows:
 def _workers(workers: list[dict[str, Any]]) -> Rows:
     table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("worker")
-    for name in ("running", "cpu", "memory", "lag", "seen"):
+    for name in ("running", "cpu", "memory", "loop lag", "seen"):
         table.add_column(name, justify="right")
     for each in sorted(workers, key=lambda each: -each["details"].get("cpu_percent", 0)):
         details = each["details"]
         lag = details.get("loop_lag_seconds")
         table.add_row(
             plain(each["name"]),
-            str(details.get("running", "")),
+            str(each["running"]),
             f"{details['cpu_percent']:.0f} %" if "cpu_percent" in details else "",
             f"{details['rss_bytes'] / 2**20:.0f} MiB" if "rss_bytes" in details else "",
             "" if lag is None else Text(f"{lag:.2f} s", style="red" if lag > _LAG_SECONDS else ""),

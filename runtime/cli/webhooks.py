@@ -196,7 +196,7 @@ def _table(found: list[dict[str, Any]]) -> Rows:
     table = Rows(box=None, header_style="dim", pad_edge=False)
     table.add_column("webhook", no_wrap=True)
     table.add_column("posts", overflow="fold")
-    table.add_column("waiting", justify="right")
+    table.add_column("backlog", justify="right")
     table.add_column("last success", no_wrap=True)
     table.add_column("workers", justify="right")
     table.add_column("state", overflow="fold")
@@ -206,7 +206,7 @@ def _table(found: list[dict[str, Any]]) -> Rows:
         table.add_row(
             each["name"],
             stacked(", ".join(each["patterns"]), *(Text(line, "dim") for line in below)),
-            str(each["waiting"]),
+            str(each["backlog"]),
             ago(each["succeeded_at"]) if each["succeeded_at"] else "",
             Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
             stacked(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from runtime.keys import check_pattern
 from runtime.store import Store
 
-State = Literal["waiting", "failed", "dead", "done", "unhandled"]
+State = Literal["open", "failed", "dead", "done", "unhandled"]
 
 
 def two_figures(number: float) -> int:

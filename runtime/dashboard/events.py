@@ -15,7 +15,7 @@ from runtime.errors import StoreError
 _WATCHED = 200
 _NEW = 200
 # What tells nothing new when it alone has changed.
-_VOLATILE = ("now", "seen_seconds", "oldest_seconds", "details", "oldest_transaction_seconds")
+_VOLATILE = ("now", "seen_seconds", "lag_seconds", "details", "oldest_transaction_seconds")
 
 
 async def events(request: Request) -> StreamingResponse:

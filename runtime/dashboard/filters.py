@@ -15,7 +15,8 @@ _TREE_DEPTH = 50
 STATES = {
     "done": "done",
     "running": "running",
-    "due": "due",
+    "waiting": "waiting",
+    "scheduled": "scheduled",
     "later": "later",
     "retrying": "retrying",
     "parked": "behind another",
@@ -127,7 +128,7 @@ def outcome_class(handled: Mapping[str, Any]) -> str:
 
 def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
     """Whether what became of a message may still change soon."""
-    return any(each["state"] in ("due", "running", "later", "retrying", "parked") for each in handled)
+    return any(each["state"] in ("waiting", "running", "scheduled", "retrying", "parked") for each in handled)
 
 
 FILTERS = {

@@ -20,7 +20,7 @@ _COUNTS: Final = {
     "leases lost": ("runtime_leases_lost", "Leases that went to another worker."),
     "leases lapsed": ("runtime_leases_lapsed", "Leases that could not be renewed in time."),
 }
-_STATES: Final = ("fresh", "leased", "waiting", "parked", "blocked")
+_STATES: Final = ("waiting", "running", "scheduled", "blocked")
 
 
 class Metrics:
@@ -96,10 +96,14 @@ class WorkerSnapshot(Collector):
 def _of_subscriptions(subscriptions: list[dict[str, Any]]) -> Iterator[Metric]:
     """The backlog of the whole stream: every worker shows the same, so take the maximum and not the sum."""
     backlog = GaugeMetricFamily(
-        "runtime_backlog", "Deliveries that have not ended, by state.", labels=["subscription", "state"]
+        "runtime_backlog",
+        "Deliveries that have not ended, by state: waiting, running, scheduled, blocked.",
+        labels=["subscription", "state"],
     )
-    oldest = GaugeMetricFamily(
-        "runtime_oldest_seconds", "Age of the oldest message that waits.", labels=["subscription"]
+    lag = GaugeMetricFamily(
+        "runtime_lag_seconds",
+        "Age of the oldest message waiting, running or scheduled.",
+        labels=["subscription"],
     )
     dead = GaugeMetricFamily("runtime_dead_letters", "Dead letters.", labels=["subscription"])
     workers = GaugeMetricFamily(
@@ -109,7 +113,7 @@ def _of_subscriptions(subscriptions: list[dict[str, Any]]) -> Iterator[Metric]:
         name = each["name"]
         for state in _STATES:
             backlog.add_metric([name, state], each[state])
-        oldest.add_metric([name], each["oldest_seconds"] or 0)
+        lag.add_metric([name], each["lag_seconds"] or 0)
         dead.add_metric([name], each["dead"])
         workers.add_metric([name], each["workers"])
-    yield from (backlog, oldest, dead, workers)
+    yield from (backlog, lag, dead, workers)

@@ -44,7 +44,7 @@ comment on function runtime.sampled_percent(regclass) is
 
 create function runtime.backlog()
 returns table (
-    subscription integer, fresh bigint, leased bigint, waiting bigint, parked bigint, blocked bigint, oldest bigint, about boolean
+    subscription integer, fresh bigint, running bigint, scheduled bigint, parked bigint, blocked bigint, oldest bigint, about boolean
 )
 language plpgsql stable set search_path = '' as $$
 declare
@@ -56,15 +56,15 @@ begin
     with sample as materialized (
         select d.subscription as id,
                count(*) filter (where d.visible_at is null) as fresh,
-               count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as leased,
-               count(*) filter (where d.lease is null and d.visible_at < 'infinity') as waiting,
+               count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as running,
+               count(*) filter (where d.lease is null and d.visible_at < 'infinity') as scheduled,
                count(*) filter (where d.lease is null and d.visible_at = 'infinity') as parked,
                count(*) filter (where d.lease is not null and d.visible_at = 'infinity') as blocked
         from runtime.deliveries d tablesample system (portion) repeatable (1) group by 1
     ), counted as materialized (
         -- Up to a thousand are counted exactly, by the indexes that taking uses.
-        select s.id, f.fresh, h.leased, h.blocked, w.waiting, p.parked, least(o.oldest, h.oldest, w.oldest) as oldest,
-               greatest(f.fresh, h.leased + h.blocked, w.waiting, p.parked) > most and portion < 100 as about
+        select s.id, f.fresh, h.running, h.blocked, w.scheduled, p.parked, least(o.oldest, h.oldest, w.oldest) as oldest,
+               greatest(f.fresh, h.running + h.blocked, w.scheduled, p.parked) > most and portion < 100 as about
         from runtime.subscriptions s
         cross join lateral (
             select count(*) as fresh from (
@@ -79,7 +79,7 @@ begin
                 order by d.message_id + 0 limit 1) x
         ) o
         cross join lateral (
-            select count(*) filter (where x.visible_at < 'infinity') as leased,
+            select count(*) filter (where x.visible_at < 'infinity') as running,
                    count(*) filter (where x.visible_at = 'infinity') as blocked, min(x.message_id) as oldest
             from (
                 select d.visible_at, d.message_id from runtime.deliveries d
@@ -88,7 +88,7 @@ begin
                 limit most + 1) x
         ) h
         cross join lateral (
-            select count(*) as waiting, min(x.message_id) as oldest from unnest('{0,1}'::integer[]) as c (standing)
+            select count(*) as scheduled, min(x.message_id) as oldest from unnest('{0,1}'::integer[]) as c (standing)
             cross join lateral (
                 select d.message_id from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at < 'infinity'
@@ -107,8 +107,8 @@ begin
     )
     select c.id,
            case when c.fresh > most then greatest(c.fresh, (x.fresh * 100 / portion)::bigint) else c.fresh end,
-           case when c.leased > most then greatest(c.leased, (x.leased * 100 / portion)::bigint) else c.leased end,
-           case when c.waiting > most then greatest(c.waiting, (x.waiting * 100 / portion)::bigint) else c.waiting end,
+           case when c.running > most then greatest(c.running, (x.running * 100 / portion)::bigint) else c.running end,
+           case when c.scheduled > most then greatest(c.scheduled, (x.scheduled * 100 / portion)::bigint) else c.scheduled end,
            case when c.parked > most then greatest(c.parked, (x.parked * 100 / portion)::bigint) else c.parked end,
            case when c.blocked > most then greatest(c.blocked, (x.blocked * 100 / portion)::bigint) else c.blocked end,
            c.oldest, c.about
@@ -168,6 +168,23 @@ $$;
 comment on function runtime.age_seconds(timestamptz) is
     'How long ago a time was, in seconds; null for an infinite time.';
 
+create function runtime.holding() returns table (worker uuid, running bigint)
+language plpgsql stable set search_path = '' as $$
+begin
+    return query
+    select u.worker, count(*) from runtime.subscriptions s
+    cross join lateral (
+        select d.holder from runtime.deliveries d
+        where d.subscription = s.id and d.visible_at is not null
+          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+          and d.visible_at < 'infinity'
+        limit 1000) x
+    join runtime.pumps u on u.number = x.holder
+    group by u.worker;
+end
+$$;
+comment on function runtime.holding() is 'How many deliveries each worker holds, up to a thousand of a subscription counted.';
+
 create function public.stream_stats() returns json
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -189,11 +206,11 @@ begin
                     'id', s.id, 'name', s.name, 'agent', s.agent, 'patterns', s.patterns, 'ordered', s.ordered,
                     'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired,
                     'rate', runtime.rate_of(s), 'concurrency_total', s.concurrency_total,
-                    'fresh', coalesce(b.fresh, 0), 'leased', coalesce(b.leased, 0), 'waiting', coalesce(b.waiting, 0),
-                    'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
+                    'waiting', coalesce(b.fresh + b.parked, 0), 'running', coalesce(b.running, 0),
+                    'scheduled', coalesce(b.scheduled, 0), 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
-                    'oldest_seconds', (
+                    'lag_seconds', (
                         select runtime.age_seconds(m.created_at)
                         from public.consciousness_stream m where m.id = b.oldest),
                     'done_last_minute', coalesce(r.done, 0), 'failed_last_minute', coalesce(r.failed, 0),
@@ -213,8 +230,9 @@ begin
                 select json_agg(json_build_object(
                     'id', w.id, 'name', w.name, 'started_at', w.started_at,
                     'seen_seconds', extract(epoch from clock_timestamp() - w.seen_at),
-                    'asleep', w.asleep, 'announce', w.announce, 'details', w.details) order by w.started_at)
-                from runtime.workers w), '[]')
+                    'asleep', w.asleep, 'running', coalesce(h.running, 0), 'announce', w.announce, 'details', w.details
+                ) order by w.started_at)
+                from runtime.workers w left join runtime.holding() h on h.worker = w.id), '[]')
         )
     );
 end

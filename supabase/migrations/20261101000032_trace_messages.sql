@@ -9,12 +9,12 @@ language sql stable set search_path = '' as $$
     ), waiting as materialized (
         select d.message_id, d.subscription, d.visible_at, d.holder, d.attempts + d.crashes as attempts,
                case
-                   when d.visible_at is null then 'due'
+                   when d.visible_at is null then 'waiting'
                    when d.visible_at = 'infinity' and d.lease is null then 'parked'
                    when d.visible_at = 'infinity' then 'blocked'
                    when d.lease is not null then 'running'
                    when d.attempts + d.crashes > 0 then 'retrying'
-                   else 'later'
+                   else 'scheduled'
                end as state
         from runtime.deliveries d where d.message_id = any (messages)
     ), buried as materialized (
@@ -30,8 +30,8 @@ language sql stable set search_path = '' as $$
         'state', coalesce(
             case when w.state = 'blocked' then 'dead' else w.state end,
             case when b.letter is not null then 'dead' end, last.outcome),
-        'paused', s.paused_at is not null and w.state in ('due', 'later', 'retrying', 'parked'),
-        'due_seconds', case when w.state in ('later', 'retrying')
+        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked'),
+        'due_seconds', case when w.state in ('scheduled', 'retrying')
             then extract(epoch from w.visible_at - clock_timestamp()) end,
         'letter', b.letter,
         'attempts', greatest(w.attempts, last.attempt, 0),

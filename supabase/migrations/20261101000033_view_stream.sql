@@ -23,8 +23,8 @@ begin
     perform runtime.check_pattern(pattern);
     perform runtime.check_between('max', max, 1, 500);
     perform runtime.check_between('look', look, 1, 20000);
-    if state is not null and state not in ('waiting', 'failed', 'dead', 'done', 'unhandled') then
-        raise exception using errcode = '22023', message = 'state must be waiting, failed, dead, done or unhandled';
+    if state is not null and state not in ('open', 'failed', 'dead', 'done', 'unhandled') then
+        raise exception using errcode = '22023', message = 'state must be open, failed, dead, done or unhandled';
     end if;
     if since is not null then
         lowest := greatest(lowest, coalesce(runtime.id_at(since), 0) - 1);
@@ -46,7 +46,7 @@ begin
         looked := array(
             select distinct r.message_id from runtime.runs r
             where r.error is not null and r.message_id > lowest and r.message_id < highest order by 1 desc limit look);
-    elsif state = 'waiting' then
+    elsif state = 'open' then
         looked := array(
             select distinct d.message_id from runtime.deliveries d
             where d.message_id > lowest and d.message_id < highest order by 1 desc limit look);
@@ -90,7 +90,7 @@ begin
               and (stream_page.agent is null or m.agent = stream_page.agent)
               and (stream_page.text is null or position(lower(stream_page.text) in lower(m.value::text)) > 0)
               and case state
-                  when 'waiting' then exists (
+                  when 'open' then exists (
                       select from runtime.deliveries d where d.message_id = m.id
                         and not (d.visible_at is not distinct from 'infinity' and d.lease is not null))
                   when 'dead' then exists (select from runtime.dead_letters x where x.message_id = m.id)

@@ -13,7 +13,7 @@ begin
             ('{amend,answers,cancel,dead,discard,due,exchange,flow,install_realtime,last_good,leave,maintain,page,pause,
                prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,subscribe,webhooks}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
-            ('{backlog,buried,fan_out}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
+            ('{backlog,buried,fan_out,holding}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{tree}', '', '{enable_seqscan,enable_bitmapscan}'),
             -- A summary of blocks (BRIN) and a list of ids are read by a bitmap.
             ('{activity,trace}', 'stream_', '{enable_seqscan,plan_cache_mode}'),

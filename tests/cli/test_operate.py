@@ -151,7 +151,7 @@ def test_subscriptions_are_listed_with_what_is_wrong_and_an_orphan_is_removed(
     shell: Shell, mess: list[int]
 ) -> None:
     one, two = lines(shell.run("subscriptions", "--json"))
-    assert (one["name"], one["fresh"], one["dead"], one["workers"]) == ("a.one", 1, 1, 0)
+    assert (one["name"], one["waiting"], one["dead"], one["workers"]) == ("a.one", 1, 1, 0)
     assert one["last_error"]["error"].startswith("ValueError")
     assert (two["done_last_minute"], two["failed_last_minute"], two["last_error"]) == (1, 0, None)
     assert one["failed_last_minute"] == 1

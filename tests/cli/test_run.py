@@ -82,7 +82,7 @@ def test_a_second_signal_does_not_wait_and_the_work_is_given_back(
     assert process.returncode == code
     assert "Traceback" not in said
     (subscription,) = json.loads(agents.run("status", "--json").stdout)["subscriptions"]
-    assert (subscription["fresh"] + subscription["waiting"], subscription["leased"]) == (1, 0)
+    assert (subscription["waiting"] + subscription["scheduled"], subscription["running"]) == (1, 0)
 
 
 async def execute(url: str, statement: str) -> None:

@@ -22,7 +22,7 @@ from tests.dashboard.crowd import RARE_AGENT, RARE_KEY, RARE_TEXT, ROWS
 from tests.dashboard.test_pages import row
 
 PAGES = (
-    "/", "/?pattern=*.key", "/?pattern=*.nowhere", "/?text=nowhere", "/?agent=nobody", "/?state=waiting",
+    "/", "/?pattern=*.key", "/?pattern=*.nowhere", "/?text=nowhere", "/?agent=nobody", "/?state=open",
     "/?state=failed", "/?state=dead", "/?state=done", "/?state=unhandled", "/?before={message}",
     "/agents", "/map", "/message/{message}", "/dead", "/write",
 )  # fmt: skip

@@ -133,7 +133,7 @@ async def test_g8_a_dead_letter_lets_the_next_of_its_key_pass_or_holds_it_up(db:
     assert await worker.take() == []
     stats = await db.fetchval("select public.stream_stats()")
     (strict,) = (each for each in stats["subscriptions"] if each["name"] == "a.strict")
-    assert (strict["blocked"], strict["parked"], strict["leased"], strict["dead"]) == (1, 2, 0, 1)
+    assert (strict["blocked"], strict["parked"], strict["running"], strict["dead"]) == (1, 2, 0, 1)
 
 
 @pytest.mark.parametrize("way", ["redriven", "discarded", "redeclared", "pruned"])

@@ -111,12 +111,12 @@ async def test_stats_tell_what_waits_and_why(db: Any, worker: Worker) -> None:
     await advance(db, 5)
     stats = await db.fetchval("select stream_stats()")
     of = {each["name"]: each for each in stats["subscriptions"]}
-    counts = ("fresh", "leased", "waiting", "parked", "dead", "workers", "paused", "settled")
+    counts = ("waiting", "running", "scheduled", "parked", "dead", "workers", "paused", "settled")
     assert [of["a.one"][each] for each in counts] == [1, 1, 1, 0, 1, 1, False, True]
-    assert [of["b.row"][each] for each in counts] == [0, 1, 0, 1, 0, 1, False, True]
-    assert 5 <= of["a.one"]["oldest_seconds"] < 30
+    assert [of["b.row"][each] for each in counts] == [1, 1, 0, 1, 0, 1, False, True]
+    assert 5 <= of["a.one"]["lag_seconds"] < 30
     assert (stats["dead_letters"], stats["last_message"]) == (1, 6)
-    assert [each["id"] for each in stats["workers"]] == [str(worker.id)]
+    assert [(each["id"], each["running"]) for each in stats["workers"]] == [(str(worker.id), 2)]
     assert await db.fetchval("select stream_leave($1)", worker.id) == {"worker": str(worker.id), "left": True}
     assert await db.fetchval("select stream_leave($1)", worker.id) == {
         "worker": str(worker.id),

@@ -251,8 +251,8 @@ async def stats(db: Any, _: Worker) -> None:
     told = {each["name"]: each for each in (await db.fetchval("select stream_stats()"))["subscriptions"]}
     # Of many it is said about how many they are; few are counted, among however many others.
     assert told["a.idle"]["about"]
-    assert told["a.idle"]["fresh"] == pytest.approx(MESSAGES / 2, rel=0.25)
-    assert (told["few.wait"]["about"], told["few.wait"]["fresh"]) == (False, 7)
+    assert told["a.idle"]["waiting"] == pytest.approx(MESSAGES / 2, rel=0.25)
+    assert (told["few.wait"]["about"], told["few.wait"]["waiting"]) == (False, 7)
 
 
 @call
@@ -296,7 +296,7 @@ async def view_the_stream(db: Any, _: Worker) -> None:
     await db.fetchval("select stream_page('other.*', after => 500000, state => 'done')")
     await db.fetchval("select stream_page(text => 'nowhere', look => 5000)")
     assert len((await db.fetchval("select stream_page('*.once')"))["messages"]) == 1
-    for state in ("waiting", "failed", "dead", "done", "unhandled"):
+    for state in ("open", "failed", "dead", "done", "unhandled"):
         await db.fetchval("select stream_page(state => $1)", state)
     await db.fetchval(
         "select stream_page(agent => 'nobody', since => now() - interval '1 day', until => now())"

@@ -168,7 +168,7 @@ async def test_a_page_is_chosen_by_time_state_and_agent(db: Any, worker: Worker)
     assert await ids(state="dead") == [dead]
     assert await ids(state="failed") == [dead]
     assert await ids(state="done") == [done]
-    assert await ids(state="waiting") == [waits]
+    assert await ids(state="open") == [waits]
     assert await ids(state="unhandled") == [alone, old]
     assert await ids(agent="x") == [dead, old]
     now = await db.fetchval("select now()")

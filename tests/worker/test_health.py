@@ -64,7 +64,7 @@ async def test_the_port_tells_what_ran_what_waits_and_that_the_worker_is_ready(d
         assert found["runtime_emitted_messages_total", "shop.pack"] == 3
         assert found["runtime_deliveries_done_total",] == 3
         assert (found["runtime_live",], found["runtime_path_live", "notify"]) == (1, 1)
-        assert found["runtime_backlog", "fresh", "shop.pack"] == 0
+        assert found["runtime_backlog", "waiting", "shop.pack"] == 0
         assert found["runtime_workers", "shop.pack"] == 1
         assert found["process_resident_memory_bytes",] > 0
         assert ((await ask(port, "/healthz")).status_code, (await ask(port, "/other")).status_code) == (

@@ -76,10 +76,8 @@ async def _agents(desk: DashboardContext) -> dict[str, Any]:
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in stats["subscriptions"]:
         hour = hours.get(each["id"]) or SubscriptionActivity()
-        backlog = each["fresh"] + each["waiting"] + each["parked"]
         grouped[each["agent"]].append({
             **each,
-            "backlog": backlog,
             "state": _state(each, webhooks.get(each["name"])),
             "handler": each["name"].partition(".")[2],
             "spark": spark(hour.done, hour.failed),

@@ -12,7 +12,7 @@ from runtime.dashboard.context import desk_of, moment_of, number_of
 from runtime.errors import InvalidKey
 from runtime.keys import check_pattern
 
-STATES = ("waiting", "failed", "dead", "done", "unhandled")
+STATES = ("open", "failed", "dead", "done", "unhandled")
 _FIELDS = ("pattern", "agent", "state", "text", "since", "until")
 _PAGE = 50
 _LOOK, _LOOK_ON = 5_000, 20_000
