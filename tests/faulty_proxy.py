@@ -1,4 +1,4 @@
-"""What can a network do to a request? A proxy that delays, cuts, freezes and loses; and a server of canned answers."""
+"""A proxy that delays, cuts, freezes and loses as a network does, and a server of canned answers."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -43,6 +43,15 @@ class FaultyProxy:
         """End every connection, as a network does."""
         for client in list(self._open):
             await anyio.aclose_forcefully(client)
+
+    async def cut_off(self) -> None:
+        """End every connection and let no new one through, until `mend`."""
+        self.refusing = True
+        await self.cut()
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self.refusing = False
 
     def forget(self) -> None:
         """Carry nothing more on the connections of this moment, and tell neither end, as a NAT does."""

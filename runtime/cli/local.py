@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from runtime.cli.errors import Commands
-from runtime.local.stack import LocalStack, StackStatus
+from runtime.local.stack import LocalStack
+from runtime.local.status import StackStatus
 
 app = typer.Typer(
     cls=Commands,

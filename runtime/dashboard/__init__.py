@@ -1,12 +1,12 @@
 """The dashboard: every agent, message and failure in a browser, live; one page, one file.
 
-guard.py     who may ask: the token, the host, the origin
-pulse.py     what is known of the whole stream, asked for once for all who look
-hours.py     the last hour by the minute
-events.py    the stream of events that keeps a page up to date
-pages/       the pages
-charts.py    sparklines, waterfalls and the map, as geometry
-shown.py     times, durations and values as text
-schemas.py   what the handlers' code says a value must be
-server.py    serves all this
+security.py    access: the token, the host, the origin
+live_state.py  the state of the whole stream, read once for all viewers
+activity.py    the last hour by the minute
+events.py      the stream of events that keeps a page current
+pages/         the pages
+charts.py      sparklines, waterfalls and the map, as geometry
+filters.py     times, durations and values as text
+schemas.py     the schemas of values, from the handlers' code
+server.py      serves the pages
 """

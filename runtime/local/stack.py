@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,65 +16,17 @@ from pydantic import SecretStr
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.bootstrap import change_password, check_decoding, prepare_cluster, prepare_database
+from runtime.local.cleanup import guarded
 from runtime.local.gateway_process import GatewayProcess
-from runtime.local.guard import guarded
 from runtime.local.keys import Keys
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
 from runtime.local.signing import read_keys, rotate, sign
 from runtime.local.state import StackState, default_folder, locked, place_cluster
+from runtime.local.status import StackStatus
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class StackStatus:
-    """What of a stack runs, and how it is reached.
-
-    Attributes:
-        folder: its data folder.
-        api_url: of the gateway.
-        db_url: of the database, with its password.
-        is_database_ours: false when a PostgreSQL is used that somebody else runs.
-        is_database_running: whether our PostgreSQL runs; taken for granted when it is not ours.
-        is_gateway_running: whether the gateway runs.
-        keys: what its API lets callers in by.
-    """
-
-    folder: Path
-    api_url: str
-    db_url: str
-    is_database_ours: bool
-    is_database_running: bool
-    is_gateway_running: bool
-    keys: Keys
-
-    @property
-    def is_running(self) -> bool:
-        """Whether everything runs."""
-        return self.is_database_running and self.is_gateway_running
-
-    @property
-    def stopped(self) -> list[str]:
-        """The parts that do not run."""
-        parts = {"database": self.is_database_running, "gateway": self.is_gateway_running}
-        return [name for name, is_running in parts.items() if not is_running]
-
-    @property
-    def values(self) -> Mapping[str, str]:
-        """What `supabase status -o env` prints, under the very names, as far as the stack has it."""
-        return {
-            "ANON_KEY": self.keys.anon_key,
-            "API_URL": self.api_url,
-            "DB_URL": self.db_url,
-            "JWKS_URL": f"{self.api_url}/auth/v1/.well-known/jwks.json",
-            "JWT_SECRET": self.keys.jwt_secret,
-            "PUBLISHABLE_KEY": self.keys.publishable_key,
-            "REST_URL": f"{self.api_url}/rest/v1",
-            "SECRET_KEY": self.keys.secret_key,
-            "SERVICE_ROLE_KEY": self.keys.service_role_key,
-        }
 
 
 class LocalStack:

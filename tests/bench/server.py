@@ -16,8 +16,8 @@ import asyncpg
 
 from runtime.local import keys
 from runtime.local.bootstrap import prepare_cluster
+from runtime.local.cleanup import guarded
 from runtime.local.gateway_process import GatewayProcess
-from runtime.local.guard import guarded
 from runtime.local.ports import free_port
 from runtime.local.postgres import PostgresServer
 from runtime.local.programs import embedded_binaries

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runtime import Agent
 from runtime.local.ports import free_port
-from tests.cuttable import way_to
+from tests.faulty_proxy import faulty_proxy
 from tests.integration.conftest import running, until
 from tests.worker.test_worker import direct, ready, send, through
 
@@ -79,11 +79,11 @@ async def test_the_port_tells_what_ran_what_waits_and_that_the_worker_is_ready(d
 
 async def test_without_its_database_a_worker_is_alive_and_not_ready(database: str) -> None:
     port = free_port()
-    async with way_to(urlsplit(database).port or 5432) as way:
+    async with faulty_proxy(urlsplit(database).port or 5432) as way:
         settings = direct(through(database, way), metrics_port=port, request_seconds=1)
         async with running([shop()], settings):
             assert (await ask(port, "/readyz")).status_code == 200
-            await way.cut()
+            await way.cut_off()
             answer = await ask(port, "/readyz")
             assert (answer.status_code, answer.json()["database"]) == (503, False)
             assert (await ask(port, "/healthz")).status_code == 200

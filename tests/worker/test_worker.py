@@ -23,7 +23,7 @@ from runtime.errors import DeclarationError, StoreUnavailable
 from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.worker.worker import Worker
-from tests.cuttable import Way, way_to
+from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.integration.conftest import connected, outcomes, running, settled, until
 
 pytestmark = pytest.mark.anyio
@@ -405,12 +405,12 @@ async def test_a_stop_in_good_order_is_one_quiet_story(
 
 
 @pytest.fixture
-async def way(database: str) -> AsyncIterator[Way]:
-    async with way_to(urlsplit(database).port or 5432) as way:
+async def way(database: str) -> AsyncIterator[FaultyProxy]:
+    async with faulty_proxy(urlsplit(database).port or 5432) as way:
         yield way
 
 
-def through(database: str, way: Way) -> str:
+def through(database: str, way: FaultyProxy) -> str:
     return database.replace(f":{urlsplit(database).port}/", f":{way.port}/")
 
 
@@ -447,10 +447,10 @@ async def started(
 
 
 async def test_a_store_away_at_the_start_is_waited_for(
-    database: str, way: Way, caplog: pytest.LogCaptureFixture
+    database: str, way: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent, seen = counter("early")
-    await way.cut()
+    await way.cut_off()
     worker = Worker([agent], direct(through(database, way)))
     async with started(worker):
         await until(lambda: "the store is away" in caplog.text)
@@ -462,9 +462,9 @@ async def test_a_store_away_at_the_start_is_waited_for(
 
 
 async def test_a_store_away_at_the_start_does_not_hold_up_a_stop(
-    database: str, way: Way, caplog: pytest.LogCaptureFixture
+    database: str, way: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await way.cut()
+    await way.cut_off()
     worker = Worker([counter("never")[0]], direct(through(database, way)))
     with anyio.fail_after(60):
         async with started(worker, lambda error: "could not be reached" in str(error)):
@@ -472,7 +472,7 @@ async def test_a_store_away_at_the_start_does_not_hold_up_a_stop(
 
 
 async def test_a_store_away_during_work_costs_time_and_nothing_else(
-    database: str, way: Way, caplog: pytest.LogCaptureFixture
+    database: str, way: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent, seen = counter("steady")
     with caplog.at_level(logging.INFO, "runtime"):
@@ -480,7 +480,7 @@ async def test_a_store_away_during_work_costs_time_and_nothing_else(
             await ready(database, "steady.note")
             await send(database, "steady.task", *range(50))
             await until(lambda: len(seen) >= 10)
-            await way.cut()
+            await way.cut_off()
             await until(lambda: worker.state == "polling")
             await send(database, "steady.task", *range(50, 100))
             way.mend()
@@ -493,7 +493,7 @@ async def test_a_store_away_during_work_costs_time_and_nothing_else(
 
 
 async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fails(
-    database: str, way: Way, caplog: pytest.LogCaptureFixture
+    database: str, way: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = Agent("long")
     events: list[str] = []
@@ -518,7 +518,7 @@ async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fail
         await send(database, "long.task", 1)
         await send(database, "long.thread", 1)
         await until(lambda: events == ["began 1"] and worker.counts["taken"] == 2)
-        await way.cut()
+        await way.cut_off()
         await until(lambda: events == ["began 1", "cancelled 1"])
         # Its lease had not ended: nobody else could have begun it.
         leased = (
@@ -535,13 +535,15 @@ async def test_g2_a_handler_is_cancelled_before_its_lease_ends_when_renewal_fail
     assert events == ["began 1", "cancelled 1", "began 1", "ended 1"]
 
 
-async def test_a_store_away_during_a_stop_holds_it_up_for_the_deadline_only(database: str, way: Way) -> None:
+async def test_a_store_away_during_a_stop_holds_it_up_for_the_deadline_only(
+    database: str, way: FaultyProxy
+) -> None:
     agent, _ = counter("bye")
     worker = Worker([agent], direct(through(database, way), drain_seconds=0.2))
     with anyio.fail_after(60):
         async with started(worker, lambda error: "could not be reached" in str(error)):
             await ready(database, "bye.note")
-            await way.cut()
+            await way.cut_off()
             await until(lambda: worker.state == "polling")
 
 

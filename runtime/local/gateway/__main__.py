@@ -5,7 +5,7 @@ import logging
 import uvicorn
 
 from runtime.local.gateway.app import make_app
-from runtime.local.gateway.patience import PatientProtocol
+from runtime.local.gateway.request_timeouts import RequestTimeoutProtocol
 from runtime.local.gateway.settings import GatewaySettings
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         # Its lines would hold query strings, and those hold keys.
         access_log=False,
         log_level="warning",
-        http=PatientProtocol,
+        http=RequestTimeoutProtocol,
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         ws_max_size=5_000_000,

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.local.gateway.origins import LOOPBACK, Origins
-from runtime.local.gateway.problems import not_served
+from runtime.local.gateway.postgrest_errors import not_served
 from runtime.local.gateway.realtime import Realtime
 from runtime.local.gateway.rest import RestApi
 from runtime.local.gateway.settings import GatewaySettings

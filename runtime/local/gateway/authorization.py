@@ -10,7 +10,7 @@ from typing import Any, Final
 import asyncpg
 
 from runtime.local.gateway.database import Database
-from runtime.local.gateway.session import MAY_BECOME
+from runtime.local.gateway.session_role import MAY_BECOME
 from runtime.local.gateway.subscriptions import Identity
 
 _INSERT: Final = "insert into realtime.messages (topic, extension) values ($1, 'broadcast')"

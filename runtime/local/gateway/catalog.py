@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from runtime.local.gateway.problems import Problem
+from runtime.local.gateway.postgrest_errors import Problem
 
 _FUNCTIONS = """
 select p.proname as name, p.proretset as is_set, p.provolatile = 'v' as is_volatile,

@@ -23,9 +23,9 @@ from runtime.local.gateway.frames import (
 )
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.messages import MessageFeed
-from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, join_refusal, refresh_refusal
-from runtime.local.gateway.replaying import read_replay, write_replayed
+from runtime.local.gateway.replay import read_replay, write_replayed
 from runtime.local.gateway.subscriptions import SubscriptionRefused, resolve
+from runtime.local.gateway.token_refusals import JoinRefused, JoinUnserved, join_refusal, refresh_refusal
 from runtime.local.gateway.tokens import TokenError, Tokens
 
 logger = logging.getLogger(__name__)

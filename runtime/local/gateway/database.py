@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 import anyio
 import asyncpg
 
-from runtime.local.gateway.session import lower
+from runtime.local.gateway.session_role import lower
 from runtime.local.keys import REALTIME_USER
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"

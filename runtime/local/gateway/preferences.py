@@ -8,7 +8,7 @@ from typing import Final, Self
 
 from starlette.datastructures import Headers
 
-from runtime.local.gateway.problems import Unserved
+from runtime.local.gateway.postgrest_errors import Unserved
 
 _ONE_ROW: Final = "application/vnd.pgrst.object+json"
 _JSON: Final = frozenset({"", "*/*", "application/json", _ONE_ROW})

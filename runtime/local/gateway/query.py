@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runtime.local.gateway.catalog import Table, quoted
-from runtime.local.gateway.problems import Problem, Unserved
+from runtime.local.gateway.postgrest_errors import Problem, Unserved
 
 _OPERATORS: Final = {"eq": "=", "neq": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _PATTERNS: Final = frozenset({"like", "ilike"})

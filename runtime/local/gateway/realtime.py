@@ -20,9 +20,9 @@ from runtime.local.gateway.frames import Version, write_broadcast
 from runtime.local.gateway.http_broadcast import HttpBroadcast
 from runtime.local.gateway.hub import Hub
 from runtime.local.gateway.messages import MessageFeed, StoredBroadcast
-from runtime.local.gateway.refusals import handshake_refusal
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.sockets import Socket
+from runtime.local.gateway.token_refusals import handshake_refusal
 from runtime.local.gateway.tokens import TokenError, Tokens
 from runtime.local.gateway.walsender import Address
 

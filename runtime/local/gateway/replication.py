@@ -3,29 +3,26 @@
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from random import Random
 
 import anyio
 
+from runtime.backoff import Outage
 from runtime.local.gateway.pgoutput import Change, Decoder, PgOutputError
 from runtime.local.gateway.walsender import Address, Walsender, WalsenderError
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 2.0
-
 
 class LogStream:
     """One publication as a stream of changes, in commit order.
 
-    The slot is temporary: what commits while the connection is down is never heard, as with the real server.
+    The slot is temporary: changes that commit while the connection is down are missed, as with the real server.
 
     Args:
         address: the server; the role must have REPLICATION.
         publication: its name; it must exist when `prepare` returns.
-        handle: gets the changes that arrived together. While it runs nothing more is read.
-        prepare: called before each connection, to make what the stream needs.
+        handle: called with the changes that arrived together. While it runs nothing more is read.
+        prepare: called before each connection, to make the publication.
     """
 
     def __init__(
@@ -40,7 +37,6 @@ class LogStream:
         self._handle = handle
         self._prepare = prepare
         self._live = anyio.Event()
-        self._random = Random()
 
     @property
     def is_live(self) -> bool:
@@ -48,13 +44,13 @@ class LogStream:
         return self._live.is_set()
 
     async def wait_live(self) -> None:
-        """Return when a slot exists: what commits after that is heard."""
+        """Return when a slot exists: later commits are heard."""
         while not self._live.is_set():
             await self._live.wait()
 
     async def run(self) -> None:
         """Stream for ever; only cancellation ends it. A lost connection is made again, with a new slot."""
-        pause_seconds, said = _FIRST_PAUSE_SECONDS, ""
+        outage = Outage(first=0.1, cap=2.0)
         while True:
             try:
                 if self._prepare is not None:
@@ -62,13 +58,11 @@ class LogStream:
                 await self._stream()
             except (WalsenderError, PgOutputError) as error:
                 if self.is_live:
-                    pause_seconds, said = _FIRST_PAUSE_SECONDS, ""
+                    outage.over()
                     self._live = anyio.Event()
-                if str(error) != said:
-                    said = str(error)
-                    logger.warning("%s is not heard: %s; trying again", self._publication, said)
-            await anyio.sleep(self._random.uniform(0.5, 1) * pause_seconds)
-            pause_seconds = min(_LONGEST_PAUSE_SECONDS, pause_seconds * 2)
+                if outage.is_news(str(error)):
+                    logger.warning("%s is not heard: %s; trying again", self._publication, error)
+            await anyio.sleep(outage.pause_seconds())
 
     async def _stream(self) -> None:
         # Several gateways may share one server, and a slot name is unique in it.

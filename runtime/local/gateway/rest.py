@@ -11,10 +11,10 @@ from starlette.routing import BaseRoute, Route
 
 from runtime.local.gateway import tables
 from runtime.local.gateway.catalog import Catalog, literal
+from runtime.local.gateway.postgrest_errors import Problem, Unserved, database_away, database_problem
 from runtime.local.gateway.preferences import Preferences
-from runtime.local.gateway.problems import Problem, Unserved, database_away, database_problem
 from runtime.local.gateway.query import parse_query
-from runtime.local.gateway.session import lower
+from runtime.local.gateway.session_role import lower
 from runtime.local.gateway.settings import GatewaySettings
 from runtime.local.gateway.tables import MAX_ROWS, Statement
 from runtime.local.gateway.tokens import Claims, TokenError, TokenExpired, Tokens

@@ -22,7 +22,7 @@ from runtime.local.gateway.frames import (
     read_text,
     write,
 )
-from runtime.local.gateway.refusals import JoinRefused, JoinUnserved, unserved
+from runtime.local.gateway.token_refusals import JoinRefused, JoinUnserved, unserved
 
 logger = logging.getLogger(__name__)
 

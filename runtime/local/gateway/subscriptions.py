@@ -10,7 +10,7 @@ import asyncpg
 from runtime.local.gateway.bindings import Binding, Condition, Event
 from runtime.local.gateway.database import Connection
 from runtime.local.gateway.encoding import parse_array
-from runtime.local.gateway.session import MAY_BECOME
+from runtime.local.gateway.session_role import MAY_BECOME
 
 PUBLICATION: Final = "supabase_realtime"
 _UNABLE: Final = "Unable to subscribe to changes with given parameters."

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from runtime.local.gateway.catalog import Table, literal, quoted
+from runtime.local.gateway.postgrest_errors import Problem, Unserved
 from runtime.local.gateway.preferences import Preferences
-from runtime.local.gateway.problems import Problem, Unserved
 from runtime.local.gateway.query import Query, parse_query
 
 MAX_ROWS: Final = 1000

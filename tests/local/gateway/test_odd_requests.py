@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from runtime.local.gateway.patience import PatientProtocol
+from runtime.local.gateway.request_timeouts import RequestTimeoutProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +80,7 @@ async def test_s7_odd_ids_and_headers_are_faults_of_the_request(server: Any) -> 
         assert (await http.get(url)).status_code == 200
 
 
-class Hasty(PatientProtocol):
+class Hasty(RequestTimeoutProtocol):
     """The same, without making a test wait for it."""
 
     request_seconds = 0.2

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-_MODULE: Final = "runtime.local.guard"
+_MODULE: Final = "runtime.local.cleanup"
 _PROGRAMS: Final = ("initdb", "pg_ctl", "postgres", "runtime.local.gateway")
 _GONE_SECONDS: Final = 30
 _LOOK_SECONDS: Final = 0.05

@@ -9,7 +9,7 @@ import asyncpg
 
 from runtime.local.gateway.database import DATABASE_FAULTS, Database
 from runtime.local.gateway.frames import BroadcastFrame, Version, compact, write, write_broadcast
-from runtime.local.gateway.refusals import JoinRefused
+from runtime.local.gateway.token_refusals import JoinRefused
 
 _MOST: Final = 25
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

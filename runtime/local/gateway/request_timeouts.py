@@ -9,7 +9,7 @@ REQUEST_SECONDS: Final = 20.0
 """For the head of a request as a whole, and between two pieces of its body."""
 
 
-class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class RequestTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """uvicorn's protocol, which waits for ever for whoever has connected and sends half a request or none."""
 
     request_seconds = REQUEST_SECONDS

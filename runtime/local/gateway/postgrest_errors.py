@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 from starlette.responses import JSONResponse
 
-from runtime.local.gateway.refusals import unserved
+from runtime.local.gateway.token_refusals import unserved
 
 _BY_CODE = {
     "23503": 409, "23505": 409, "25006": 405, "53400": 500, "42883": 404, "42P01": 404, "42P17": 500, "P0001": 400,
