@@ -1,4 +1,4 @@
-"""What does a handler get beside its message? A context, by which it emits, asks and says."""
+"""The context of a handler: it emits, asks and broadcasts by it."""
 
 import logging
 from collections.abc import Mapping

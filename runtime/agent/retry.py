@@ -82,9 +82,9 @@ class Retry:
         longest delay that a `RetryLater` asks for applies, else the backoff.
 
         Args:
-            error: what ended the attempt.
+            error: of the attempt.
             attempt: which attempt it was, counted from 1.
-            random: where the jitter comes from.
+            random: source of the jitter.
         """
         members = members_of(error)
         if any(self._is_final(each, error) for each in members):

@@ -1,1 +1,1 @@
-"""Where and how to connect: addresses, credentials, proxies and poolers."""
+"""Connections: addresses, credentials, proxies and poolers."""
