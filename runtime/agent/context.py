@@ -222,7 +222,7 @@ class Context:
     def ask_blocking(
         self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
     ) -> Any:
-        """The same as `ask` for a handler that is a plain function: it blocks its thread."""
+        """Do the same as `ask` in a handler that is a plain function: it blocks its thread."""
         return self._asker().ask_blocking(self, key, value, timeout, options)
 
     def _asker(self) -> Requests:
@@ -234,10 +234,10 @@ class Context:
         return self.asks
 
     def broadcast(self, key: str, value: object) -> None:
-        """Send a value to whoever listens now: it goes out at once, is stored nowhere, and arrives at most once.
+        """Send a value to the listeners of this moment: at once, stored nowhere, and received at most once.
 
-        For tokens as a model writes them, and for progress. It does not wait, and nothing tells whether anybody
-        received it; a broadcast is not taken back if the attempt fails. From any thread.
+        For tokens as a model writes them, and for progress. It does not wait, and does not tell whether there are
+        listeners; a broadcast is not taken back if the attempt fails. From any thread.
 
         Args:
             key: the key to send it under.
@@ -258,4 +258,4 @@ class Context:
 
 
 def _discard(key: str, text: str) -> None:
-    """Nobody receives it."""
+    """Drop a broadcast: no worker sends it."""
