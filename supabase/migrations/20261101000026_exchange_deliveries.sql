@@ -35,8 +35,8 @@ declare
     answer jsonb := '{}'::jsonb;
     warnings jsonb;
     limited_seconds double precision;
+    told record;
     described json := '[]'::json;
-    is_whole boolean;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception using errcode = '25001', message = 'stream_exchange needs isolation level read committed';
@@ -156,8 +156,10 @@ begin
             perform runtime.drop_undeliverable(taking.taken, looked_at);
             answer := answer || jsonb_build_object('leased', runtime.keep_leases(new_lease, want, until));
         elsif cardinality(taking.taken) > 0 then
-            select * into described, is_whole from runtime.describe(taking.taken, new_lease, looked_at);
-            if not is_whole then
+            -- Assigned and not selected into: an expression takes some microseconds less than a query.
+            told := runtime.describe(taking.taken, new_lease, looked_at);
+            described := told.rows;
+            if not told.is_whole then
                 perform runtime.drop_undeliverable(taking.taken, looked_at);
                 -- Deliveries of the same keys behind them may go now.
                 taking.look_again := true;
