@@ -19,9 +19,9 @@ _LOOK_SECONDS: Final = 0.05
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """While the block runs, see to it that the stack in this folder ends with this process, however that ends.
+    """End the stack in this folder if this process ends during the block, even by SIGKILL.
 
-    A pipe tells: the system closes our end of it even after SIGKILL.
+    A second process waits on a pipe; the system closes our end of it even after SIGKILL.
     """
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -32,14 +32,14 @@ def guarded(folder: Path) -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Ctrl-C in the terminal is not meant for it.
+        # Ctrl-C in the terminal must not end it.
         start_new_session=True,
     ):
         yield
 
 
 def main() -> None:
-    """Wait for the owner's end, then end and delete what is left."""
+    """Wait for the owner's end, then end the stack and delete its folder."""
     folder = Path(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -52,7 +52,7 @@ def main() -> None:
     while True:
         with suppress(LocalStackError):
             LocalStack(folder).delete()
-        # What its owner had begun to start when it died.
+        # The owner may have died while it was starting more processes.
         if not _end_processes(folder) or time.monotonic() > deadline:
             break
         time.sleep(_LOOK_SECONDS)

@@ -1,7 +1,7 @@
 """PostgreSQL's text values as JSON in a Realtime frame, in the form of `to_jsonb`.
 
-So a bigint keeps all its digits, a bytea loses its `\\x`, NaN and the infinities become null, and the keys of
-an object stand in jsonb's order: shorter ones first, then by their bytes.
+A bigint keeps all its digits, a bytea loses its `\\x`, NaN and the infinities become null, and the keys of
+an object come in jsonb's order: shorter ones first, then by their bytes.
 """
 
 import json
@@ -19,7 +19,7 @@ _NO_NUMBERS = frozenset({"NaN", "Infinity", "-Infinity"})
 
 @dataclass(frozen=True, slots=True)
 class TypeName:
-    """A type by its catalog name; an array has the type of its elements and what separates them."""
+    """A type by its catalog name; an array type also has its element type and delimiter."""
 
     name: str
     element: str | None = None
@@ -27,7 +27,7 @@ class TypeName:
 
 
 def json_value(text: str | None, kind: TypeName) -> str:
-    """JSON text of one value.
+    """Return one value as JSON text.
 
     Args:
         text: the value as PostgreSQL prints it with DateStyle ISO in UTC; None is NULL.
@@ -47,18 +47,18 @@ def json_value(text: str | None, kind: TypeName) -> str:
 
 
 def quoted(text: str) -> str:
-    """A JSON string as PostgreSQL writes one: only quotes, backslashes and control characters are escaped."""
+    """Return a JSON string as PostgreSQL writes one: only quotes, backslashes and control characters are escaped."""
     return encode_basestring(text)
 
 
 def json_object(members: Mapping[str, str]) -> str:
-    """An object in jsonb's order and spacing; the values are JSON text already."""
+    """Return an object in jsonb's order and spacing; the values are JSON text already."""
     names = sorted(members, key=lambda name: (len(name.encode()), name.encode()))
     return "{" + ", ".join(f"{quoted(name)}: {members[name]}" for name in names) + "}"
 
 
 def jsonb_text(value: Any) -> str:
-    """A value parsed from JSON, with numbers as Decimal, as jsonb prints it."""
+    """Return a value parsed from JSON, with numbers as Decimal, as jsonb prints it."""
     if isinstance(value, dict):
         return json_object({name: jsonb_text(member) for name, member in value.items()})
     if isinstance(value, list):
@@ -72,7 +72,7 @@ def _json(text: str) -> str:
     try:
         return jsonb_text(json.loads(text, parse_float=_number, parse_int=_number))
     except (ValueError, RecursionError):
-        # What jsonb itself would refuse, or what is nested deeper than Python goes: it is JSON as it stands.
+        # jsonb would refuse it, or it nests too deeply for Python: the text is JSON as it is.
         return text
 
 
@@ -108,7 +108,7 @@ _BY_TYPE: dict[str, Callable[[str], str]] = {
 
 
 def _array(text: str, element: TypeName, delimiter: str) -> str:
-    # "[2:3]={1,2}" is an array that does not begin at 1; JSON cannot say so.
+    # "[2:3]={1,2}" is an array that does not begin at 1; JSON has no such arrays.
     if text.startswith("["):
         text = text.partition("=")[2]
     parsed = parse_array(text, delimiter)
@@ -124,7 +124,7 @@ def _list(members: Iterable[str]) -> str:
 
 
 def parse_array(text: str, delimiter: str = ",") -> list[Any]:
-    """The nested lists of strings and Nones that an array literal stands for.
+    """Return an array literal as nested lists of strings and Nones.
 
     Raises:
         ValueError: not an array literal.

@@ -12,13 +12,13 @@ class TopicListener(Protocol):
 
     @property
     def version(self) -> Version:
-        """The protocol its socket speaks."""
+        """The protocol version of its socket."""
 
     def push(self, frame: str | bytes) -> None:
         """Send a frame as it is."""
 
     def has_replayed(self, message: str) -> bool:
-        """Whether it was told this message of the database already, when it joined."""
+        """Return whether this message of the database was replayed to it already, when it joined."""
 
 
 class Hub:
@@ -28,11 +28,11 @@ class Hub:
         self._listeners: defaultdict[tuple[str, bool], set[TopicListener]] = defaultdict(set)
 
     def add(self, topic: str, private: bool, listener: TopicListener) -> None:
-        """Let the listener hear this topic."""
+        """Add a listener to this topic."""
         self._listeners[topic, private].add(listener)
 
     def remove(self, topic: str, private: bool, listener: TopicListener) -> None:
-        """Let it hear no more."""
+        """Remove a listener from this topic."""
         listeners = self._listeners.get((topic, private))
         if listeners is not None:
             listeners.discard(listener)
@@ -47,14 +47,14 @@ class Hub:
         except_for: TopicListener | None = None,
         message: str | None = None,
     ) -> None:
-        """Send each listener the frame in the version it speaks.
+        """Send each listener the frame in its protocol version.
 
         Args:
-            topic: with its prefix, as it stands in the frame.
+            topic: the topic with its prefix, as in the frame.
             private: which of the two topics of that name.
-            write: makes the frame, once for each version needed; None means that version cannot say it.
-            except_for: who is left out.
-            message: the id of the row that it is, if it came out of the database.
+            write: makes the frame, once for each version needed; None means that the version cannot carry it.
+            except_for: the listener to leave out.
+            message: the id of the message's row, if it came out of the database.
         """
         frames: dict[Version, str | bytes | None] = {}
         for listener in list(self._listeners.get((topic, private), ())):

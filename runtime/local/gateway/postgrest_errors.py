@@ -20,7 +20,7 @@ _BY_CLASS = {
 
 
 class Problem(Exception):
-    """A request that is answered with an error of PostgREST's own."""
+    """An error of PostgREST's own, as the answer to a request."""
 
     def __init__(
         self, status: int, code: str, message: str, *, details: str | None = None, hint: str | None = None
@@ -30,19 +30,19 @@ class Problem(Exception):
         self.body = {"code": code, "details": details, "hint": hint, "message": message}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Return the answer."""
         return JSONResponse(self.body, self.status)
 
 
 class Unserved(Problem):
-    """A request for what this gateway leaves to the real stack."""
+    """A request for a feature that only the real stack has."""
 
     def __init__(self, what: str) -> None:
         super().__init__(501, "LOCAL501", unserved(what))
 
 
 def database_problem(error: asyncpg.PostgresError, role: str) -> JSONResponse:
-    """The answer to a request that the database refused."""
+    """Return the answer to a request that the database refused."""
     code = error.sqlstate or "XX000"
     body: dict[str, Any] = {
         "code": code,
@@ -54,25 +54,19 @@ def database_problem(error: asyncpg.PostgresError, role: str) -> JSONResponse:
 
 
 def database_away() -> JSONResponse:
-    """The answer while the database is not there."""
-    problem = Problem(
-        503,
-        "PGRST002",
-        "Could not query the database for the schema cache. Retrying.",
-        details=None,
-        hint=None,
-    )
-    return problem.response()
+    """Return the answer while the database is away."""
+    message = "Could not query the database for the schema cache. Retrying."
+    return Problem(503, "PGRST002", message).response()
 
 
 def not_served(what: str) -> JSONResponse:
-    """The answer to requests of services that are not there; with 404, since clients hide the words of a 5xx."""
+    """Return the answer for a service that this gateway lacks; with 404, since clients hide the text of a 5xx."""
     return JSONResponse(Unserved(what).body, 404)
 
 
 def _status(code: str, role: str, message: str) -> int:
     if code == "22023" and message.startswith("role ") and message.endswith("does not exist"):
-        return 401  # the token names a role that is none
+        return 401  # the token names a role that does not exist
     if code == "42501":
         return 401 if role == "anon" else 403
     if code.startswith("PT") and code[2:].isdigit():

@@ -13,7 +13,7 @@ from runtime.local.gateway.token_refusals import JoinRefused
 
 _MOST: Final = 25
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# As the server does: partitions of the days to come are not looked at.
+# Like the real server, this skips the partitions of coming days.
 _MESSAGES: Final = """
 select m.id::text, m.event, m.payload::text, to_jsonb(m) ->> 'binary_payload' as binary
 from realtime.messages m
@@ -25,15 +25,15 @@ limit $3
 
 
 async def read_replay(database: Database, topic: str, wanted: Mapping[str, Any]) -> list[BroadcastFrame]:
-    """The newest messages of a topic since a moment, in the order they were sent.
+    """Return the newest messages of a topic since a moment, in the order they were sent.
 
     Args:
         database: connections of the owner of `realtime.messages`.
-        topic: without its prefix.
-        wanted: `since` in milliseconds of the Unix clock, and `limit`, at most and else 25.
+        topic: the topic without its prefix.
+        wanted: `since` in milliseconds of the Unix clock, and `limit`, by default and at most 25.
 
     Raises:
-        JoinRefused: what is wanted makes no sense, or the database could not be asked.
+        JoinRefused: `wanted` is invalid, or the database is away.
     """
     since, limit = wanted.get("since"), wanted.get("limit") or _MOST
     if not _is_integer(since) or not _is_integer(limit):
@@ -53,7 +53,7 @@ async def read_replay(database: Database, topic: str, wanted: Mapping[str, Any])
 def write_replayed(
     version: Version, join_ref: str | None, topic: str, broadcast: BroadcastFrame
 ) -> str | bytes | None:
-    """The frame of a message that is told again: text, unless it is bytes, which version 1.0.0 cannot say."""
+    """Return the frame of a replayed message: text, unless its value is bytes, which version 1.0.0 cannot carry."""
     if not broadcast.is_json:
         return write_broadcast(version, topic, broadcast)
     payload = (

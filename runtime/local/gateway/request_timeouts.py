@@ -6,11 +6,11 @@ from typing import Any, Final
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 REQUEST_SECONDS: Final = 20.0
-"""For the head of a request as a whole, and between two pieces of its body."""
+"""The limit for the head of a request as a whole, and between two pieces of its body."""
 
 
 class RequestTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's protocol, which waits for ever for whoever has connected and sends half a request or none."""
+    """uvicorn's protocol with timeouts: uvicorn itself waits for ever for the rest of a request."""
 
     request_seconds = REQUEST_SECONDS
     _deadline: asyncio.TimerHandle | None = None
@@ -21,12 +21,12 @@ class RequestTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Wait for the rest of a request, or no longer."""
+        """Start or stop waiting for the rest of a request."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Stop waiting."""
         self._forget()
         super().connection_lost(exc)
 
@@ -34,7 +34,7 @@ class RequestTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type
         cycle = self.cycle
         is_in_body = cycle is not None and cycle.more_body and not cycle.response_complete
         if not self._is_served_elsewhere() and (is_in_body or cycle is None or cycle.response_complete):
-            # The head has one deadline, however slowly it comes; a body may be large, so each piece begins anew.
+            # The head has one deadline, however slowly it comes; a body may be large, so each piece has its own.
             if self._deadline is None or is_in_body:
                 self._forget()
                 self._deadline = self.loop.call_later(self.request_seconds, self._give_up)

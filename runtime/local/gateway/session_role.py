@@ -14,13 +14,13 @@ select exists (
     where r.rolname = $1 and pg_catalog.pg_has_role('authenticator', r.oid, 'MEMBER') and not r.rolsuper
 )
 """
-"""Whether a token may name this role: one that `authenticator` is a member of, as with PostgREST."""
+"""The query whether a token may name a role: `authenticator` must be a member of it, as with PostgREST."""
 
 
 async def lower(connection: Any, role: str) -> None:
-    """Take a superuser's rights from a connection for good: from now on it is `role`, as if that had logged in.
+    """Take a superuser's rights from a connection for good: from now on it acts as if `role` had logged in.
 
-    A role set for one transaction would not do: `set role none` gives a superuser everything back.
+    Setting the role for one transaction is not enough: `set role none` gives a superuser everything back.
     """
     await connection.execute("set search_path to pg_catalog, pg_temp")
     await connection.fetchval(_BECOME, role)

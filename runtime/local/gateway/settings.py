@@ -15,16 +15,16 @@ class GatewaySettings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = keys.API_PORT
-    # As the role `authenticator`, whose members are the roles a token may name; a superuser becomes that role.
+    # For the role `authenticator`, a member of the roles that a token may name; a superuser becomes that role.
     database_url: SecretStr
-    # As `supabase_realtime_admin`, who may replicate and owns realtime.messages; `database_url` when it is None.
+    # For `supabase_realtime_admin`, which may replicate and owns realtime.messages; by default `database_url`.
     realtime_database_url: SecretStr | None = None
     jwt_secret: SecretStr = SecretStr(keys.JWT_SECRET)
     publishable_key: SecretStr = SecretStr(keys.PUBLISHABLE_KEY)
     secret_key: SecretStr = SecretStr(keys.SECRET_KEY)
     # Asymmetric keys, as `supabase gen signing-key` writes them; read again when the file has changed.
     signing_keys: Path | None = None
-    # Of web pages, besides those of this machine: "https://app.example".
+    # The origins of web pages that may use it, besides those of this machine: "https://app.example".
     allowed_origins: tuple[str, ...] = ()
     # The real server asks its replication slot every 100 to 500 ms.
     changes_poll_seconds: float = 0.1

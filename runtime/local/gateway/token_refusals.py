@@ -16,23 +16,23 @@ _SIGNATURE: Final = "Failed to validate JWT signature"
 
 
 class JoinRefused(Exception):
-    """A join is refused; the text is the reason the client is told: `Code: words`."""
+    """A join is refused; the text is the reason that the client gets: `Code: words`."""
 
 
 class JoinUnserved(JoinRefused):
-    """It asks for what is left to the real stack; the client is told so without the pause."""
+    """A join asks for a feature that only the real stack has; the client is told without the pause."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"NotServed: {unserved(what)}")
 
 
 def unserved(what: str) -> str:
-    """What is said wherever something is left to the real stack: never half of it is served."""
+    """Return the text for a feature that only the real stack has: half of a feature is never served."""
     return f"{what} is not served by this local gateway: use `supabase start` for it"
 
 
 def handshake_refusal(error: TokenError) -> str:
-    """The `error` of the answer to the upgrade."""
+    """Return the `error` of the answer to the upgrade."""
     match error:
         case TokenExpired():
             return "Token has expired"
@@ -46,7 +46,7 @@ def handshake_refusal(error: TokenError) -> str:
 
 
 def join_refusal(error: TokenError) -> str:
-    """The `reason` of the join reply."""
+    """Return the `reason` of the join reply."""
     match error:
         case TokenExpired():
             return f"InvalidJWTToken: {_expired(error)}"
@@ -60,7 +60,7 @@ def join_refusal(error: TokenError) -> str:
 
 
 def refresh_refusal(error: TokenError) -> str:
-    """The `message` of the system frame that precedes the end of the channel."""
+    """Return the `message` of the system frame that precedes the end of the channel."""
     match error:
         case TokenExpired():
             return _expired(error)
