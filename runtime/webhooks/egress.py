@@ -31,7 +31,7 @@ class Egress(httpcore.AsyncNetworkBackend):
     """Connections to public addresses, and to those that are allowed.
 
     Args:
-        allowed: what may be reached beside public addresses.
+        allowed: the hosts and networks that may be reached beside public addresses.
         resolve: tells the addresses of a host.
     """
 

@@ -228,7 +228,7 @@ def body_of(message: Message[Any], context: Context) -> bytes:
 
 
 def trace_headers(given: Mapping[str, Any]) -> dict[str, str]:
-    """The W3C trace context among the headers of a message, where it is one: anybody can write anything there."""
+    """The W3C trace context among the headers of a message, where it is valid: any writer can put anything there."""
     parent, state = given.get("traceparent"), given.get("tracestate")
     if not isinstance(parent, str) or not _TRACEPARENT.fullmatch(parent):
         return {}
@@ -240,7 +240,7 @@ def judged(answer: TargetResponse, shown: str, emits: str | None) -> Any:
     """Return what is to be emitted of an answer, or raise what becomes of the delivery.
 
     Args:
-        answer: what the target answered.
+        answer: the response of the target.
         shown: the target, for people.
         emits: the key under which its answer is written, or None.
 

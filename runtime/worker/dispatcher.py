@@ -133,7 +133,7 @@ class Dispatcher:
         if not self._runner.is_open(name):
             return 0
         batch = self._handlers[name].batch
-        # What a call holds is a batch.
+        # Each call of a handler of batches holds a whole batch.
         return self._runner.room(name) * (batch.size if batch else 1)
 
     def hint(self, why: str, message: int | None) -> None:

@@ -1,4 +1,4 @@
-"""How much one exchange carries: less after one that came to nothing, more again with each that passes.
+"""The bounds of an exchange: less after one that could not be applied, more again with each that passes.
 
 Pure. Whatever refuses, cuts or loses an exchange for what is in it is found by carrying less: the half, or an eighth
 where each try takes long, in the end a single report or a single delivery.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 MAX_REPORTS = 500
 MAX_REPORT_BYTES = 8_000_000
 _MAX_TAKEN = 4_096
-# What the database bounds an answer to by itself.
+# The bound that the database sets by itself.
 _MAX_ANSWER_BYTES = 8_000_000
 # An exchange that took longer than this share of a request's time is not made larger.
 _QUICK_SHARE = 0.25
@@ -43,19 +43,19 @@ class ExchangeBounds:
         return self._answer_bytes if self._answer_bytes < _MAX_ANSWER_BYTES else None
 
     def shrink_reports(self, count: int, size: int, by: int) -> None:
-        """An exchange with so many reports of so many bytes came to nothing."""
+        """Carry less after an exchange with so many reports of so many bytes, which could not be applied."""
         self.reports = max(1, min(count, self.reports) // by)
         self.report_bytes = max(1, min(size, self.report_bytes) // by)
         self.is_narrow = True
 
     def shrink_taking(self, count: int, by: int) -> None:
-        """An answer with so many deliveries did not arrive."""
+        """Take less after an answer with so many deliveries, which did not arrive."""
         self._taken = max(1, min(count, self._taken) // by)
         self._answer_bytes = max(1, self._answer_bytes // by)
         self.is_narrow = True
 
     def grow(self, *, reported: bool, wanted: bool, seconds: float) -> None:
-        """An exchange passed in so many seconds."""
+        """Carry more after an exchange that passed in so many seconds."""
         if seconds > self._quick_seconds:
             return
         if reported:

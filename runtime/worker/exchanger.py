@@ -1,7 +1,8 @@
-"""The pump's numbered exchanges: each is repeated until it is answered, or known to have come to nothing.
+"""The pump's numbered exchanges: each is repeated until it is answered, or known not to have been applied.
 
-A fault may lie in the way, or in what an exchange carries. So where it fails for long, an empty one is made under its
-number: that passes where the way is good, and says whether the exchange was applied before its answer was lost.
+A fault may lie in the connection, or in something that an exchange carries. So if an exchange fails for long, an empty
+one is made under its number: that passes where the connection is good, and tells whether the full exchange was applied
+before its answer was lost.
 """
 
 import logging
@@ -23,11 +24,11 @@ _DEFINITE = frozenset({"blocked", "refused", "forbidden", "missing", "large"})
 
 
 class Unapplied(Exception):
-    """Nothing of an exchange was applied, for something in it: an empty one passed in its place.
+    """An exchange was not applied for something in it: an empty one passed in its place.
 
     Attributes:
-        error: what the exchange failed with.
-        leased: what the empty one has leased in its place, if it took anything.
+        error: the error of the exchange.
+        leased: the deliveries that the empty one has leased in its place.
     """
 
     def __init__(self, error: StoreError, leased: tuple[Delivery, ...]) -> None:
@@ -41,9 +42,9 @@ class Exchanger:
 
     Args:
         store: where messages live.
-        worker: whose exchanges these are.
+        worker: the id of the worker.
         lease_seconds: how long a lease lasts.
-        gauges: how the worker is, told with every heartbeat.
+        gauges: returns the state of the worker, sent with every heartbeat.
 
     Attributes:
         stop_asking: set when there is no more time.
@@ -99,7 +100,7 @@ class Exchanger:
                     if error.nature in _DEFINITE:
                         continue
                 elif doubt is not None and error.nature in _DEFINITE:
-                    # The empty one is refused for what it wants, if for anything.
+                    # An empty exchange can be refused only for wanting to take.
                     exchange.want = {}
                 await self.sit_out(error)
                 continue
@@ -107,7 +108,7 @@ class Exchanger:
             if doubt is None:
                 return answer, None
             if answer.repeated or (exchange.want and not (look.done or look.failed or look.renew)):
-                # Either way only places are told: everything else is to be asked again.
+                # Either way the answer lists only places: ask for everything else again.
                 answer.repeated = True
                 return answer, doubt
             raise Unapplied(doubt, answer.leased)
@@ -127,7 +128,7 @@ class Exchanger:
                 return
 
     async def sit_out(self, error: StoreError) -> None:
-        """Wait before the store is asked again, and say why; an operator may be mending it.
+        """Log the error, and wait before the store is asked again; an operator may be mending it.
 
         Raises:
             StoreError: the very error, when there is no more time.
@@ -139,7 +140,7 @@ class Exchanger:
             raise error
 
     def say(self, error: StoreError) -> None:
-        """Say what the store suffers from: once an outage, and once for each other kind of cause that shows in it."""
+        """Log a trouble of the store: once an outage, and once for each other kind of cause in it."""
         is_first = not self._outage
         if not self._outage.is_news(f"{error.nature} {error.code}"):
             return
@@ -151,7 +152,7 @@ class Exchanger:
             _log.warning("the store still does not serve: %s", error)
 
     def note_answer(self) -> None:
-        """The store answers: say so, where it did not before."""
+        """Note that the store answers, and log it after an outage."""
         if self._outage.over():
             _log.info("the store answers again")
 

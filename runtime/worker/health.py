@@ -27,9 +27,9 @@ class HealthEndpoints:
     """Answers about one worker.
 
     Args:
-        metrics: what was counted.
-        dispatcher: whose state is told.
-        store: whose answer makes the worker ready.
+        metrics: the counts so far.
+        dispatcher: the dispatcher whose state is shown.
+        store: the store that has to answer before the worker is ready.
     """
 
     def __init__(self, metrics: Metrics, dispatcher: Dispatcher, store: Store) -> None:

@@ -34,7 +34,7 @@ class Isolation:
     """Carries on after exchanges that failed for something in them.
 
     Attributes:
-        plan: what is held and waits to be reported.
+        plan: the plan of the pump, with the deliveries that are held and the reports that wait.
         exchanger: makes further exchanges.
         handlers: by the number of their subscription; more may be added.
         slow_seconds: how long nothing is taken where the store refuses every exchange that takes.

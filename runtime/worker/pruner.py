@@ -22,7 +22,7 @@ async def keep_retention(store: Store, worker: UUID, settings: Settings) -> None
 
     Args:
         store: where messages live.
-        worker: who asks.
+        worker: the id of this worker.
         settings: how long messages are kept, and how often to look.
     """
     outage = Outage()

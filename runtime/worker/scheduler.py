@@ -34,7 +34,7 @@ async def keep_time(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
 
     Args:
         store: where messages live.
-        worker: who ticks.
+        worker: the id of this worker.
         handlers: all that this worker runs, so that a handler which has lost its timer is known.
     """
     keeper = _Scheduler(store, worker, handlers)
@@ -59,7 +59,7 @@ async def tick_once(store: Store, worker: UUID, handlers: Sequence[Handler]) -> 
 
     Args:
         store: where messages live.
-        worker: who ticks.
+        worker: the id of this worker.
         handlers: all that this worker runs.
 
     Returns:
@@ -81,7 +81,7 @@ class _Scheduler:
     worker: UUID
     handlers: Sequence[Handler]
     timers: dict[str, Timer] = field(init=False)
-    # Up to here everything was ticked or passed over, as the database says.
+    # The last slot of each timer that was ticked or passed over, as the database says.
     _last: dict[str, datetime] = field(default_factory=dict)
     _now: datetime = field(default_factory=lambda: datetime.now(UTC))
     _asked_at: float = 0.0
@@ -144,11 +144,11 @@ class _Scheduler:
         if answer["current"]:
             self._last[name] = moment(answer["last_slot"])
         else:
-            # Declared otherwise, or removed; the next declaration tells.
+            # The timer was declared otherwise, or removed; the next declaration tells which.
             del self._last[name]
 
     def _note_time(self, answer: Mapping[str, Any]) -> None:
-        # Counted from the answer on, so never ahead of the database.
+        # Counted from the arrival of the answer, so never ahead of the database.
         self._now, self._asked_at = moment(answer["now"]), time.monotonic()
 
     def _time(self) -> datetime:

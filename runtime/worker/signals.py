@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM of a process that runs code of users, heeded whatever that code does.
+"""Ctrl-C and SIGTERM in a process that runs user code: they end it, whatever that code does.
 
-An event loop learns of a signal when it comes round, and a handler that blocks it keeps it from that. So the signals
-wake a thread here, and where Python runs at all, the process ends in time:
+An event loop sees a signal only when it runs, and a handler may block it. So the signals wake a thread here, and the
+process ends in time as long as Python runs at all:
 
     the first    no new work, and an end when what runs has ended; at the latest after the drain and ten seconds
     the second   an end within a second or so, with exit code 130 or 143
@@ -46,7 +46,7 @@ def heeded(stop: Heed, hurry: Heed, *, drain_seconds: float) -> Iterator[None]:
 
 
 class _Signals:
-    """What came so far. Two ways tell of each signal, and either may be taken from us: the further one counts."""
+    """The signals so far. Python reports each in two ways, and user code may replace either: the higher count holds."""
 
     def __init__(self, stop: Heed, hurry: Heed, drain_seconds: float) -> None:
         self._stop = stop
@@ -74,7 +74,7 @@ class _Signals:
         with suppress(OSError):
             self._theirs.send(b"\0")
         if self._count:
-            # What is left are threads of user code, which nothing can stop, and what runs at the exit.
+            # Threads of user code, which cannot be stopped, and exit handlers may still run.
             self._end_after(_GRACE_SECONDS, 0, "threads of handlers do not end, so they are left behind")
 
     def forget(self) -> None:

@@ -22,7 +22,7 @@ class Watchdog:
     """Looks after the leases that a plan holds and the loop that its handlers run on.
 
     Attributes:
-        plan: what is held, and whether handlers on the loop are renewed.
+        plan: the leases, and whether those of handlers on the loop are renewed.
         runner: where handlers run.
         settings: how long a lease lasts, and a loop may be blocked.
         lapse: called with deliveries whose leases are about to end.

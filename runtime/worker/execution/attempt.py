@@ -51,9 +51,9 @@ class Attempts:
     """Calls handlers, on the loop of user code or in threads of theirs.
 
     Args:
-        handlers: what is called.
+        handlers: the handlers of the worker.
         limits: how many of each may run at once, by the handler's name.
-        services: what they may use.
+        services: the services that handlers may use.
         left: told of a handler whose plain function was given up on and runs on in its thread.
         ended: told when such a thread has ended.
     """
@@ -105,7 +105,7 @@ class Attempts:
         return Batch(handler, deliveries, self._services, self._random)
 
     async def many(self, batch: Batch, clock: float) -> None:
-        """Make the call of a batch; its reports say what comes of each delivery.
+        """Make the call of a batch, which has a report for each delivery afterwards.
 
         Raises:
             CancelledError: it was ended from outside; what has no report yet is to be given back.
@@ -142,7 +142,7 @@ class Attempts:
         try:
             result = await self._result(handler, context)
             handler.emit_result(result, context)
-            # A request says so in its headers, and most messages have none.
+            # A request has headers, and most messages have none.
             if delivery.message.headers and (
                 answer := answer_draft(delivery.message, delivery.subscription, handler, result)
             ):
@@ -181,7 +181,7 @@ class Attempts:
     async def _result(
         self, handler: Handler, context: Context, arguments: dict[str, Any] | None = None
     ) -> object:
-        """Return what comes of the function and of what stands around it, within its timeout.
+        """Return the result of the function with everything around it, within its timeout.
 
         Args:
             arguments: those of a batch, whose invalid messages have failed before; otherwise they are bound here.
@@ -195,7 +195,7 @@ class Attempts:
     async def _call_surrounded(
         self, handler: Handler, context: Context, arguments: dict[str, Any] | None
     ) -> object:
-        """Return what comes of the function with the agent's middlewares around it, wherever it runs itself."""
+        """Return the result of the function with the agent's middlewares around it, on the loop or in a thread."""
         call = partial(self._call, handler, context, arguments)
         return await _InOwnContext(surrounded(handler.middlewares, context, call))
 

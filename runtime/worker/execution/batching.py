@@ -70,17 +70,17 @@ class Batch:
     """One call of a handler with several deliveries.
 
     Args:
-        handler: what is called.
-        deliveries: those that gathered.
-        services: what it may use.
+        handler: the handler to call.
+        deliveries: the deliveries that gathered.
+        services: the services that it may use.
         random: where the jitter of retries comes from.
 
     Attributes:
         handler, deliveries: as they were given.
-        context: what the call gets beside them.
+        context: the context of the call.
         has_begun: whether its arguments were asked for.
         valid: those whose values are what the handler wants.
-        reports: what becomes of each, by message, as far as it is known.
+        reports: the reports so far, by message.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Batch:
 
 
 class BatchMember:
-    """One delivery's part in a call of several: the call is cancelled when nobody wants any of them.
+    """One delivery's part in a call of several: the call is cancelled when none of them is wanted any more.
 
     Args:
         shares: the deliveries that are still wanted, by what names them; shared by all of the batch.

@@ -250,7 +250,7 @@ class Executor:
                 self._start_batch(number)
 
     def _start(self, number: int) -> None:
-        """Have one handler's waiting deliveries run, or given back when there is nobody to run them."""
+        """Have one handler's waiting deliveries run, or given back while its agent is closed."""
         waiting, handler = self._waiting[number], self._handlers[number]
         # `_may_begin`, written out: this line runs twice for each attempt.
         while waiting and (self._is_stopping or handler.agent not in self._states):

@@ -23,7 +23,7 @@ class _ErrorText:
     """An error as text that can be stored and logged, made once however the error behaves.
 
     Attributes:
-        error: what decides what follows.
+        error: the error that the retry decides about.
         text: its class and its words.
         trace: its traceback.
         places: where it was raised in the user's own code, as `; raised at …`; empty where that is nowhere.
@@ -49,7 +49,7 @@ class _ErrorText:
 def failure(
     handler: Handler, delivery: Delivery, seconds: float, error: BaseException, random: Random
 ) -> Report:
-    """Return what becomes of a delivery whose attempt ended in an error after so long, and log it once."""
+    """Return the report on a delivery whose attempt ended in an error after so long, and log it."""
     [report] = failures(handler, [delivery], seconds, error, random)
     return report
 
@@ -57,7 +57,7 @@ def failure(
 def failures(
     handler: Handler, deliveries: Sequence[Delivery], seconds: float, error: BaseException, random: Random
 ) -> list[Report]:
-    """Return what becomes of deliveries whose common attempt ended in an error, and log it once."""
+    """Return the reports on deliveries whose common attempt ended in an error, and log it once."""
     if not deliveries:
         return []
     told = _ErrorText.of(error)
@@ -67,7 +67,7 @@ def failures(
 
 
 def _report(handler: Handler, delivery: Delivery, seconds: float, told: _ErrorText, random: Random) -> Report:
-    """What becomes of one delivery."""
+    """The report on one delivery."""
     if handler.deliver == "each":
         return Report(delivery, seconds, "dead", reason="failed", error=told.text)
     delay = _delay(handler, told, _attempt(delivery), random)

@@ -30,7 +30,7 @@ class SteadyLogger(logging.Logger):
         try:
             return super().makeRecord(*arguments, **named)
         except KeyError:
-            # A mistake of whoever writes the line, as logging says it.
+            # A mistake in the logging call itself.
             raise
         except BaseException:  # noqa: BLE001 - the factory may be the user's
             name, level, file, line, text, values, exc_info = arguments[:7]

@@ -13,7 +13,7 @@ from runtime.errors import DeclarationError
 async def surrounded(
     middlewares: Sequence[Middleware], context: Context, call: Callable[[], Awaitable[object]]
 ) -> object:
-    """Return what comes of a call with all the middlewares around it.
+    """Return the result of a call with all the middlewares around it.
 
     Args:
         middlewares: the outermost first.

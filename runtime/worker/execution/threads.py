@@ -89,7 +89,7 @@ class ThreadCall:
             self._state = _ThreadState.ENDED
             is_left = self.is_left
         if is_left:
-            # Where the loop has ended, nobody waits any more.
+            # The loop may have ended.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ended, context=self._context)
 
