@@ -48,7 +48,17 @@ class Terminal(Console):
 
 
 class Rows(Table):
-    """A table, each row of which is one line as far as its texts go."""
+    """A table, each row of which is one line as far as its texts go.
+
+    The first column is cut at a third of the width rather than wrapped: no line of the output begins with a part of
+    somebody else's text, and a long name leaves room for the figures.
+    """
+
+    def add_column(self, *header: RenderableType, **options: Any) -> None:
+        """Add a column."""
+        if not self.columns:
+            options = {"no_wrap": True, "max_width": out.width // 3, **options}
+        super().add_column(*header, **options)
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """Add a row."""

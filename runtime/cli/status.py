@@ -39,7 +39,8 @@ async def _stats() -> tuple[str, dict[str, Any]]:
 
 
 def _subscriptions(stats: dict[str, Any]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
+    # One blank between columns: at 80 columns a name and a pattern of usual length still stand on one line.
+    table = Rows(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
     table.add_column("subscription")
     table.add_column("patterns", overflow="fold")
     for name in ("workers", "waiting", "running", "scheduled", "dead", "lag"):
