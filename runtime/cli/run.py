@@ -115,7 +115,7 @@ def run(
     if agents:
         crew.append(Worker(agents, settings, observer=observer, poison_messages=poison_messages))
     if webhooks:
-        crew.append(_postroom(settings, observer, poison_messages, is_alone=not agents))
+        crew.append(_webhook_forwarder(settings, observer, poison_messages, is_alone=not agents))
     if not is_json_log and not is_supervised:
         for handler in [handler for each in crew if isinstance(each, Worker) for handler in each.handlers]:
             err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
@@ -135,7 +135,7 @@ def _check_extras(settings: Settings) -> None:
         need("RUNTIME_WEBHOOK", "serve", "uvicorn")
 
 
-def _postroom(
+def _webhook_forwarder(
     settings: Settings, observer: Observer | None, poison_messages: PoisonMessages, *, is_alone: bool
 ) -> "WebhookForwarder":
     """Who posts for the webhooks; beside agents it leaves them the ports."""
