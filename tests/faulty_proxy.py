@@ -19,6 +19,7 @@ class FaultyProxy:
         frozen: nothing is forwarded to the client any more, and nothing is closed.
         delay: seconds each piece of an answer waits.
         refusing: new connections are closed at once.
+        refuse_connections: so many new connections are closed at once.
         bytes_per_second: how fast answers come, each connection for itself; 0 is as fast as they can.
     """
 
@@ -29,6 +30,7 @@ class FaultyProxy:
     frozen: bool = False
     delay: float = 0.0
     refusing: bool = False
+    refuse_connections: int = 0
     bytes_per_second: float = 0.0
     connections: int = 0
     _open: set[SocketStream] = field(default_factory=set)
@@ -59,7 +61,8 @@ class FaultyProxy:
 
     async def serve(self, client: SocketStream) -> None:
         """Carry one connection."""
-        if self.refusing:
+        if self.refusing or self.refuse_connections:
+            self.refuse_connections = max(0, self.refuse_connections - 1)
             await anyio.aclose_forcefully(client)
             return
         self.connections += 1
