@@ -218,9 +218,7 @@ begin
                         select json_build_object('message', e.message_id, 'error', e.error, 'at', e.ended_at)
                         from runtime.runs e where e.subscription = s.id and e.error is not null
                         order by e.ended_at desc limit 1),
-                    'workers', (
-                        select count(*) from runtime.workers w
-                        where s.id = any (w.subscriptions) and w.seen_at > clock_timestamp() - interval '60 s')
+                    'workers', runtime.workers_of(s.id)
                 ) order by s.name)
                 from runtime.subscriptions s
                 left join runtime.backlog() b on b.subscription = s.id
