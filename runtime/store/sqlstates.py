@@ -19,7 +19,7 @@ from runtime.errors import (
     StoreError,
     StoreUnavailable,
     Unauthorized,
-)  # fmt: skip
+)
 
 ROLLED_BACK = frozenset({"40001", "40P01"})
 """Lost races: the transaction was rolled back, and the same one may succeed at once."""

@@ -29,7 +29,7 @@ begin
 end
 $$;
 comment on function runtime.push(uuid, text[], text, jsonb) is
-    'Sends a worker or an asker one event by each of these push paths: wake with at most three keys, nonce, cancel, '
+    'Sends a worker or a requester one event by each of these push paths: wake with at most three keys, nonce, cancel, '
     'answer.';
 
 create function runtime.is_stricter() returns boolean
@@ -143,27 +143,27 @@ create function runtime.announce(keys text[], subscriptions integer[]) returns v
 language plpgsql set search_path = '' as $$
 declare
     -- The keys this transaction has announced, between line feeds; * when they are too many to remember.
-    said text := coalesce(nullif(current_setting('runtime.announced', true), ''), E'\n');
-    unsaid text[];
+    announced text := coalesce(nullif(current_setting('runtime.announced', true), ''), E'\n');
+    fresh text[];
     matched integer[];
 begin
-    if said = '*' then
+    if announced = '*' then
         return;
     end if;
-    select array_agg(distinct r.key), array_agg(distinct r.subscription) into unsaid, matched
+    select array_agg(distinct r.key), array_agg(distinct r.subscription) into fresh, matched
     from unnest(keys, subscriptions) as r (key, subscription)
-    where position(E'\n' || r.key || E'\n' in said) = 0;
-    if unsaid is null then
+    where position(E'\n' || r.key || E'\n' in announced) = 0;
+    if fresh is null then
         return;
     end if;
-    said := said || array_to_string(unsaid, E'\n') || E'\n';
-    if length(said) > 4000 then
+    announced := announced || array_to_string(fresh, E'\n') || E'\n';
+    if length(announced) > 4000 then
         -- A huge transaction wakes every worker, once.
         perform set_config('runtime.announced', '*', true);
-        perform runtime.wake_everybody(unsaid);
+        perform runtime.wake_everybody(fresh);
     else
-        perform set_config('runtime.announced', said, true);
-        perform runtime.wake_sleepers(matched, unsaid);
+        perform set_config('runtime.announced', announced, true);
+        perform runtime.wake_sleepers(matched, fresh);
     end if;
 end
 $$;

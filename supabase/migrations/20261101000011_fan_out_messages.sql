@@ -137,7 +137,7 @@ begin
 end
 $$;
 comment on function runtime.fan_out() is
-    'Makes one delivery per message and matching subscription, and announces the messages; tells askers of their '
+    'Makes one delivery per message and matching subscription, and announces the messages; tells requesters of their '
     'answers.';
 
 create trigger fan_out after insert on public.consciousness_stream

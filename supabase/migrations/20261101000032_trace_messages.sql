@@ -57,8 +57,8 @@ language sql stable set search_path = '' as $$
     group by p.message_id
 $$;
 comment on function runtime.handling(bigint[], boolean) is
-    'Of each message, what became of it at each subscription: the state (due, running, later, retrying, parked, dead, '
-    'or the outcome of the last attempt), attempts, seconds and error; with details, every attempt.';
+    'Of each message, what became of it at each subscription: the state (waiting, running, scheduled, retrying, '
+    'parked, dead, or the outcome of the last attempt), attempts, seconds and error; with details, every attempt.';
 
 create function runtime.tree(message bigint, max integer)
 returns table (id bigint, depth integer, path bigint[])

@@ -131,7 +131,7 @@ end
 $$;
 comment on function public.stream_page(text, bigint, bigint, integer, text, text, text, timestamptz, timestamptz, integer) is
     'Messages for a person, the newest first, each with its state at every subscription. Reads at most look rows, and '
-    'returns with next where to go on: before := next. state is waiting, failed, dead, done or unhandled.';
+    'returns with next where to go on: before := next. state is open, failed, dead, done or unhandled.';
 
 create function public.stream_activity(
     since_seconds double precision default 3600, until_seconds double precision default 0

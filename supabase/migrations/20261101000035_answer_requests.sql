@@ -1,22 +1,22 @@
 -- Request-reply: the headers of a request name the key for its answers, as reply_to. An answer is a message under that
--- key whose parent is the request, so that it can be traced, and stays when the asker no longer waits. Only keys below
--- "answer." count: the answer bears the name of the answering agent, and an asker must not make that agent write under
--- a key of the asker's choice.
+-- key whose parent is the request, so that it can be traced, and stays when the requester no longer waits. Only keys
+-- below "answer." count: the answer bears the name of the answering agent, and a requester must not make that agent
+-- write under a key of the requester's choice.
 
 create function runtime.announce_answer(under text, parent bigint) returns void
 language plpgsql set search_path = '' as $$
 declare
-    -- The askers this transaction has told: their keys between line feeds.
-    said text := coalesce(nullif(current_setting('runtime.answered', true), ''), E'\n');
+    -- The requesters that this transaction has told: their keys between line feeds.
+    told text := coalesce(nullif(current_setting('runtime.answered', true), ''), E'\n');
     ways text[];
 begin
-    if under !~ '^answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' or position(E'\n' || under || E'\n' in said) > 0 then
+    if under !~ '^answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' or position(E'\n' || under || E'\n' in told) > 0 then
         return;
     end if;
-    if length(said) < 4000 then
-        perform set_config('runtime.answered', said || under || E'\n', true);
+    if length(told) < 4000 then
+        perform set_config('runtime.answered', told || under || E'\n', true);
     end if;
-    -- The push paths that reach the asker, from the headers of its request.
+    -- The push paths that reach the requester, from the headers of its request.
     select array(select jsonb_array_elements_text(m.headers -> 'reachable_by')) into ways
     from public.consciousness_stream m
     where m.id = parent and jsonb_typeof(m.headers -> 'reachable_by') = 'array';
@@ -24,7 +24,7 @@ begin
 end
 $$;
 comment on function runtime.announce_answer(text, bigint) is
-    'Tells an asker that there is an answer: at most once per transaction and asker.';
+    'Tells a requester that there is an answer: at most once per transaction and requester.';
 
 create function runtime.answer_dead(ids bigint[], subscriptions integer[], reasons text[], errors text[]) returns void
 language plpgsql set search_path = '' as $$
@@ -53,8 +53,8 @@ begin
 end
 $$;
 comment on function runtime.answer_dead(bigint[], integer[], text[], text[]) is
-    'Answers the requests among these dead letters with the error, so that no asker waits for an answer that will not '
-    'come.';
+    'Answers the requests among these dead letters with the error, so that no requester waits for an answer that will '
+    'not come.';
 
 create function runtime.addressees(key text) returns integer[]
 language plpgsql stable set search_path = '' as $$

@@ -14,9 +14,9 @@ from tests.kernel.ears import ears
 pytestmark = pytest.mark.anyio
 
 
-def request(key: str = "k", asker: UUID | None = None, **more: Any) -> dict[str, Any]:
+def request(key: str = "k", requester: UUID | None = None, **more: Any) -> dict[str, Any]:
     """A message that is a request."""
-    headers = {"reply_to": f"answer.{asker or uuid4()}", "reachable_by": ["notify"]}
+    headers = {"reply_to": f"answer.{requester or uuid4()}", "reachable_by": ["notify"]}
     return {"key": key, "value": 1, "headers": headers, **more}
 
 
@@ -147,15 +147,15 @@ async def test_whoever_listens_to_the_very_key_is_asked_and_else_whoever_listens
     assert [each["value"] for each in first["answers"]] == ["by hand"]
 
 
-async def test_k15_an_answer_tells_its_asker_alone_and_once_in_a_transaction(
+async def test_k15_an_answer_tells_its_requester_alone_and_once_in_a_transaction(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
     await worker.subscribe("a.b=k", announce=["notify"])
     await worker.fall_asleep()
     async with connect() as hearing:
-        asker, other = Worker(hearing), Worker(hearing)
-        listening = await ears(hearing, worker, asker, other)
-        drafts = [request(asker=each) for each in (asker.id, asker.id, other.id)]
+        requester, other = Worker(hearing), Worker(hearing)
+        listening = await ears(hearing, worker, requester, other)
+        drafts = [request(requester=each) for each in (requester.id, requester.id, other.id)]
         await send(db, *drafts)
         assert set(await listening.heard()) == {worker.channel}
         taken = await worker.take()
@@ -163,26 +163,28 @@ async def test_k15_an_answer_tells_its_asker_alone_and_once_in_a_transaction(
         await worker.exchange(
             done=[each.report(seconds=0.1, emits=[answer(each, reply_to[each.id])]) for each in taken]
         )
-        assert sorted(await listening.heard()) == sorted([asker.channel, other.channel])
-        # Whoever cannot be reached so is not called, nor is what is no asker's key.
-        (silent,) = await send(db, {**request(asker=asker.id), "headers": {"reply_to": f"answer.{asker.id}"}})
-        await insert(db, f"answer.{asker.id}", 1, parent_id=silent)
+        assert sorted(await listening.heard()) == sorted([requester.channel, other.channel])
+        # Whoever cannot be reached so is not called, nor is what is no requester's key.
+        (silent,) = await send(
+            db, {**request(requester=requester.id), "headers": {"reply_to": f"answer.{requester.id}"}}
+        )
+        await insert(db, f"answer.{requester.id}", 1, parent_id=silent)
         await insert(db, "answer.of.another.kind", 1, parent_id=silent)
-        await insert(db, f"answer.{asker.id}", 1)
+        await insert(db, f"answer.{requester.id}", 1)
         assert await listening.heard() == []
 
 
 async def test_an_answer_is_broadcast_to_whoever_said_so(
     db: Any, worker: Worker, connect_as_superuser: Connect
 ) -> None:
-    asker = uuid4()
-    draft = request(asker=asker)
+    requester = uuid4()
+    draft = request(requester=requester)
     draft["headers"]["reachable_by"] = ["realtime"]
     (number,) = await send(db, draft)
-    await insert(db, f"answer.{asker}", 1, parent_id=number)
+    await insert(db, f"answer.{requester}", 1, parent_id=number)
     async with connect_as_superuser() as admin:
         rows = await admin.fetch("select topic, event, private from realtime.messages")
-    assert [tuple(row) for row in rows] == [(f"runtime:{asker}", "answer", True)]
+    assert [tuple(row) for row in rows] == [(f"runtime:{requester}", "answer", True)]
 
 
 async def test_an_agent_sees_the_answers_to_its_own_requests_alone(db: Any, worker: Worker) -> None:
@@ -201,7 +203,7 @@ async def test_an_agent_sees_the_answers_to_its_own_requests_alone(db: Any, work
 @pytest.mark.parametrize(
     "reply_to", ["payment.approved", "answer", "answers.x", "Answer.x", " answer.x", "answer."]
 )
-async def test_s2_a_dead_letter_answers_under_no_key_of_the_askers_choice(
+async def test_s2_a_dead_letter_answers_under_no_key_of_the_requesters_choice(
     db: Any, worker: Worker, reply_to: str
 ) -> None:
     await worker.subscribe({"name": "a.b", "patterns": ["k"], "max_attempts": 1})

@@ -84,7 +84,7 @@ async def test_an_idle_connection_that_was_closed_costs_nothing(way: Way, key: s
 
 async def test_a_store_that_is_away_was_not_reached_and_is_tried_again(way: Way, key: str) -> None:
     async with faulty_proxy(way.port) as proxy, way.open(port=proxy.port) as store:
-        # As often as the store may fail and still try again: how long that takes is drawn by chance.
+        # By their number, not for a time: the pauses between the store's tries are drawn by chance.
         proxy.refuse_connections = 2
         await store.send([Draft(key, 1, dedup_key=key)])
         assert proxy.refuse_connections == 0
