@@ -8,7 +8,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from runtime.dashboard.context import FOLDER, DashboardContext, desk_of
+from runtime.dashboard.context import FOLDER, DashboardContext, context_of
 from runtime.dashboard.events import events
 from runtime.dashboard.pages import agents, dead, map, message, stream, write
 from runtime.dashboard.security import Guard, Guarded
@@ -24,7 +24,7 @@ class _Number(IntegerConvertor):
 register_url_convertor("number", _Number())
 
 
-def make_app(desk: DashboardContext, guard: Guard) -> ASGIApp:
+def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
     """The dashboard as an ASGI application, behind its guard."""
     app = Starlette(
         routes=[
@@ -55,7 +55,7 @@ def make_app(desk: DashboardContext, guard: Guard) -> ASGIApp:
         ],
         exception_handlers={RuntimeFault: _fault, 404: _missing},
     )
-    app.state.desk = desk
+    app.state.context = context
     return Guarded(app, guard)
 
 
@@ -64,13 +64,13 @@ async def _fault(request: Request, error: Exception) -> Response:
     status = 503 if isinstance(error, StoreUnavailable) else 409
     if "hx-request" in request.headers:
         return PlainTextResponse(str(error), status)
-    desk = desk_of(request)
-    return await desk.page(
+    context = context_of(request)
+    return await context.page(
         "missing.html", active="", status=status, events="", what="The stream cannot be shown", why=str(error)
     )
 
 
 async def _missing(request: Request, _: Exception) -> HTMLResponse:
-    return await desk_of(request).page(
+    return await context_of(request).page(
         "missing.html", active="", status=404, events="", what="There is no such page", why=request.url.path
     )

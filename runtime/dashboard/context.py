@@ -30,9 +30,9 @@ PAGES: Final = (
 class DashboardContext:
     """Everything a page needs, one per dashboard."""
 
-    def __init__(self, stream: Stream, pulse: LiveState, guard: Guard, schemas: Schemas) -> None:
+    def __init__(self, stream: Stream, live_state: LiveState, guard: Guard, schemas: Schemas) -> None:
         self.stream = stream
-        self.pulse = pulse
+        self.live_state = live_state
         self.schemas = schemas
         self._templates = Environment(
             loader=FileSystemLoader(FOLDER / "templates"),
@@ -60,16 +60,16 @@ class DashboardContext:
     async def health(self) -> dict[str, Any]:
         """What the strip says; also when the store is away."""
         try:
-            stats = await self.pulse.stats.get()
+            stats = await self.live_state.stats.get()
         except StoreError as error:
             return {"fault": str(error), "stats": None}
-        return {"fault": None, "stats": stats, "took": self.pulse.stats.took_seconds, **_ways(stats)}
+        return {"fault": None, "stats": stats, "took": self.live_state.stats.took_seconds, **_ways(stats)}
 
 
-def desk_of(request: Request) -> DashboardContext:
-    """The desk of the application a request came to."""
-    desk: DashboardContext = request.app.state.desk
-    return desk
+def context_of(request: Request) -> DashboardContext:
+    """Return the context of the dashboard a request came to."""
+    context: DashboardContext = request.app.state.context
+    return context
 
 
 def moment_of(text: str | None) -> datetime | None:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from runtime.dashboard.context import DashboardContext, desk_of, number_of
+from runtime.dashboard.context import DashboardContext, context_of, number_of
 from runtime.dashboard.filters import is_open
 from runtime.dashboard.pages.stream import Filter
 from runtime.errors import StoreError
@@ -20,15 +20,15 @@ _VOLATILE = ("now", "seen_seconds", "lag_seconds", "details", "oldest_transactio
 
 async def events(request: Request) -> StreamingResponse:
     """The events of one page, until it is closed."""
-    lines = Follower(desk_of(request), request).lines()
+    lines = Follower(context_of(request), request).lines()
     return StreamingResponse(lines, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
 class Follower:
     """One open page: what it has, so that only what is new is sent."""
 
-    def __init__(self, desk: DashboardContext, request: Request) -> None:
-        self._desk = desk
+    def __init__(self, context: DashboardContext, request: Request) -> None:
+        self._context = context
         after = number_of(request.query_params.get("after"))
         # The page of the stream says how far it has got; the others only want hints.
         self._after = after
@@ -40,31 +40,32 @@ class Follower:
 
     async def lines(self) -> AsyncIterator[str]:
         """The events as they go over the wire."""
-        pulse = self._desk.pulse
-        with pulse:
+        live_state = self._context.live_state
+        with live_state:
             yield "retry: 1000\n\n"
-            while not pulse.is_closed:
+            while not live_state.is_closed:
                 try:
                     async for event in self._news():
                         yield event
                 except StoreError as error:
                     yield _event(
-                        "health", self._desk.text("_health.html", health={"fault": str(error), "stats": None})
+                        "health",
+                        self._context.text("_health.html", health={"fault": str(error), "stats": None}),
                     )
                     self._health = ""
-                await pulse.wait()
+                await live_state.wait()
 
     async def _news(self) -> AsyncIterator[str]:
         if self._filter is not None:
             rows = await self._rows()
             if rows:
                 yield _event("rows", rows)
-        health = await self._desk.health()
-        text = self._desk.text("_health.html", health=health)
+        health = await self._context.health()
+        text = self._context.text("_health.html", health=health)
         if text != self._health:
             self._health = text
             yield _event("health", text)
-        state = json.dumps([_steady(health["stats"]), self._desk.pulse.hours.version])
+        state = json.dumps([_steady(health["stats"]), self._context.live_state.activity.version])
         if state != self._state:
             # At first too: something may have happened since the page was drawn.
             self._state = state
@@ -73,12 +74,12 @@ class Follower:
     async def _rows(self) -> str:
         """New rows, and what became of those that were not finished, as one text."""
         assert self._filter is not None
-        views = self._desk.stream.views
+        views = self._context.stream.views
         parts = []
         page = await self._filter.page(views, after=self._after, limit=_NEW)
         if page["messages"]:
             parts.append(
-                self._desk.text(
+                self._context.text(
                     "_rows.html", messages=page["messages"], next=None, query="", is_new=True, in_vain=0
                 )
             )
@@ -87,7 +88,9 @@ class Follower:
             for number, handled in (await views.handling(list(self._watched))).items():
                 if handled != self._watched[number]:
                     self._watched[number] = handled
-                    parts.append(self._desk.text("_handled.html", id=number, handled=handled, is_late=True))
+                    parts.append(
+                        self._context.text("_handled.html", id=number, handled=handled, is_late=True)
+                    )
                 if not is_open(handled):
                     self._watched.pop(number, None)
         for message in page["messages"]:

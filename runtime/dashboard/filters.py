@@ -12,20 +12,8 @@ _PREVIEW_CHARACTERS = 180
 _TREE_CHARACTERS = 60_000
 # A template calls itself for each level, several frames at a time.
 _TREE_DEPTH = 50
-STATES = {
-    "done": "done",
-    "running": "running",
-    "waiting": "waiting",
-    "scheduled": "scheduled",
-    "later": "later",
-    "retrying": "retrying",
-    "parked": "behind another",
-    "failed": "failed",
-    "dead": "dead letter",
-    "crashed": "crashed",
-    "expired": "expired",
-    "cancelled": "cancelled",
-}
+# The states whose names say too little.
+_STATES = {"parked": "behind another", "dead": "dead letter"}
 
 
 def duration(seconds: float | None) -> str:
@@ -134,5 +122,5 @@ def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
 FILTERS = {
     "duration": duration, "age": age, "clock": clock, "soon": soon, "count": count, "rate": rate, "size": size,
     "preview": preview, "pretty": pretty, "quoted": lambda text: json.dumps(text, ensure_ascii=False),
-    "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda state: STATES.get(state, state),
+    "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda state: _STATES.get(state, state),
 }  # fmt: skip

@@ -62,7 +62,7 @@ class LiveState:
         self.flow: CachedAnswer[dict[str, Any]] = CachedAnswer(stream.views.flow, 3.0)
         self.schedules: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.schedules, 0.8)
         self.webhooks: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.webhooks, 0.8)
-        self.hours = Activity(stream.views, self._tell)
+        self.activity = Activity(stream.views, self._tell)
         self.is_live = False
         self.fault: str | None = None
         self._watchers = 0
@@ -73,7 +73,7 @@ class LiveState:
     async def run(self) -> None:
         """Say when to look again, until cancelled; the stream's wake-ups are listened to while somebody looks."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.hours.run)
+            tasks.start_soon(self.activity.run)
             while True:
                 await self._watched.wait()
                 async with anyio.create_task_group() as watching:

@@ -45,14 +45,14 @@ async def serving(
     listening = bound("The dashboard", host, port)
     at = listening.getsockname()[1]
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
-        guard, pulse, schemas = Guard(at, token), LiveState(stream), Schemas(paths)
-        async with served(listening, make_app(DashboardContext(stream, pulse, guard, schemas), guard)):
-            tasks.start_soon(pulse.run)
+        guard, live_state, schemas = Guard(at, token), LiveState(stream), Schemas(paths)
+        async with served(listening, make_app(DashboardContext(stream, live_state, guard, schemas), guard)):
+            tasks.start_soon(live_state.run)
             tasks.start_soon(schemas.read)
             try:
                 yield _url(host, at, token)
             finally:
-                pulse.close()
+                live_state.close()
         tasks.cancel_scope.cancel()
 
 

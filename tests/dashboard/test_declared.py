@@ -22,7 +22,7 @@ async def forget(draft: dict) -> None: ...
 
 
 class Told:
-    """What the pulse would have asked the database for."""
+    """What the live state would have asked the database for."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         self.answer = answer
@@ -36,9 +36,9 @@ async def test_the_map_shows_who_hears_in_every_process_by_declaration_alone(tmp
     schemas = Schemas([str(tmp_path / "cache_agents.py")])
     await schemas.read()
     assert schemas.declared["cache.forget"].deliver == "each"
-    pulse = SimpleNamespace(
+    live_state = SimpleNamespace(
         stats=Told({"subscriptions": []}), flow=Told({"written": [], "handled": [], "seconds": 0})
     )
-    found = await _map(SimpleNamespace(pulse=pulse, schemas=schemas))  # type: ignore[arg-type]
+    found = await _map(SimpleNamespace(live_state=live_state, schemas=schemas))  # type: ignore[arg-type]
     names = {node.name for node in found["graph"].nodes.values()}
     assert names == {"draft.written", "cache"}

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse
 from runtime.agent.schedule import readable, upcoming
 from runtime.dashboard.activity import SubscriptionActivity
 from runtime.dashboard.charts import spark
-from runtime.dashboard.context import DashboardContext, desk_of
+from runtime.dashboard.context import DashboardContext, context_of
 from runtime.errors import StoreError
 from runtime.message import moment
 
@@ -20,31 +20,31 @@ _SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last 
 
 async def agents_page(request: Request) -> HTMLResponse:
     """The page."""
-    desk = desk_of(request)
-    return await desk.page("agents.html", active="agents", events="", **await _agents(desk))
+    context = context_of(request)
+    return await context.page("agents.html", active="agents", events="", **await _agents(context))
 
 
 async def table(request: Request) -> HTMLResponse:
     """The table alone, anew."""
-    desk = desk_of(request)
-    return desk.part("_agents.html", **await _agents(desk))
+    context = context_of(request)
+    return context.part("_agents.html", **await _agents(context))
 
 
 async def pause(request: Request) -> HTMLResponse:
     """Pause a subscription."""
-    await desk_of(request).stream.operations.pause(request.path_params["name"])
+    await context_of(request).stream.operations.pause(request.path_params["name"])
     return await _changed(request)
 
 
 async def resume(request: Request) -> HTMLResponse:
     """Resume it."""
-    await desk_of(request).stream.operations.resume(request.path_params["name"])
+    await context_of(request).stream.operations.resume(request.path_params["name"])
     return await _changed(request)
 
 
 async def replay(request: Request) -> HTMLResponse:
     """Count what a replay would deliver again; with `sure`, do it."""
-    desk, name, form = desk_of(request), request.path_params["name"], await request.form()
+    context, name, form = context_of(request), request.path_params["name"], await request.form()
     minutes = str(form.get("minutes", ""))
     minutes = minutes if minutes in _SPANS else ""
     pattern = str(form.get("pattern") or ">")
@@ -52,27 +52,29 @@ async def replay(request: Request) -> HTMLResponse:
     is_sure = form.get("sure") == "yes"
     fault, answer = None, None
     try:
-        answer = await desk.stream.operations.replay(name, since=since, pattern=pattern, dry_run=not is_sure)
+        answer = await context.stream.operations.replay(
+            name, since=since, pattern=pattern, dry_run=not is_sure
+        )
     except (StoreError, ValueError) as error:
         fault = str(error)
     if is_sure:
-        desk.pulse.changed()
-    return desk.part(
+        context.live_state.changed()
+    return context.part(
         "_replay.html", name=name, minutes=minutes, span=_SPANS[minutes], pattern=pattern, is_sure=is_sure,
         answer=answer, fault=fault,
     )  # fmt: skip
 
 
 async def _changed(request: Request) -> HTMLResponse:
-    desk = desk_of(request)
-    desk.pulse.changed()
+    context = context_of(request)
+    context.live_state.changed()
     return await table(request)
 
 
-async def _agents(desk: DashboardContext) -> dict[str, Any]:
-    stats, hours = await desk.pulse.stats.get(), await desk.pulse.hours.get()
-    timers = {each["name"]: each for each in await desk.pulse.schedules.get()}
-    webhooks = {each["name"]: each for each in await desk.pulse.webhooks.get()}
+async def _agents(context: DashboardContext) -> dict[str, Any]:
+    stats, hours = await context.live_state.stats.get(), await context.live_state.activity.get()
+    timers = {each["name"]: each for each in await context.live_state.schedules.get()}
+    webhooks = {each["name"]: each for each in await context.live_state.webhooks.get()}
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in stats["subscriptions"]:
         hour = hours.get(each["id"]) or SubscriptionActivity()

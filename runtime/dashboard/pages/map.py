@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import NODE_HEIGHT, NODE_WIDTH, Map
-from runtime.dashboard.context import DashboardContext, desk_of
+from runtime.dashboard.context import DashboardContext, context_of
 from runtime.keys import is_exact, matches
 
 _KEYS = 60
@@ -14,19 +14,19 @@ _KEYS = 60
 
 async def map_page(request: Request) -> HTMLResponse:
     """The page."""
-    desk = desk_of(request)
-    return await desk.page("map.html", active="map", events="", **await _map(desk))
+    context = context_of(request)
+    return await context.page("map.html", active="map", events="", **await _map(context))
 
 
 async def drawing(request: Request) -> HTMLResponse:
     """The drawing alone, anew."""
-    desk = desk_of(request)
-    return desk.part("_map.html", **await _map(desk))
+    context = context_of(request)
+    return context.part("_map.html", **await _map(context))
 
 
-async def _map(desk: DashboardContext) -> dict[str, Any]:
-    stats, flow = await desk.pulse.stats.get(), await desk.pulse.flow.get()
-    declared = desk.schemas.declared
+async def _map(context: DashboardContext) -> dict[str, Any]:
+    stats, flow = await context.live_state.stats.get(), await context.live_state.flow.get()
+    declared = context.schemas.declared
     # What is kept nowhere is known from its declaration alone.
     listeners = [
         {"name": name, "agent": name.partition(".")[0], "patterns": each.patterns}

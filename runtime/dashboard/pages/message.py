@@ -6,43 +6,45 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.dashboard.charts import waterfall
-from runtime.dashboard.context import DashboardContext, desk_of
+from runtime.dashboard.context import DashboardContext, context_of
 from runtime.dashboard.filters import is_open
 from runtime.errors import StoreError
 
 
 async def message_page(request: Request) -> HTMLResponse:
     """The page."""
-    desk, number = desk_of(request), request.path_params["id"]
-    story = await _story(desk, number)
+    context, number = context_of(request), request.path_params["id"]
+    story = await _story(context, number)
     if story is None:
-        return await desk.page(
+        return await context.page(
             "missing.html", active="stream", status=404, events="",
             what=f"Message #{number}", why="It was never written, or it was removed by retention.",
         )  # fmt: skip
-    return await desk.page("message.html", active="stream", events="", said=None, **story)
+    return await context.page("message.html", active="stream", events="", said=None, **story)
 
 
 async def story(request: Request) -> HTMLResponse:
     """The part that changes while the message is handled."""
-    desk, number = desk_of(request), request.path_params["id"]
-    return await _part(desk, number, None)
+    context, number = context_of(request), request.path_params["id"]
+    return await _part(context, number, None)
 
 
-async def _part(desk: DashboardContext, number: int, said: str | None) -> HTMLResponse:
+async def _part(context: DashboardContext, number: int, said: str | None) -> HTMLResponse:
     """The part that changes; it may have been removed while somebody looked at it."""
-    found = await _story(desk, number)
+    found = await _story(context, number)
     if found is None:
-        return HTMLResponse(desk.text("_said.html", said=f"#{number} is no longer there.", is_bad=True), 404)
-    return desk.part("_story.html", **found | {"said": said})
+        return HTMLResponse(
+            context.text("_said.html", said=f"#{number} is no longer there.", is_bad=True), 404
+        )
+    return context.part("_story.html", **found | {"said": said})
 
 
 async def deliver(request: Request) -> HTMLResponse:
     """Deliver it to a subscription again."""
-    desk, number = desk_of(request), request.path_params["id"]
+    context, number = context_of(request), request.path_params["id"]
     name = str((await request.form()).get("subscription", ""))
     try:
-        answer = await desk.stream.operations.replay(name, ids=[number])
+        answer = await context.stream.operations.replay(name, ids=[number])
     except StoreError as error:
         said = str(error)
     else:
@@ -51,16 +53,16 @@ async def deliver(request: Request) -> HTMLResponse:
             if answer["replayed"]
             else f"Nothing to do: #{number} still waits for {name}, or {name} does not listen to its key."
         )
-    desk.pulse.changed()
-    return await _part(desk, number, said)
+    context.live_state.changed()
+    return await _part(context, number, said)
 
 
 async def cancel(request: Request) -> HTMLResponse:
     """End what waits or runs of it for a subscription, as a dead letter."""
-    desk, number = desk_of(request), request.path_params["id"]
+    context, number = context_of(request), request.path_params["id"]
     name = str((await request.form()).get("subscription", ""))
     try:
-        answer = await desk.stream.operations.cancel(number, name)
+        answer = await context.stream.operations.cancel(number, name)
     except StoreError as error:
         said = str(error)
     else:
@@ -71,19 +73,21 @@ async def cancel(request: Request) -> HTMLResponse:
             next((each["state"] for each in answer["deliveries"]), ""),
             f"Nothing waits or runs for #{number} of {name} any more.",
         )
-    desk.pulse.changed()
-    return await _part(desk, number, said)
+    context.live_state.changed()
+    return await _part(context, number, said)
 
 
-async def _story(desk: DashboardContext, number: int) -> dict[str, Any] | None:
-    trace = await desk.stream.views.trace(number)
+async def _story(context: DashboardContext, number: int) -> dict[str, Any] | None:
+    trace = await context.stream.views.trace(number)
     by_id = {each["id"]: each for each in trace["messages"]}
     message = by_id.get(number)
     if message is None:
         return None
     names = {each["subscription"] for each in message["handled"]}
     others = [
-        each["name"] for each in (await desk.pulse.stats.get())["subscriptions"] if each["name"] not in names
+        each["name"]
+        for each in (await context.live_state.stats.get())["subscriptions"]
+        if each["name"] not in names
     ]
     return {
         "message": message,

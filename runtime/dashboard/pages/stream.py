@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from runtime.client.queries import Queries
-from runtime.dashboard.context import desk_of, moment_of, number_of
+from runtime.dashboard.context import context_of, moment_of, number_of
 from runtime.errors import InvalidKey
 from runtime.keys import check_pattern
 
@@ -72,10 +72,10 @@ class Filter:
 
 async def stream_page(request: Request) -> HTMLResponse:
     """The page."""
-    desk, chosen = desk_of(request), Filter.of(request)
+    context, chosen = context_of(request), Filter.of(request)
     before = number_of(request.query_params.get("before"))
-    page = await chosen.page(desk.stream.views, before=before)
-    agents = sorted({each["agent"] for each in (await desk.pulse.stats.get())["subscriptions"]})
+    page = await chosen.page(context.stream.views, before=before)
+    agents = sorted({each["agent"] for each in (await context.live_state.stats.get())["subscriptions"]})
     waiting = [
         str(each["id"])
         for each in page["messages"]
@@ -84,7 +84,7 @@ async def stream_page(request: Request) -> HTMLResponse:
     # Looking at the past, nothing new is shown.
     follows = before is None and not chosen.given["until"]
     live = urlencode({**chosen.given, "after": page["newest"] or 0, "watch": ",".join(waiting)})
-    return await desk.page(
+    return await context.page(
         "stream.html", active="stream", chosen=chosen, agents=agents, states=STATES, follows=follows,
         events=f"?{live}" if follows else "", is_new=False, query=chosen.query, **_found(page), **page,
     )  # fmt: skip
@@ -92,14 +92,14 @@ async def stream_page(request: Request) -> HTMLResponse:
 
 async def rows(request: Request) -> HTMLResponse:
     """The next rows further back."""
-    desk, chosen = desk_of(request), Filter.of(request)
+    context, chosen = context_of(request), Filter.of(request)
     looked = number_of(request.query_params.get("looked")) or 0
     page = await chosen.page(
-        desk.stream.views,
+        context.stream.views,
         before=number_of(request.query_params.get("before")),
         look=_LOOK_ON if looked else _LOOK,
     )
-    return desk.part("_rows.html", is_new=False, query=chosen.query, **_found(page, looked), **page)
+    return context.part("_rows.html", is_new=False, query=chosen.query, **_found(page, looked), **page)
 
 
 def _found(page: dict[str, Any], looked: int = 0) -> dict[str, Any]:

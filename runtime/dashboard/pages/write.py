@@ -5,7 +5,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from runtime.dashboard.context import DashboardContext, desk_of
+from runtime.dashboard.context import DashboardContext, context_of
 from runtime.encoding.json import decode
 from runtime.errors import InvalidKey, InvalidPayload, RuntimeFault
 from runtime.keys import check_key, matches
@@ -14,39 +14,39 @@ from runtime.message import Priority
 
 async def write_page(request: Request) -> HTMLResponse:
     """The form; with parameters, filled in."""
-    desk = desk_of(request)
-    stats = await desk.pulse.stats.get()
+    context = context_of(request)
+    stats = await context.live_state.stats.get()
     patterns = {pattern for each in stats["subscriptions"] for pattern in each["patterns"]}
     keys = sorted(pattern for pattern in patterns if "*" not in pattern and ">" not in pattern)
     form = {"key": request.query_params.get("key", ""), "value": request.query_params.get("value", "{}")}
-    return await desk.page(
-        "write.html", active="write", events="", keys=keys, form=form, has_schemas=bool(desk.schemas.declared),
-        **await _check(desk, form["key"], form["value"]),
+    return await context.page(
+        "write.html", active="write", events="", keys=keys, form=form, has_schemas=bool(context.schemas.declared),
+        **await _check(context, form["key"], form["value"]),
     )  # fmt: skip
 
 
 async def check(request: Request) -> HTMLResponse:
     """What would become of what is in the form."""
-    desk, form = desk_of(request), await request.form()
-    await desk.schemas.read()
-    return desk.part(
-        "_check.html", **await _check(desk, str(form.get("key", "")), str(form.get("value", "")))
+    context, form = context_of(request), await request.form()
+    await context.schemas.read()
+    return context.part(
+        "_check.html", **await _check(context, str(form.get("key", "")), str(form.get("value", "")))
     )
 
 
 async def send(request: Request) -> HTMLResponse:
     """Send it, unless it makes no sense, or a handler's schema refuses it and nobody said to send it anyway."""
-    desk, form = desk_of(request), await request.form()
+    context, form = context_of(request), await request.form()
     key, text = str(form.get("key", "")).strip(), str(form.get("value", ""))
-    found = await _check(desk, key, text)
+    found = await _check(context, key, text)
     if found["fault"] or (
         any(each["complaints"] for each in found["readers"]) and form.get("anyway") != "yes"
     ):
-        return desk.part(
+        return context.part(
             "_sent.html", sent=None, fault=found["fault"] or "A handler's schema refuses this value."
         )
     try:
-        sent = await desk.stream.send(
+        sent = await context.stream.send(
             key,
             decode(text),
             agent=str(form.get("agent") or "") or None,
@@ -55,12 +55,12 @@ async def send(request: Request) -> HTMLResponse:
             dedup_key=str(form.get("dedup_key") or "") or None,
         )
     except (RuntimeFault, ValueError) as error:
-        return desk.part("_sent.html", sent=None, fault=str(error))
-    desk.pulse.changed()
-    return desk.part("_sent.html", sent=sent, fault=None, key=key)
+        return context.part("_sent.html", sent=None, fault=str(error))
+    context.live_state.changed()
+    return context.part("_sent.html", sent=sent, fault=None, key=key)
 
 
-async def _check(desk: DashboardContext, key: str, text: str) -> dict[str, Any]:
+async def _check(context: DashboardContext, key: str, text: str) -> dict[str, Any]:
     key = key.strip()
     fault, value = None, None
     try:
@@ -72,9 +72,9 @@ async def _check(desk: DashboardContext, key: str, text: str) -> dict[str, Any]:
     except InvalidPayload as error:
         fault = str(error)
     readers = []
-    for each in (await desk.pulse.stats.get())["subscriptions"]:
+    for each in (await context.live_state.stats.get())["subscriptions"]:
         if any(matches(pattern, key) for pattern in each["patterns"]):
-            declared = desk.schemas.declared.get(each["name"])
+            declared = context.schemas.declared.get(each["name"])
             readers.append({
                 "name": each["name"],
                 "paused": each["paused"],
