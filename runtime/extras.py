@@ -14,20 +14,25 @@ from runtime.errors import SettingsError
 def needing(what: str, *extras: str) -> Iterator[None]:
     """Tell of a library that the imports in this block do not find.
 
+    Of two blocks, one within the other, the outer one is named: a user has called the command, not its modules.
+
     Args:
         what: the command, setting or module that needs the library: "runtime dashboard".
-        extras: the extras that bring it.
+        extras: the extras that bring it; without any, the block changes no error.
 
     Raises:
         SettingsError: a library is not installed; the message says which `pip install` brings it.
     """
     try:
         yield
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, SettingsError) as error:
+        # The error of an inner block keeps its own as the context.
+        missing = error.__context__ if isinstance(error, SettingsError) else error
+        name = missing.name if isinstance(missing, ModuleNotFoundError) else None
         # A module of our own that is missing is a bug, which keeps its traceback.
-        if not extras or error.name is None or error.name.partition(".")[0] == "runtime":
+        if not extras or name is None or name.partition(".")[0] == "runtime":
             raise
-        raise _missing(what, error.name, extras) from None
+        raise _missing(what, name, extras) from None
 
 
 def need(what: str, extra: str, module: str) -> None:

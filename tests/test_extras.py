@@ -170,7 +170,9 @@ def test_a_command_is_there_without_any_or_says_which_extra_it_needs(bare: Shell
     assert ended.code == 0, ended.stderr
     told = dict(line.split(" ", 1) for line in ended.stdout.splitlines())
     assert told.keys() == NEEDED.keys()
-    assert all(text.endswith(cure(NEEDED[command])) for command, text in told.items())
+    for command, text in told.items():
+        assert text.startswith(f"runtime {command} needs ")
+        assert text.endswith(cure(NEEDED[command]))
 
 
 def test_a_command_without_its_extra_ends_as_with_any_setting_that_is_wrong(bare: Shell) -> None:

@@ -83,13 +83,13 @@ def _print_all(answers: list[Answer], *, as_json: bool) -> None:
         ])  # fmt: skip
         return
     for answer in answers:
-        said = (
+        text = (
             _text(answer.value)
             if answer.error is None
             else Text(f"failed: {plain(answer.error.error)}", "red")
         )
         out.print(
-            Text.assemble((f"{plain(answer.handler) or '-':<20}", "magenta"), "  ", said), soft_wrap=True
+            Text.assemble((f"{plain(answer.handler) or '-':<20}", "magenta"), "  ", text), soft_wrap=True
         )
 
 

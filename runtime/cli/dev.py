@@ -101,18 +101,18 @@ async def _show(settings: Settings, paths: list[str], is_opened: bool) -> None:
 
 async def _tail(settings: Settings) -> None:
     """Print messages as they are written; a stream that is away is asked for until it answers."""
-    said = ""
+    trouble = ""
     while True:
         try:
             async with connect(settings) as stream:
                 async for message in stream.listen(">"):
-                    said = ""
+                    trouble = ""
                     print_message(message, as_json=False)
         except* StoreError as group:
             # The agents' own process tells of it as well, in more words.
             why = str(group.exceptions[0])
-            if why != said:
-                said = why
+            if why != trouble:
+                trouble = why
                 _say("the stream cannot be read at the moment; looking again until it can")
         await anyio.sleep(_RETRY_SECONDS)
 

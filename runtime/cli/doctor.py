@@ -43,7 +43,7 @@ async def _examine(settings: Settings, as_json: bool) -> list[Finding]:
 def _print(finding: Finding) -> None:
     style = _STYLES[finding.verdict]
     out.print(
-        Text.assemble((f"{finding.verdict:<8}", style), (f"{finding.check:<17}", "bold"), finding.said),
+        Text.assemble((f"{finding.verdict:<8}", style), (f"{finding.check:<17}", "bold"), finding.text),
         soft_wrap=True,
     )
     if finding.cure:

@@ -188,7 +188,7 @@ async def test_a_partition_that_is_missing_is_told(stack: Any) -> None:
     found = await findings(stack)
     # The join of a private channel fails with it, as the server tries a row there.
     assert faults(found) == {"partition", "socket"}
-    assert "no partition for today" in found["partition"].said
+    assert "no partition for today" in found["partition"].text
     assert "other findings" in found["socket"].cure or "partition" in found["socket"].cure
     assert found["round trip"].verdict is Verdict.OK
 
@@ -198,7 +198,7 @@ async def test_a_policy_that_is_missing_matters_to_who_is_bound_by_policies(stac
     found = await findings(stack)
     assert faults(found) == set()
     assert found["policies"].verdict is Verdict.OK
-    assert "bypasses" in found["policies"].said
+    assert "bypasses" in found["policies"].text
     await execute(stack.admin_url, "alter role service_role nobypassrls")
     try:
         bound = await findings(stack)
@@ -260,7 +260,7 @@ async def test_n6_policies_are_made_where_postgres_is_a_member_of_the_owner(stac
     finally:
         await execute(stack.admin_url, "revoke supabase_realtime_admin from postgres")
     assert found["policies"].verdict is Verdict.OK
-    assert "bypasses" not in found["policies"].said
+    assert "bypasses" not in found["policies"].text
 
 
 async def test_broadcast_that_is_deaf_is_told_and_the_row_comes_round_all_the_same(stack: Any) -> None:
@@ -272,7 +272,7 @@ async def test_broadcast_that_is_deaf_is_told_and_the_row_comes_round_all_the_sa
     )
     found = await findings(stack)
     assert faults(found) == {"broadcast"}
-    assert "deaf" in found["broadcast"].said
+    assert "deaf" in found["broadcast"].text
     assert found["postgres_changes"].verdict is Verdict.OK
     assert found["round trip"].verdict is Verdict.OK
 
@@ -309,12 +309,12 @@ async def test_every_wrong_key_is_told_apart(stack: Any) -> None:
         foreign: ("store", "refused the key"),
         "sb_secret_of_another_project": ("store", "refused the key"),
     }  # fmt: skip
-    for key, (check, said) in wrong.items():
+    for key, (check, text) in wrong.items():
         found = await findings(stack, supabase_key=key)
         assert found[check].verdict is Verdict.FAULT, (check, found)
-        assert said in found[check].said
+        assert text in found[check].text
         assert "SUPABASE_SERVICE_ROLE_KEY" in found[check].cure
-        assert not any(key in each.said + each.cure for each in found.values())
+        assert not any(key in each.text + each.cure for each in found.values())
     soon = await findings(stack, supabase_key=token(role="service_role", exp=now + 3600))
     assert soon["token"].verdict is Verdict.WARNING
 
@@ -330,7 +330,7 @@ async def test_a_key_of_another_project_is_told_by_its_ref(stack: Any) -> None:
     settings = settings_of(stack, supabase_key=key, supabase_url="https://zyxwvutsrqponmlkjihg.supabase.co")
     found = check_claims(settings)
     assert found.verdict is Verdict.FAULT
-    assert "abcdefghijklmnopqrst" in found.said
+    assert "abcdefghijklmnopqrst" in found.text
 
 
 async def test_a_gateway_that_is_gone_is_told(stack: Any) -> None:
@@ -338,14 +338,14 @@ async def test_a_gateway_that_is_gone_is_told(stack: Any) -> None:
     found = await findings(stack, request_seconds=2)
     assert faults(found) == {"store"}
     assert found["store"].details["kind"] == "reach"
-    assert "could not be reached" in found["store"].said
+    assert "could not be reached" in found["store"].text
 
 
 async def test_realtime_that_is_gone_is_told_where_the_database_is_reached_directly(stack: Any) -> None:
     await anyio.to_thread.run_sync(stack.kill_gateway)
     found = await findings(stack, database_url=stack.db_url)
     assert faults(found) == {"socket"}
-    assert "no connection" in found["socket"].said
+    assert "no connection" in found["socket"].text
     assert found["round trip"].verdict is Verdict.OK
 
 
@@ -404,7 +404,7 @@ def test_a_clock_that_is_wrong_is_told(shell: Shell, hours: int) -> None:
     )
     clock = next(line for line in map(json.loads, ended.stdout.splitlines()) if line["check"] == "clock")
     assert clock["verdict"] == "warning"
-    assert ("ahead of" if hours > 0 else "behind") in clock["said"]
+    assert ("ahead of" if hours > 0 else "behind") in clock["text"]
     assert round(clock["details"]["ahead_seconds"] / 3600) == hours
     # Nothing else minds.
     assert ended.code == 0, ended.stdout
@@ -430,14 +430,14 @@ async def test_the_webhook_is_examined_from_both_ends(stack: Any) -> None:
     assert faults(nothing_posts) == {"webhook"}
     assert "Database Webhooks" in nothing_posts["webhook"].cure
     await execute(stack.admin_url, *WEBHOOK)
-    assert "Nobody listens" in (await findings(stack, **settings))["webhook"].said
+    assert "Nobody listens" in (await findings(stack, **settings))["webhook"].text
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(WebhookWakeups(f"127.0.0.1:{port}", "right", patterns=["task.*"]).run, Heard())
         await until(lambda: is_open(port))
         assert (await findings(stack, **settings))["webhook"].verdict is Verdict.OK
         other = await findings(stack, **{**settings, "webhook_secret": "wrong"})
         assert faults(other) == {"webhook"}
-        assert "401" in other["webhook"].said
+        assert "401" in other["webhook"].text
         tasks.cancel_scope.cancel()
     outside = await findings(stack, **{**settings, "webhook": "0.0.0.0:8787", "webhook_secret": None})
     assert "RUNTIME_WEBHOOK_SECRET" in outside["webhook"].cure

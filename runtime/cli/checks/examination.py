@@ -80,8 +80,8 @@ def _told(check: str, error: BaseException) -> Finding:
     """A fault of ours as a finding: its own sentences hold the cure."""
     kinds = {Unauthorized: "key", MigrationMissing: "schema", StoreUnavailable: "reach"}
     kind = next((name for kind, name in kinds.items() if isinstance(error, kind)), "other")
-    said, _, cure = str(error).partition(". ")
-    return fault(check, said.rstrip(".") + ".", cure or "See the other findings.", kind=kind)
+    text, _, cure = str(error).partition(". ")
+    return fault(check, text.rstrip(".") + ".", cure or "See the other findings.", kind=kind)
 
 
 def _first(group: BaseExceptionGroup[RuntimeFault]) -> BaseException:

@@ -1,7 +1,7 @@
 """A finding of `runtime doctor`: what is wrong, and the cure.
 
-One file per kind of evidence: `access` judges the settings alone, `database` what the database tells of itself, and
-`journey` sends something all the way round. Every check gives one finding.
+One file per kind of evidence: `access` checks the settings alone, `database` the facts that the database reports, and
+`round_trip` sends nonces and a row all the way round. Every check gives one finding.
 """
 
 from dataclasses import dataclass, field
@@ -20,39 +20,39 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
         check: its name.
-        said: what is so, in one sentence.
-        cure: what to do about it, where something is to be done.
+        text: the state, in one sentence.
+        cure: what to do about a fault or a warning.
         details: figures and names for machines.
     """
 
     check: str
     verdict: Verdict
-    said: str
+    text: str
     cure: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON data."""
+        """Return the finding as JSON data."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def ok(check: str, said: str, **details: Any) -> Finding:
+def ok(check: str, text: str, **details: Any) -> Finding:
     """Nothing is wrong."""
-    return Finding(check, Verdict.OK, said, details=details)
+    return Finding(check, Verdict.OK, text, details=details)
 
 
-def fault(check: str, said: str, cure: str, **details: Any) -> Finding:
+def fault(check: str, text: str, cure: str, **details: Any) -> Finding:
     """Something does not work until it is mended."""
-    return Finding(check, Verdict.FAULT, said, cure, details)
+    return Finding(check, Verdict.FAULT, text, cure, details)
 
 
-def warning(check: str, said: str, cure: str, **details: Any) -> Finding:
+def warning(check: str, text: str, cure: str, **details: Any) -> Finding:
     """It works, and could be better or soon be worse."""
-    return Finding(check, Verdict.WARNING, said, cure, details)
+    return Finding(check, Verdict.WARNING, text, cure, details)
 
 
 def skipped(check: str, why: str) -> Finding:

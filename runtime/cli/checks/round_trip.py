@@ -132,8 +132,8 @@ async def check_paths(settings: Settings, store: Store, facts: Facts) -> list[Fi
         tasks.cancel_scope.cancel()
     if heard.joined_after is None:
         close = ended[0] if ended else Close("the server does not answer")
-        said = f"The socket does not come about: {close.why}."
-        return [fault("socket", said, _REFUSAL_CURES[close.refusal])]
+        text = f"The socket does not come about: {close.why}."
+        return [fault("socket", text, _REFUSAL_CURES[close.refusal])]
     return [
         ok(
             "socket",
@@ -184,8 +184,8 @@ async def check_round(settings: Settings, store: Store) -> Finding:
                 at["answered"] = time.monotonic()
                 worker.stop()
     except TimeoutError:
-        said = f"The row did not come round: {_ROUND_SECONDS:.0f} s were over while {stage}."
-        return fault("round trip", said, await _round_cure(store, stage))
+        text = f"The row did not come round: {_ROUND_SECONDS:.0f} s were over while {stage}."
+        return fault("round trip", text, await _round_cure(store, stage))
     finally:
         await _tidy(store)
     legs = {
@@ -196,8 +196,8 @@ async def check_round(settings: Settings, store: Store) -> Finding:
     ways = sorted(
         name.removeprefix("wake-ups by ") for name in worker.counts if name.startswith("wake-ups by ")
     )
-    said = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in legs.items())
-    return ok("round trip", f"One row went all the way round: {said}.", legs=legs, woken_by=ways)
+    times = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in legs.items())
+    return ok("round trip", f"One row went all the way round: {times}.", legs=legs, woken_by=ways)
 
 
 async def _until_live(worker: Worker, settings: Settings) -> None:
