@@ -1,6 +1,6 @@
-"""What lies on every desk of the newsroom: the shapes of its messages and its two folders.
+"""The values of the newsroom's messages, and its two folders.
 
-Agents share shapes, not code paths: none of them imports another.
+The agents share these, and none of them imports another.
 """
 
 import os

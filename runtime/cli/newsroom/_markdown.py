@@ -1,4 +1,4 @@
-"""What does a Markdown text say, where does it point, and how does it look as HTML?"""
+"""Markdown texts: their title, prose and links, and their HTML."""
 
 import re
 from collections.abc import Callable, Iterator

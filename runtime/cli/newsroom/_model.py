@@ -1,4 +1,4 @@
-"""How does a language model write the summary? Needs the extra `llm` and ANTHROPIC_API_KEY."""
+"""Summaries by a language model; needs the extra `llm` and ANTHROPIC_API_KEY."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ async def summarise(text: str, send: Callable[[str], None]) -> str:
 
     Args:
         text: the note.
-        send: told of each piece as the model writes it.
+        send: called with each piece as the model writes it.
 
     Raises:
         RetryLater: the service is busy or cannot be reached.

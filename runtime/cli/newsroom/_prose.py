@@ -1,4 +1,4 @@
-"""Which sentences say most, and how hard is a text to read?"""
+"""Prose in figures: the summary of a text, by its most telling sentences, and its reading ease."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The reviewer checks each draft: is it long enough, can it be read, do its links lead somewhere?"""
+"""The reviewer checks each draft: its length, its reading ease, and whether its links exist."""
 
 from runtime import Agent, Context
 

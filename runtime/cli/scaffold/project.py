@@ -1,7 +1,7 @@
-"""How do the migrations and a first agent get into somebody's Supabase project, and newer migrations later?
+"""The files that `runtime init` writes into a Supabase project: migrations, configuration and a first agent.
 
-First everything is decided, from names and contents alone; then the new files are written. A file that is there
-already is never written to: neither the user's own, nor one of ours that somebody has edited.
+First everything is decided, from names and contents alone; then the new files are written. A file that exists is never
+written to: neither the user's own, nor one of the runtime's that somebody has edited.
 """
 
 import re
