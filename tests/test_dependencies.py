@@ -28,8 +28,6 @@ SOUND = {
     "httpcore": (1, 0, 9),  # the first that takes h11 0.16
     "certifi": (2024, 7, 4),  # CVE-2024-39689
     "pyjwt": (2, 13, 0),  # CVE-2026-48526, CVE-2026-48522 to -48525, CVE-2026-32597
-    "python-json-logger": (3, 3, 0),  # CVE-2025-27607
-    "python-dotenv": (1, 2, 2),
 }
 
 

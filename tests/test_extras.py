@@ -127,8 +127,8 @@ def test_the_libraries_of_the_extras_are_hidden_and_those_of_the_core_are_not() 
 
 
 def test_a_worker_needs_few_packages_beside_those_of_supabase() -> None:
-    assert len(PROJECT["dependencies"]) <= 18
-    assert len(closure(*PROJECT["dependencies"]) - closure("supabase")) <= 18
+    assert len(PROJECT["dependencies"]) <= 16
+    assert len(closure(*PROJECT["dependencies"]) - closure("supabase")) <= 15
 
 
 def test_all_is_every_extra_of_users_and_dev_holds_it() -> None:

@@ -5,10 +5,9 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from pythonjsonlogger.json import JsonFormatter
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.table import Table
@@ -188,14 +187,7 @@ def start_logs(level: str, *, as_json: bool) -> None:
     handler: logging.Handler
     if as_json:
         handler = logging.StreamHandler()
-        handler.setFormatter(
-            JsonFormatter(
-                "{levelname}{name}{message}",
-                style="{",
-                timestamp=True,
-                rename_fields={"levelname": "level", "name": "logger"},
-            )
-        )
+        handler.setFormatter(_JsonFormatter())
     else:
         handler = _Lines()
     handler.addFilter(of_attempt)
@@ -229,6 +221,29 @@ def export_telemetry() -> None:
 def logs_are_json(form: str) -> bool:
     """Whether a log in this form (auto, lines or json) is JSON: by itself, where nobody reads it at a terminal."""
     return form == "json" or (form == "auto" and not err.is_terminal)
+
+
+# The attributes of every record; the others are fields of the attempt, or the `extra` of the code that logs.
+_RECORD_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per record, with its traceback and its extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        fields = {
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
+        }
+        if record.exc_info:
+            fields["exc_info"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack_info"] = self.formatStack(record.stack_info)
+        extra = {name: value for name, value in vars(record).items() if name not in _RECORD_ATTRIBUTES}
+        return json.dumps({**extra, **fields}, default=str, skipkeys=True)
 
 
 class _Lines(logging.Handler):

@@ -28,10 +28,10 @@ def unquoted(text: str) -> str:
 
 def environment() -> Mapping[str, str]:
     """Return the environment over the file .env of the working directory, as `Settings` reads them."""
-    from dotenv import dotenv_values
+    from pydantic_settings import BaseSettings, DotEnvSettingsSource
 
     try:
-        of_file = dotenv_values(".env")
+        of_file = DotEnvSettingsSource(BaseSettings, ".env", "utf-8", case_sensitive=True).env_vars
     except (OSError, UnicodeError):
         raise SettingsError("The file .env cannot be read: it must be a text file in UTF-8.") from None
     return {

@@ -23,8 +23,8 @@ from threading import Lock
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = (
-    "asyncpg", "anyio", "cronsim", "dotenv", "httpx", "jwt", "pydantic", "pydantic_settings",
-    "pythonjsonlogger.json", "rich.console", "rich.table", "supabase", "typer",
+    "asyncpg", "anyio", "cronsim", "dotenv", "httpx", "jwt", "pydantic", "pydantic_settings", "rich.console",
+    "rich.table", "supabase", "typer",
 )  # fmt: skip
 # Read by Python or a package as it is loaded.
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "FORCE_COLOR", "TERMINAL_WIDTH")

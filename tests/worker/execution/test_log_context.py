@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -148,3 +149,25 @@ async def test_the_log_of_a_worker_shows_it(as_json: bool, capsys: pytest.Captur
         # The runtime's own words name the handler and the message themselves.
         assert shown[2].startswith("warning a.work failed on message 1")
         assert shown[4] == "info    a.work #2, attempt 2  packed"
+
+
+@pytest.mark.usefixtures("own_log")
+def test_a_json_record_holds_the_traceback_and_what_the_code_gives_beside_the_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start_logs("info", as_json=True)
+    shelf = object()
+    try:
+        raise ValueError("no \ud800")
+    except ValueError:
+        foreign.exception(
+            "two\nlines", extra={"order": 7, "shelf": shelf, "level": "theirs", "box": {(1,): 2}}
+        )
+    (line,) = capsys.readouterr().err.splitlines()
+    record = json.loads(line)
+    assert (record["level"], record["logger"], record["message"]) == ("ERROR", "shop.packing", "two\nlines")
+    assert (record["order"], record["shelf"], record["box"]) == (7, str(shelf), {})
+    assert datetime.fromisoformat(record["timestamp"]).tzinfo is UTC
+    assert record["exc_info"].startswith("Traceback")
+    assert "ValueError: no" in record["exc_info"]
+    assert record.keys() == {"level", "logger", "message", "timestamp", "exc_info", "order", "shelf", "box"}
