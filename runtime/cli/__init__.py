@@ -15,7 +15,7 @@ from runtime.cli.errors import Commands
 from runtime.errors import SettingsError
 from runtime.extras import needing
 
-# What the list of commands says of each: so that printing it loads none of them.
+# The summaries of the list of commands, here so that printing the list loads no command.
 COMMANDS: Final = {
     "demo": "Watch four agents turn notes into a site.",
     "init": "Put the migrations and a first agent into a Supabase project.",
@@ -46,7 +46,7 @@ COMMANDS: Final = {
     "local": "A Supabase-compatible stack on this machine, without Docker.",
 }
 
-# What brings the libraries of a command that a worker does without.
+# The extras of commands whose libraries a worker does not need.
 _EXTRAS: Final = {
     "dashboard": ("dashboard",),
     "demo": ("demo",),
@@ -57,7 +57,7 @@ _EXTRAS: Final = {
 
 
 class _LoadedWhenCalled(Commands):
-    """The commands by name; the module of one is imported when it is called, or its own help is asked for."""
+    """The commands by name; a command's module is imported when it is called, or its own help is printed."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -75,14 +75,14 @@ class _LoadedWhenCalled(Commands):
         try:
             return name, load(name), rest
         except SettingsError:
-            # A shell that completes the line has no use for an error.
+            # Completion in a shell: an error would be of no use there.
             if ctx.resilient_parsing:
                 return name, command, rest
             raise
 
 
 def load(name: str) -> Any:
-    """The command in the file of this name: a function, or an app with commands of its own."""
+    """Return the command in the file of this name: a function, or an app with commands of its own."""
     with needing(f"runtime {name}", *_EXTRAS.get(name, ())):
         module = import_module(f"runtime.cli.{name}")
     app = getattr(module, "app", None)
@@ -96,7 +96,7 @@ app = typer.Typer(
     cls=_LoadedWhenCalled,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Drawing the list would take as long again as all else: it loads a Markdown parser.
+    # Without Rich: it loads a Markdown parser, which doubles the time of `--help`.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents that wake on a row: a realtime event-driven agent runtime on Supabase.",
@@ -118,7 +118,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """What holds for every command."""
+    """The options of every command."""
 
 
 def main() -> None:

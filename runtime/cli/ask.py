@@ -94,5 +94,5 @@ def _print_all(answers: list[Answer], *, as_json: bool) -> None:
 
 
 def _text(value: object) -> Text:
-    """A string as it is, anything else as JSON."""
+    """Return a string as it is, anything else as JSON."""
     return Text(plain(value) if isinstance(value, str) else legible(value))

@@ -32,12 +32,12 @@ class AttemptLines:
             print_line(_line(attempt))
             return
         if not self._counted:
-            # Perhaps none comes any more.
+            # This may be the last attempt: print it even if no other one follows.
             asyncio.get_running_loop().call_later(1.0, self.flush)
         self._counted[attempt.handler.name, attempt.report.outcome or "done"] += 1
 
     def flush(self) -> None:
-        """Print what was counted and not printed yet."""
+        """Print the count of the attempts that were not printed."""
         if self._counted:
             counts = [
                 Text.assemble(f"{handler} {count:,} ", (outcome, _OUTCOME_STYLES.get(outcome, "")))
@@ -64,5 +64,5 @@ def _line(attempt: Attempt) -> Text:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds in a fixed width."""
+    """Return seconds as milliseconds in a fixed width."""
     return f"{seconds * 1000:8.1f} ms"

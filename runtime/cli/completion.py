@@ -1,6 +1,6 @@
 """Shell completion with names from the stream, if it answers at once.
 
-Whoever presses Tab waits, and has no use for an error: without an answer in time the shell completes nothing.
+A person waits after pressing Tab, and an error would be of no use: without an answer in time nothing is completed.
 """
 
 import os
@@ -11,27 +11,27 @@ from typing import Any, Final
 _PATIENCE_SECONDS: Final = 1.5
 _SHOWN: Final = 200
 
-# A name, and a word about it for the shells that show one.
+# A name with a hint, for the shells that show hints.
 Names = dict[str, str]
 
 
 def keys(incomplete: str) -> list[tuple[str, str]]:
-    """Keys that were written lately, or that somebody handles."""
+    """Return the keys of recent messages and of handlers."""
     return _matching(incomplete, _named(_keys))
 
 
 def patterns(incomplete: str) -> list[tuple[str, str]]:
-    """Patterns that somebody listens to, and keys."""
+    """Return the patterns of handlers, and keys."""
     return _matching(incomplete, _named(_patterns))
 
 
 def handlers(incomplete: str) -> list[tuple[str, str]]:
-    """Subscriptions, which are named agent.handler."""
+    """Return the subscriptions, which are named agent.handler."""
     return _matching(incomplete, _named(_handlers))
 
 
 def agents(incomplete: str) -> list[tuple[str, str]]:
-    """Agents that have subscribed, or that wrote lately."""
+    """Return the agents of subscriptions and of recent messages."""
     return _matching(incomplete, _named(_agents))
 
 
@@ -59,13 +59,13 @@ async def _agents(stream: Any) -> Names:
 
 
 async def _written(stream: Any, what: str) -> Names:
-    """The keys or agents of the last messages."""
+    """Return the keys or agents of the last messages."""
     flow = await stream.views.flow()
     return {each[what]: "" for each in flow["written"] if each[what]}
 
 
 def _listeners(stats: dict[str, Any], is_meant: Callable[[str], bool]) -> Names:
-    """Who listens, by pattern."""
+    """Return the handlers by pattern."""
     found: dict[str, list[str]] = {}
     for each in stats["subscriptions"]:
         for pattern in filter(is_meant, each["patterns"]):
@@ -74,7 +74,7 @@ def _listeners(stats: dict[str, Any], is_meant: Callable[[str], bool]) -> Names:
 
 
 def _named(ask: Callable[[Any], Awaitable[Names]]) -> Names:
-    """What the stream answers; nothing where there is none, or where it takes too long."""
+    """Return the stream's answer; nothing if there is no stream, or if it takes too long."""
     import anyio
 
     async def asked() -> Names:

@@ -15,7 +15,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Return if the person agrees, or has agreed beforehand.
 
     Raises:
-        typer.Exit: they do not; or nobody is there to ask.
+        typer.Exit: they do not agree, or there is no terminal to ask at.
     """
     if yes:
         return

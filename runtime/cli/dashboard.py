@@ -51,7 +51,7 @@ def dashboard(
 async def _serve(
     settings: Settings, paths: list[str], host: str, port: int, token: str | None, is_opened: bool
 ) -> int | None:
-    """Serve until a signal; returns the number of a second one, which does not wait for browsers."""
+    """Serve until a signal; return the number of a second one, which does not wait for browsers."""
     stopping, hurried = anyio.Event(), list[int]()
     soon = asyncio.get_running_loop().call_soon_threadsafe
 
@@ -77,7 +77,7 @@ async def _serve(
 
 
 async def open_browser(url: str) -> None:
-    """Open a page where this machine has a browser with a screen; a browser of the terminal stays shut."""
+    """Open a page if this machine has a graphical browser; a text browser is not started."""
     try:
         found = webbrowser.get()
     except webbrowser.Error:

@@ -171,7 +171,7 @@ def _change(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Show what is meant, ask, and do it with a bar."""
+    """Show which letters are meant, ask, and change them with a progress bar."""
     if which == DeadLetterFilter() and not everything:
         raise typer.BadParameter("say which dead letters: numbers, a condition, or --all")
     meant = anyio.run(_with, lambda it: it.preview(which))
@@ -204,7 +204,7 @@ async def _count(
             async for batch in change(stream.operations, which):
                 count += batch
                 progress.update(bar, completed=count)
-                # Letters that die meanwhile were not shown: they are left alone.
+                # Letters that came after the preview were not shown: they are left alone.
                 if count >= total:
                     break
             return count
@@ -220,5 +220,5 @@ def _by(message: dict[str, Any]) -> str:
 
 
 def _lines(text: str) -> str:
-    """The text without anything a terminal would obey, its lines kept, and seen to be parts of it."""
+    """Return a text as lines without control characters, each marked as a part of the text."""
     return printable_lines(text.rstrip(), "  ")

@@ -87,7 +87,7 @@ def demo(
 
 @dataclass
 class Show:
-    """What the audience sees, and what is counted for the summary."""
+    """The lines of the demo, and the attempts for the summary."""
 
     as_json: bool
     attempts: list[Attempt] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Show:
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        """Tell a person something."""
+        """Print a sentence, except with --json."""
         if not self.as_json:
             err.print(text, style="dim")
 
@@ -117,7 +117,7 @@ class Show:
         if self.as_json:
             print_json({**attempt_json(attempt), "latency_seconds": latency(attempt)})
             return
-        # The archivist sees everything; a line is due where nobody else handles the message.
+        # The archivist handles every message: print its attempt only if no other handler listens to the key.
         if message.key in self.exact_keys and message.key not in attempt.handler.patterns:
             return
         outcome = report.outcome or "done"
@@ -135,7 +135,7 @@ class Show:
         )
 
     def begin(self, notes: int, paths: Iterable[str]) -> None:
-        """Say that it begins, and what the columns of its lines are."""
+        """Print the head of the lines and start the clock."""
         self.say(f"Live, woken by {' and '.join(sorted(paths))}. {notes} notes go in.\n")
         self.say("     s  msg key               handled by            ms  note")
         self.began = time.monotonic()
@@ -208,18 +208,18 @@ def _pinged() -> Agent:
 
     @agent.on(_PING)
     async def pinged(number: int) -> None:
-        """Nothing: only the way here is measured."""
+        """Do nothing: only the latency is measured."""
 
     return agent
 
 
 def latency(attempt: Attempt) -> float:
-    """Seconds from the insert to the start of the handler. One machine, so one clock."""
+    """Return the seconds from the insert to the start of the handler; both by the clock of this machine."""
     return max(0.0, attempt.began - attempt.delivery.message.created_at.timestamp())
 
 
 async def _settled(stream: Stream) -> dict[str, Any]:
-    """Wait until every subscription is settled, so that what is written from now on reaches it."""
+    """Wait until every subscription is settled: messages written from then on reach it."""
     while True:
         stats = await stream.stats()
         if all(each["settled"] for each in stats["subscriptions"]):
@@ -228,7 +228,7 @@ async def _settled(stream: Stream) -> dict[str, Any]:
 
 
 async def _quiet(stream: Stream, show: Show) -> dict[str, Any]:
-    """Wait until nothing has been handled for a moment and nothing waits."""
+    """Wait until no attempt has ended for a moment and no delivery is left."""
     while True:
         seen = len(show.attempts)
         with anyio.move_on_after(_QUIET_SECONDS):
@@ -252,7 +252,7 @@ def _waiting(subscription: dict[str, Any]) -> int:
 
 
 def _subject(value: Any) -> str:
-    """The note that a message of the newsroom is about."""
+    """Return the path of the note that a message of the newsroom is about."""
     inner = value.get("draft", value) if isinstance(value, dict) else {}
     return str(inner.get("path", "")).removesuffix(".md")
 

@@ -57,7 +57,7 @@ def dev(
 
 @contextmanager
 def _settings() -> Iterator[Settings]:
-    """The settings of the stream that is configured, or of the local stack, which runs as long as it is needed."""
+    """Yield the settings of the configured stream, or of a local stack that runs during the block."""
     settings = Settings.load()
     if settings.supabase_url is not None or settings.database_url is not None:
         yield settings
@@ -91,7 +91,7 @@ async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader) -> 
 
 
 async def _show(settings: Settings, paths: list[str], is_opened: bool) -> None:
-    """Serve the dashboard, at its usual port or, where that is taken, at another one."""
+    """Serve the dashboard at its usual port, or at a free one if that is taken."""
     async with serving(settings, port=PORT if port_is_free(PORT) else 0, paths=paths) as url:
         _say(f"dashboard: {url}")
         if is_opened:
@@ -100,7 +100,7 @@ async def _show(settings: Settings, paths: list[str], is_opened: bool) -> None:
 
 
 async def _tail(settings: Settings) -> None:
-    """Print messages as they are written; a stream that is away is asked for until it answers."""
+    """Print messages as they are written; retry while the stream is away."""
     trouble = ""
     while True:
         try:
@@ -109,7 +109,7 @@ async def _tail(settings: Settings) -> None:
                     trouble = ""
                     print_message(message, as_json=False)
         except* StoreError as group:
-            # The agents' own process tells of it as well, in more words.
+            # The agents' own process logs the details.
             why = str(group.exceptions[0])
             if why != trouble:
                 trouble = why
@@ -118,7 +118,7 @@ async def _tail(settings: Settings) -> None:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The agents' environment: ours, and where the stream is."""
+    """Return the agents' environment: this process's own, with the stream's variables."""
     found: dict[str, str | SecretStr | None] = {
         "SUPABASE_URL": settings.supabase_url,
         "SUPABASE_SERVICE_ROLE_KEY": settings.supabase_key,
@@ -128,7 +128,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         for name, value in found.items()
         if value is not None
     }
-    # Whoever develops reads along, also through a pipe.
+    # A developer reads the log, also through a pipe.
     return {"RUNTIME_LOG_FORMAT": "lines", **os.environ, **named}
 
 

@@ -13,13 +13,13 @@ from runtime.errors import RuntimeFault
 
 
 class Commands(TyperGroup):
-    """A group of commands; a fault of ours is told in words, anything else is a bug and keeps its traceback."""
+    """A group of commands; an error of the runtime is one line, any other one is a bug and keeps its traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the arguments, which `--help` and `--version` answer at once.
 
         Raises:
-            typer.Exit: with code 0, where nobody reads the answer.
+            typer.Exit: with code 0, if the reader of the output has left.
         """
         with _quiet_without_reader():
             return super().make_context(*args, **extra)
@@ -28,7 +28,7 @@ class Commands(TyperGroup):
         """Run the command that was called.
 
         Raises:
-            typer.Exit: with code 1, after an error was told.
+            typer.Exit: with code 1, after an error was printed.
         """
         try:
             with _quiet_without_reader():
@@ -47,12 +47,12 @@ class Commands(TyperGroup):
 
 @contextmanager
 def _quiet_without_reader() -> Iterator[None]:
-    """End with 0 where who reads our output has left, as `head` does: no fault."""
+    """End with code 0 if the reader of the output has left, as `head` does: that is no error."""
     try:
         yield
     except BaseException as error:
         leaves = _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-        # Rich has a way of its own: it exits with 1.
+        # Rich turns a broken pipe into an exit with 1.
         broken = (each.__context__ if isinstance(each, SystemExit) else each for each in leaves)
         if not any(isinstance(each, BrokenPipeError) for each in broken):
             raise
@@ -61,12 +61,12 @@ def _quiet_without_reader() -> Iterator[None]:
 
 
 def _tell(text: str) -> None:
-    """Print an error, which may repeat what a server, a file or a row said."""
+    """Print an error; its text may hold foreign text of a server, a file or a row."""
     typer.echo("Error: " + "\n  ".join(printable(line) for line in text.split("\n")), err=True)
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
-    """The errors in a group, however deep."""
+    """Return the errors in a group, at any depth."""
     return [
         leaf
         for error in group.exceptions

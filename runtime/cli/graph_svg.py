@@ -58,7 +58,7 @@ def _box(node: Node, boxes: dict[Node, tuple[float, float, float]]) -> str:
 
 
 def _curve(edge: Edge, boxes: dict[Node, tuple[float, float, float]], tallest: float) -> str:
-    """An edge from the right side of one box to the left side of the next; one that leads back goes below all."""
+    """Return the curve of an edge from one box to the left side of the next; a backward edge goes below all boxes."""
     left, top, wide = boxes[edge.source]
     end, target_top, _ = boxes[edge.target]
     x, y, target_y = left + wide, top + _HEIGHT / 2, target_top + _HEIGHT / 2

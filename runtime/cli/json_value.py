@@ -18,7 +18,7 @@ AsText = Annotated[bool, typer.Option("--text", help="Send VALUE as a string, wh
 
 
 def value_of(given: str | None, *, as_text: bool) -> Any:
-    """What is meant by VALUE."""
+    """Return the value that VALUE stands for."""
     if given is None:
         return None
     text = _read(given)
@@ -37,7 +37,7 @@ def value_of(given: str | None, *, as_text: bool) -> Any:
 
 
 def _read(given: str) -> str:
-    """The text itself, or what a file or stdin holds."""
+    """Return the text itself, or the content of a file or stdin."""
     try:
         if given == "-":
             return sys.stdin.read()

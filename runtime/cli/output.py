@@ -24,21 +24,21 @@ from runtime.worker.execution.loggers import steady
 
 
 class Terminal(Console):
-    """A console on which no text is obeyed, whoever wrote it: neither as an escape nor as markup."""
+    """A console that prints foreign text literally: escape sequences and markup have no effect."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, stderr=stderr)
 
     def on_broken_pipe(self) -> None:
-        """Raise what was raised, for the command to decide; a console's own way is to end the process with code 1."""
+        """Raise the error again, for the command to handle; Rich itself would end the process with code 1."""
         raise
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; a text's own lines after its first are set in, so that none passes itself off as another."""
+        """Print; the further lines of a text are indented, so that none looks like a line of its own."""
         super().print(*(_set_in(each) if isinstance(each, str) else each for each in objects), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render, with whatever a terminal would obey written out."""
+        """Render, with control characters escaped."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text == "\n" or segment.text.isprintable():
                 yield segment
@@ -47,7 +47,7 @@ class Terminal(Console):
 
 
 class Rows(Table):
-    """A table, each row of which is one line as far as its texts go.
+    """A table with line ends and control characters in its texts escaped.
 
     The first column is cut at a third of the width rather than wrapped: no line of the output begins with a part of
     somebody else's text, and a long name leaves room for the figures.
@@ -65,7 +65,7 @@ class Rows(Table):
 
 
 def on_one_line(text: Any) -> Any:
-    """A text or styled text with its line ends written out."""
+    """Return a text or styled text with its line ends escaped."""
     if isinstance(text, str):
         return printable(text)
     if isinstance(text, Text) and "\n" in text.plain:
@@ -74,7 +74,7 @@ def on_one_line(text: Any) -> Any:
 
 
 def stacked(*lines: Any) -> Group:
-    """The lines of one cell, each below the one before; a text of somebody else's stays within its own."""
+    """Return the lines of one cell, each with its own line ends escaped."""
     return Group(*(on_one_line(each) for each in lines))
 
 
@@ -86,7 +86,7 @@ def _set_in(text: str) -> str:
 out = Terminal()
 err = Terminal(stderr=True)
 
-# Of the lines of a traceback, so that none of them can be taken for a line of the log.
+# For the lines of a traceback, so that none looks like a line of the log.
 _INDENT = "    "
 _LEVEL_STYLES = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 
@@ -104,7 +104,7 @@ def print_json(data: Any) -> None:
     """Print one JSON text on a line of its own, at once."""
     text = json.dumps(data, ensure_ascii=False, default=_plain)
     if not text.isprintable():
-        # All of it stands within texts, where JSON has its own way to write it out.
+        # Unprintable characters occur only within JSON strings, which have escapes for them.
         text = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -113,7 +113,7 @@ def print_json(data: Any) -> None:
 def print_found(
     found: Sequence[dict[str, Any]], *, as_json: bool, table: Callable[[Any], Table], nothing: str
 ) -> None:
-    """Print what was found: as a JSON line each, as a table, or on stderr that there is nothing."""
+    """Print the rows as JSON lines or as a table; if there are none, say so on stderr."""
     if as_json:
         for each in found:
             print_json(each)
@@ -124,17 +124,17 @@ def print_found(
 
 
 def plain(text: str | None) -> str:
-    """The text on one line, without anything a terminal would obey."""
+    """Return the text on one line, with control characters escaped."""
     return printable(text or "")
 
 
 def printable_lines(text: str, indent: str = "") -> str:
-    """The text without anything a terminal would obey, its lines kept; those after the first begin with the indent."""
+    """Return the text with control characters escaped and its lines kept; those after the first are indented."""
     return f"\n{indent}".join(printable(line) for line in text.split("\n"))
 
 
 def message_line(message: Message[Any]) -> Text:
-    """One message on one line."""
+    """Return one message on one line."""
     return Text.assemble(
         (clock(message.created_at), "dim"),
         "  ",
@@ -149,7 +149,7 @@ def message_line(message: Message[Any]) -> Text:
 
 
 def message_json(message: Message[Any]) -> dict[str, Any]:
-    """One message as JSON data, under the names of the table's columns."""
+    """Return one message as JSON data, under the names of the table's columns."""
     # Not asdict, which copies the value, level by level.
     return {each.name: getattr(message, each.name) for each in fields(message) if each.name != "attempt"}
 
@@ -193,7 +193,7 @@ def start_logs(level: str, *, as_json: bool) -> None:
     handler.addFilter(of_attempt)
     root = logging.getLogger()
     root.handlers = [handler]
-    # Libraries speak up only when something is wrong; their lower levels may hold URLs and headers.
+    # Only warnings of libraries: their lower levels may hold URLs and headers.
     root.setLevel(logging.WARNING)
     logging.getLogger("runtime").setLevel(level.upper())
     steady()
@@ -219,7 +219,7 @@ def export_telemetry() -> None:
 
 
 def logs_are_json(form: str) -> bool:
-    """Whether a log in this form (auto, lines or json) is JSON: by itself, where nobody reads it at a terminal."""
+    """Whether a log in this form (auto, lines or json) is JSON; auto is JSON if stderr is no terminal."""
     return form == "json" or (form == "auto" and not err.is_terminal)
 
 
@@ -247,7 +247,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _Lines(logging.Handler):
-    """One line per record on stderr, coloured where that is wanted."""
+    """One line per record on stderr, in colour on a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record."""
@@ -257,7 +257,7 @@ class _Lines(logging.Handler):
                 "  ",
                 (f"{record.levelname.lower():<8}", _LEVEL_STYLES.get(record.levelname, "")),
                 (plain(_attempt_of(record)), "dim"),
-                # One line, whatever is in it: no text of a handler's error looks like a line of its own.
+                # On one line: no text of a handler's error looks like a line of its own.
                 plain(record.getMessage()),
             )
             err.print(line, soft_wrap=True)
@@ -270,7 +270,7 @@ class _Lines(logging.Handler):
 
 
 def _attempt_of(record: logging.LogRecord) -> str:
-    """Which attempt a record is from, in short; the runtime's own texts say it themselves."""
+    """Return the attempt of a record in short; nothing for the runtime's own records, whose texts name it."""
     is_own = record.name.startswith("runtime.") and not record.name.startswith("runtime.handlers.")
     if is_own or not hasattr(record, "message_id"):
         return ""

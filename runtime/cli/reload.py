@@ -35,8 +35,8 @@ class Reloader:
     Args:
         paths: the agents, as `runtime run` takes them.
         environment: of the process.
-        drain_seconds: how long it may take to drain.
-        say: told what happens, in sentences.
+        drain_seconds: time limit of its running handlers at the end.
+        say: prints a sentence.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Reloader:
             self._changed.set()
 
     async def _can_start(self) -> bool:
-        """Whether the files can be imported; the error is on stderr already where they cannot."""
+        """Whether the files can be imported; if not, the error is on stderr already."""
         command = [sys.executable, "-c", _TRIAL, *self._paths]
         async with await self._open(command) as trial:
-            # A file whose import never ends is saved again by its author.
+            # An import may never end: the next change of a file ends the trial.
             await _first(trial.wait, self._changed.wait, self._stopped.wait)
             if trial.returncode is None:
                 trial.kill()
@@ -100,7 +100,7 @@ class Reloader:
             )
 
     async def _rest(self) -> None:
-        """Wait for the next change, or for the end; an agents' process that ends by itself is told of."""
+        """Wait for the next change or for `stop`; report a process of agents that ends by itself."""
         if self._is_running and self._process is not None:
             await _first(self._process.wait, self._changed.wait, self._stopped.wait)
             if not self._is_running and not self._stopped.is_set():
@@ -111,7 +111,7 @@ class Reloader:
         await _first(self._changed.wait, self._stopped.wait)
 
     async def _drain(self) -> None:
-        """End the process in good order, or else by force."""
+        """Let the process drain, and kill it if it takes too long."""
         process, self._process = self._process, self._process
         if process is None:
             return
@@ -130,24 +130,24 @@ class Reloader:
         return self._process is not None and self._process.returncode is None
 
     async def _open(self, command: list[str]) -> Process:
-        # A group of its own: Ctrl-C in a terminal is for us, and we have it drain.
+        # Its own process group: Ctrl-C in a terminal reaches only this process, which lets it drain.
         return await anyio.open_process(
             command, stdin=None, stdout=None, stderr=None, env=self._environment, start_new_session=True
         )
 
 
 def watched(paths: Sequence[str]) -> list[Path]:
-    """The folders whose Python files these agents may be made of."""
+    """Return the folders whose Python files these agents may consist of."""
     folders = []
     for path in paths:
         place = Path(path if Path(path).exists() else path.rpartition(":")[0] or path)
-        # Editors replace a file, so its folder is watched; of a module, everything it may import from here.
+        # A file's folder is watched, since editors replace files; for a module, the working directory too.
         folders.append(place if place.is_dir() else place.parent if place.is_file() else Path())
     return list(dict.fromkeys(folder.resolve() for folder in folders))
 
 
 async def _first(*waits: Callable[[], object]) -> None:
-    """Wait until one of these has come to its end."""
+    """Wait until one of these has ended."""
     async with anyio.create_task_group() as tasks:
 
         async def wait(until: Callable[[], object]) -> None:

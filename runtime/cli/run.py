@@ -126,7 +126,7 @@ def run(
 
 
 def _check_extras(settings: Settings) -> None:
-    """Raise a SettingsError where a library is missing that each of several processes would end without."""
+    """Raise a SettingsError if a library is missing without which each of several processes would end."""
     if settings.telemetry:
         need("RUNTIME_TELEMETRY", "otel", "opentelemetry.exporter.otlp.proto.http")
     if settings.metrics_port is not None:
@@ -138,7 +138,7 @@ def _check_extras(settings: Settings) -> None:
 def _webhook_forwarder(
     settings: Settings, observer: Observer | None, poison_messages: PoisonMessages, *, is_alone: bool
 ) -> "WebhookForwarder":
-    """Who posts for the webhooks; beside agents it leaves them the ports."""
+    """Return the forwarder of webhooks; beside agents, the agents' worker has the ports."""
     from runtime.worker.webhook_forwarder import WebhookForwarder
 
     if not is_alone:
@@ -147,16 +147,16 @@ def _webhook_forwarder(
 
 
 def _tune_interpreter() -> None:
-    """Let the runtime's thread have its turn sooner, and the garbage collector look at what comes and goes."""
-    # A handler that computes holds the interpreter for a whole interval: 5 ms of waiting for every answer.
+    """Shorten the thread switch interval, and exempt imported modules from garbage collection."""
+    # A computing handler holds the interpreter for a whole interval, 5 ms by default, and delays every answer.
     sys.setswitchinterval(0.001)
-    # What was imported stays as long as the process does: no collection needs to walk through it.
+    # Imported modules live as long as the process: no collection needs to visit them.
     gc.collect()
     gc.freeze()
 
 
 def _chosen(agents: list[Agent], names: Sequence[str] | None) -> list[Agent]:
-    """The agents of these names, or all of them."""
+    """Return the agents of these names, or all of them."""
     if not names:
         return agents
     known = {agent.name for agent in agents}
@@ -174,7 +174,7 @@ def _children(
     options: Sequence[str],
     metrics_port: int | None,
 ) -> list[Child]:
-    """The processes that do the work, and the quarantine process."""
+    """Return the worker processes and the quarantine process."""
     command = [sys.executable, "-m", "runtime", "run", "--supervised", *options]
     posting = ["--webhooks"] if webhooks else []
     chosen = [*paths, *(option for agent in agents for option in ("--agent", agent.name)), *posting]
@@ -195,7 +195,7 @@ def _children(
     )
     if metrics_port is None:
         return children
-    # Each process answers for itself: a port has one owner.
+    # Each process has its own port.
     return [
         replace(child, command=[*child.command, "--metrics-port", str(metrics_port and metrics_port + place)])
         for place, child in enumerate(children)
@@ -203,7 +203,7 @@ def _children(
 
 
 async def _supervise(supervisor: Supervisor) -> int:
-    """Run until a signal; a second one does not wait for handlers. Returns the exit code."""
+    """Run until a signal; a second one does not wait for handlers. Return the exit code."""
     hurry: list[int] = []
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
@@ -226,7 +226,7 @@ async def _pass_on(signals: AsyncIterator[signal.Signals], supervisor: Superviso
 async def _run(
     crew: "Sequence[Worker | WebhookForwarder]", is_supervised: bool, drain_seconds: float
 ) -> int | None:
-    """Run until a signal; returns the number of a second one, which does not wait for handlers."""
+    """Run until a signal; return the number of a second one, which does not wait for handlers."""
     hurried: list[int] = []
     soon = asyncio.get_running_loop().call_soon_threadsafe
 
@@ -256,7 +256,7 @@ async def _run(
 
 
 async def _end_with_supervisor(crew: "Sequence[Worker | WebhookForwarder]") -> None:
-    """Stop when the supervisor's end of our standard input is closed, however it ended."""
+    """Stop when standard input is closed: the supervisor has ended, perhaps by SIGKILL."""
     await anyio.wait_readable(sys.stdin)
     for each in crew:
         each.stop()
@@ -267,7 +267,7 @@ def _print_json(attempt: Attempt) -> None:
 
 
 def attempt_json(attempt: Attempt) -> dict[str, Any]:
-    """An attempt as JSON data: never the value, which may be private."""
+    """Return an attempt as JSON data, without the value, which may be private."""
     message, report = attempt.delivery.message, attempt.report
     return {
         "message": message.id,

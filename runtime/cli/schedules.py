@@ -61,6 +61,6 @@ def _table(found: list[dict[str, Any]]) -> Rows:
 
 
 def _when(slot: datetime) -> str:
-    """A moment to come, in local time."""
+    """Return a future time as local time."""
     is_soon = slot - datetime.now(UTC) < timedelta(days=6)
     return f"{slot.astimezone():{'%a %H:%M:%S' if is_soon else '%d %b %Y %H:%M'}}"

@@ -68,7 +68,7 @@ def send(
 async def _send(draft: Draft) -> Sent:
     settings = find_settings()
     if settings.telemetry:
-        # Its span goes out when the process ends: the exporter sees to that itself.
+        # The exporter sends the span when the process ends.
         export_telemetry()
     async with connect(settings) as stream:
         return (await stream.send_all([draft]))[0]

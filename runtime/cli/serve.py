@@ -57,7 +57,7 @@ def serve(
 
 
 async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) -> int | None:
-    """Serve until a signal; returns the number of a second one, which does not wait for what runs."""
+    """Serve until a signal; return the number of a second one, which does not wait for running handlers."""
     listening = bound("runtime serve", host, port)
     shown = f"[{host}]" if ":" in host else host
     stopping, hurried = anyio.Event(), list[int]()

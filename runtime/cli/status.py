@@ -39,7 +39,7 @@ async def _stats() -> tuple[str, dict[str, Any]]:
 
 
 def _subscriptions(stats: dict[str, Any]) -> Rows:
-    # One blank between columns: at 80 columns a name and a pattern of usual length still stand on one line.
+    # One blank between columns: a name and a pattern of usual length fit into 80 columns.
     table = Rows(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
     table.add_column("subscription")
     table.add_column("patterns", overflow="fold")
@@ -98,7 +98,7 @@ def _state(worker: dict[str, Any]) -> str | Text:
 
 
 def advice(stats: dict[str, Any]) -> list[str]:
-    """What a person should know or do, one line each."""
+    """Return what a person should know or do, a line each."""
     lines = [plain(warning) for warning in stats.get("warnings", ())]
     if not stats["subscriptions"]:
         lines.append("No agent has subscribed yet: runtime run PATH")

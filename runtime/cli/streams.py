@@ -11,22 +11,22 @@ import sys
 import threading
 from typing import Any, Final, TextIO
 
-# What a reader that is slow gets, before a line is left out for it.
+# How long a write waits for a slow reader before the line is dropped.
 _PATIENCE_SECONDS: Final = 1.0
 
 
 class _Descriptor(io.BufferedIOBase):
-    """A descriptor that is written to, all of what is given at once.
+    """A file descriptor as a stream without a buffer: each write is complete when it returns.
 
-    A BufferedWriter would be no use, since text is gathered before it gets here, and in a forked child its lock may be
-    held for ever by a thread that is not there.
+    Not a BufferedWriter: text is buffered above it already, and in a forked child its lock may be held for ever by a
+    thread that does not exist there.
 
     Args:
         number: the descriptor.
 
     Attributes:
-        name: what Python calls it.
-        goes_on: whether what cannot be written is left out.
+        name: Python's name of the stream.
+        goes_on: whether text that cannot be written is dropped.
     """
 
     def __init__(self, number: int) -> None:
@@ -47,7 +47,7 @@ class _Descriptor(io.BufferedIOBase):
         """Write all of it, and return how much that was.
 
         Raises:
-            OSError: nobody can read it, and the command is there to be read.
+            OSError: its reader has left, and `goes_on` is not set.
         """
         with self._lock, memoryview(data).cast("B") as left:
             written = 0
@@ -55,7 +55,7 @@ class _Descriptor(io.BufferedIOBase):
                 try:
                     written += os.write(self._number, left[written:])
                 except BlockingIOError:
-                    # Somebody else who has this pipe has made it one that does not wait.
+                    # Another process that shares this pipe has made it non-blocking.
                     _, ready, _ = select.select((), (self._number,), (), _PATIENCE_SECONDS)
                     if self.goes_on and not ready:
                         break
@@ -66,17 +66,17 @@ class _Descriptor(io.BufferedIOBase):
             return len(left)
 
     def begin_child(self) -> None:
-        """In a forked child: whichever thread was writing is not there."""
+        """Replace the lock in a forked child: the thread that held it does not exist there."""
         self._lock = threading.RLock()
 
 
 def guard() -> None:
-    """Put streams in place of Python's own, which may raise whenever they are written to."""
+    """Replace Python's own streams, which may raise at any write."""
     sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr)
 
 
 def go_on() -> None:
-    """From now on leave out what cannot be written, for a command that works and is not there to be read."""
+    """Drop text that cannot be written from now on: the command's work matters more than its output."""
     for stream in (sys.stdout, sys.stderr):
         written = getattr(stream, "buffer", None)
         if isinstance(written, _Descriptor):
@@ -84,7 +84,7 @@ def go_on() -> None:
 
 
 def fall_silent() -> None:
-    """Say nothing more on standard output, whose reader has left: not at the exit either."""
+    """Write no more to standard output, whose reader has left; not at exit either."""
     go_on()
 
 
@@ -98,7 +98,7 @@ def _guarded(stream: TextIO) -> TextIO:
         return stream
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=written.begin_child)
-    # Whoever flushes the old one at the exit finds nothing in it.
+    # The old stream is empty: Python flushes it at exit, when its reader may have left.
     return io.TextIOWrapper(
         written,
         encoding=stream.encoding,

@@ -81,7 +81,7 @@ def _table(found: list[dict[str, Any]]) -> Rows:
 
 
 def state(subscription: dict[str, Any]) -> str:
-    """What holds a subscription up, in a word or two; empty when nothing does."""
+    """Return what holds a subscription up, in a word or two; empty if nothing does."""
     if subscription["paused"]:
         return "paused"
     if not subscription["settled"]:

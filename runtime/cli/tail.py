@@ -70,7 +70,7 @@ async def _last_before(stream: Stream, moment: datetime) -> int:
     """Return the id after which the messages of this moment and later begin: ids rise with the time of writing."""
     last = await stream.read(">", limit=1)
     low, high = 0, last[-1].id if last else 0
-    # What is written at or before `low` is older, what is written after `high` is not.
+    # Messages up to the id `low` are older than the time, those after `high` are not.
     while low < high:
         middle = (low + high) // 2
         following = await stream.read(">", after=middle, limit=1)

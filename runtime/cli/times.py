@@ -38,7 +38,7 @@ def moment(text: str) -> datetime:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit a person would use."""
+    """Return seconds in the unit a person would use."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -46,17 +46,17 @@ def duration(seconds: float) -> str:
 
 
 def amount(number: int, *, is_about: bool) -> str:
-    """A number with its thousands apart, and a sign before one that was reckoned and not counted."""
+    """Return a number with separated thousands, and a sign before an estimate."""
     return f"≈{two_figures(number):,}" if is_about and number > 1000 else f"{number:,}"
 
 
 def ago(moment: str) -> str:
-    """How long ago a moment in ISO 8601 was."""
+    """Return how long ago a time in ISO 8601 was."""
     return f"{duration(max(0.0, (datetime.now(UTC) - moment_of(moment)).total_seconds()))} ago"
 
 
 def clock(moment: datetime) -> str:
-    """The time of day here; in UTC at the ends of Python's years, which may lie beyond them here."""
+    """Return the local time of day; in UTC at the ends of Python's years, where local time may lie beyond them."""
     try:
         moment = moment.astimezone()
     except (OverflowError, ValueError, OSError):

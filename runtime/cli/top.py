@@ -36,7 +36,7 @@ def top(
 
 async def _top(settings: Settings, every: float, count: int | None, as_json: bool) -> None:
     shown: dict[str, Any] = {}
-    # A file or pipe gets each look once, a terminal the one picture.
+    # A file or pipe gets each picture; a terminal updates one.
     is_live = out.is_terminal and not as_json
     async with connect(settings) as stream:
         with (
@@ -64,7 +64,7 @@ async def _top(settings: Settings, every: float, count: int | None, as_json: boo
 
 
 def picture(place: str, stats: dict[str, Any], away: str = "") -> Group:
-    """One look: subscriptions, the busiest first, and workers."""
+    """Return the tables: subscriptions, the busiest first, and workers."""
     done = sum(each["done_last_minute"] for each in stats["subscriptions"])
     dead = amount(stats["dead_letters"], is_about=stats.get("dead_about", False))
     head = Text.assemble(

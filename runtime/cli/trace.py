@@ -44,7 +44,7 @@ async def _trace(message: int, limit: int) -> dict[str, Any]:
 
 
 def trees(messages: list[dict[str, Any]], asked: int) -> list[Tree]:
-    """The messages as trees, causes above: one, unless a part of it was pruned away."""
+    """Return the messages as trees, causes above: one tree, or several if a message between was pruned."""
     roots: list[Tree] = []
     by_id: dict[int, Tree] = {}
     for each in messages:
@@ -74,7 +74,7 @@ def _line(message: dict[str, Any], *, is_asked: bool) -> Text:
 
 
 def _handled(handled: dict[str, Any]) -> Text:
-    """What became of a message at one subscription."""
+    """Return the outcome of a message at one subscription."""
     state, seconds, attempts = handled["state"], handled["seconds"], handled["attempts"]
     line = Text.assemble((f"{state} ", _STYLES.get(state, "yellow")), plain(handled["subscription"]))
     if seconds is not None:

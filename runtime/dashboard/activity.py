@@ -41,11 +41,11 @@ class Activity:
     changes, and is read once.
 
     Args:
-        views: whom to ask.
-        tell: called when something new is known.
+        views: the queries.
+        tell: called after each new answer.
 
     Attributes:
-        version: higher whenever something new is known.
+        version: rises with each new answer.
     """
 
     def __init__(self, views: Queries, tell: Callable[[], None]) -> None:
@@ -53,17 +53,17 @@ class Activity:
         self._tell = tell
         self._now = 0
         self._minutes: dict[int, dict[int, tuple[int, int, float]]] = {}
-        # Those that were long over when they were asked for.
+        # The minutes that had long ended when they were read: they do not change.
         self._settled: set[int] = set()
         self._wanted, self._begun = anyio.Event(), anyio.Event()
         self._fresh_until = 0.0
         self.version = 0
 
     async def get(self) -> dict[int, SubscriptionActivity]:
-        """Return what is known, by the subscriptions' numbers, and have what is too old asked for again."""
+        """Return the known activity by the subscriptions' numbers, and let stale minutes be read again."""
         if monotonic() >= self._fresh_until:
             self._wanted.set()
-        # Only the first answer is waited for, and not for long.
+        # Wait for the first answer only, and briefly.
         with anyio.move_on_after(_PATIENCE_SECONDS):
             await self._begun.wait()
         hours: dict[int, SubscriptionActivity] = defaultdict(SubscriptionActivity)
@@ -75,26 +75,26 @@ class Activity:
         return dict(hours)
 
     async def run(self) -> None:
-        """Ask whenever somebody looks, until cancelled."""
+        """Read the activity while there are viewers, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted = anyio.Event()
             began = monotonic()
             try:
-                # The minute that runs, and the one before it, which may still change.
+                # The current minute and the one before it may still change.
                 await self._ask(1, 0)
                 while (unknown := self._unknown()) is not None:
                     await anyio.sleep(monotonic() - began)
                     began = monotonic()
                     await self._ask(*unknown)
             except StoreError:
-                # The strip of health says so.
+                # The strip of health shows the error.
                 await anyio.sleep(_RETRY_SECONDS)
-            # Never busy with one question for more than a tenth of the time.
+            # At most a tenth of the time is spent on this query.
             self._fresh_until = monotonic() + max(_KEPT_SECONDS, 10 * (monotonic() - began))
 
     def _unknown(self) -> tuple[int, int] | None:
-        """The newest stretch of minutes that are not known, by how long ago they began."""
+        """Return the newest range of unknown minutes, by how long ago they began."""
         missing = [ago for ago in range(2, _MINUTES) if self._now - ago not in self._settled]
         if not missing:
             return None
@@ -102,7 +102,7 @@ class Activity:
         return min(newest + _SLICE_MINUTES - 1, missing[-1]), newest
 
     async def _ask(self, oldest: int, newest: int) -> None:
-        """Ask for the minutes that began between so many minutes ago and so many."""
+        """Read the minutes that began in a range, in minutes ago."""
         answer = await self._views.activity(oldest * 60, newest * 60 - 60 if newest else 0)
         self._now = int(answer["minute"])
         asked: dict[int, dict[int, tuple[int, int, float]]] = {

@@ -16,7 +16,7 @@ from runtime.errors import RuntimeFault, StoreUnavailable
 
 
 class _Number(IntegerConvertor):
-    """The number of a row, as far as one can be: what has more digits is no page."""
+    """The number of a row in a URL; a number with more digits than an id can have is no page."""
 
     regex = "[0-9]{1,18}"
 
@@ -25,7 +25,7 @@ register_url_convertor("number", _Number())
 
 
 def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
-    """The dashboard as an ASGI application, behind its guard."""
+    """Return the dashboard as an ASGI application, behind its guard."""
     app = Starlette(
         routes=[
             Route("/", stream.stream_page),
@@ -60,7 +60,7 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    """Say what the store said; a part of a page says it in a line."""
+    """Show an error of the store: as a page, or as a line for a part of a page."""
     status = 503 if isinstance(error, StoreUnavailable) else 409
     if "hx-request" in request.headers:
         return PlainTextResponse(str(error), status)

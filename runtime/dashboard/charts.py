@@ -16,7 +16,7 @@ NODE_WIDTH, NODE_HEIGHT, COLUMN, ROW = 150, 36, 236, 60
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rectangle with a colour and a text for whoever points at it."""
+    """A rectangle with a colour and a tooltip."""
 
     x: float
     y: float
@@ -27,7 +27,7 @@ class Bar:
 
 
 def spark(done: Sequence[int], failed: Sequence[int]) -> list[Bar]:
-    """The bars of an hour, a minute each; failures stand on what went well."""
+    """Return the bars of an hour, a minute each; failures are stacked on successes."""
     top = max((good + bad for good, bad in zip(done, failed, strict=True)), default=0)
     if not top:
         return []
@@ -59,7 +59,7 @@ class WaterfallRow:
 
 @dataclass(frozen=True, slots=True)
 class Waterfall:
-    """The story of a tree over time."""
+    """The messages and attempts of a tree over time."""
 
     lanes: list[WaterfallRow]
     height: int
@@ -114,7 +114,7 @@ class MapNode:
 
 @dataclass(frozen=True, slots=True)
 class MapEdge:
-    """What flows, or may flow, from one node to another."""
+    """An arrow from one node to another, with its flow."""
 
     source: str
     target: str
@@ -131,13 +131,13 @@ class Map:
     height: int = 0
 
     def node(self, kind: str, name: str, note: str = "") -> str:
-        """Add a node, once; returns its identity."""
+        """Add a node, once; return its identity."""
         identity = f"{kind}:{name}"
         self.nodes.setdefault(identity, MapNode(name, kind, note))
         return identity
 
     def edge(self, source: str, target: str, count: int = 0) -> None:
-        """Add to what flows between two nodes."""
+        """Add to the flow between two nodes."""
         before = self.edges.get((source, target))
         self.edges[source, target] = MapEdge(source, target, count + (before.count if before else 0))
 
@@ -159,7 +159,7 @@ class Map:
             x1, y1 = start.x + NODE_WIDTH, start.y + NODE_HEIGHT / 2
             x2, y2 = end.x, end.y + NODE_HEIGHT / 2
             bend = 60 if x2 > x1 else 90
-            # What leads past other columns, or back, goes round below their nodes.
+            # An edge that skips columns, or leads back, goes round below the nodes.
             sag = 0 if 0 < x2 - x1 < COLUMN else min(150, 60 + abs(x2 - x1) / 12)
             yield {
                 "path": f"M{x1:g},{y1:g} C{x1 + bend:g},{y1 + sag:g} {x2 - bend:g},{y2 + sag:g} {x2:g},{y2:g}",

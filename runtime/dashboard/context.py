@@ -45,20 +45,20 @@ class DashboardContext:
         self._templates.globals.update(pages=PAGES, csrf=guard.csrf, place=stream.place)
 
     def text(self, template: str, **context: Any) -> str:
-        """A part of a page."""
+        """Return a rendered template."""
         return self._templates.get_template(template).render(**context)
 
     async def page(self, template: str, *, active: str, status: int = 200, **context: Any) -> HTMLResponse:
-        """A whole page, with its strip of health."""
+        """Return a whole page, with its strip of health."""
         health = await self.health()
         return HTMLResponse(self.text(template, active=active, health=health, **context), status)
 
     def part(self, template: str, **context: Any) -> HTMLResponse:
-        """A part of a page, as an answer of its own."""
+        """Return a part of a page as a response."""
         return HTMLResponse(self.text(template, **context))
 
     async def health(self) -> dict[str, Any]:
-        """What the strip says; also when the store is away."""
+        """Return the values of the strip of health; while the store is away, its error."""
         try:
             stats = await self.live_state.stats.get()
         except StoreError as error:
@@ -73,7 +73,7 @@ def context_of(request: Request) -> DashboardContext:
 
 
 def moment_of(text: str | None) -> datetime | None:
-    """The time a field of a form means, in UTC; None where it is empty or no time."""
+    """Return the time in a field of a form, in UTC; None if it is empty or no time."""
     try:
         found = datetime.fromisoformat(text or "")
     except ValueError:
@@ -82,12 +82,12 @@ def moment_of(text: str | None) -> datetime | None:
 
 
 def number_of(text: str | None) -> int | None:
-    """The whole number a parameter means; None where it is empty or none."""
+    """Return the whole number in a parameter; None if it is empty or no number."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def _ways(stats: dict[str, Any]) -> dict[str, Any]:
-    """How the workers hear of work, in one word, and since when."""
+    """Return how the workers are woken, in one word, and since when, with the totals."""
     here = [each for each in stats["workers"] if each["seen_seconds"] <= _GONE_SECONDS]
     working = [each for each in here if not each["details"].get("is_quarantine")]
     told = [each["details"] for each in working if "way_in" in each["details"]]

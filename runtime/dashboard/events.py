@@ -14,23 +14,23 @@ from runtime.errors import StoreError
 
 _WATCHED = 200
 _NEW = 200
-# What tells nothing new when it alone has changed.
+# Fields whose change alone is no news.
 _VOLATILE = ("now", "seen_seconds", "lag_seconds", "details", "oldest_transaction_seconds")
 
 
 async def events(request: Request) -> StreamingResponse:
-    """The events of one page, until it is closed."""
+    """Stream the events of one page until it is closed."""
     lines = Follower(context_of(request), request).lines()
     return StreamingResponse(lines, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
 
 class Follower:
-    """One open page: what it has, so that only what is new is sent."""
+    """One open page, with the ids it has, so that only news is sent."""
 
     def __init__(self, context: DashboardContext, request: Request) -> None:
         self._context = context
         after = number_of(request.query_params.get("after"))
-        # The page of the stream says how far it has got; the others only want hints.
+        # The page of the stream tells its last id; the others need only hints.
         self._after = after
         self._filter = Filter.of(request) if after is not None else None
         watching = (number_of(each) for each in request.query_params.get("watch", "").split(","))
@@ -39,7 +39,7 @@ class Follower:
         self._state = ""
 
     async def lines(self) -> AsyncIterator[str]:
-        """The events as they go over the wire."""
+        """Yield the events in wire format."""
         live_state = self._context.live_state
         with live_state:
             yield "retry: 1000\n\n"
@@ -67,12 +67,12 @@ class Follower:
             yield _event("health", text)
         state = json.dumps([_steady(health["stats"]), self._context.live_state.activity.version])
         if state != self._state:
-            # At first too: something may have happened since the page was drawn.
+            # At once, too: there may be news since the page was rendered.
             self._state = state
             yield _event("changed", "")
 
     async def _rows(self) -> str:
-        """New rows, and what became of those that were not finished, as one text."""
+        """Return new rows, and unfinished rows with their new states, as one text."""
         assert self._filter is not None
         views = self._context.stream.views
         parts = []
@@ -102,7 +102,7 @@ class Follower:
 
 
 def _steady(told: Any) -> Any:
-    """The state without what changes with the time alone."""
+    """Return the state without the fields that change with time alone."""
     if isinstance(told, dict):
         return {name: _steady(each) for name, each in told.items() if name not in _VOLATILE}
     return [_steady(each) for each in told] if isinstance(told, list) else told

@@ -10,14 +10,14 @@ from runtime.message import moment
 
 _PREVIEW_CHARACTERS = 180
 _TREE_CHARACTERS = 60_000
-# A template calls itself for each level, several frames at a time.
+# The template calls itself for each level, which takes several frames.
 _TREE_DEPTH = 50
 # The states whose names say too little.
 _STATES = {"parked": "behind another", "dead": "dead letter"}
 
 
 def duration(seconds: float | None) -> str:
-    """A duration to two figures or so: 12 ms, 3.4 s, 5 min, 2 h, 3 d."""
+    """Return a duration with about two figures: 12 ms, 3.4 s, 5 min, 2 h, 3 d."""
     if seconds is None:
         return "–"
     if seconds < 0.9995:
@@ -31,26 +31,26 @@ def duration(seconds: float | None) -> str:
 
 
 def age(text: str | None) -> str:
-    """How long ago a time of the database was."""
+    """Return how long ago a time of the database was."""
     if text is None:
         return "–"
     return duration(max(0.0, (datetime.now(UTC) - moment(text)).total_seconds()))
 
 
 def clock(text: str | None) -> str:
-    """A time of the database for people, in UTC."""
+    """Return a time of the database for people, in UTC."""
     return "–" if text is None else f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def soon(text: str) -> str:
-    """A moment to come, in UTC: the time of day alone where it is of the next day."""
+    """Return a future time in UTC, without the date if it is near."""
     slot = moment(text).astimezone(UTC)
     is_near = slot - datetime.now(UTC) < timedelta(hours=20)
     return f"{slot:%H:%M:%S}" if is_near else f"{slot:%a %d %b %H:%M}"
 
 
 def count(number: float, is_about: bool = False) -> str:
-    """A number with its thousands apart, 12 345; one that was reckoned to two figures, ≈ 12 000."""
+    """Return a number with separated thousands, 12 345, and an estimate with two figures, ≈ 12 000."""
     text = f"≈ {two_figures(number):,}" if is_about and number > 1000 else f"{number:,.0f}"
     return text.replace(",", "\u202f")
 
@@ -72,7 +72,7 @@ def pretty(value: Any) -> str:
 
 
 def rate(per_minute: float) -> str:
-    """How often something flows, in the unit that reads best."""
+    """Return a rate in the unit that reads best."""
     if per_minute >= 600:
         return f"{per_minute / 60:,.0f}/s"
     if per_minute >= 1:
@@ -105,7 +105,7 @@ def _is_shallow(value: Any) -> bool:
 
 
 def outcome_class(handled: Mapping[str, Any]) -> str:
-    """The colour a state is shown in: good, bad, busy or calm."""
+    """Return the colour of a state: good, bad, busy or calm."""
     state = handled["state"]
     if state == "done":
         return "good"
@@ -115,7 +115,7 @@ def outcome_class(handled: Mapping[str, Any]) -> str:
 
 
 def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether what became of a message may still change soon."""
+    """Whether a delivery of a message may change soon."""
     return any(each["state"] in ("waiting", "running", "scheduled", "retrying", "parked") for each in handled)
 
 

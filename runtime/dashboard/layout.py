@@ -11,11 +11,11 @@ _SWEEPS: Final = 4
 def columns_of(nodes: Iterable[Node], edges: Iterable[tuple[Node, Node]]) -> list[list[Node]]:
     """Return the columns, each from top to bottom.
 
-    A node stands one column after whatever leads to it; an edge that closes a circle does not count. In its column it
-    stands near the middle of its neighbours.
+    A node is one column after its causes; an edge that closes a circle does not count. Within its column it is near the
+    middle of its neighbours.
 
     Args:
-        nodes: every node once; where nothing else decides, they stand in this order.
+        nodes: every node once; their order breaks ties.
         edges: from cause to effect, between these nodes.
     """
     known, links = list(nodes), list(edges)
@@ -35,7 +35,7 @@ def columns_of(nodes: Iterable[Node], edges: Iterable[tuple[Node, Node]]) -> lis
 
 
 def _column_of(nodes: list[Node], edges: list[tuple[Node, Node]]) -> dict[Node, int]:
-    """Each node's column: the longest way that leads to it."""
+    """Return each node's column: the length of the longest path to it."""
     outgoing: dict[Node, list[Node]] = {node: [] for node in nodes}
     for source, target in edges:
         outgoing[source].append(target)
@@ -55,7 +55,7 @@ def _column_of(nodes: list[Node], edges: list[tuple[Node, Node]]) -> dict[Node, 
                 is_open[node] = False
                 after.append(node)
                 path.pop()
-            # What is still open closes a circle.
+            # A node that is still being visited closes a circle.
             elif not is_open.get(following, False):
                 onward[node].append(following)
                 if following not in is_open:

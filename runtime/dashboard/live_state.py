@@ -18,11 +18,11 @@ _RETRY_SECONDS = 2.0
 
 
 class CachedAnswer(Generic[T]):
-    """An answer that is asked for anew when it is too old; what is dear to ask for is kept longer.
+    """The cached result of a query, which is repeated when it is too old; a slow query is cached for longer.
 
     Args:
-        ask: asks.
-        seconds: the least age at which it is asked for anew.
+        ask: makes the query.
+        seconds: the least age at which it is repeated.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
@@ -35,26 +35,25 @@ class CachedAnswer(Generic[T]):
         self.took_seconds = 0.0
 
     async def get(self) -> T:
-        """Return the answer, asking for it where it is too old."""
+        """Return the result, from the cache if it is recent enough."""
         async with self._lock:
             if self._answer is None or monotonic() >= self._fresh_until:
                 began, self._is_forgotten = monotonic(), False
                 self._answer = await self._ask()
                 self.took_seconds = monotonic() - began
-                # Never busy with one question for more than a tenth of the time. What was asked before a change
-                # does not outlive it.
+                # At most a tenth of the time is spent on one query. A result from before a change is not cached.
                 kept_seconds = 0.0 if self._is_forgotten else max(self._seconds, 10 * self.took_seconds)
                 self._fresh_until = monotonic() + kept_seconds
             return self._answer
 
     def forget(self) -> None:
-        """Ask anew next time: something was changed."""
+        """Repeat the query next time: the data has changed."""
         self._fresh_until = 0.0
         self._is_forgotten = True
 
 
 class LiveState:
-    """The state of the stream, and who is to be told that it changed."""
+    """The state of the stream, and a signal for the viewers when it changes."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -71,7 +70,7 @@ class LiveState:
         self.is_closed = False
 
     async def run(self) -> None:
-        """Say when to look again, until cancelled; the stream's wake-ups are listened to while somebody looks."""
+        """Signal changes until cancelled; listen to the stream's wake-ups while there are viewers."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.activity.run)
             while True:
@@ -94,7 +93,7 @@ class LiveState:
             await anyio.sleep(_RETRY_SECONDS)
 
     async def _tick(self) -> None:
-        """Attempts end without a wake-up."""
+        """Signal at intervals too: attempts end without a wake-up."""
         while True:
             await anyio.sleep(_TICK_SECONDS)
             self._tell()
@@ -104,7 +103,7 @@ class LiveState:
         self._hint = anyio.Event()
 
     def changed(self) -> None:
-        """Somebody changed something by hand: show it at once."""
+        """Signal a change by a person, to be shown at once."""
         self.stats.forget()
         self.flow.forget()
         self.schedules.forget()
@@ -112,12 +111,12 @@ class LiveState:
         self._tell()
 
     def close(self) -> None:
-        """Let everybody who looks go."""
+        """End the events of all viewers."""
         self.is_closed = True
         self._tell()
 
     async def wait(self) -> None:
-        """Wait until there may be something new."""
+        """Wait until the state may have changed."""
         await self._hint.wait()
 
     def __enter__(self) -> "LiveState":

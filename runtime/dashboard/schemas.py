@@ -40,7 +40,7 @@ print("\\n" + json.dumps({
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the code says of one handler.
+    """The declaration of one handler.
 
     Attributes:
         emits: the key its result is written under.
@@ -54,7 +54,7 @@ class Declared:
     deliver: str = "once"
 
     def complaints(self, value: object) -> list[str]:
-        """What a value lacks, one sentence each."""
+        """Return what is wrong with a value, a sentence each."""
         if self.schema is None:
             return []
         try:
@@ -62,7 +62,7 @@ class Declared:
                 Draft202012Validator(self.schema).iter_errors(value), key=lambda fault: fault.json_path
             )
         except (SchemaError, RecursionError):
-            # Where no validator reads the schema, or gets to the bottom of the value, the handler has the last word.
+            # A schema that the validator cannot read, or a value too deep for it: the handler itself will judge.
             return []
         return [
             f"{fault.json_path.replace('$', 'value', 1)}: {fault.message}" for fault in faults[:_SHOWN_FAULTS]
@@ -71,7 +71,7 @@ class Declared:
 
 @dataclass
 class Schemas:
-    """The declarations of the agents at these paths; none, where no paths are given.
+    """The declarations of the agents at these paths.
 
     Args:
         paths: what `runtime run` takes.
@@ -81,7 +81,7 @@ class Schemas:
     declared: dict[str, Declared] = field(default_factory=dict)
 
     async def read(self) -> None:
-        """Read the declarations anew; agents that cannot be imported leave those known before."""
+        """Read the declarations again; if agents cannot be imported, the previous declarations stay."""
         if not self.paths:
             return
         with anyio.move_on_after(_READ_SECONDS):

@@ -37,7 +37,7 @@ _REFUSED = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Refuse
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not answered."""
+    """The refusal of a request, with its reason."""
 
     status: int
     why: str
@@ -45,7 +45,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The token was brought in the URL: keep it as a cookie, and go on without it."""
+    """A log-in by a token in the URL: it becomes a cookie, and the URL loses it."""
 
     url: str
 
@@ -55,8 +55,8 @@ class Guard:
     """The rules; `judge` decides, without I/O.
 
     Args:
-        port: where the dashboard listens: part of the cookie's name, since cookies know no ports.
-        token: what a caller must know, or None where only this machine can call; a blank one is none.
+        port: of the dashboard; part of the cookie's name, since a browser sends a cookie to every port of its host.
+        token: of the callers; None, or a blank one, if only this machine can call.
     """
 
     port: int
@@ -72,10 +72,10 @@ class Guard:
         return f"runtime-dashboard-{self.port}"
 
     def judge(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> Refusal | Login | None:
-        """Return what is wrong with a request, or None where it may pass."""
+        """Return the refusal of a request or the log-in, or None if it may pass."""
         host = headers.get("host", "")
         if self.token is None and host.rpartition(":")[0] not in _LOOPBACK and host not in _LOOPBACK:
-            # A name that somebody else's DNS points at us: its page would count as ours.
+            # DNS rebinding: a foreign name that resolves to this machine would count as the dashboard's own origin.
             return Refusal(421, "This dashboard answers to 127.0.0.1 and localhost only.")
         if path.startswith("/static/") and method in _SAFE:
             return None
@@ -118,16 +118,16 @@ def _same(given: str, meant: str) -> bool:
 
 
 class Guarded:
-    """The application behind its guard; every answer bears the headers that keep a browser strict."""
+    """The application behind its guard; every response has the headers of a strict security policy."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app = app
         self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
-            # There are no WebSockets here, and a lifespan of its own the application has not.
+            # The application has neither WebSockets nor a lifespan.
             return
         verdict = self._guard.judge(
             scope["method"], scope["path"], scope["query_string"].decode("latin-1"), Headers(scope=scope)

@@ -29,17 +29,17 @@ async def serving(
     token: str | None = None,
     paths: Sequence[str] = (),
 ) -> AsyncIterator[str]:
-    """Serve the dashboard; yields its URL, with the token where there is one.
+    """Serve the dashboard; yield its URL, with the token if there is one.
 
     Args:
         settings: where the stream is.
-        host: the address to listen at; any but the loopback's needs a token, and one is drawn where none is given.
+        host: the address to listen at; any other than loopback needs a token, which is generated if none is given.
         port: 0 for any that is free.
-        token: what a caller must know; a blank one is none.
+        token: of the callers; a blank one counts as none.
         paths: the agents whose schemas "Write" checks by, as `runtime run` takes them.
 
     Raises:
-        SettingsError: nothing can listen there, or the token is too short for that address.
+        SettingsError: the address cannot be listened at, or the token is too short for it.
     """
     token = door_token(host, token)
     listening = bound("The dashboard", host, port)
@@ -57,7 +57,7 @@ async def serving(
 
 
 def door_token(host: str, token: str | None) -> str | None:
-    """Return what a caller must know: the token given, one that is drawn, or None where only this machine can call.
+    """Return the token of callers: the given one, a generated one, or None if only this machine can call.
 
     Raises:
         SettingsError: the token is too short for an address that others can reach.

@@ -55,7 +55,7 @@ class GatewayProcess:
         keys_: keys.Keys | None = None,
         allowed_origins: Sequence[str] = (),
     ) -> None:
-        """Say what it serves from its next start on.
+        """Set what the gateway serves from its next start on.
 
         Args:
             database_url: the database, as the role of the API, or as a superuser who becomes that role.
@@ -76,7 +76,7 @@ class GatewayProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process that serves this folder, or None; a stale pid file deceives nobody."""
+        """Return the pid of the process that serves this folder, or None; a stale pid file is recognised."""
         try:
             pid = int(self._pid_file.read_text())
             process = psutil.Process(pid)

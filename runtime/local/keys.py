@@ -38,7 +38,7 @@ _FOREVER_SECONDS: Final = 10 * 365 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What the API of one stack lets callers in by; none of it shows in a repr.
+    """The keys of the API of one stack; the repr shows none.
 
     Attributes:
         jwt_secret: signs tokens of the kind HS256.
@@ -56,8 +56,8 @@ class Keys:
 
     @classmethod
     def draw(cls) -> Self:
-        """Keys that nobody else has."""
-        # A command that only reads which stack runs signs nothing.
+        """Return new random keys."""
+        # Imported here: commands that only look for a running stack sign nothing.
         import jwt
 
         secret = secrets.token_urlsafe(48)

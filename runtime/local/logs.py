@@ -10,7 +10,7 @@ _BYTES: Final = 16_384
 
 
 def begin_log(log: Path) -> None:
-    """Make room for a new run: what the last one wrote moves to `.log.1`, and what stood there goes."""
+    """Make room for a new run: the last run's log replaces `.log.1`."""
     if log.exists():
         os.replace(log, log.with_suffix(".log.1"))
 
@@ -26,5 +26,5 @@ def last_lines(log: Path) -> str:
 
 
 def indented(lines: Iterable[str]) -> str:
-    """The last of these lines, each on one of its own below what was said before."""
+    """Return the last of these lines, each on its own line, indented."""
     return "".join(f"\n    {line}" for line in list(lines)[-_LINES:])

@@ -4,13 +4,13 @@ import os
 import socket
 from random import SystemRandom
 
-# Below what systems give to those that connect: one of those would be taken by any client before the server listens.
+# Below the ephemeral ports of systems: any client could take one of those before the server listens.
 _FIRST, _LAST = 20_000, 32_000
 _TRIES = 1_000
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """Return a port without a listener a moment ago."""
     random = SystemRandom()
     for _ in range(_TRIES):
         port = random.randint(_FIRST, _LAST)

@@ -29,7 +29,7 @@ class Postmaster:
 
     @property
     def pid(self) -> int | None:
-        """The living process, or None; a stale file deceives nobody."""
+        """Return the pid of the running server, or None; a stale file is recognised."""
         pid = self._recorded_pid()
         return pid if pid is not None and self._is_ours(pid) else None
 

@@ -79,7 +79,7 @@ class Programs:
         Raises:
             LocalStackError: it cannot be run at all, or does not end.
         """
-        # What the user set for a psql of their own must not reach the server.
+        # The user's variables for psql must not reach the server.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         try:
             return self._account.run(
@@ -110,7 +110,7 @@ def _copied(account: Account, binaries: Path, copy: Path) -> Path:
     if account.can_run(copy / within / "bin" / "initdb"):
         return copy / within / "bin"
     logger.info("Copying the programs of PostgreSQL to %s", copy)
-    # Made aside and then renamed, so that one cut short is never taken for whole.
+    # Made beside and then renamed, so that an interrupted copy is never taken for a whole one.
     unfinished = copy.with_name(f"{copy.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

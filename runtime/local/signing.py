@@ -36,7 +36,7 @@ def draw_key(algorithm: str = "ES256") -> Jwk:
 
 
 def public_key(key: Mapping[str, Any]) -> Jwk:
-    """What of a key everybody may know."""
+    """Return the public part of a key."""
     return {
         **{name: key[name] for name in _PUBLIC if name in key},
         "use": "sig",

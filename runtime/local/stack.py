@@ -97,7 +97,7 @@ class LocalStack:
 
     @property
     def db_url(self) -> str:
-        """The database as the role postgres, who is no superuser; with `database_url`, that very URL."""
+        """The URL of the database for the role postgres, which is no superuser; or the given `database_url`."""
         return self.status().db_url
 
     @property
@@ -127,7 +127,7 @@ class LocalStack:
 
     @property
     def jwt_secret(self) -> str:
-        """What tokens of the kind HS256 are signed with."""
+        """The secret that signs tokens of the kind HS256."""
         return self._keys_of(self._state()).jwt_secret
 
     def sign(self, **claims: object) -> str:
@@ -163,7 +163,7 @@ class LocalStack:
         return self.folder / "signing_keys.json"
 
     def start(self, gateway: bool = True) -> bool:
-        """Start what does not run, and bring the database up to the migrations of this package.
+        """Start the parts that do not run, and apply this package's migrations.
 
         Args:
             gateway: false for the database alone.
@@ -192,7 +192,7 @@ class LocalStack:
         return has_started_server or has_started_gateway
 
     def stop(self) -> bool:
-        """Stop what runs; a PostgreSQL that is not ours goes on.
+        """Stop the parts that run; a PostgreSQL that is not ours goes on.
 
         Returns:
             False when nothing ran.
@@ -206,7 +206,7 @@ class LocalStack:
             return self._stop(self._state())
 
     def status(self) -> StackStatus:
-        """What runs right now, and where."""
+        """Return the status of the parts."""
         state = self._state()
         server = self._server(state)
         external = state.database_url
@@ -233,7 +233,7 @@ class LocalStack:
         return {name: pid for name, pid in parts.items() if pid is not None}
 
     def reset(self) -> None:
-        """Delete the database with all data; what ran runs again afterwards, on a fresh one.
+        """Delete the database with all data; parts that ran run again on a fresh one.
 
         Raises:
             LocalStackError: the database is not ours to delete, or something does not end or start.
@@ -278,11 +278,11 @@ class LocalStack:
             password = secrets.token_urlsafe(32)
             _wait_for(change_password, server.url(), password)
             server.keep_password(password)
-        # Migrations run what others may have put into the database, so no superuser runs them.
+        # Not as a superuser: migrations call code that other users may have put into the database.
         _wait_for(_prepare, server.url(), server.url(user=keys.DB_USER), True)
 
     def _state(self) -> StackState:
-        """What is remembered, or would be once it starts."""
+        """Return the stored state, or the state that a start would store."""
         state = StackState.load(self.folder)
         if not (self.folder / "stack.json").exists():
             state.api_port = self._api_port or state.api_port

@@ -21,7 +21,7 @@ _SHARED_PLACES: Final = (Path("/var/lib/agent-runtime"), Path("/var/tmp/agent-ru
 
 
 class StackState(BaseModel):
-    """What `stack.json` holds.
+    """The content of `stack.json`.
 
     Attributes:
         api_port: TCP port of the gateway.
@@ -45,7 +45,7 @@ class StackState(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> "StackState":
-        """What the folder remembers; the defaults when it remembers nothing.
+        """Return the state in a folder; the defaults if there is none.
 
         Raises:
             LocalStackError: the file is there and is not one of ours, or may not be read.
@@ -74,7 +74,7 @@ class StackState(BaseModel):
 
 
 def default_folder() -> Path:
-    """The data folder of who names none: `RUNTIME_LOCAL_DIR`, else where this platform keeps data of users."""
+    """Return the default data folder: `RUNTIME_LOCAL_DIR`, or a folder in this platform's place for user data."""
     if named := os.environ.get("RUNTIME_LOCAL_DIR"):
         return Path(named)
     if sys.platform == "win32":
@@ -87,10 +87,10 @@ def default_folder() -> Path:
 
 
 def running_stack(folder: Path) -> StackState | None:
-    """What the folder remembers, if its gateway runs; asked of the process and the port, with no library of the stack.
+    """Return the state of the stack in a folder, if its gateway runs; without any library of the extra `local`.
 
     Raises:
-        LocalStackError: the folder's file is not one of ours.
+        LocalStackError: the file is no `stack.json` of this package.
     """
     try:
         pid = int((folder / "gateway.pid").read_text())
@@ -102,7 +102,7 @@ def running_stack(folder: Path) -> StackState | None:
         except ProcessLookupError:
             return None
         except PermissionError:
-            pass  # It lives, and is somebody else's.
+            pass  # The process exists and belongs to another user.
     state = StackState.load(folder)
     return None if port_is_free(state.api_port) else state
 
@@ -124,7 +124,7 @@ def place_cluster(folder: Path) -> Path:
             if not place.exists():
                 place.mkdir(parents=True)
                 place.chmod(0o755)
-            # Somebody else could have made one that is writable to all, and wait for us there.
+            # Another user could have made a folder here that is writable to all.
             if place.stat().st_uid == os.geteuid() and account.can_enter(place):
                 return place / name
         except OSError:

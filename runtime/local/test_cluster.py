@@ -19,7 +19,7 @@ from runtime.local.postgres import PostgresServer
 
 _TEMPLATE: Final = "runtime_template"
 _SETTINGS: Final = {
-    # What a test writes need not survive the machine.
+    # The data of tests need not survive a crash of the machine.
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
@@ -59,7 +59,7 @@ class Cluster:
         anyio.run(self._execute, statement)
 
     def drop_database(self, name: str) -> None:
-        """Drop it, whoever is connected."""
+        """Drop a database, even with open connections."""
         anyio.run(self._drop, name)
 
     def url(self, database: str, *, user: str = "postgres") -> str:

@@ -15,7 +15,7 @@ _SOON_SECONDS = 86_400
 
 
 def check_url(settings: Settings) -> Finding:
-    """Is there a URL of a project?"""
+    """Check that there is a URL of a project."""
     if settings.supabase_url is None:
         if settings.database_url is not None:
             return skipped("url", "SUPABASE_URL is not set; DATABASE_URL is used alone, without Realtime.")
@@ -29,7 +29,7 @@ def check_url(settings: Settings) -> Finding:
 
 
 def check_key(settings: Settings) -> Finding:
-    """Does the key stand for a role that may run workers?"""
+    """Check that the key is of a role that may run workers."""
     if settings.supabase_key is None:
         if settings.supabase_url is None:
             return skipped("key", "No project is used.")
@@ -53,7 +53,7 @@ def check_key(settings: Settings) -> Finding:
 
 
 def check_claims(settings: Settings) -> Finding:
-    """Is the token still good, and of this project?"""
+    """Check that the token is not expired, and of this project."""
     key = settings.supabase_key.get_secret_value() if settings.supabase_key else ""
     claims = claims_of(key)
     if claims is None:

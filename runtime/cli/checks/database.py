@@ -13,7 +13,7 @@ _SKEW_SECONDS = 30
 
 
 def check_clock(facts: Facts, *, asked_at: float, answered_at: float) -> Finding:
-    """Do this machine and the database agree on the time? Only tokens mind: leases and delays go by the database's."""
+    """Check that this machine and the database agree on the time; only tokens depend on this machine's clock."""
     ahead = (asked_at + answered_at) / 2 - facts["now"]
     uncertain = (answered_at - asked_at) / 2
     if abs(ahead) - uncertain > _SKEW_SECONDS:
@@ -28,7 +28,7 @@ def check_clock(facts: Facts, *, asked_at: float, answered_at: float) -> Finding
 
 
 def check_migrations(facts: Facts, ours: Sequence[str]) -> Finding:
-    """Is every migration of this release applied?"""
+    """Check that every migration of this release is applied."""
     applied = set(facts["migrations"])
     if not applied:
         return warning(
@@ -49,7 +49,7 @@ def check_migrations(facts: Facts, ours: Sequence[str]) -> Finding:
 
 
 def check_isolation(facts: Facts) -> Finding:
-    """Are transactions such that work can be taken in them?"""
+    """Check that transactions run at the level read committed, in which deliveries can be taken."""
     if facts["isolation"] != "read committed":
         return fault(
             "isolation",
@@ -63,7 +63,7 @@ def check_isolation(facts: Facts) -> Finding:
 
 
 def check_publication(facts: Facts) -> Finding:
-    """Does Realtime hear of inserts?"""
+    """Check that the stream's tables are in the publication of Realtime, with their inserts."""
     if facts["publication"] is None:
         return fault(
             "publication",
@@ -85,7 +85,7 @@ def check_publication(facts: Facts) -> Finding:
 
 
 def check_grants(facts: Facts) -> Finding:
-    """May service_role do what workers do, and nobody else?"""
+    """Check that service_role, and no other role of the API, may call the functions of workers."""
     lacking = [*facts["forbidden"], *facts["unreadable"]]
     if lacking:
         functions = "".join(
@@ -110,7 +110,7 @@ def check_grants(facts: Facts) -> Finding:
 
 
 def check_row_security(facts: Facts) -> Finding:
-    """Is row-level security on where the API could reach?"""
+    """Check that row-level security is on for the tables that the API can reach."""
     if facts["unguarded"]:
         cure = " ".join(f"alter table {name} enable row level security;" for name in facts["unguarded"])
         return fault("row security", f"Row-level security is off on {', '.join(facts['unguarded'])}.", cure)
@@ -118,7 +118,7 @@ def check_row_security(facts: Facts) -> Finding:
 
 
 def check_trigger(facts: Facts) -> Finding:
-    """Does an insert reach the subscriptions?"""
+    """Check that the trigger that fans messages out is there and enabled."""
     if not facts["fans_out"]:
         return fault(
             "trigger",
@@ -132,7 +132,7 @@ def check_trigger(facts: Facts) -> Finding:
 
 
 def check_policies(facts: Facts) -> Finding:
-    """May workers hear their private topics?"""
+    """Check that the policies let workers join their private topics."""
     if not facts["can_broadcast"]:
         return warning(
             "policies",
@@ -160,7 +160,7 @@ def check_policies(facts: Facts) -> Finding:
 
 
 def check_partition(facts: Facts) -> Finding:
-    """Is there a partition for what is broadcast today?"""
+    """Check that today's partition of `realtime.messages` is there."""
     if not facts["can_broadcast"]:
         return skipped("partition", "Nothing can be broadcast from this database.")
     if not facts["messages_partition"]:
@@ -174,7 +174,7 @@ def check_partition(facts: Facts) -> Finding:
 
 
 def plugin_cure(facts: Facts) -> str | None:
-    """What lets Realtime read rows from the log again, where the server refuses it the output plugin.
+    """Return the cure if the server refuses Realtime the output plugin that reads rows from the log.
 
     A server that lists its output plugins without wal2json has Realtime say that it subscribed, and no row ever comes.
     """

@@ -17,7 +17,7 @@ _FIRST = "Not checked: something before it must be mended first."
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    """Yield every finding about the stream these settings mean."""
+    """Yield every finding about the stream of these settings."""
     url = check_url(settings)
     yield url
     yield check_key(settings)
@@ -66,7 +66,7 @@ async def _examine_store(settings: Settings, store: Store) -> AsyncIterator[Find
 
 
 async def _reach(store: Store) -> Finding:
-    """Does the store answer, and is its schema one that this release can work with?"""
+    """Check that the store answers, and that this release can work with its schema."""
     began = time.monotonic()
     try:
         await store.check_schema()
@@ -77,7 +77,7 @@ async def _reach(store: Store) -> Finding:
 
 
 def _told(check: str, error: BaseException) -> Finding:
-    """A fault of ours as a finding: its own sentences hold the cure."""
+    """Return an error of the runtime as a finding; its text has the cure after the first sentence."""
     kinds = {Unauthorized: "key", MigrationMissing: "schema", StoreUnavailable: "reach"}
     kind = next((name for kind, name in kinds.items() if isinstance(error, kind)), "other")
     text, _, cure = str(error).partition(". ")

@@ -28,7 +28,7 @@ from runtime.worker.worker import Worker
 KEY = "runtime.doctor"
 _AGENT = "runtime-doctor"
 _SUBSCRIPTION = f"{_AGENT}.examine"
-# A server that has just been started reads the log only after some seconds.
+# A server that was just started reads the log only after some seconds.
 _NONCE_SECONDS = 10.0
 _PATHS_SECONDS = 40.0
 _LOOK_SECONDS = 0.02
@@ -50,7 +50,7 @@ _PATH_CURES: dict[Path, str] = {
 
 @dataclass
 class _Observed:
-    """What one socket brought, and when."""
+    """The events of one socket, with their times."""
 
     began: float = field(default_factory=time.monotonic)
     proved_at: dict[Path, float] = field(default_factory=dict)
@@ -61,10 +61,10 @@ class _Observed:
     changed: anyio.Event = field(default_factory=anyio.Event)
 
     def wake(self, why: str, message: int | None = None) -> None:
-        """Of no interest here."""
+        """Ignore it: only nonces prove a path here."""
 
     def gap(self, path: Path, why: str) -> None:
-        """Of no interest here."""
+        """Ignore it: only nonces prove a path here."""
 
     def live(self, path: Path) -> None:
         self._change()
@@ -94,8 +94,8 @@ async def check_paths(settings: Settings, store: Store, facts: Facts) -> list[Fi
 
     Args:
         settings: where the project is, and which paths are used.
-        store: what sends the nonces.
-        facts: what the database has told of itself, for the cure of a path that does not deliver.
+        store: sends the nonces.
+        facts: of the database, for the cure of a path that does not deliver.
     """
     wanted = [
         path
@@ -122,7 +122,7 @@ async def check_paths(settings: Settings, store: Store, facts: Facts) -> list[Fi
         tasks.start_soon(listen)
         with anyio.move_on_after(_PATHS_SECONDS):
             while not ended and not all(path in heard.proved_at or path in heard.lost_why for path in wanted):
-                # A proof is counted and not told of, so it is looked for.
+                # A proof raises a counter without an event, so the counter is polled.
                 with anyio.move_on_after(_LOOK_SECONDS):
                     await heard.changed.wait()
                 heard.changed = anyio.Event()
@@ -234,12 +234,12 @@ async def _tidy(store: Store) -> None:
         try:
             await store.operate("stream_remove", subscription=_SUBSCRIPTION, dry_run=False)
         except StoreError:
-            # It never came to be, or another doctor is at work: that one removes it.
+            # It was never made, or another `runtime doctor` uses it, and removes it.
             return
 
 
 async def check_pooler(settings: Settings) -> Finding:
-    """What kind of connection does DATABASE_URL give?"""
+    """Check whether DATABASE_URL leads to a transaction pooler."""
     if settings.database_url is None:
         return skipped("pooler", "DATABASE_URL is not set: the stream is reached over REST.")
     url = settings.database_url.get_secret_value()
@@ -260,7 +260,7 @@ async def check_pooler(settings: Settings) -> Finding:
 
 
 async def check_webhook(settings: Settings, facts: Facts | None) -> Finding:
-    """Does whoever listens for the webhook know the secret, and does the database post?"""
+    """Check that the listener of RUNTIME_WEBHOOK knows the secret, and that the database posts to it."""
     if settings.webhook is None:
         return skipped("webhook", "RUNTIME_WEBHOOK is not set.")
     with needing("RUNTIME_WEBHOOK", "serve"):

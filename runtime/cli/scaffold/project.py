@@ -21,7 +21,7 @@ AGENT: Final = Path("agents", "greeter.py")
 
 
 class FileOutcome(StrEnum):
-    """What becomes of a file."""
+    """The outcome for a file: written, or left as it is."""
 
     WRITTEN = "written"
     UNCHANGED = "unchanged"
@@ -30,11 +30,12 @@ class FileOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileStep:
-    """What becomes of one file.
+    """One file of the plan.
 
     Attributes:
         path: from the project's folder.
-        text: what it holds, or would by this release.
+        fate: its outcome.
+        text: its content in this release.
     """
 
     path: Path
@@ -44,13 +45,13 @@ class FileStep:
 
 @dataclass(frozen=True, slots=True)
 class ProjectPlan:
-    """Everything that becomes of a project.
+    """The plan for a project.
 
     Attributes:
         folder: the project's.
-        steps: one per file of ours, in order.
-        is_out_of_order: the project has migrations of its own that are later than one that is written now, so that
-            the Supabase CLI wants to be told.
+        steps: one per file of this release, in order.
+        is_out_of_order: whether the project has migrations of its own that are later than a new one; the Supabase CLI
+            then needs an option.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class ProjectPlan:
     is_out_of_order: bool
 
     def of(self, fate: FileOutcome) -> list[FileStep]:
-        """The steps with this fate."""
+        """Return the steps with this outcome."""
         return [step for step in self.steps if step.fate is fate]
 
     def carry_out(self) -> None:
@@ -79,10 +80,10 @@ class ProjectPlan:
 
 
 def plan_project(folder: Path) -> ProjectPlan:
-    """Decide what becomes of a project's folder, which may not be there yet.
+    """Return the plan for a project's folder, which need not exist yet.
 
     Raises:
-        SettingsError: the folder is a file, or a migration of the user's has the version of one of ours.
+        SettingsError: the folder is a file, or a migration of the user's has the version of one of the runtime's.
     """
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder} is no folder. Name the folder of your Supabase project, or a new one.")
@@ -97,7 +98,7 @@ def plan_project(folder: Path) -> ProjectPlan:
 
 
 def _others(folder: Path, ours: Sequence[Migration]) -> list[Migration]:
-    """The user's own migrations."""
+    """Return the user's own migrations."""
     names = {migration.file_name: migration.version for migration in ours}
     theirs = [each for each in read_migrations(folder / MIGRATIONS) if each.file_name not in names]
     versions = {version: name for name, version in names.items()}
@@ -112,7 +113,7 @@ def _others(folder: Path, ours: Sequence[Migration]) -> list[Migration]:
 
 
 def _config(folder: Path) -> Iterator[FileStep]:
-    """The CLI's configuration, where there is none; the user's own is not ours to judge."""
+    """Yield the CLI's configuration if the project has none."""
     if not (folder / CONFIG).exists():
         project_id = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "agents"
         yield FileStep(
@@ -124,7 +125,7 @@ def _migration(folder: Path, migration: Migration) -> FileStep:
     path = folder / MIGRATIONS / migration.file_name
     fate = FileOutcome.WRITTEN
     if path.exists():
-        # Line ends are Git's matter and change nothing.
+        # `read_text` ignores the kind of line ends, which Git may change.
         fate = (
             FileOutcome.UNCHANGED if path.read_text(encoding="utf-8") == migration.sql else FileOutcome.EDITED
         )
@@ -132,7 +133,7 @@ def _migration(folder: Path, migration: Migration) -> FileStep:
 
 
 def _agent(folder: Path) -> Iterator[FileStep]:
-    """A first agent, where there is none."""
+    """Yield a first agent if the project has none."""
     if not any((folder / AGENT.parent).glob("*.py")):
         yield FileStep(AGENT, FileOutcome.WRITTEN, _starter(AGENT.name))
 

@@ -19,13 +19,13 @@ _SPANS = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last 
 
 
 async def agents_page(request: Request) -> HTMLResponse:
-    """The page."""
+    """Return the page."""
     context = context_of(request)
     return await context.page("agents.html", active="agents", events="", **await _agents(context))
 
 
 async def table(request: Request) -> HTMLResponse:
-    """The table alone, anew."""
+    """Return the table alone."""
     context = context_of(request)
     return context.part("_agents.html", **await _agents(context))
 
@@ -93,7 +93,7 @@ async def _agents(context: DashboardContext) -> dict[str, Any]:
 
 
 def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
-    """When a handler ticks, ticked last, and will."""
+    """Return a timer's schedule, its last slot and its next ones."""
     if told is None:
         return None
     slots = upcoming(told["spec"], moment(told["last_slot"]), datetime.now(UTC), _NEXT)
@@ -104,7 +104,7 @@ def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _state(each: dict[str, Any], webhook: dict[str, Any] | None) -> str:
-    # A target that rests has its subscription paused, and is tried again by itself.
+    # An open circuit breaker pauses the subscription, and tries the target again by itself.
     if webhook is not None and webhook["state"] not in ("well", "paused"):
         return str(webhook["state"])
     if each["paused"]:

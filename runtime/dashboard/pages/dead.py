@@ -14,13 +14,13 @@ from runtime.errors import RuntimeFault
 
 
 async def dead_page(request: Request) -> HTMLResponse:
-    """The groups."""
+    """Return the page of groups."""
     context = context_of(request)
     return await context.page("dead.html", active="dead", events="", said=None, **await _groups(context))
 
 
 async def groups(request: Request) -> HTMLResponse:
-    """The groups alone, anew."""
+    """Return the groups alone."""
     context = context_of(request)
     return context.part("_dead.html", said=None, **await _groups(context))
 
@@ -40,7 +40,7 @@ async def change_group(request: Request) -> HTMLResponse:
 
 
 async def letter_page(request: Request) -> HTMLResponse:
-    """One dead letter."""
+    """Return the page of one dead letter."""
     context, number = context_of(request), request.path_params["id"]
     return await _letter(context, number)
 
@@ -109,6 +109,6 @@ def _complaints(context: DashboardContext, subscription: str, value: object) -> 
 
 
 def diff(good: object, bad: object) -> list[tuple[str, str]]:
-    """The lines in which two values differ, each with its sign."""
+    """Return the lines in which two values differ, each with its sign."""
     lines = unified_diff(pretty(good).splitlines(), pretty(bad).splitlines(), lineterm="", n=3)
     return [(line[:1], line[1:]) for line in lines if not line.startswith(("---", "+++"))]

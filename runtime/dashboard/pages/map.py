@@ -13,13 +13,13 @@ _KEYS = 60
 
 
 async def map_page(request: Request) -> HTMLResponse:
-    """The page."""
+    """Return the page."""
     context = context_of(request)
     return await context.page("map.html", active="map", events="", **await _map(context))
 
 
 async def drawing(request: Request) -> HTMLResponse:
-    """The drawing alone, anew."""
+    """Return the drawing alone."""
     context = context_of(request)
     return context.part("_map.html", **await _map(context))
 
@@ -27,7 +27,7 @@ async def drawing(request: Request) -> HTMLResponse:
 async def _map(context: DashboardContext) -> dict[str, Any]:
     stats, flow = await context.live_state.stats.get(), await context.live_state.flow.get()
     declared = context.schemas.declared
-    # What is kept nowhere is known from its declaration alone.
+    # Handlers with deliver="each" have no subscription: only their declaration is known.
     listeners = [
         {"name": name, "agent": name.partition(".")[0], "patterns": each.patterns}
         for name, each in declared.items() if each.deliver == "each"
@@ -46,11 +46,11 @@ async def _map(context: DashboardContext) -> dict[str, Any]:
 
 
 def draw(subscriptions: list[dict[str, Any]], flow: dict[str, Any], emits: dict[str, str]) -> Map:
-    """The graph of what is declared and what really flowed.
+    """Return the graph of declarations and of the real flow.
 
     Args:
-        subscriptions: as `stream_stats` tells them.
-        flow: as `stream_flow` tells it.
+        subscriptions: from `stream_stats`.
+        flow: from `stream_flow`.
         emits: the key each handler is declared to emit.
     """
     graph = Map()
@@ -72,7 +72,7 @@ def draw(subscriptions: list[dict[str, Any]], flow: dict[str, Any], emits: dict[
         agent = graph.node("agent", each["agent"])
         for pattern in each["patterns"]:
             heard = [key for key in keys if matches(pattern, key)]
-            # A pattern that nothing was written under yet stands for itself.
+            # A pattern without messages so far is a node of its own.
             for key in heard or [pattern]:
                 graph.edge(graph.node("key", key), agent, handled.pop((key, each["name"]), 0))
     return graph

@@ -12,7 +12,7 @@ from runtime.errors import StoreError
 
 
 async def message_page(request: Request) -> HTMLResponse:
-    """The page."""
+    """Return the page."""
     context, number = context_of(request), request.path_params["id"]
     story = await _story(context, number)
     if story is None:
@@ -24,13 +24,13 @@ async def message_page(request: Request) -> HTMLResponse:
 
 
 async def story(request: Request) -> HTMLResponse:
-    """The part that changes while the message is handled."""
+    """Return the part that changes while the message is handled."""
     context, number = context_of(request), request.path_params["id"]
     return await _part(context, number, None)
 
 
 async def _part(context: DashboardContext, number: int, said: str | None) -> HTMLResponse:
-    """The part that changes; it may have been removed while somebody looked at it."""
+    """Return the part that changes; the message may have been removed meanwhile."""
     found = await _story(context, number)
     if found is None:
         return HTMLResponse(
@@ -58,7 +58,7 @@ async def deliver(request: Request) -> HTMLResponse:
 
 
 async def cancel(request: Request) -> HTMLResponse:
-    """End what waits or runs of it for a subscription, as a dead letter."""
+    """Cancel a subscription's delivery of it, as a dead letter."""
     context, number = context_of(request), request.path_params["id"]
     name = str((await request.form()).get("subscription", ""))
     try:

@@ -16,20 +16,20 @@ STATES = ("open", "failed", "dead", "done", "unhandled")
 _FIELDS = ("pattern", "agent", "state", "text", "since", "until")
 _PAGE = 50
 _LOOK, _LOOK_ON = 5_000, 20_000
-# So far a search for something rare goes on by itself.
+# How far a search for rare messages goes on by itself.
 _LOOK_ALONE = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which messages are meant; what the address of the page says, so that it can be passed on."""
+    """The filter of messages, which the page's address holds, so that the address can be shared."""
 
     given: dict[str, str]
     fault: str | None
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        """The filter that a request's parameters say; a pattern that is none is told, and means all."""
+        """Return the filter of a request's parameters; a wrong pattern is reported, and matches all."""
         given = {name: request.query_params.get(name, "").strip() for name in _FIELDS}
         fault = None
         try:
@@ -42,7 +42,7 @@ class Filter:
 
     @property
     def query(self) -> str:
-        """The parameters, only those that say something."""
+        """The parameters that are set."""
         return urlencode({name: text for name, text in self.given.items() if text})
 
     async def page(
@@ -54,7 +54,7 @@ class Filter:
         limit: int = _PAGE,
         look: int = _LOOK,
     ) -> dict[str, Any]:
-        """The messages that are meant."""
+        """Return the messages that match."""
         given: dict[str, Any] = self.given
         return await views.page(
             ">" if self.fault else given["pattern"] or ">",
@@ -71,7 +71,7 @@ class Filter:
 
 
 async def stream_page(request: Request) -> HTMLResponse:
-    """The page."""
+    """Return the page."""
     context, chosen = context_of(request), Filter.of(request)
     before = number_of(request.query_params.get("before"))
     page = await chosen.page(context.stream.views, before=before)
@@ -81,7 +81,7 @@ async def stream_page(request: Request) -> HTMLResponse:
         for each in page["messages"]
         if any(one["state"] not in ("done", "dead", "expired") for one in each["handled"])
     ]
-    # Looking at the past, nothing new is shown.
+    # A page of the past shows no new messages.
     follows = before is None and not chosen.given["until"]
     live = urlencode({**chosen.given, "after": page["newest"] or 0, "watch": ",".join(waiting)})
     return await context.page(
@@ -91,7 +91,7 @@ async def stream_page(request: Request) -> HTMLResponse:
 
 
 async def rows(request: Request) -> HTMLResponse:
-    """The next rows further back."""
+    """Return the next older rows."""
     context, chosen = context_of(request), Filter.of(request)
     looked = number_of(request.query_params.get("looked")) or 0
     page = await chosen.page(
@@ -103,6 +103,6 @@ async def rows(request: Request) -> HTMLResponse:
 
 
 def _found(page: dict[str, Any], looked: int = 0) -> dict[str, Any]:
-    """How many rows were looked at in vain, and whether the search goes on by itself."""
+    """Return how many rows were searched in vain, and whether the search goes on by itself."""
     in_vain = 0 if page["messages"] else looked + page["looked"]
     return {"in_vain": in_vain, "goes_on": in_vain < _LOOK_ALONE}

@@ -13,7 +13,7 @@ from runtime.message import Priority
 
 
 async def write_page(request: Request) -> HTMLResponse:
-    """The form; with parameters, filled in."""
+    """Return the form, filled in from the parameters."""
     context = context_of(request)
     stats = await context.live_state.stats.get()
     patterns = {pattern for each in stats["subscriptions"] for pattern in each["patterns"]}
@@ -26,7 +26,7 @@ async def write_page(request: Request) -> HTMLResponse:
 
 
 async def check(request: Request) -> HTMLResponse:
-    """What would become of what is in the form."""
+    """Return who would get the message in the form, and what is wrong with it."""
     context, form = context_of(request), await request.form()
     await context.schemas.read()
     return context.part(
@@ -35,7 +35,7 @@ async def check(request: Request) -> HTMLResponse:
 
 
 async def send(request: Request) -> HTMLResponse:
-    """Send it, unless it makes no sense, or a handler's schema refuses it and nobody said to send it anyway."""
+    """Send the message, unless it is wrong, or a handler's schema refuses it and the person did not insist."""
     context, form = context_of(request), await request.form()
     key, text = str(form.get("key", "")).strip(), str(form.get("value", ""))
     found = await _check(context, key, text)

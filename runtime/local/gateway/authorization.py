@@ -66,7 +66,7 @@ class TopicPolicies:
             except asyncpg.CheckViolationError as error:
                 raise MissingPartition(str(error)) from error
             except (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError):
-                # A policy says no, the role has no grant, or there is no such role.
+                # A policy refuses, the role has no grant, or there is no such role.
                 return False
             finally:
                 await transaction.rollback()
@@ -74,5 +74,5 @@ class TopicPolicies:
 
 
 def identity_of(claims: dict[str, Any]) -> Identity:
-    """As whom the bearer of these claims reads."""
+    """Return the identity of the bearer of these claims."""
     return Identity(str(claims["role"]), json.dumps(claims, sort_keys=True, ensure_ascii=False))

@@ -15,7 +15,7 @@ _KNOWN: Final = frozenset({
 
 
 class BindingRefused(ValueError):
-    """The entry makes no sense; the text is what the client is told."""
+    """The entry makes no sense; the text is for the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def _read_condition(segment: str) -> Condition:
 
 
 def _unquoted(value: str) -> str:
-    """What stands in the quotes, if they span the whole value; else the value as it is."""
+    """Return the text in the quotes if they span the whole value; else the value."""
     if len(value) < 2 or not value.startswith('"'):
         return value
     found: list[str] = []

@@ -110,7 +110,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What there is."""
+    """The functions and tables that were read."""
 
     functions: dict[str, list[Function]]
     tables: dict[str, Table]

@@ -28,14 +28,14 @@ _MAX_PENDING: Final = 10_000
 
 
 class ChangeSubscriber(Protocol):
-    """Whom changes are for: one joined channel."""
+    """A receiver of changes: one joined channel."""
 
     def push_change(self, payload: str) -> None:
         """Send one `postgres_changes` payload, which is JSON text."""
 
 
 class ChangeFeed:
-    """Hears the publication `supabase_realtime` and tells the subscribers what they asked for.
+    """Reads the publication `supabase_realtime` and sends each subscriber its changes.
 
     Streaming begins with the first subscription, and from then on goes on as long as the feed runs.
 
@@ -66,7 +66,7 @@ class ChangeFeed:
     async def subscribe(
         self, subscriber: ChangeSubscriber, subscriptions: Iterable[TableSubscription]
     ) -> None:
-        """Replace what this subscriber hears; returns when it will hear what commits from now on."""
+        """Replace a subscriber's subscriptions; return when they apply to all later commits."""
         self._wanted.set()
         await self._stream.wait_live()
         await anyio.lowlevel.checkpoint()  # a channel that was closed meanwhile ends here
@@ -105,7 +105,7 @@ class ChangeFeed:
             try:
                 await self._deliver(batch)
             except DATABASE_FAULTS as error:
-                # The real server loses a batch this way too, and tells nobody.
+                # The real server loses a batch in this way too, silently.
                 logger.warning("%d changes were lost: %s", len(batch), error)
 
     async def _deliver(self, changes: Sequence[Change]) -> None:
@@ -122,7 +122,7 @@ class ChangeFeed:
 
 
 class _ChangeBatch:
-    """The changes of one polling interval; what was asked of the database for one holds for all of them."""
+    """The changes of one polling interval; they share the answers of the database."""
 
     def __init__(self, connection: Connection, writer: PayloadWriter) -> None:
         self._connection = connection
@@ -134,7 +134,7 @@ class _ChangeBatch:
         self._written: dict[VisibleColumns, str] = {}
 
     async def match(self, change: Change, subscriptions: Sequence[TableSubscription]) -> dict[str, list[int]]:
-        """What one subscriber is told of this change: the data, and the bindings it is for.
+        """Return a change as one subscriber gets it: the data, and the bindings it is for.
 
         Bindings that select different columns are told different data.
         """
@@ -142,7 +142,7 @@ class _ChangeBatch:
             self._change, self._seen, self._written = change, {}, {}
             self._row = values(change, change.new if change.new is not None else change.old)
             if change.new is None and not change.relation.full_identity:
-                # What a DELETE did not log stands there as NULL, and no condition may take it for that.
+                # Columns that a DELETE did not log are NULL here; no condition may match that.
                 logged = {column.name for column in change.relation.columns if column.in_identity}
                 self._row = {name: text for name, text in self._row.items() if name in logged}
         found: dict[str, list[int]] = {}
@@ -170,7 +170,7 @@ class _ChangeBatch:
         now = access.readable
         if subscription.select is not None:
             now = now.intersection(subscription.select.union(access.key))
-        # Policies cannot be asked about a row that is gone, so where there are some only its key is told.
+        # Policies cannot judge a deleted row, so if there are policies only its key is sent.
         has_old_row = change.relation.full_identity and not (is_gone and access.is_guarded)
         shown = VisibleColumns(now, now if has_old_row else now.intersection(access.key))
         if shown not in self._written:

@@ -36,7 +36,7 @@ _RESUBSCRIBE_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What all channels share."""
+    """The services that all channels share."""
 
     tokens: Tokens
     database: Database
@@ -61,7 +61,7 @@ class Wire(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JoinConfig:
-    """What a join asks for. Booleans may come as strings, as in the real server."""
+    """The configuration of a join. Booleans may come as strings, as in the real server."""
 
     private: bool
     acknowledges: bool
@@ -186,7 +186,7 @@ class Channel:
                     tasks.start_soon(self._announce_replication)
 
     def close(self) -> None:
-        """Hear nothing more. Says nothing to the client."""
+        """End all subscriptions, without a message to the client."""
         self._services.hub.remove(self.topic, self.config.private, self)
         self._services.changes.unsubscribe(self)
         self._scope.cancel()
@@ -196,14 +196,14 @@ class Channel:
         self._wire.push(frame)
 
     def push_replayed(self) -> None:
-        """Send the messages that the join asked to be told again."""
+        """Send the replayed messages that the join asked for."""
         for broadcast in self._replayed:
             frame = write_replayed(self.version, self.join_ref, self.topic, broadcast)
             if frame is not None:
                 self.push(frame)
 
     def has_replayed(self, message: str) -> bool:
-        """Whether it was told this message of the database already, when it joined."""
+        """Return whether this message of the database was replayed to it at its join."""
         return any(broadcast.meta["id"] == message for broadcast in self._replayed)
 
     def push_change(self, payload: str) -> None:

@@ -59,11 +59,11 @@ class Database:
                 init=_become_ours,
                 server_settings=_SESSION,
             )
-        # Connects to nothing yet, and does not wait, so two who ask at once do not meet here.
+        # This neither connects nor awaits, so two simultaneous callers cannot both get here.
         pool = await self._pool
         if pool is None:
             raise asyncpg.InterfaceError("the pool is closed")
-        # asyncpg leaves an exception behind that nobody takes, when it is cancelled while it connects.
+        # asyncpg leaves an unretrieved exception behind if it is cancelled while it connects.
         with anyio.CancelScope(shield=True):
             connection = await pool.acquire()
         try:

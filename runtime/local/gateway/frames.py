@@ -32,7 +32,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class BroadcastFrame:
-    """What a broadcast carries: `body` is JSON text, or any bytes if not `is_json`; `meta` may be empty."""
+    """The content of a broadcast: `body` is JSON text, or any bytes if not `is_json`; `meta` may be empty."""
 
     event: str
     body: bytes
@@ -46,7 +46,7 @@ def compact(value: Any) -> str:
 
 
 def read_json(text: str | bytes) -> Any:
-    """A value out of JSON that can be written again for others, and so ends nobody else's socket.
+    """Return a value of JSON that can be written again, so that it cannot end the sockets of other clients.
 
     Raises:
         ValueError: it is no JSON, nests too deeply, or holds half a character (a lone surrogate).

@@ -57,7 +57,7 @@ class Origins:
         return None
 
     def _is_let_in(self, origin: str) -> bool:
-        # "null" is what a file on this machine says.
+        # "null" is the origin of a page opened from a file.
         return (
             origin == "null" or origin.lower() in self._origins or _IS_LOOPBACK.fullmatch(origin) is not None
         )

@@ -37,7 +37,7 @@ class PayloadWriter:
         return {column.type_oid for column in relation.columns if column.type_oid not in self.types}
 
     def write(self, change: Change, shown: VisibleColumns) -> str:
-        """The row, cut down to what may be seen, and above 1 MiB to its small values."""
+        """Return the row with the visible columns only, and above 1 MiB with its small values only."""
         relation = change.relation
         is_large = _wal_bytes(change) > _MAX_RECORD_BYTES
         rows = ""
@@ -79,7 +79,7 @@ class PayloadWriter:
 
 
 def refused(change: Change, why: str) -> str:
-    """What stands in the place of a row that cannot be shown at all."""
+    """Return the payload in place of a row that cannot be shown at all."""
     relation = change.relation
     return (
         f'{{"table":{quoted(relation.table)},"type":"{change.kind}","record":{{}},"columns":[],'

@@ -23,7 +23,7 @@ _UNSERVED: Final = frozenset({"handling=strict", "timezone"})
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What was asked for; unknown preferences are ignored, as PostgREST does.
+    """The preferences of a request; unknown ones are ignored, as PostgREST does.
 
     Attributes:
         applied: the preferences that are honoured, as the answer repeats them.
@@ -67,7 +67,7 @@ class Preferences:
 
     @property
     def resolution(self) -> str | None:
-        """What shall be done with rows that are there already."""
+        """How conflicts with existing rows are resolved."""
         return next((each.partition("=")[2] for each in self.applied if each.startswith("resolution")), None)
 
     @property

@@ -62,7 +62,7 @@ class Query:
 
 
 def parse_query(pairs: Iterable[tuple[str, str]], table: Table, *, first: int = 1) -> Query:
-    """Return what a query string asks of a table.
+    """Return a query string parsed.
 
     Args:
         pairs: names and values of the query string.

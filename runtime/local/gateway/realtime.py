@@ -51,7 +51,7 @@ class Realtime:
         self._services = Services(tokens, self._database, policies, self._changes, self._messages, self._hub)
 
     async def run(self) -> None:
-        """Hear the database until cancelled. A database that is down is waited for."""
+        """Read the database's log until cancelled; wait for a database that is down."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._messages.run)

@@ -124,7 +124,7 @@ class RestApi:
         except Problem as problem:
             return problem.response()
         except ValueError as error:
-            # What cannot be a value of PostgreSQL's: asyncpg says so before it sends anything.
+            # No possible value of PostgreSQL: asyncpg raises before it sends anything.
             return Problem(400, "22023", f"invalid value: {error}").response()
         except _AWAY:
             return database_away()
@@ -255,7 +255,7 @@ class RestApi:
 
 
 async def _make_ready(connection: Any) -> None:
-    """Take from a connection what no request may have, and give it what it answers functions with."""
+    """Remove a connection's superuser rights, and prepare its function calls."""
     await lower(connection, API_USER)
     await connection.execute(_MAKE_ANSWER)
 
@@ -265,7 +265,7 @@ async def _leave_as_it_is(_: object) -> None:
 
 
 class _GatewayRefused(Problem):
-    """What the API gateway in front of PostgREST says to a stranger."""
+    """The refusal by the API gateway in front of PostgREST."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(401, "", message, hint=hint)
@@ -275,7 +275,7 @@ class _GatewayRefused(Problem):
 
 
 def _context(claims: Claims, request: Request) -> dict[str, str]:
-    """What PostgREST sets for the transaction of a request."""
+    """Return the settings of PostgREST for the transaction of a request."""
     return {
         "role": str(claims["role"]),
         "request.jwt.claims": json.dumps(claims),
@@ -285,7 +285,7 @@ def _context(claims: Claims, request: Request) -> dict[str, str]:
 
 
 def _lost() -> Problem:
-    """Nobody knows whether it was committed, and whoever asked must not be told that nothing was done."""
+    """Return the answer for a lost connection; it must not deny that the request was committed."""
     return Problem(503, "PGRST001", "Database client error. Retrying the connection.")
 
 
@@ -311,11 +311,11 @@ def _decoded(body: bytes) -> str:
 
 
 def _argument_names(body: str) -> frozenset[str]:
-    """The names in the outermost object, found without keeping what may be megabytes of values."""
+    """Return the names in the outermost object, without keeping its values, which may be megabytes."""
     if not body.strip():
         return frozenset()
     try:
-        # Numbers as they are written: Python has no room for more than 4,300 digits, and nobody needs them here.
+        # Numbers stay text: Python refuses more than 4,300 digits, and their values are not needed.
         given = json.loads(body, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
         raise Problem(400, "PGRST102", "Empty or invalid json") from None

@@ -173,7 +173,7 @@ class Socket:
             case "presence":
                 channel.reply(frame.ref, "error", f'{{"reason":{compact(unserved("presence"))}}}')
             case _:
-                # As the real server does with what it does not know.
+                # The real server also does this with unknown events.
                 logger.debug("Event %s is ignored", frame.event)
 
     async def _join(self, frame: Frame) -> None:

@@ -45,7 +45,7 @@ where attrelid = $1 and attnum > 0 and not attisdropped
 
 
 class SubscriptionRefused(Exception):
-    """The subscription cannot be; the text is what the client is told."""
+    """The subscription is refused; the text is for the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class EqualityTest:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A condition that is the type's business, such as order or a pattern: the database is asked for each row."""
+    """A condition that the column's type decides, such as order or a pattern: the database is asked for each row."""
 
     column: str
     sql: str
@@ -87,7 +87,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As whom a channel reads: the role and the claims of its token, the claims as JSON text."""
+    """The reader of a channel: the role and the claims of its token, the claims as JSON text."""
 
     role: str
     claims: str
@@ -95,7 +95,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TableSubscription:
-    """What one binding wants of one table."""
+    """One binding's subscription to one table."""
 
     binding_id: int
     table_oid: int
@@ -179,7 +179,7 @@ async def _read(
         return _read_is(condition, kind)
     if condition.operator in _PATTERNS:
         return await _read_pattern(connection, condition, kind)
-    # The type's own input and output decide what equals what: ' 7' is 7, and 't' is true.
+    # The type's own input and output decide equality: ' 7' is 7, and 't' is true.
     if condition.operator == "in":
         listed = f"select format('%s', $1::text::{kind}[])"
         texts = [
@@ -240,7 +240,7 @@ def _number(text: str) -> str | Decimal:
 
 
 def _raised(message: str) -> asyncpg.RaiseError:
-    """What the server's trigger raises, so that both kinds of refusal are told in one way."""
+    """Return the error of the server's trigger, so that both kinds of refusal look the same."""
     error: asyncpg.RaiseError = asyncpg.RaiseError(message)
     return error
 

@@ -84,7 +84,7 @@ def _restricted(pairs: Sequence[tuple[str, str]], table: Table, verb: str, first
 
 
 def _writing(change: str, query: Query, preferences: Preferences, values: list[str]) -> Statement:
-    # Where nobody wants to see the rows nothing is returned, so that the right to write is enough.
+    # Without `return=representation` nothing is returned, so that the right to write is enough.
     returning, body = "1", "'[]'"
     if preferences.wants_rows:
         returning, body = query.selected, "coalesce(json_agg(r), '[]')::text"

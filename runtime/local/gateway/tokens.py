@@ -24,7 +24,7 @@ _ASYMMETRIC: Final = ("ES256", "RS256", "RS384", "RS512")
 
 
 class TokenError(Exception):
-    """A token that lets nobody in."""
+    """A token that is not accepted."""
 
 
 class TokenMalformed(TokenError):
@@ -40,7 +40,7 @@ class TokenExpired(TokenError):
 
 
 class TokenForged(TokenError):
-    """Somebody else signed it."""
+    """The signature is not by the project's secret or keys."""
 
 
 class SignerUnknown(TokenError):
@@ -120,7 +120,7 @@ class Tokens:
                 token,
                 key,
                 algorithms=[algorithm],
-                # Expiry is told apart in `verify`, with its age.
+                # `verify` checks the expiry itself, since its error has the age.
                 options={
                     "verify_exp": False, "verify_aud": False, "verify_iat": False, "verify_nbf": False,
                     "verify_sub": False, "verify_jti": False, "verify_iss": False,
@@ -133,7 +133,7 @@ class Tokens:
         return claims
 
     def _signer(self, header: Mapping[str, Any]) -> tuple[str, Any]:
-        """The algorithm of a token and what its signature is checked with."""
+        """Return the algorithm of a token and the key that checks its signature."""
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm in _SYMMETRIC:
             return algorithm, self._secret

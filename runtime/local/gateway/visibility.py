@@ -35,7 +35,7 @@ where t.oid = any ($1::oid[])
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What one role may read of one table. `key` maps the columns of the primary key to their types."""
+    """The columns of one table that one role may read. `key` maps the columns of the primary key to their types."""
 
     key: Mapping[str, str]
     readable: frozenset[str]
@@ -53,14 +53,14 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """A type under the name that clients are told, and how its values are written."""
+    """A type under its name for clients, and how its values are written."""
 
     shown: str
     written: TypeName
 
 
 async def read_access(connection: Connection, table_oid: int, role: str) -> Access:
-    """What the role may read of the table now; nothing when either is gone."""
+    """Return what the role may read of the table now; nothing if either does not exist any more."""
     rows = await connection.fetch(_ACCESS, table_oid, role)
     return Access(
         key={row["name"]: row["type"] for row in rows if row["is_key"]},

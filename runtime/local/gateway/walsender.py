@@ -36,7 +36,7 @@ class WalsenderError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the server listens and as whom to log in; the password never shows in a repr."""
+    """The address of the server and the log-in; the repr never shows the password."""
 
     host: str
     port: int
@@ -96,7 +96,7 @@ class Walsender:
         self._writer.transport.abort()
 
     async def start(self, slot: str, publication: str) -> None:
-        """Make a temporary slot and begin streaming it: what commits from now on will be heard.
+        """Make a temporary slot and start streaming it: later commits will be received.
 
         Raises:
             WalsenderError: the server refused, or the connection is gone.
@@ -162,7 +162,7 @@ class Walsender:
                 arrived.append(body[25:])
                 self._read_up_to = max(self._read_up_to, _WAL.unpack_from(body, 1)[0])
             elif kind == b"d" and body[:1] == b"k":
-                # What came before a keep-alive has been handed on whole: transactions are never interleaved.
+                # Everything before a keep-alive was passed on: transactions are never interleaved.
                 self._read_up_to = max(self._read_up_to, int.from_bytes(body[1:9], "big"))
                 wants_status = wants_status or body[17] == 1
             elif kind == b"E":
@@ -198,7 +198,7 @@ class Walsender:
         settings = {
             "user": address.user, "database": address.database, "replication": "database",
             "application_name": "agent-runtime gateway", "client_encoding": "UTF8",
-            # The frames carry times as ISO 8601 in UTC, whatever the database is set to.
+            # The frames carry times as ISO 8601 in UTC, independent of the database's settings.
             "options": "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=1",
         }  # fmt: skip
         body = b"".join(f"{name}\0{value}\0".encode() for name, value in settings.items()) + b"\0"
