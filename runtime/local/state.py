@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -96,6 +96,10 @@ def running_stack(folder: Path) -> StackState | None:
         pid = int((folder / "gateway.pid").read_text())
     except (OSError, ValueError):
         return None
+    # Linux shows the command line: after a crash, another program may have the pid, and a third one the port.
+    with suppress(OSError):
+        if str(folder).encode() not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            return None
     if os.name == "posix":
         try:
             os.kill(pid, 0)

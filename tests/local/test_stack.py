@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runtime.local import keys
 from runtime.local.bootstrap import connected
 from runtime.local.ports import free_port
 from runtime.local.stack import LocalStack
+from runtime.local.state import StackState, running_stack
 
 
 def select(stack: LocalStack) -> Any:
@@ -69,6 +71,21 @@ def test_serves_a_migrated_database_and_starts_only_once(running: LocalStack) ->
         "PUBLISHABLE_KEY": keys.PUBLISHABLE_KEY,
         "SECRET_KEY": keys.SECRET_KEY,
     }
+
+
+def test_a_stack_runs_for_commands_only_while_its_own_gateway_does(
+    running: LocalStack, tmp_path: Path
+) -> None:
+    assert running_stack(running.folder) == StackState.load(running.folder)
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        StackState(api_port=theirs.getsockname()[1]).save(tmp_path)
+        assert running_stack(tmp_path) is None
+        (tmp_path / "gateway.pid").write_text(str(2**22 + 1))
+        assert running_stack(tmp_path) is None
+        if sys.platform == "linux":
+            # Another program got the pid of a gateway that was killed, and a third one its port.
+            (tmp_path / "gateway.pid").write_text(str(os.getpid()))
+            assert running_stack(tmp_path) is None
 
 
 def test_stops_and_comes_back_with_its_data_and_ports(running: LocalStack) -> None:
