@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import defaultdict
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -45,26 +46,48 @@ def test_s6_no_release_with_a_known_hole_is_admitted(name: str) -> None:
         assert tuple(map(int, found[1].split("."))) >= SOUND[name][: found[1].count(".") + 1]
 
 
-def test_s6_whatever_is_imported_is_declared() -> None:
-    declared = set(map(_name, DECLARED))
-    distributions = packages_distributions()
-    undeclared: dict[str, str] = {}
-    for file in (ROOT / "runtime").rglob("*.py"):
+def _imported(folder: Path) -> dict[str, set[str]]:
+    """The files that import a top-level module of others, by its name."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for file in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [each.name for each in node.names] if isinstance(node, ast.Import) else []
-            for name in (
-                {each.partition(".")[0] for each in names} - set(sys.stdlib_module_names) - {"runtime", ""}
-            ):
-                packages = {each.lower().replace("_", "-") for each in distributions.get(name, [name])}
-                if name == "supabase":
-                    continue
-                if not packages & declared:
-                    undeclared[name] = str(file.relative_to(ROOT))
+            for name in {each.partition(".")[0] for each in names} - {
+                *sys.stdlib_module_names,
+                "runtime",
+                "",
+            }:
+                found[name].add(str(file.relative_to(ROOT)))
+    return found
+
+
+def _packages(module: str) -> set[str]:
+    """The distributions of a module; that of `supabase` may be hidden by the folder of this name."""
+    return {_name(each) for each in (module, *packages_distributions().get(module, []))}
+
+
+def test_s6_whatever_is_imported_is_declared() -> None:
+    declared = set(map(_name, DECLARED))
+    undeclared = {
+        name: files for name, files in _imported(ROOT / "runtime").items() if not _packages(name) & declared
+    }
     # What pydantic, typer and the extra of pyjwt bring is theirs.
     assert set(undeclared) <= {"pydantic_core", "click", "pytest", "annotated_types", "cryptography"}, (
         undeclared
     )
+
+
+def test_s6_whatever_is_required_is_imported_by_a_worker_or_a_command() -> None:
+    extras = ("runtime/local/", "runtime/dashboard/", "runtime/cli/newsroom/")
+    imported = {
+        package
+        for name, files in _imported(ROOT / "runtime").items()
+        if not all(file.startswith(extras) for file in files)
+        for package in _packages(name)
+    }
+    # The comments in pyproject.toml say what these are for.
+    assert set(map(_name, PROJECT["dependencies"])) - imported == {"realtime", "sniffio", "tzdata"}
 
 
 def test_s6_actions_are_pinned_by_their_commit() -> None:
