@@ -36,6 +36,13 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+# Of a server that is deleted in the end: nothing is to survive the machine, and shared memory lies in the data folder,
+# since a server that is killed would leave any other behind.
+DISPOSABLE: Final[Mapping[str, str]] = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "dynamic_shared_memory_type": "mmap",
+}
 
 
 class PostgresServer:
@@ -253,6 +260,9 @@ class PostgresServer:
             options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         if self._settings.get("fsync") == "off":
             options.append("--no-sync")
+        if programs.major_version >= 16 and (memory := self._settings.get("dynamic_shared_memory_type")):
+            # For the servers that initdb itself runs, too.
+            options.append(f"--set=dynamic_shared_memory_type={memory}")
         return options
 
     def _check_version(self, programs: Programs) -> None:

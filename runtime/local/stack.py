@@ -21,7 +21,7 @@ from runtime.local.gateway_process import GatewayProcess
 from runtime.local.keys import Keys
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import free_port
-from runtime.local.postgres import PostgresServer
+from runtime.local.postgres import DISPOSABLE, PostgresServer
 from runtime.local.signing import read_keys, rotate, sign
 from runtime.local.state import StackState, default_folder, locked, place_cluster
 from runtime.local.status import StackStatus
@@ -75,9 +75,7 @@ class LocalStack:
         folder = Path(tempfile.mkdtemp(prefix="agent-runtime-"))
         # It is ours, and the account of PostgreSQL must get through it.
         folder.chmod(0o755)
-        # Nothing of it is to survive a loss of power.
-        settings = {"fsync": "off", "full_page_writes": "off"}
-        stack = cls(folder, api_port=0, db_port=0, settings=settings)
+        stack = cls(folder, api_port=0, db_port=0, settings=DISPOSABLE)
         with guarded(folder):
             try:
                 yield stack

@@ -15,13 +15,11 @@ import anyio
 from runtime.local.bootstrap import connected, prepare_cluster, prepare_database
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import free_port
-from runtime.local.postgres import PostgresServer
+from runtime.local.postgres import DISPOSABLE, PostgresServer
 
 _TEMPLATE: Final = "runtime_template"
 _SETTINGS: Final = {
-    # The data of tests need not survive a crash of the machine.
-    "fsync": "off",
-    "full_page_writes": "off",
+    **DISPOSABLE,
     "max_connections": "200",
     "max_wal_senders": "50",
     "max_replication_slots": "50",

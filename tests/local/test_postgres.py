@@ -15,11 +15,10 @@ import pytest
 
 from runtime.errors import LocalStackError
 from runtime.local.ports import free_port
-from runtime.local.postgres import PostgresServer
+from runtime.local.postgres import DISPOSABLE, PostgresServer
 from runtime.local.programs import embedded_binaries
 from runtime.local.state import place_cluster
 
-SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 as_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root has folders to close")
 
 
@@ -34,7 +33,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def shared_server(folder: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(folder / "shared", port=free_port(), settings=SETTINGS)
+    server = PostgresServer(folder / "shared", port=free_port(), settings=DISPOSABLE)
     yield server
     server.delete()
 
@@ -108,7 +107,7 @@ def test_a_stale_pid_that_is_another_process_by_now_is_no_server(server: Postgre
 
 
 def test_a_cluster_cut_short_is_made_anew(folder: Path) -> None:
-    server = PostgresServer(folder / "short", port=free_port(), settings=SETTINGS)
+    server = PostgresServer(folder / "short", port=free_port(), settings=DISPOSABLE)
     with pytest.raises(LocalStackError, match="taken"), socket.create_server(("127.0.0.1", server.port)):
         server.start()
     unfinished = server.folder / "data.unfinished"
@@ -179,7 +178,7 @@ def start_without_room(place: Path, packages: Path) -> str:
     script = f"""
 from pathlib import Path
 from runtime.errors import LocalStackError
-from runtime.local.postgres import PostgresServer
+from runtime.local.postgres import DISPOSABLE, PostgresServer
 try:
     PostgresServer(Path({str(place)!r}), port=1).start()
 except LocalStackError as error:
@@ -213,7 +212,7 @@ def test_no_room_for_the_programs_says_so_in_a_sentence_and_leaves_none(
 
 
 def test_two_run_side_by_side(server: PostgresServer, folder: Path) -> None:
-    second = PostgresServer(folder / "second", port=free_port(), settings=SETTINGS)
+    second = PostgresServer(folder / "second", port=free_port(), settings=DISPOSABLE)
     try:
         second.start()
         ask(second, "create table only_here (n int)", "select 1")
@@ -229,7 +228,7 @@ def test_binaries_that_the_account_cannot_read_are_copied(
     folder: Path, closed_packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(closed_packages)
-    server = PostgresServer(folder / "copied", port=free_port(), settings=SETTINGS)
+    server = PostgresServer(folder / "copied", port=free_port(), settings=DISPOSABLE)
     assert embedded_binaries().is_relative_to(closed_packages)
     server.start()
     try:
