@@ -250,3 +250,12 @@ class WakeupError(RuntimeFault):
 
 class LocalStackError(RuntimeFault):
     """A command of the local stack failed; the message says why and what to do."""
+
+
+def first_fault(group: BaseExceptionGroup[RuntimeFault]) -> RuntimeFault:
+    """The first fault in a group, however deep it lies."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RuntimeFault)
+    return error

@@ -43,7 +43,7 @@ async def serve(what: str, host: str, port: int, app: Starlette, *, log: logging
     def complain(error: OSError) -> None:
         why = "another process has it" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         log.error(
-            "%s cannot listen at %s:%d: %s. The rest of the worker goes on; trying again at least every %.0f s.",
+            "%s cannot listen at %s:%d: %s. The rest of the worker goes on; trying again within %.0f s.",
             what, host, port, why, _RETRY_SECONDS,
         )  # fmt: skip
 

@@ -107,10 +107,12 @@ class Reader:
             page = await self._store.read(self._pattern, after=after, limit=_PAGE)
             is_last = len(page) < _PAGE
             self._is_behind = not is_last and page[-1].id > self._top
-            fresh += self._note(page)
+            fresh += [message for message in page if message.id not in self._seen]
             if is_last or self._is_behind:
                 break
             after = page[-1].id
+        # Noted only now: what a page brought must come again if the next one cannot be read.
+        self._note(fresh)
         self._looked_back_at = self._clock()
         # The longer it takes to look back, the more seldom.
         self._look_back_seconds = max(_LOOK_BACK_SECONDS, 10 * (self._looked_back_at - began))
@@ -125,6 +127,7 @@ class Reader:
                 "the ids of the stream began anew; was the database reset? Listening goes on from here"
             )
             self._top = self._floor = horizon["drawn"]
+            self._seen.clear()
         elif horizon["xmin"] > self._mark["xid"]:
             self._floor = max(self._floor, self._mark["drawn"])
         elif len(self._seen) < _MAX_SEEN:

@@ -119,9 +119,10 @@ class NotifyBroadcasts:
     async def receive(self) -> None:
         """Listen for ever, connecting anew as often as needed, until cancelled."""
 
-        def lost(why: str, pause: float, level: int) -> None:
+        def lost(kind: str, why: str, pause: float) -> None:
             _log.log(
-                level, "broadcasts at %s are not received: %s; trying again in %.1f s",
+                self._outage.level(kind, logging.WARNING),
+                "broadcasts at %s are not received: %s; trying again in %.1f s",
                 self._address.place, why, pause,
             )  # fmt: skip
 

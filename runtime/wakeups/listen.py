@@ -1,6 +1,5 @@
 """A connection that listens for NOTIFY, opened again whenever it ends."""
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn, TypeAlias
@@ -30,7 +29,7 @@ async def is_unheard(address: DatabaseAddress) -> bool:
 async def listen_for_ever(
     address: DatabaseAddress,
     listen_once: Callable[[], Awaitable[str]],
-    lost: Callable[[str, float, int], object],
+    lost: Callable[[str, str, float], object],
     outage: Outage,
     *,
     pooled_seconds: float,
@@ -40,7 +39,7 @@ async def listen_for_ever(
     Args:
         address: where the database is.
         listen_once: listens on one connection, and returns why it ended.
-        lost: told why a connection ended, the seconds until the next one, and the level to log that at.
+        lost: told the kind of trouble, why a connection ended, and the seconds until the next one.
         outage: `listen_once` ends it when it listens.
         pooled_seconds: the pause behind a transaction pooler, which only the operator of the database can change.
     """
@@ -54,7 +53,7 @@ async def listen_for_ever(
         except FAULTS as error:
             why = f"no connection ({type(error).__name__})"
         pause = pooled_seconds if kind == "pooled" else outage.pause_seconds()
-        lost(why, pause, outage.level(kind, logging.WARNING))
+        lost(kind, why, pause)
         await anyio.sleep(pause)
 
 

@@ -50,13 +50,13 @@ class NotifyWakeups:
     async def run(self, listener: Listener) -> None:
         """Listen for ever, reconnecting as often as needed, until cancelled."""
 
-        def lost(why: str, pause: float, level: int) -> None:
+        def lost(kind: str, why: str, pause: float) -> None:
             listener.lost("notify", why)
             # The listener has logged the loss of a path that was live.
+            level = logging.INFO if self._was_live else self._outage.level(kind, logging.WARNING)
             _log.log(
-                logging.INFO if self._was_live else level,
-                "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause,
-            )  # fmt: skip
+                level, "notify at %s is lost: %s; looking again in %.1f s", self._address.place, why, pause
+            )
             self._was_live = False
 
         await listen_for_ever(
@@ -70,7 +70,6 @@ class NotifyWakeups:
         channels = (self._channel, EVERYBODY)
         async with listening(self._address, channels, arrivals.take, arrivals.end, who="notify"):
             while not arrivals.has_ended:
-                self._doubted = anyio.Event()
                 await self._prove(arrivals, listener)
                 if arrivals.has_ended:
                     break
@@ -81,6 +80,8 @@ class NotifyWakeups:
                     self._outage.over()
                     _log.info("notify is live at %s", self._address.place)
                     listener.live("notify")
+                # A doubt that came up during the proof is answered by it.
+                self._doubted = anyio.Event()
                 with anyio.move_on_after(self._nonce_seconds):
                     await self._doubted.wait()
             return CLOSED

@@ -136,10 +136,6 @@ class Dispatcher:
         # Each call of a handler of batches holds a whole batch.
         return self._runner.room(name) * (batch.size if batch else 1)
 
-    def hint(self, why: str, message: int | None) -> None:
-        """Look again, for a reason that reached another loop. From any thread."""
-        call_soon(self._loop, lambda: self.wake(why, message))
-
     def _look(self) -> None:
         self.plan.sweep(time.monotonic())
         self._signal_now()

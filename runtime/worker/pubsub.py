@@ -181,6 +181,8 @@ class _Subscriber:
         self._sweep_seconds = settings.sweep_seconds
         self._outage = Outage(first=0.1, cap=5.0)
         self._readers: list[Reader] = []
+        # Read, while not every reader could be read yet.
+        self._fresh: list[Message[Any]] = []
         self._waiting: deque[Message[Any]] = deque()
         self._running = 0
         self._moved = anyio.Event()
@@ -192,7 +194,7 @@ class _Subscriber:
     async def read(self) -> None:
         """Read what is written from now on, for ever; a store that is away is waited for."""
         while True:
-            fresh = await retrying(self._fresh, self._outage, on=StoreError, say=self._say_trouble)
+            fresh = await retrying(self._read_once, self._outage, on=StoreError, say=self._say_trouble)
             await self._take(fresh)
             if fresh:
                 self._pace.active()
@@ -200,25 +202,26 @@ class _Subscriber:
                 await self._rest()
             await anyio.sleep(_GATHER_SECONDS)
 
-    async def _fresh(self) -> list[Message[Any]]:
+    async def _read_once(self) -> list[Message[Any]]:
         """The messages that were not read before, each once, in the order of the ids."""
         patterns = self.handler.patterns
         self.woken = anyio.Event()
         while not self._runner.is_open(self.handler.name):
             # Messages pass by until the agent has started, as they do before a process starts.
-            self._readers = []
+            self._readers, self._fresh = [], []
             await self.woken.wait()
             self.woken = anyio.Event()
         if not self._readers:
             self._readers = [await Reader.begin(self._store, pattern, None) for pattern in patterns]
             self.has_begun = True
-        fresh = [
-            message
-            for place, reader in enumerate(self._readers)
-            for message in await reader.fresh()
-            # The first pattern that matches has it.
-            if not any(matches(pattern, message.key) for pattern in patterns[:place])
-        ]
+        for place, reader in enumerate(self._readers):
+            self._fresh += [
+                message
+                for message in await reader.fresh()
+                # The first pattern that matches has it.
+                if not any(matches(pattern, message.key) for pattern in patterns[:place])
+            ]
+        fresh, self._fresh = self._fresh, []
         if self._outage.over():
             _log.info("%s hears again", self.handler.name)
         return sorted(fresh, key=lambda message: message.id) if len(patterns) > 1 else fresh

@@ -17,13 +17,20 @@ from runtime.agent.agent import Agent
 from runtime.agent.target import POST_CONCURRENCY, POST_RETRY, Target, shown_url
 from runtime.backoff import Outage
 from runtime.client.factories import open_store
-from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError, StoreUnavailable
+from runtime.errors import (
+    DeclarationError,
+    RuntimeFault,
+    SettingsError,
+    StoreError,
+    StoreUnavailable,
+    first_fault,
+)
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.webhooks.sender import Sender
 from runtime.worker.execution.attempt import Observer
 from runtime.worker.poison import PoisonMessages
-from runtime.worker.worker import Worker, first_fault
+from runtime.worker.worker import Worker
 
 _log = logging.getLogger("runtime.webhooks")
 # How often to ask for added, changed or removed targets, unless workers sweep more often.

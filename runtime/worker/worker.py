@@ -4,6 +4,7 @@ Handlers run on the loop that awaits `Worker.run`. The store, the wake-ups and t
 of their own, so that user code may block, crash or hog its loop and costs neither a lease nor the socket.
 """
 
+import asyncio
 import logging
 import math
 import os
@@ -33,7 +34,7 @@ from runtime.client.factories import (
     reachable_by,
 )
 from runtime.client.requester import Requester
-from runtime.errors import RuntimeFault, SettingsError
+from runtime.errors import RuntimeFault, SettingsError, first_fault
 from runtime.extras import needing
 from runtime.settings import Settings
 from runtime.store import Store, Subscribed, WorkerCard
@@ -99,6 +100,7 @@ class Worker:
         self._settings = settings
         self._observer = observer
         self._poison_messages = poison_messages
+        self._is_quarantine = poison_messages is PoisonMessages.ONLY
         self._drainage = drainage
         self._limits = {handler.name: limit_of(handler, settings) for handler in self.handlers}
         self._subscribed = [handler for handler in self.handlers if handler.deliver == "once"]
@@ -127,7 +129,7 @@ class Worker:
         if self._parts is None:
             return "starting"
         plan = self._parts.dispatcher.plan
-        if self._poison_messages is PoisonMessages.ONLY and not plan.stopping:
+        if self._is_quarantine and not plan.stopping:
             return "quarantine"
         return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
 
@@ -171,7 +173,7 @@ class Worker:
         """Take a hint that something was written, as from one more source of wake-ups. From any thread."""
         with self._started:
             if self._parts is not None:
-                self._parts.dispatcher.hint(why, message)
+                self._parts.wake(why, message)
 
     async def run(self) -> None:
         """Run until `stop` is called, or until cancelled: then handlers are cancelled and their work given back.
@@ -206,8 +208,7 @@ class Worker:
     async def _run_handlers(self, tasks: TaskGroup, states: Mapping[str, Any]) -> None:
         """Run handlers on this loop, and everything else in a thread, until that has ended."""
         metrics, spans = _metrics(self._settings), open_telemetry(self._settings)
-        requests = HandlerRequests(self.handlers, None if spans is None else spans.emitting)
-        services = HandlerServices(self.name, states, requests, spans=spans)
+        services = HandlerServices(self.name, states, spans=spans)
         observers = [self._observer, None if metrics is None else metrics.observe]
         self._executor = executor = Executor(
             tasks,
@@ -226,7 +227,6 @@ class Worker:
                     self._run_dispatcher,
                     executor,
                     services,
-                    requests,
                     metrics,
                     limiter=anyio.CapacityLimiter(1),
                 )
@@ -262,11 +262,7 @@ class Worker:
         return max(_LEAVE_SECONDS, self._drain_seconds - since)
 
     async def _run_dispatcher(
-        self,
-        executor: Executor,
-        services: HandlerServices,
-        requests: HandlerRequests,
-        metrics: "Metrics | None",
+        self, executor: Executor, services: HandlerServices, metrics: "Metrics | None"
     ) -> None:
         """The runtime's own side, on its own loop."""
         store = await open_store(self._settings)
@@ -274,18 +270,23 @@ class Worker:
             sources = self._open_wakeups()
             reach = Reachability(frozenset(path for source in sources for path in source.paths))
             stats = ProcessStats()
-            is_quarantine = self._poison_messages is PoisonMessages.ONLY
             details = {
-                "pid": os.getpid(), "host": platform.node(), "is_quarantine": is_quarantine, **stats.read(),
-            }  # fmt: skip
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "is_quarantine": self._is_quarantine,
+                **stats.read(),
+            }
             card = WorkerCard(self.id, self.name, reachable_by(sources), details)
-            requests.requester = requester = Requester(store, self._settings, self.id, card.announce, reach)
+            requester = Requester(store, self._settings, self.id, card.announce, reach)
             broadcaster = open_broadcaster(self._settings, store)
+            # No delivery has been taken yet: no handler runs before these are set.
+            services.requests = HandlerRequests(self.handlers, requester, services.spans)
             services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
+            wakeups = Fanout(sources, [pubsub] if self._listening else [], requester.wake)
             dispatcher = Dispatcher(
                 store,
-                Fanout(sources, [pubsub] if self._listening else [], requester.wake),
+                wakeups,
                 reach,
                 card,
                 {handler.name: handler for handler in self._subscribed},
@@ -300,7 +301,7 @@ class Worker:
             # The libraries of the store and the wake-ups have been loaded by now.
             steady()
             with self._started:
-                self._parts = _Parts(dispatcher, pubsub)
+                self._parts = _Parts(asyncio.get_running_loop(), wakeups, dispatcher, pubsub)
                 if self._is_stopping:
                     self._parts.stop(self._drain_seconds)
             async with anyio.create_task_group() as tasks:
@@ -327,7 +328,7 @@ class Worker:
 
     def _open_wakeups(self) -> list[Wakeups]:
         # A quarantine worker is woken by the time alone: a crash shows when a lease ends.
-        if self._poison_messages is PoisonMessages.ONLY or self._drainage is not None:
+        if self._is_quarantine or self._drainage is not None:
             return []
         patterns = [pattern for each in self.handlers for pattern in each.patterns]
         return open_wakeups(self._settings, self.id, [*patterns, reply_key(self.id)])
@@ -352,11 +353,17 @@ class Worker:
 class _Parts:
     """What a worker has on the runtime's own loop."""
 
+    loop: asyncio.AbstractEventLoop
+    wakeups: Fanout
     dispatcher: Dispatcher
     pubsub: PubSub
 
+    def wake(self, why: str, message: int | None) -> None:
+        """Pass on a hint as if a source of wake-ups had given it. From any thread."""
+        event_loop.call_soon(self.loop, partial(self.wakeups.wake, why, message))
+
     def stop(self, drain_seconds: float) -> None:
-        """Have both take nothing new. From any thread."""
+        """Take nothing new. From any thread."""
         self.dispatcher.stop(drain_seconds)
         self.pubsub.stop()
 
@@ -388,12 +395,3 @@ def _metrics(settings: Settings) -> "Metrics | None":
 
 def _refuse_broadcast(_key: str, _text: str) -> None:
     raise SettingsError(NO_TRANSPORT)
-
-
-def first_fault(group: BaseExceptionGroup[RuntimeFault]) -> RuntimeFault:
-    """The first fault in a group, however deep it lies."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, RuntimeFault)
-    return error

@@ -1,6 +1,6 @@
 """Does a script see what is in the stream, and nothing twice? Over a direct connection and over REST."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 import runtime
 from runtime.client.stream import Stream, connect
-from runtime.errors import InvalidKey, InvalidValue, Unauthorized
+from runtime.errors import InvalidKey, InvalidValue, StoreUnavailable, Unauthorized
 from runtime.message import Draft, Message
 from runtime.settings import Settings
 from runtime.store import Store
@@ -309,6 +309,65 @@ async def test_reading_on_does_not_read_everything_again(stream: Stream) -> None
     newest = await stream.latest("busy.a")
     assert newest is not None
     assert reader._floor == newest.id
+
+
+class Interrupted(Store):
+    """Holds messages, and answers only so many calls."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self.ids, self.answers = list(ids), 1000
+        self.horizon = {"drawn": 2000, "floor": 0, "xid": 1, "xmin": 1}
+
+    @property
+    def place(self) -> str:
+        return "here"
+
+    async def call(self, function: str, arguments: Any) -> Any:
+        if not self.answers:
+            raise StoreUnavailable("away")
+        self.answers -= 1
+        return self.horizon
+
+    async def read(
+        self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100
+    ) -> Any:
+        await self.call("stream_read", {})
+        return [Message(n, pattern, n) for n in sorted(self.ids) if n > (after or 0)][:limit]
+
+    async def close(self) -> None: ...
+
+
+async def test_a_late_row_is_not_lost_when_the_store_goes_away_while_looking_back() -> None:
+    from runtime.client.listener import Reader
+
+    now = 1000.0
+    store = Interrupted(range(2, 1202))
+    reader = Reader(store, "site.a", after=0, horizon=store.horizon, clock=lambda: now)
+    read = [message.id for _ in range(4) for message in await reader.fresh()]
+    assert read == store.ids
+    store.ids.append(1)
+    now += 2
+    store.answers = 1
+    with pytest.raises(StoreUnavailable):
+        await reader.fresh()
+    store.answers = 1000
+    now += 2
+    assert [message.id for message in await reader.fresh()] == [1]
+
+
+async def test_after_a_reset_of_the_database_ids_that_were_used_before_are_heard_again() -> None:
+    from runtime.client.listener import Reader
+
+    now = 1000.0
+    store = Interrupted(range(1, 11))
+    reader = Reader(store, "site.a", after=0, horizon=store.horizon, clock=lambda: now)
+    assert len(await reader.fresh()) == 10
+    store.ids, store.horizon = [], {**store.horizon, "drawn": 0}
+    now += 11
+    assert await reader.fresh() == []
+    store.ids = [1, 2]
+    now += 2
+    assert [message.id for message in await reader.fresh()] == [1, 2]
 
 
 @pytest.mark.parametrize("since", [None, 0])

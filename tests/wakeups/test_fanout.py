@@ -39,8 +39,10 @@ async def test_every_listener_is_told_of_every_source_in_order() -> None:
     sources = [_Source("notify"), _Source("broadcast")]
     fanout = Fanout(sources, [_Recorder(told, "second")], lambda: told.append(("woken",)))
     assert fanout.paths == ("notify", "broadcast")
-    with anyio.move_on_after(0.05):
-        await fanout.run(_Recorder(told, "first"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fanout.run, _Recorder(told, "first"))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
     assert told[:4] == [
         ("first", "live", "notify"),
         ("second", "live", "notify"),

@@ -231,6 +231,23 @@ async def test_nobody_is_there_and_then_somebody(cluster: Cluster, database: str
             await ear.until("notify live")
 
 
+async def test_after_it_was_live_a_database_that_stays_away_is_warned_of_once(
+    cluster: Cluster, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.wakeups")
+    async with faulty_proxy(cluster.server.port) as proxy:
+        url = database.replace(f":{cluster.server.port}/", f":{proxy.port}/")
+        async with listening(database, url) as (_, ear, _connection, _channel):
+            await ear.until("notify live")
+            proxy.refusing = True
+            await proxy.cut()
+            await ear.until("notify live", "notify lost: the connection", *["notify lost: no connection"] * 3)
+    levels = [record.levelname for record in caplog.records if "is lost" in record.getMessage()]
+    # The first is the loss itself, of which the listener has warned.
+    assert levels[:2] == ["INFO", "WARNING"]
+    assert levels.count("WARNING") == 1
+
+
 async def test_cancelled_it_leaves_no_connection(cluster: Cluster, database: str) -> None:
     async with faulty_proxy(cluster.server.port) as proxy:
         url = database.replace(f":{cluster.server.port}/", f":{proxy.port}/")

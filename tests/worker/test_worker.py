@@ -19,6 +19,7 @@ import pytest
 from anyio.abc import Process
 
 from runtime import Agent, Retry, connect
+from runtime.client.requester import Requester
 from runtime.errors import DeclarationError, StoreUnavailable
 from runtime.message import Draft
 from runtime.settings import Settings
@@ -76,6 +77,18 @@ def test_two_agents_with_the_same_handler_name_are_refused() -> None:
         Worker(agents, Settings.load())
     with pytest.raises(DeclarationError, match="No agent has a handler"):
         Worker([Agent("idle")], Settings.load())
+
+
+async def test_a_hint_from_outside_wakes_those_who_wait_for_answers_too(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken = threading.Event()
+    monkeypatch.setattr(Requester, "wake", lambda _: woken.set())
+    async with running([counter("hinted")[0]], direct(database, notify=False), live=False) as worker:
+        await ready(database, "hinted.note")
+        assert not woken.is_set()
+        worker.wake("webhook", 1)
+        await until(woken.is_set)
 
 
 async def test_a_handler_with_several_patterns_gets_a_message_once(database: str) -> None:

@@ -1,7 +1,7 @@
 """Requests from handlers: made on the loop of user code or in a thread of it, and carried to the runtime's own loop."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -12,8 +12,7 @@ from runtime.agent.request_reply import question_key
 from runtime.client.requester import Requester
 from runtime.errors import NobodyAnswers, RuntimeFault
 from runtime.message import Answer, Draft
-
-Tracing = Callable[[Sequence[Draft]], list[Draft]]
+from runtime.worker.execution.services import Spans
 
 
 class HandlerRequests:
@@ -21,17 +20,14 @@ class HandlerRequests:
 
     Args:
         handlers: all that the worker runs.
-        tracing: puts the current trace context into drafts, where one is wanted.
-
-    Attributes:
-        requester: sends them; set before a handler can run.
+        requester: sends them, on the runtime's own loop.
+        spans: puts the current trace context into them, where one is wanted.
     """
 
-    requester: Requester
-
-    def __init__(self, handlers: Sequence[Handler], tracing: Tracing | None = None) -> None:
+    def __init__(self, handlers: Sequence[Handler], requester: Requester, spans: Spans | None) -> None:
         self._handlers = {handler.name: handler for handler in handlers}
-        self._tracing = tracing
+        self._requester = requester
+        self._spans = spans
 
     async def ask(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
@@ -50,8 +46,8 @@ class HandlerRequests:
     ) -> list[Answer]:
         """Ask, and return so many answers; see `Context.ask_all`."""
         draft = self._request(context, key, value, options)
-        send = partial(self.requester.ask_all, draft, count, seconds)
-        return await asyncio.wrap_future(self.requester.submit(send))
+        send = partial(self._requester.ask_all, draft, count, seconds)
+        return await asyncio.wrap_future(self._requester.submit(send))
 
     def ask_blocking(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
@@ -69,7 +65,7 @@ class HandlerRequests:
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> "Future[Answer]":
         draft = self._request(context, key, value, options)
-        return self.requester.submit(partial(self.requester.ask, draft, seconds))
+        return self._requester.submit(partial(self._requester.ask, draft, seconds))
 
     def _request(self, context: Context, key: str, value: object, options: AskOptions) -> Draft:
         message, handler = context.message, self._handlers[context.handler]
@@ -87,8 +83,8 @@ class HandlerRequests:
         context.asked[question] = context.asked.get(question, 0) + 1
         if context.asked[question] > 1:
             question = question_key(message, handler.name, key, value, context.asked[question] - 1)
-        draft = self.requester.draft(
+        draft = self._requester.draft(
             key, value, options,
             agent=context.agent, dedup_key=question, correlation_id=message.correlation, parent_id=message.id,
         )  # fmt: skip
-        return draft if self._tracing is None else self._tracing([draft])[0]
+        return draft if self._spans is None else self._spans.emitting([draft])[0]
