@@ -29,19 +29,30 @@ pytestmark = pytest.mark.anyio
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is deaf is found deaf sooner."""
-    monkeypatch.setattr("runtime.cli.checks.round_trip._NONCE_SECONDS", 2.0)
-    monkeypatch.setattr("runtime.cli.checks.round_trip._ROUND_SECONDS", 8.0)
+async def findings(
+    stack: Any, *, deaf: bool = False, lost: bool = False, **overrides: object
+) -> dict[str, Finding]:
+    """What the doctor finds, by check; of two findings of one check the worse.
 
-
-async def findings(stack: Any, **overrides: object) -> dict[str, Finding]:
-    """What the doctor finds, by check; of two findings of one check the worse."""
+    Args:
+        stack: the stack it examines.
+        deaf: whether a path is expected to be deaf: it is found so sooner.
+        lost: whether the row is expected not to come round: it is given up sooner.
+        overrides: of the settings.
+    """
+    seconds = {
+        "_NONCE_SECONDS": 10.0 if deaf else 60.0,
+        "_PATHS_SECONDS": 120.0,
+        "_LIVE_SECONDS": 1.0 if deaf else 60.0,
+        "_ROUND_SECONDS": 5.0 if lost else 180.0,
+    }
     found: dict[str, Finding] = {}
-    async for finding in examine(settings_of(stack, **overrides)):
-        if finding.check not in found or finding.verdict is Verdict.FAULT:
-            found[finding.check] = finding
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in seconds.items():
+            patch.setattr(f"runtime.cli.checks.round_trip.{name}", value)
+        async for finding in examine(settings_of(stack, **overrides)):
+            if finding.check not in found or finding.verdict is Verdict.FAULT:
+                found[finding.check] = finding
     return found
 
 
@@ -92,7 +103,7 @@ async def test_l4_a_default_isolation_in_which_nothing_can_be_taken_is_found(sta
         "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and "
         "datname = current_database()",
     )
-    found = await findings(stack)
+    found = await findings(stack, lost=True)
     assert "isolation" in faults(found)
     assert "alter role authenticator set default_transaction_isolation" in str(found["isolation"].cure)
 
@@ -137,7 +148,9 @@ async def test_what_is_wrong_in_the_database_is_told_with_its_cure(
     stack: Any, statement: str, expected: set[str], cure: str
 ) -> None:
     await execute(stack.admin_url, statement)
-    found = await findings(stack)
+    found = await findings(
+        stack, deaf=bool(expected & {"postgres_changes", "socket"}), lost="round trip" in expected
+    )
     assert faults(found) == expected
     assert any(cure in found[name].cure for name in expected)
     if "store" in expected:
@@ -164,7 +177,7 @@ CURED = [
 @pytest.mark.parametrize(("statement", "expected", "cure"), CURED)
 async def test_a_cure_that_is_sql_cures(stack: Any, statement: str, expected: set[str], cure: str) -> None:
     await execute(stack.admin_url, statement)
-    found = await findings(stack, broadcast=False, postgres_changes=False)
+    found = await findings(stack, lost="round trip" in expected, broadcast=False, postgres_changes=False)
     [name] = faults(found) - {"round trip"}
     await execute(stack.admin_url, found[name].cure)
     assert faults(await findings(stack)) == set()
@@ -185,7 +198,7 @@ async def test_a_partition_that_is_missing_is_told(stack: Any) -> None:
         await connection.execute(
             "create or replace function realtime.make_message_partitions() returns void language sql as ''"
         )
-    found = await findings(stack)
+    found = await findings(stack, deaf=True)
     # The join of a private channel fails with it, as the server tries a row there.
     assert faults(found) == {"partition", "socket"}
     assert "no partition for today" in found["partition"].text
@@ -201,7 +214,7 @@ async def test_a_policy_that_is_missing_matters_to_who_is_bound_by_policies(stac
     assert "bypasses" in found["policies"].text
     await execute(stack.admin_url, "alter role service_role nobypassrls")
     try:
-        bound = await findings(stack)
+        bound = await findings(stack, deaf=True)
     finally:
         await execute(stack.admin_url, "alter role service_role bypassrls")
     assert faults(bound) == {"policies", "socket"}
@@ -218,7 +231,7 @@ async def test_t7_the_servers_refusal_of_realtimes_output_plugin_is_told_where_n
         listed = await connection.fetchval("select current_setting('output_plugin_libraries', true)")
     if listed is None:
         pytest.skip("this PostgreSQL does not list its output plugins")
-    found = await findings(stack)
+    found = await findings(stack, deaf=True)
     assert f"output_plugin_libraries = '{listed}, wal2json'" in found["postgres_changes"].cure
 
 
@@ -270,7 +283,7 @@ async def test_broadcast_that_is_deaf_is_told_and_the_row_comes_round_all_the_sa
         "create or replace function realtime.send(payload jsonb, event text, topic text, private boolean default true) "
         "returns void language plpgsql as 'begin end'",
     )
-    found = await findings(stack)
+    found = await findings(stack, deaf=True)
     assert faults(found) == {"broadcast"}
     assert "deaf" in found["broadcast"].text
     assert found["postgres_changes"].verdict is Verdict.OK
@@ -343,7 +356,7 @@ async def test_a_gateway_that_is_gone_is_told(stack: Any) -> None:
 
 async def test_realtime_that_is_gone_is_told_where_the_database_is_reached_directly(stack: Any) -> None:
     await anyio.to_thread.run_sync(stack.kill_gateway)
-    found = await findings(stack, database_url=stack.db_url)
+    found = await findings(stack, deaf=True, database_url=stack.db_url)
     assert faults(found) == {"socket"}
     assert "no connection" in found["socket"].text
     assert found["round trip"].verdict is Verdict.OK
@@ -374,7 +387,7 @@ async def writing(url: str) -> AsyncIterator[None]:
 
 async def test_an_open_transaction_that_holds_up_subscribing_is_told(stack: Any) -> None:
     async with writing(stack.admin_url):
-        found = await findings(stack)
+        found = await findings(stack, deaf=True, lost=True)
     # Realtime's slot waits for it, too.
     assert "round trip" in faults(found)
     assert "pg_stat_activity" in found["round trip"].cure

@@ -29,10 +29,12 @@ KEY = "runtime.doctor"
 _AGENT = "runtime-doctor"
 _SUBSCRIPTION = f"{_AGENT}.examine"
 # A server that was just started reads the log only after some seconds.
-_NONCE_SECONDS = 10.0
-_PATHS_SECONDS = 40.0
+_NONCE_SECONDS = 15.0
+_PATHS_SECONDS = 60.0
 _LOOK_SECONDS = 0.02
-_ROUND_SECONDS = 20.0
+_LIVE_SECONDS = 10.0
+# A machine that is busy is no fault: only what is lost takes so long.
+_ROUND_SECONDS = 45.0
 
 _REFUSAL_CURES = {
     RefusalKind.RATE: "Wait a minute; if it stays so, raise the project's Realtime limits or connect fewer clients.",
@@ -204,7 +206,7 @@ async def _until_live(worker: Worker, settings: Settings) -> None:
     """Give the push paths a moment; without them the row comes round by polling."""
     if settings.supabase_url is None or not (settings.broadcast or settings.postgres_changes):
         return
-    with anyio.move_on_after(_ROUND_SECONDS / 2):
+    with anyio.move_on_after(_LIVE_SECONDS):
         while worker.state != "live":  # noqa: ASYNC110 - its dispatcher lives on another loop
             await anyio.sleep(0.02)
 
