@@ -12,7 +12,7 @@ import psutil
 
 from runtime.local.test_cluster import memory_folder
 
-_GONE_SECONDS = 20
+_GONE_SECONDS = 120
 _LOOK_SECONDS = 0.1
 
 

@@ -243,7 +243,7 @@ class _JsonFormatter(logging.Formatter):
         if record.stack_info:
             fields["stack_info"] = self.formatStack(record.stack_info)
         extra = {name: value for name, value in vars(record).items() if name not in _RECORD_ATTRIBUTES}
-        return json.dumps({**extra, **fields}, default=str, skipkeys=True)
+        return json.dumps({**fields, **extra, **fields}, default=str, skipkeys=True)
 
 
 class _Lines(logging.Handler):

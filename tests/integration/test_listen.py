@@ -95,7 +95,7 @@ async def test_a_listeners_socket_is_closed_with_the_listener(
             with_socket = proxy.open_connections
             await listener.aclose()
             # Long before the socket could be given up for any other reason.
-            await until(lambda: proxy.open_connections < with_socket, seconds=2)
+            await until(lambda: proxy.open_connections < with_socket, seconds=15)
             idle = proxy.open_connections
             left = stream.listen("site.a", since=sent.id - 1)
             assert (await anext(left)).value == 1

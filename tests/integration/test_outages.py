@@ -47,9 +47,9 @@ async def test_g7_the_gateway_is_killed_and_comes_back(stack: Any) -> None:
         await send(20)
         await until(lambda: len(seen) == sent)
         stack.kill_gateway()
-        await until(lambda: worker.state == "polling", seconds=1)
+        await until(lambda: worker.state == "polling")
         await send(50)
-        await until(lambda: len(seen) == sent, seconds=5)
+        await until(lambda: len(seen) == sent)
         assert worker.state == "polling"
         await anyio.to_thread.run_sync(stack.start_gateway)
         await send(20)

@@ -172,7 +172,7 @@ async def test_a_worker_that_must_subscribe_again_waits_until_the_schema_fits(
         await change_version(connection, 0, 0)
         await connection.execute("truncate runtime.workers")
         await insert(connection, 1)
-        await until(lambda: "has version 0" in caplog.text, seconds=40)
+        await until(lambda: "has version 0" in caplog.text)
         await change_version(connection, 1, 1)
         await until(lambda: seen == [1])
 
@@ -307,7 +307,7 @@ async def test_a_project_that_answers_with_a_page_is_told_and_waited_for(
         await until(lambda: seen == [1])
         if status != 404:
             # After a 404 the socket is tried once a minute: somebody must mend the URL.
-            await until(lambda: worker.state == "live", seconds=40)
+            await until(lambda: worker.state == "live")
 
 
 @asynccontextmanager

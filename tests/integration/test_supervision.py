@@ -107,7 +107,7 @@ async def supervised(
         if process.returncode is None:
             process.kill()
         await process.aclose()
-    await until(lambda: not any(each.is_running() for each in family), seconds=20)
+    await until(lambda: not any(each.is_running() for each in family))
 
 
 async def count(connection: Any, query: str) -> int:

@@ -175,7 +175,7 @@ async def insert(connection: Any, key: str, value: Any = None, **columns: Any) -
     return int(await connection.fetchval(statement, *given.values()))
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 120) -> None:
     """Return when the condition holds; fail at the deadline."""
     with anyio.fail_after(seconds):
         while not await condition():

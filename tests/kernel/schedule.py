@@ -25,7 +25,7 @@ class Started(Generic[T]):
         """Whether there is an outcome."""
         return self._ended.is_set()
 
-    async def outcome(self, *, seconds: float = 20) -> T:
+    async def outcome(self, *, seconds: float = 120) -> T:
         """What it returned, or raise what it raised; fail at the deadline."""
         with anyio.fail_after(seconds):
             await self._ended.wait()

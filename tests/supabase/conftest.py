@@ -36,7 +36,7 @@ def supabase(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
         done = subprocess.run(
             [program, *arguments, f"--remote={database}", "--yes", "--agent=no"],
             cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=100, check=False,
+            stderr=subprocess.STDOUT, text=True, timeout=500, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
         return done.stdout

@@ -43,6 +43,6 @@ def test_every_file_passes(with_pgtap: str) -> None:
     assert len(TESTS) == 3
     done = subprocess.run(
         [prove, "--dbname", with_pgtap, "--psql-bin", DEBIAN_15 / "psql", "--verbose", *TESTS],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=100, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -212,7 +212,7 @@ class Recorder:
         """How often this was told."""
         return sum(1 for told in self.told if told[: len(what)] == what)
 
-    async def until(self, condition: Callable[["Recorder"], bool], seconds: float = 5) -> None:
+    async def until(self, condition: Callable[["Recorder"], bool], seconds: float = 60) -> None:
         """Wait for something to have been told."""
         with anyio.fail_after(seconds):
             while not condition(self):

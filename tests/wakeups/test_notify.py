@@ -63,7 +63,7 @@ class Ear:
                     await self._connection.fetchval("select public.stream_beat($1, $2)", self._worker, nonce)
             await anyio.sleep(0.005)
 
-    async def until(self, *what: str, seconds: float = 15) -> None:
+    async def until(self, *what: str, seconds: float = 60) -> None:
         """Wait until these were heard in this order, whatever else was."""
         with anyio.fail_after(seconds):
             while True:

@@ -75,7 +75,7 @@ class Client:
         await self.socket.send(json.dumps(frame))
         return ref
 
-    async def receive(self, seconds: float = 5) -> Any:
+    async def receive(self, seconds: float = 60) -> Any:
         """The next frame, within the deadline."""
         with anyio.fail_after(seconds):
             message = await self.socket.recv()
