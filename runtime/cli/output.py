@@ -233,17 +233,18 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
         fields = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
         }
+        taken = _RECORD_ATTRIBUTES | fields.keys()
+        fields |= {name: value for name, value in vars(record).items() if name not in taken}
         if record.exc_info:
             fields["exc_info"] = self.formatException(record.exc_info)
         if record.stack_info:
             fields["stack_info"] = self.formatStack(record.stack_info)
-        extra = {name: value for name, value in vars(record).items() if name not in _RECORD_ATTRIBUTES}
-        return json.dumps({**fields, **extra, **fields}, default=str, skipkeys=True)
+        return json.dumps(fields, default=str, skipkeys=True)
 
 
 class _Lines(logging.Handler):
