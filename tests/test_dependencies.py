@@ -5,6 +5,8 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -64,7 +66,13 @@ def _imported(folder: Path) -> dict[str, set[str]]:
 
 def _packages(module: str) -> set[str]:
     """The distributions of a module; that of `supabase` may be hidden by the folder of this name."""
-    return {_name(each) for each in (module, *packages_distributions().get(module, []))}
+    return {_name(each) for each in (module, *_distributions().get(module, []))}
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The distributions of all modules; reading the lists of files of every package takes a second."""
+    return packages_distributions()
 
 
 def test_s6_whatever_is_imported_is_declared() -> None:
