@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
+from runtime.agent.usage import add_usage
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault
@@ -61,6 +62,7 @@ class Context:
         asks: sends its requests; None outside of a worker.
         asked: how often this attempt has asked each question.
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
+        used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
     """
 
     message: Message[Any]
@@ -71,6 +73,7 @@ class Context:
     asks: Requests | None = field(default=None, repr=False, compare=False)
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     send_broadcast: SendBroadcast | None = field(default=None, repr=False)
+    used: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     _broadcasts: BroadcastSequence | None = field(default=None, init=False, repr=False)
     _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -255,6 +258,25 @@ class Context:
                 correlation_id=self.message.correlation,
             )
         self._broadcasts.send(key, value)
+
+    def usage(
+        self, *, tokens_in: int = 0, tokens_out: int = 0, cost: float = 0.0, model: str | None = None
+    ) -> None:
+        """Tell what a call of a language model took; several calls in one attempt add up.
+
+        It is stored with the attempt however that ends, since a failed call is paid for too; the dashboard sums it by
+        conversation, and with `RUNTIME_TELEMETRY` it is on the attempt's span. A batch tells it of the whole call.
+
+        Args:
+            tokens_in: tokens of the prompt.
+            tokens_out: tokens of the answer.
+            cost: the price, in the currency you count in.
+            model: the model's name.
+
+        Raises:
+            InvalidValue: a figure is negative or no number, or the model's name is no text.
+        """
+        self.used = add_usage(self.used, tokens_in, tokens_out, cost, model)
 
 
 def _discard(key: str, text: str) -> None:

@@ -131,6 +131,8 @@ class Telemetry:
             "messaging.consumer.group.name": handler,
         }
         span.set_attribute("agent_runtime.outcome", outcome)
+        if report.usage is not None:
+            span.set_attributes(_usage(report.usage, handler, report.delivery.message.correlation))
         if outcome in ("failed", "dead"):
             kind = (report.error or outcome).partition(":")[0]
             attributes["error.type"] = kind
@@ -187,6 +189,25 @@ def _at(key: str, operation: str) -> dict[str, Any]:
         "messaging.operation.type": operation,
         "messaging.destination.name": key,
     }
+
+
+def _usage(used: Mapping[str, Any], handler: str, conversation: str) -> dict[str, Any]:
+    """The attributes of an attempt that used language models, by the conventions for generative AI.
+
+    The conventions have no attribute for a price yet, so that one bears this runtime's own name.
+    """
+    found: dict[str, Any] = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": handler.partition(".")[0],
+        "gen_ai.conversation.id": conversation,
+        "gen_ai.usage.input_tokens": used.get("tokens_in", 0),
+        "gen_ai.usage.output_tokens": used.get("tokens_out", 0),
+    }
+    if "model" in used:
+        found["gen_ai.request.model"] = used["model"]
+    if "cost" in used:
+        found["agent_runtime.usage.cost"] = used["cost"]
+    return found
 
 
 def _carrying(draft: Draft, span: Span) -> Draft:

@@ -134,6 +134,7 @@ class Report:
         emits: after success, the drafts as JSON objects.
         reason: one word for a dead letter: failed, rejected, invalid, crashed.
         delay: seconds until the delivery is due again.
+        usage: what the handler told of the models it used, as `Context.used` holds it.
     """
 
     delivery: Delivery
@@ -144,6 +145,7 @@ class Report:
     error: str | None = None
     traceback: str | None = None
     delay: float | None = None
+    usage: Mapping[str, Any] | None = None
 
     def to_wire(self) -> str:
         """Return the report as a JSON object."""
@@ -152,6 +154,8 @@ class Report:
             f'{{"message":{delivery.place[0]},"subscription":{delivery.subscription},'
             f'"lease":"{delivery.lease}","seconds":{self.seconds:.6f}'
         )
+        if self.usage is not None:
+            head = f'{head},"usage":{encode(self.usage)}'
         if self.outcome is None:
             return f'{head},"emits":[{",".join(self.emits)}]}}' if self.emits else f"{head}}}"
         details = {

@@ -55,6 +55,8 @@ create table runtime.runs (
     seconds real,
     error text,
     traceback text,
+    -- What the handler told of the models it used: tokens_in, tokens_out, cost, model.
+    usage jsonb,
     primary key (message_id, subscription, ended_at)
 );
 comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed, cancelled or expired.';

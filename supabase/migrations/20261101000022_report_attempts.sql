@@ -27,7 +27,7 @@ begin
     with report as materialized (
         select r.*, l.place
         from json_to_recordset(reports)
-            as r (message bigint, subscription integer, lease uuid, seconds real, emits jsonb)
+            as r (message bigint, subscription integer, lease uuid, seconds real, emits jsonb, usage jsonb)
         left join lateral (
             select d.ctid as place from runtime.deliveries d
             where d.message_id = r.message and d.subscription = r.subscription and d.lease = r.lease offset 0
@@ -36,10 +36,10 @@ begin
         delete from runtime.deliveries d using report r
         where d.ctid = r.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.marks, d.sole, d.ordered_key,
-                  r.seconds, r.emits
+                  r.seconds, r.emits, r.usage
     ), logged as (
-        insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, seconds)
-        select g.message_id, g.subscription, clock_timestamp(), me, g.attempts + g.crashes + 1, 'done', g.seconds
+        insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, seconds, usage)
+        select g.message_id, g.subscription, clock_timestamp(), me, g.attempts + g.crashes + 1, 'done', g.seconds, g.usage
         from gone g
     )
     select
@@ -131,7 +131,7 @@ begin
         from unnest(held.ids, held.subscriptions) as h (id, subscription)
         join json_to_recordset(reports) as r (
             message bigint, subscription integer, outcome text, reason text, delay double precision,
-            seconds real, error text, traceback text
+            seconds real, error text, traceback text, usage jsonb
         ) on r.message = h.id and r.subscription = h.subscription
         cross join lateral (
             select l.ctid as place, l.attempts, l.crashes from runtime.deliveries l
@@ -140,9 +140,9 @@ begin
         join runtime.subscriptions s on s.id = h.subscription
     ), logged as (
         insert into runtime.runs
-            (message_id, subscription, ended_at, worker, attempt, outcome, seconds, error, traceback)
+            (message_id, subscription, ended_at, worker, attempt, outcome, seconds, error, traceback, usage)
         select r.message, r.subscription, clock_timestamp(), me, r.attempts + r.crashes + 1, r.verdict, r.seconds,
-               r.error, r.traceback
+               r.error, r.traceback, r.usage
         from report r where r.verdict <> 'released'
     ), put_off as (
         update runtime.deliveries d

@@ -4,7 +4,8 @@ create function runtime.handling(messages bigint[], details boolean default fals
 returns table (message_id bigint, handled json)
 language sql stable set search_path = '' as $$
     with run as materialized (
-        select r.message_id, r.subscription, r.ended_at, r.worker, r.attempt, r.outcome, r.seconds, r.error, r.traceback
+        select r.message_id, r.subscription, r.ended_at, r.worker, r.attempt, r.outcome, r.seconds, r.error, r.traceback,
+               r.usage
         from runtime.runs r where r.message_id = any (messages)
     ), waiting as materialized (
         select d.message_id, d.subscription, d.visible_at, d.holder, d.attempts + d.crashes as attempts,
@@ -43,7 +44,7 @@ language sql stable set search_path = '' as $$
             select json_agg(json_build_object(
                 'attempt', r.attempt, 'outcome', r.outcome, 'seconds', r.seconds, 'ended_at', r.ended_at,
                 'worker', coalesce((select k.name from runtime.workers k where k.id = r.worker), left(r.worker::text, 8)),
-                'error', r.error, 'traceback', r.traceback) order by r.ended_at)
+                'error', r.error, 'traceback', r.traceback, 'usage', r.usage) order by r.ended_at)
             from run r where r.message_id = p.message_id and r.subscription = p.subscription), '[]') end
     ) order by s.name, p.subscription)
     from pair p

@@ -166,6 +166,8 @@ async def test_a_failure_marks_its_span_by_its_type_alone_and_is_counted(
     @agent.on("fall", retry=Retry(attempts=1))
     async def fall(value: str, context: Context) -> None:
         ids.append(current_ids())
+        context.usage(tokens_in=7, tokens_out=2, cost=0.25, model="m")
+        context.usage(tokens_in=3, model="n")
         raise ValueError(f"bad {value}")
 
     ids: list[dict[str, str]] = []
@@ -180,6 +182,12 @@ async def test_a_failure_marks_its_span_by_its_type_alone_and_is_counted(
     assert span.attributes["error.type"] == "ValueError"
     assert span.status.status_code.name == "ERROR"
     assert "secret" not in span.to_json()
+    # A failed call of a model is paid for, too.
+    assert {name: told for name, told in span.attributes.items() if "usage" in name or name.startswith("gen_ai.")} == {
+        "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "clumsy", "gen_ai.conversation.id": "1",
+        "gen_ai.usage.input_tokens": 10, "gen_ai.usage.output_tokens": 2, "gen_ai.request.model": "m, n",
+        "agent_runtime.usage.cost": 0.25,
+    }  # fmt: skip
     assert ids == [{"trace_id": f"{span.context.trace_id:032x}", "span_id": f"{span.context.span_id:016x}"}]
     data = exporters[1].get_metrics_data()
     counted = {
@@ -201,6 +209,7 @@ async def test_each_message_of_a_batch_has_a_span_in_its_own_trace_and_so_has_wh
     @agent.on("one.of.many", batch=2, within=30)
     async def take(messages: list[Message[int]], context: BatchContext) -> None:
         with trace.get_tracer("user").start_as_current_span("thinking"):
+            context.usage(tokens_out=5)
             for message in messages:
                 context.emit(f"caused.by.{message.value}", 0, cause=message)
 
@@ -210,6 +219,9 @@ async def test_each_message_of_a_batch_has_a_span_in_its_own_trace_and_so_has_wh
         for number in range(2):
             await stream.send("one.of.many", number)
         await until(lambda: len(worker.attempts) == 2)  # type: ignore[attr-defined]
+        told = [attempt.report.usage for attempt in worker.attempts]  # type: ignore[attr-defined]
+        # That of the whole call, told once.
+        assert sorted(told, key=str) == [None, {"tokens_out": 5}]
     batch = named(spans, "process many.take")
     assert batch.attributes["messaging.batch.message_count"] == 2
     assert named(spans, "thinking").parent.span_id == batch.context.span_id

@@ -153,8 +153,18 @@ async def test_subscribe_exchange_and_leave(store: Store, key: str) -> None:
         worker=worker.id,
         pump=pump,
         n=n + 1,
-        done=[Report(first, 0.01, emits=(emit,))],
-        failed=[Report(second, 0.01, "dead", reason="failed", error="ValueError: no", traceback="…")],
+        done=[Report(first, 0.01, emits=(emit,), usage={"tokens_in": 7, "model": "ü"})],
+        failed=[
+            Report(
+                second,
+                0.01,
+                "dead",
+                reason="failed",
+                error="ValueError: no",
+                traceback="…",
+                usage={"cost": 0.5},
+            )
+        ],
         want={number: 10},
     )
     last = await store.exchange(finished)
@@ -162,6 +172,14 @@ async def test_subscribe_exchange_and_leave(store: Store, key: str) -> None:
     assert [delivery.message.id for delivery in last.taken] == ids[2:]
     (emitted,) = await store.read(f"{key}.out")
     assert (emitted.value, emitted.parent_id) == ({"ü": 2**70}, first.message.id)
+
+    stories = [
+        await store.operate("stream_trace", message=each.message.id, max=2) for each in (first, second)
+    ]
+    told = [
+        run["usage"] for story in stories for each in story["messages"][0]["handled"] for run in each["runs"]
+    ]
+    assert told == [{"tokens_in": 7, "model": "ü"}, {"cost": 0.5}]
 
     late = Exchange(worker=worker.id, pump=pump, n=n + 2, done=[Report(first)], renew=[second, last.taken[0]])
     answer = await store.exchange(late)

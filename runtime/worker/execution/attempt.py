@@ -155,10 +155,13 @@ class Attempts:
                 fork.leave(error)
             if comes_from_outside(error):
                 raise
-            return failure(handler, delivery, time.monotonic() - clock, error, self._random)
+            report = failure(handler, delivery, time.monotonic() - clock, error, self._random)
+            report.usage = context.used
+            return report
         if self._generation != fork.Generation.number:
             fork.leave()
-        return Report(delivery, time.monotonic() - clock, emits=tuple([draft.json for draft in emitted]))
+        emits = tuple([draft.json for draft in emitted])
+        return Report(delivery, time.monotonic() - clock, emits=emits, usage=context.used)
 
     async def _many(
         self, batch: Batch, clock: float, sign: Callable[[Delivery, list[Draft]], Sequence[Draft]]
@@ -175,6 +178,7 @@ class Attempts:
             if comes_from_outside(error):
                 raise
             batch.fail(error, time.monotonic() - clock)
+        batch.tell_usage()
         if self._generation != fork.Generation.number:
             fork.leave()
 

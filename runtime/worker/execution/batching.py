@@ -155,6 +155,11 @@ class Batch:
         for report in failures(self.handler, left, seconds, error, self._random):
             self.reports[report.delivery.place[0]] = report
 
+    def tell_usage(self) -> None:
+        """Put the usage of the call on the report of its first message that was valid."""
+        if self.context.used is not None and self.valid:
+            self.reports[self.valid[0].place[0]].usage = self.context.used
+
     def give_back(self, seconds: float) -> None:
         """Give back what has not failed alone: the call did not come to an end."""
         for delivery in self.deliveries:

@@ -372,7 +372,7 @@ class Executor:
         """Report an attempt, and tell the observer of it."""
         if self._called_off and id(report.delivery) in self._called_off:
             self._called_off.discard(id(report.delivery))
-            report = Report(report.delivery, report.seconds, "cancelled")
+            report = Report(report.delivery, report.seconds, "cancelled", usage=report.usage)
             _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
         self._tell(report)
         if self._observers and report.outcome != "released":

@@ -62,3 +62,13 @@ def test_r4_a_batch_may_emit_as_much_for_each_message_within_a_bound_for_the_cal
     with pytest.raises(InvalidValue, match=r"emits 7\d\.\d MB in one attempt"):
         emit_for_each(context)
     assert 6 <= len(context.emitted) <= 7
+
+
+@pytest.mark.parametrize(
+    "told", [{"tokens_in": -1}, {"tokens_out": 1.5}, {"cost": float("nan")}, {"cost": "dear"}, {"model": 4}]
+)
+def test_usage_that_cannot_be_summed_is_refused_where_it_is_told(told: dict[str, Any]) -> None:
+    context = single()
+    with pytest.raises(InvalidValue, match=rf"context\.usage\({next(iter(told))}=…\) needs"):
+        context.usage(**told)
+    assert context.used is None
