@@ -15,8 +15,8 @@ _MOST_FILES_AT_THE_TOP = 15
 _MOST_LINES = 400
 # A file that is longer for now; it may not grow, and no other may be as long.
 _LONGER = {"worker/execution/executor.py": 417}
-# What a user is to write of their own: the project that `runtime init` makes.
-_TEMPLATES = _PACKAGE / "cli" / "scaffold" / "starter"
+# What a user is to write of their own: the projects that `runtime init` makes.
+_TEMPLATES = _PACKAGE / "cli" / "scaffold" / "templates"
 
 
 def _files() -> Iterator[Path]:

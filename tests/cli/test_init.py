@@ -1,6 +1,9 @@
 """`runtime init`: does a project get everything it needs, and keep everything it has?"""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,34 @@ def test_an_empty_folder_becomes_a_project_with_an_agent_that_works(tmp_path: Pa
     assert [handler.name for handler in agent.handlers] == ["greeter.greet"]
     assert "supabase db push" in result.stderr
     assert "runtime dev agents" in result.stderr
+    # A line for each of the migrations would hide the rest.
+    assert len(result.stdout.splitlines()) == 3
+
+
+def test_the_support_desk_passes_its_own_tests(tmp_path: Path) -> None:
+    folder = tmp_path / "desk"
+    result = run(folder, "--template", "support-desk")
+    assert result.exit_code == 0, result.output
+    written = set(contents(folder))
+    assert {"README.md", ".gitignore", "agents/triage.py", "desk/model.py", "tests/test_desk.py"} <= written
+    commands = [line.split("    #")[0].strip() for line in result.stderr.splitlines()]
+    assert commands[commands.index("Next:") + 1 :][:2] == [f"cd {folder}", "pytest"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert "3 passed" in tested.stdout
+
+
+def test_a_template_leaves_files_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    found = report(tmp_path, "--template", "support-desk")
+    assert found["edited"] == ["README.md"]
+    assert (tmp_path / "README.md").read_text() == "mine"
+    # Agents are there now: what is left to say is nothing.
+    assert report(tmp_path)["written"] == []
 
 
 def test_a_second_run_changes_nothing_and_says_so(tmp_path: Path) -> None:

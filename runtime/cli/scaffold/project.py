@@ -1,4 +1,4 @@
-"""The files that `runtime init` writes into a Supabase project: migrations, configuration and a first agent.
+"""The files that `runtime init` writes into a Supabase project: migrations, configuration and agents to begin with.
 
 First everything is decided, from names and contents alone; then the new files are written. A file that exists is never
 written to: neither the user's own, nor one of the runtime's that somebody has edited.
@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,18 @@ from runtime.local.migrations import Migration, migrations_folder, read_migratio
 
 CONFIG: Final = Path("supabase", "config.toml")
 MIGRATIONS: Final = Path("supabase", "migrations")
-AGENT: Final = Path("agents", "greeter.py")
+AGENTS: Final = Path("agents")
+
+_HERE: Final = Path(__file__).parent
+# Git and the wheel's builder would obey a file of the real name.
+_REAL_NAMES: Final = {"gitignore": ".gitignore"}
+
+
+class Template(StrEnum):
+    """The agents to begin with; each is a folder in `templates/`."""
+
+    STARTER = "starter"
+    SUPPORT_DESK = "support-desk"
 
 
 class FileOutcome(StrEnum):
@@ -79,8 +89,12 @@ class ProjectPlan:
                 raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
-def plan_project(folder: Path) -> ProjectPlan:
-    """Return the plan for a project's folder, which need not exist yet.
+def plan_project(folder: Path, template: Template | None = None) -> ProjectPlan:
+    """Return the plan for a project's folder.
+
+    Args:
+        folder: the project's, which need not exist yet.
+        template: the agents to write; None for the starter's, and none where the project has agents.
 
     Raises:
         SettingsError: the folder is a file, or a migration of the user's has the version of one of the runtime's.
@@ -89,7 +103,11 @@ def plan_project(folder: Path) -> ProjectPlan:
         raise SettingsError(f"{folder} is no folder. Name the folder of your Supabase project, or a new one.")
     ours = read_migrations(migrations_folder())
     theirs = _others(folder, ours)
-    steps = [*_config(folder), *(_migration(folder, each) for each in ours), *_agent(folder)]
+    if template is None and not any((folder / AGENTS).glob("*.py")):
+        template = Template.STARTER
+    migrations = (_file(folder, MIGRATIONS / each.file_name, each.sql) for each in ours)
+    agents = _template(folder, template) if template else ()
+    steps = [*_config(folder), *migrations, *agents]
     written = {step.path.name for step in steps if step.fate is FileOutcome.WRITTEN}
     latest = max((each.version for each in theirs), default="")
     return ProjectPlan(
@@ -116,27 +134,23 @@ def _config(folder: Path) -> Iterator[FileStep]:
     """Yield the CLI's configuration if the project has none."""
     if not (folder / CONFIG).exists():
         project_id = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name).strip("-") or "agents"
-        yield FileStep(
-            CONFIG, FileOutcome.WRITTEN, _starter("config.toml").replace("{project_id}", project_id)
-        )
+        text = (_HERE / "config.toml").read_text(encoding="utf-8")
+        yield FileStep(CONFIG, FileOutcome.WRITTEN, text.replace("{project_id}", project_id))
 
 
-def _migration(folder: Path, migration: Migration) -> FileStep:
-    path = folder / MIGRATIONS / migration.file_name
+def _template(folder: Path, template: Template) -> Iterator[FileStep]:
+    """Yield the files of a template."""
+    root = _HERE / "templates" / template
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            name = _REAL_NAMES.get(path.name, path.name)
+            yield _file(folder, path.relative_to(root).with_name(name), path.read_text(encoding="utf-8"))
+
+
+def _file(folder: Path, path: Path, text: str) -> FileStep:
     fate = FileOutcome.WRITTEN
-    if path.exists():
+    if (folder / path).exists():
         # `read_text` ignores the kind of line ends, which Git may change.
-        fate = (
-            FileOutcome.UNCHANGED if path.read_text(encoding="utf-8") == migration.sql else FileOutcome.EDITED
-        )
-    return FileStep(MIGRATIONS / migration.file_name, fate, migration.sql)
-
-
-def _agent(folder: Path) -> Iterator[FileStep]:
-    """Yield a first agent if the project has none."""
-    if not any((folder / AGENT.parent).glob("*.py")):
-        yield FileStep(AGENT, FileOutcome.WRITTEN, _starter(AGENT.name))
-
-
-def _starter(name: str) -> str:
-    return files("runtime.cli.scaffold").joinpath("starter", name).read_text(encoding="utf-8")
+        is_ours = (folder / path).read_text(encoding="utf-8") == text
+        fate = FileOutcome.UNCHANGED if is_ours else FileOutcome.EDITED
+    return FileStep(path, fate, text)
