@@ -4,7 +4,8 @@ RuntimeFault                    the root: catch this to catch everything the pac
 ├── SettingsError               a setting is missing or makes no sense
 ├── DeclarationError            an agent or a handler is declared wrongly
 │   ├── DiscoveryError          a module or folder of agents cannot be loaded
-│   └── NotAwaited              a handler forgot an `await`, or wrote one too many
+│   ├── NotAwaited              a handler forgot an `await`, or wrote one too many
+│   └── WrongCall               a handler calls a method of its context with arguments that it does not take
 ├── LifespanFailed              no agent of a worker could start, or go on
 ├── InvalidKey                  not a key or a pattern
 ├── InvalidValue                a value cannot be stored as JSON
@@ -26,6 +27,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 └── LocalStackError             a command of the local stack failed
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 
@@ -49,6 +51,13 @@ class NotAwaited(DeclarationError):
     """A handler returned an awaitable, or awaited a plain value; raised when the handler runs.
 
     Every attempt would end the same way, so the delivery becomes a dead letter at once.
+    """
+
+
+class WrongCall(DeclarationError):
+    """A handler calls a method of its context with arguments that it does not take; raised when the handler runs.
+
+    As with `NotAwaited`, the delivery becomes a dead letter at once.
     """
 
 
@@ -250,6 +259,15 @@ class WakeupError(RuntimeFault):
 
 class LocalStackError(RuntimeFault):
     """A command of the local stack failed; the message says why and what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean emits?` for a word that is nearly one of those known, else an empty text."""
+    # Imported here: it is needed for errors alone.
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def first_fault(group: BaseExceptionGroup[RuntimeFault]) -> RuntimeFault:

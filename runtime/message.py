@@ -178,6 +178,13 @@ class Draft:
         )  # fmt: skip
         if given == _NOTHING and self.priority is Priority.NORMAL:
             return None
+        for name, text in (
+            ("agent", self.agent), ("correlation_id", self.correlation_id), ("dedup_key", self.dedup_key),
+        ):  # fmt: skip
+            if text is not None and not isinstance(text, str):
+                raise InvalidValue(f"{name} must be a text, not {text!r}.")
+        if self.headers is not None and not isinstance(self.headers, Mapping):
+            raise InvalidValue(f"headers must be a dict, not {type(self.headers).__name__}.")
         if self.dedup_key is not None and not 0 < len(self.dedup_key) <= MAX_DEDUP_CHARACTERS:
             size = len(self.dedup_key)
             raise InvalidValue(f"A dedup_key has 1 to {MAX_DEDUP_CHARACTERS} characters, not {size}.")

@@ -12,10 +12,12 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final
+from types import FrameType, TracebackType
+from typing import Final
 
 import anyio
+
+from runtime.errors import RuntimeFault
 
 # The most causes of a chain, members of a group, levels of groups, frames of a traceback and places that are shown.
 _LINKS: Final = 20
@@ -97,7 +99,7 @@ def members_of(error: BaseException) -> list[BaseException]:
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback with its causes, as Python prints it."""
+    """Return the traceback with its causes, as Python prints it; the runtime's frames around the user's are folded."""
     return without_made_up_names("".join(_chain(error, 0)))
 
 
@@ -141,16 +143,33 @@ def line_of(error: BaseException) -> str:
 
 
 def _places(error: BaseException, are_own: bool) -> list[str]:
-    frames = [(frame.f_code.co_filename, number, frame.f_code.co_name) for frame, number in _frames(error)]
+    frames = [each for each in _frames(error) if not _is_ours(each[0])]
     frames.reverse()
-    is_own = [not (file.startswith(_OURS) or _is_library(file)) for file, _, _ in frames]
+    is_own = [_is_own(frame) for frame, _ in frames]
     if not any(is_own):
         return []
     return [
-        f"{file}:{number} in {name}"
-        for place, (file, number, name) in enumerate(frames)
-        if is_own[place] or (place == 0 and not are_own and not file.startswith(_OURS))
+        _place(frame, number)
+        for place, (frame, number) in enumerate(frames)
+        if is_own[place] or (place == 0 and not are_own)
     ][:_PLACES]
+
+
+def _place(frame: FrameType, number: int) -> str:
+    return f"{frame.f_code.co_filename}:{number} in {frame.f_code.co_name}"
+
+
+def _is_own(frame: FrameType) -> bool:
+    """Whether a frame runs the user's own code."""
+    return not (_is_ours(frame) or _is_library(frame.f_code.co_filename))
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether a frame runs the runtime's code, which dataclasses write in part."""
+    file = frame.f_code.co_filename
+    if file == "<string>":
+        return str(frame.f_globals.get("__name__", "")).startswith("runtime.")
+    return file.startswith(_OURS)
 
 
 def _is_library(file: str) -> bool:
@@ -158,7 +177,7 @@ def _is_library(file: str) -> bool:
     return is_found and not file.startswith(tuple(_own))
 
 
-def _frames(error: BaseException) -> Iterator[tuple[Any, int]]:
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
     """Yield the last frames of a traceback, outermost first."""
     trace: TracebackType | None = _TRACEBACK(error)
     count, each = 0, trace
@@ -191,10 +210,7 @@ def _one(error: BaseException, depth: int, *, is_alone: bool) -> Iterator[str]:
     """Yield the text of one exception: its frames, its own text, its notes, and the members of a group."""
     if _TRACEBACK(error) is not None:
         yield "Traceback (most recent call last):\n"
-        yield _guarded(
-            lambda: "".join(traceback.StackSummary.extract(_frames(error)).format()),
-            "  (its frames cannot be shown)\n",
-        )
+        yield _guarded(lambda: _folded(error), "  (its frames cannot be shown)\n")
     yield _last_lines(error, is_alone=is_alone)
     notes = _FIELDS(error).get("__notes__")
     if type(notes) is list:
@@ -208,6 +224,31 @@ def _one(error: BaseException, depth: int, *, is_alone: bool) -> Iterator[str]:
             yield "".join(f"  | {line}\n" for line in part.splitlines())
     if len(members) > _MEMBERS or depth >= _DEPTH:
         yield f"  and {len(members)} members in all\n"
+
+
+def _folded(error: BaseException) -> str:
+    """Return the frames of a traceback, with the runtime's replaced by their number.
+
+    The runtime's innermost frames are kept unless the runtime raised the error on purpose: they may show a fault of
+    its own. So are all frames of another error that no code of the user's took part in.
+    """
+    frames = list(_frames(error))
+    own = [place for place, (frame, _) in enumerate(frames) if _is_own(frame)]
+    is_meant = issubclass(type(error), RuntimeFault)
+    text, hidden = "", 0
+    for place, (frame, number) in enumerate(frames):
+        is_outer = bool(own) and place < own[0]
+        is_inner = bool(own) and place > own[-1]
+        if is_outer or (_is_ours(frame) and (is_meant or (own and not is_inner))):
+            hidden += 1
+            continue
+        text += _count_of(hidden) + "".join(traceback.StackSummary.extract([(frame, number)]).format())
+        hidden = 0
+    return text + _count_of(hidden)
+
+
+def _count_of(hidden: int) -> str:
+    return f"  ({hidden} frame{'s' * (hidden > 1)} of the runtime)\n" if hidden else ""
 
 
 def _last_lines(error: BaseException, *, is_alone: bool) -> str:

@@ -95,7 +95,7 @@ CIRCLE.append({"back": CIRCLE})
         ({"a\0": 1}, r"it has the key 'a\x00', which holds a NUL character"),
         (["secret\ud800"], "value[0] holds a lone surrogate"),
         ({"\udfff": 1}, r"it has the key '\udfff', which holds a lone surrogate"),
-        ({"ok": 1, "bad": object()}, "value['bad'] is a object that has no JSON form"),
+        ({"ok": 1, "bad": object()}, "value['bad'] is of the type object, which has no JSON form"),
         ([b"\xff"], "value[0] is bytes that are not UTF-8"),
         ({"n": 10**5000}, "value['n'] is a number with too many digits"),
         ({(): 1, frozenset([object()]): 2}, "has the key"),

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar, Unpack
+from typing import Any, Never, TypeVar, Unpack
 
 from runtime.agent.callables import async_form, declared_at, is_async, name_of, place_of, refuse_methods
 from runtime.agent.context import Context
@@ -94,6 +94,7 @@ class Agent:
         within: float | None = None,
         rate: str | None = None,
         concurrency_total: int | None = None,
+        **unknown: Never,
     ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
 
@@ -117,12 +118,14 @@ class Agent:
             within: with `batch`, seconds to wait for more after the first message; 0 by default.
             rate: how many messages all workers together take: "10/s", "600/m", "1000/h".
             concurrency_total: how many messages all workers together may be handling.
+            unknown: refused, with the name of the option that was probably meant.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
         """
         if any(callable(pattern) for pattern in patterns):
             raise DeclarationError('Write @agent.on("some.key"), not @agent.on alone: it needs a pattern.')
+        refuse_unknown("@agent.on(…)", unknown, HandlerOptions.__optional_keys__)
         options = HandlerOptions(
             retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
             timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate,

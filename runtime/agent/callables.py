@@ -6,8 +6,8 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import copy_context
 from inspect import getattr_static
-from types import FunctionType
-from typing import Any
+from types import FunctionType, SimpleNamespace, UnionType
+from typing import Any, Never, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import anyio
 
@@ -80,6 +80,23 @@ def globals_of(function: object) -> Mapping[str, Any]:
     """Return the global names that the annotations of a function can use."""
     found: Mapping[str, Any] = getattr(innermost(function), "__globals__", {})
     return found
+
+
+def promises_value(function: object) -> bool:
+    """Whether the return annotation of a function is a type that None does not belong to."""
+    inner = innermost(function)
+    written = None if inner is None else inner.__annotations__.get("return")
+    if inner is None or written is None:
+        return False
+    try:
+        # The return annotation alone: the others may name what only type checkers import.
+        promised = get_type_hints(SimpleNamespace(__annotations__={"return": written}), inner.__globals__)[
+            "return"
+        ]
+    except (NameError, AttributeError, SyntaxError, TypeError):
+        return False
+    members = get_args(promised) if get_origin(promised) in (Union, UnionType) else (promised,)
+    return not {Any, object, NoReturn, Never, type(None)}.intersection(members)
 
 
 def is_async(function: object) -> bool:

@@ -10,7 +10,7 @@ from pydantic_core.core_schema import CoreSchema, is_instance_schema
 from runtime.agent.usage import add_usage
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
-from runtime.errors import InvalidValue, RuntimeFault
+from runtime.errors import InvalidValue, RuntimeFault, WrongCall, did_you_mean
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 
 # The emits of an attempt are written in the one transaction that finishes it, while the worker does nothing else. One
@@ -200,7 +200,7 @@ class Context:
             NobodyAnswers: no handler listens to the key, or this one would wait for itself.
             StoreError: the request could not be stored.
         """
-        return await self._asker().ask(self, key, value, timeout, options)
+        return await self._asker("ask", options).ask(self, key, value, timeout, options)
 
     async def ask_all(
         self,
@@ -220,15 +220,18 @@ class Context:
             timeout: seconds after which the answers so far are returned.
             options: as for `ask`.
         """
-        return await self._asker().ask_all(self, key, value, first, timeout, options)
+        return await self._asker("ask_all", options).ask_all(self, key, value, first, timeout, options)
 
     def ask_blocking(
         self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
     ) -> Any:
         """Do the same as `ask` in a handler that is a plain function: it blocks its thread."""
-        return self._asker().ask_blocking(self, key, value, timeout, options)
+        return self._asker("ask_blocking", options).ask_blocking(self, key, value, timeout, options)
 
-    def _asker(self) -> Requests:
+    def _asker(self, method: str, options: AskOptions) -> Requests:
+        if unknown := sorted(options.keys() - AskOptions.__optional_keys__):
+            meant = did_you_mean(unknown[0], {"timeout", *AskOptions.__optional_keys__})
+            raise WrongCall(f"context.{method}(…) takes no {unknown[0]}=…{meant or '.'}")
         if self.asks is None:
             raise RuntimeFault(
                 "This context belongs to no worker, so it cannot ask: run the agent in a worker, as a test does with "

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import logging
 import os
 import re
@@ -14,8 +15,9 @@ from types import ModuleType
 
 from runtime.agent.agent import Agent
 from runtime.agent.modules import leads_to, loaded_from, make_importable, real_name
+from runtime.agent.retry import Retry
 from runtime.agent.source import Source
-from runtime.errors import DiscoveryError
+from runtime.errors import DiscoveryError, did_you_mean
 from runtime.tracebacks import members_of, places_of, text_of, treat_as_own
 
 _log = logging.getLogger("runtime.agent.discovery")
@@ -23,6 +25,10 @@ _log = logging.getLogger("runtime.agent.discovery")
 _MEMBERS = 5
 _NO_AGENTS = re.compile(r"_.*|setup|conftest|noxfile|toxfile|fabfile|test_.*|.*_test")
 _NO_FOLDER_OF_AGENTS = re.compile(r"[._].*|tests?|node_modules|site-packages|build|dist")
+_NO_EXPORT = re.compile(r"ImportError: cannot import name '(\w+)' from 'runtime' \(")
+_NO_OPTION = re.compile(
+    r"TypeError: (Agent|Retry|Source)\.(\w+)\(\) got an unexpected keyword argument '(\w+)'$"
+)
 _hinted: set[Path] = set()
 _CURE = 'Declare one at the top level of a file: agent = Agent("name").'
 
@@ -200,7 +206,7 @@ def _package_of(folder: Path) -> ModuleType:
         except BaseException as error:
             del sys.modules[name]
             raise DiscoveryError(
-                f"{init} cannot be imported: {_where(error, name)}{_cause(error)}"
+                f"{init} cannot be imported: {_where(error, name)}{_cause(error)}{_way(error)}"
             ) from error
     return package
 
@@ -213,7 +219,7 @@ def _import(name: str, path: str) -> ModuleType:
         return importlib.import_module(name)
     except BaseException as error:
         raise DiscoveryError(
-            f"{path} cannot be imported: {_where(error, name)}{_cause(error)}{_hint(error, path)}"
+            f"{path} cannot be imported: {_where(error, name)}{_cause(error)}{_hint(error, path)}{_way(error)}"
         ) from error
 
 
@@ -237,15 +243,31 @@ def _where(error: BaseException, name: str) -> str:
         folders = spec.submodule_search_locations
         for place in [os.path.join(each, "") for each in folders] if folders else [spec.origin or ""]:
             treat_as_own(place)
-    places = places_of(error, are_own=True)
-    return f"{places[0].rpartition(' in ')[0]}: " if places else ""
+    places = _own_lines(error)
+    # Some errors of declarations begin with their place.
+    return f"{places[0]}: " if places and places[0] not in text_of(error) else ""
+
+
+def _way(error: BaseException) -> str:
+    """Return the lines of the user's own code that led to the line at which an import failed, one on a line."""
+    is_syntax = type(error) in (SyntaxError, IndentationError, TabError)
+    return "".join(f"\nimported at {place}" for place in _own_lines(error)[0 if is_syntax else 1 :])
+
+
+def _own_lines(error: BaseException) -> list[str]:
+    return [place.rpartition(" in ")[0] for place in places_of(error, are_own=True)]
 
 
 def _hint(error: BaseException, path: str) -> str:
-    """Return how to import the file beside it that an import missed, or nothing."""
+    """Return how to import the file beside it that an import missed, or the name that was meant; or nothing."""
     name = error.name if type(error) is ModuleNotFoundError else None
     if name and (Path(path).parent / f"{name}.py").is_file():
         return f". It is a file beside it: write `from .{name} import …`"
+    if type(error) is ImportError and (found := _NO_EXPORT.match(text_of(error))) is not None:
+        return did_you_mean(found[1], dir(sys.modules["runtime"]))
+    if type(error) is TypeError and (found := _NO_OPTION.match(text_of(error))) is not None:
+        called = getattr({"Agent": Agent, "Retry": Retry, "Source": Source}[found[1]], found[2])
+        return did_you_mean(found[3], inspect.signature(called).parameters)
     return ""
 
 

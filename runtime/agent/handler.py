@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.agent.batch import BatchContext, Batching
+from runtime.agent.callables import place_of, promises_value
 from runtime.agent.context import Context
 from runtime.agent.dependencies import Dependencies
 from runtime.agent.retry import Retry
@@ -92,6 +93,8 @@ class Handler:
             DeclarationError: a handler of batches did not return one result for each message.
         """
         if result is None:
+            if self.emits is not None and not self._warned:
+                self._warn_of_nothing(self.emits)
             return
         self._check_awaited(result)
         if self.emits is not None and isinstance(context, BatchContext):
@@ -106,14 +109,25 @@ class Handler:
                 self.name,
             )
 
+    def _warn_of_nothing(self, key: str) -> None:
+        """Warn once if the function's annotation promises a value and it returned None."""
+        self._warned.add("nothing returned")
+        if promises_value(self.function):
+            _log.warning(
+                "%s returned None, so nothing is written under %s, though its annotation promises a value. Is a "
+                "`return` missing? If None is meant, annotate `-> … | None`. (%s)",
+                self.name, key, place_of(self.function),
+            )  # fmt: skip
+
     def _check_awaited(self, result: object) -> None:
         if not isinstance(result, Awaitable):
             return
         if inspect.iscoroutine(result):
             result.close()
-        how = "" if self.is_async else "declare it with `async def`, and "
+        how = "" if self.is_async else "declare the handler with `async def`, and "
         raise NotAwaited(
-            f"{self.name} returned an awaitable, which nobody awaits: {how}write `return await …`."
+            f"{self.name} returned a {type(result).__name__} instead of its result: {how}`await` what you return "
+            f"({place_of(self.function)})."
         )
 
     def _emit_each(self, key: str, results: object, context: BatchContext) -> None:

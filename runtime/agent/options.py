@@ -6,6 +6,7 @@ What each option means is told once, at `Agent.on`.
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from runtime.agent.callables import declared_at
 from runtime.agent.retry import Retry
 from runtime.agent.validation import (
     Deliver,
@@ -21,7 +22,7 @@ from runtime.agent.validation import (
     check_start,
     check_timeout,
 )
-from runtime.errors import DeclarationError
+from runtime.errors import DeclarationError, did_you_mean
 
 
 class TimerOptions(TypedDict, total=False):
@@ -56,10 +57,14 @@ def refuse_unknown(declaration: str, options: Mapping[str, Any], known: frozense
     """Refuse options that this declaration does not take.
 
     Raises:
-        DeclarationError: there are some; the message lists those it takes.
+        DeclarationError: there are some; the message names the nearest of those it takes.
     """
     if unknown := sorted(options.keys() - known):
-        raise DeclarationError(f"{declaration} takes no {unknown[0]}=…; it takes {', '.join(sorted(known))}.")
+        meant = did_you_mean(unknown[0], known)
+        raise DeclarationError(
+            f"{declared_at()}: {declaration} takes no {unknown[0]}=…{meant or '.'} It takes "
+            f"{', '.join(sorted(known))}."
+        )
 
 
 def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:

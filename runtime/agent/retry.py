@@ -6,10 +6,15 @@ from random import Random
 from typing import Any, Final, TypeGuard
 
 from runtime.backoff import backoff_seconds
-from runtime.errors import DeclarationError, InvalidPayload, InvalidValue, NotAwaited
+from runtime.errors import DeclarationError, InvalidKey, InvalidPayload, InvalidValue, NotAwaited, WrongCall
 from runtime.tracebacks import members_of
 
-_NEVER_RETRIED: Final = (InvalidPayload, InvalidValue, NotAwaited)
+# What another attempt cannot mend: this list decides, wherever such an error is raised.
+_NEVER_RETRIED: Final = (InvalidPayload, InvalidValue, InvalidKey, NotAwaited, WrongCall)
+# Python's own errors of code that has to be changed. A Retry that names one of them in `on` has it retried.
+_FAULTS_OF_CODE: Final = (NameError, NotImplementedError, SyntaxError)
+# A name that has no value yet may have one next time.
+_NO_FAULT_OF_CODE: Final = (UnboundLocalError,)
 LONGEST_SECONDS: Final = 366 * 86_400
 MAX_ATTEMPTS: Final = 1_000_000_000
 
@@ -45,7 +50,8 @@ class Retry:
         attempts: attempts in all, the first included; 1 means no retry.
         first_seconds: the longest delay after the first failure; it doubles with each further one.
         cap_seconds: the longest delay of all.
-        on: only errors of these types are retried.
+        on: only errors of these types are retried. Faults of the code (`NameError`, `NotImplementedError`,
+            `SyntaxError`) are retried only if it names them.
         never_on: errors of these types are not retried, even if `on` names them or a parent of theirs.
 
     Raises:
@@ -68,7 +74,8 @@ class Retry:
             seconds = getattr(self, name)
             if not is_number(seconds) or not 0 <= seconds <= LONGEST_SECONDS:
                 raise DeclarationError(
-                    f"Retry({name}=…) must be 0 or more seconds, a year at most, not {short_repr(seconds)}."
+                    f"Retry({name}=…) must be a number of seconds, 0 or more and a year at most, not "
+                    f"{said_of_seconds(seconds)}."
                 )
         for name in ("on", "never_on"):
             types = getattr(self, name)
@@ -101,6 +108,9 @@ class Retry:
         if later_seconds(error) is not None:
             return False
         if is_a(error, (Reject, *_NEVER_RETRIED)):
+            return True
+        named = tuple(each for each in self.on if each not in (Exception, BaseException))
+        if is_a(error, _FAULTS_OF_CODE) and not is_a(error, (*_NO_FAULT_OF_CODE, *named)):
             return True
         is_named = is_a(error, self.never_on) or is_a(group, self.never_on)
         return is_named or not (is_a(error, self.on) or is_a(group, self.on))
@@ -138,6 +148,11 @@ def is_number(given: object) -> TypeGuard[int | float]:
 def short_repr(given: object) -> str:
     """Return the repr of a refused value: Python writes no number of more than 4,300 digits."""
     return f"{given!r}" if not isinstance(given, int) or given.bit_length() < 1000 else "a far larger one"
+
+
+def said_of_seconds(given: object) -> str:
+    """Return the repr of refused seconds; for a text, with the word that it is one."""
+    return f"the text {given!r}" if isinstance(given, str) else short_repr(given)
 
 
 def _is_exception_type(candidate: object) -> bool:

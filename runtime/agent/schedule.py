@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -20,6 +20,14 @@ _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 MISSED: tuple[Missed, ...] = get_args(Missed)
 _SPAN_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
+# The fields of a cron expression as cronsim calls them, and what each may hold.
+_FIELDS = (
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day-of-month", "1 to 31, L"),
+    ("month", "1 to 12, jan to dec"),
+    ("day-of-week", "0 to 7, sun to sat"),
+)
 _WINDOWS = [timedelta(hours=1), *(timedelta(days=days) for days in (1, 32, 366, 366 * 9))]
 
 
@@ -188,10 +196,28 @@ def cron(expression: str, timezone: str) -> Cron:
     try:
         found.next(datetime(2000, 1, 1, tzinfo=UTC))
     except CronSimError as error:
-        raise DeclarationError(f"@agent.cron({expression!r}): {str(error).lower()}.") from None
+        raise DeclarationError(f"@agent.cron({expression!r}): {_wrong_field(fields, str(error))}") from None
     except (ValueError, RuntimeError):
         raise DeclarationError(f"@agent.cron({expression!r}) never occurs.") from None
     return found
+
+
+def _wrong_field(fields: Sequence[str], complaint: str) -> str:
+    """Say which field of a cron expression is wrong, what it holds and what it may hold."""
+    for place, (field, (name, allowed)) in enumerate(zip(fields, _FIELDS, strict=True)):
+        if complaint.lower() == f"bad {name}":
+            if _is_good(["*"] * place + [field] + ["*"] * (4 - place)):
+                return f"there is no day {field} in the month {fields[3]}."
+            return f"the {name.replace('-', ' ')} cannot be {field!r}; it may be {allowed}, *, a list or a range."
+    return f"{complaint.lower()}."
+
+
+def _is_good(fields: Sequence[str]) -> bool:
+    try:
+        CronSim(" ".join(fields).lower(), datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError:
+        return False
+    return True
 
 
 def upcoming(spec: str, last: datetime, now: datetime, count: int) -> list[datetime]:

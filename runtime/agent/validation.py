@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from runtime.agent.batch import Batching
 from runtime.agent.callables import declared_at, is_async, place_of
-from runtime.agent.retry import LONGEST_SECONDS, Retry, is_number, short_repr
+from runtime.agent.retry import LONGEST_SECONDS, Retry, is_number, said_of_seconds, short_repr
 from runtime.agent.schedule import MISSED, Missed
 from runtime.errors import DeclarationError, InvalidKey
 from runtime.keys import check_key, check_pattern
@@ -139,7 +139,8 @@ def check_timeout(seconds: object) -> float | None:
     if is_number(seconds) and 0 < seconds <= LONGEST_SECONDS:
         return seconds
     raise DeclarationError(
-        f"@agent.on(timeout=…) must be more than 0 seconds, a year at most, not {short_repr(seconds)}."
+        "@agent.on(timeout=…) must be a number of seconds, more than 0 and a year at most, not "
+        f"{said_of_seconds(seconds)}."
     )
 
 
@@ -157,8 +158,9 @@ def check_batch(size: object, within: object) -> Batching | None:
         return Batching(size, 0.0)
     if not is_number(within) or not 0 <= within <= MAX_WITHIN_SECONDS:
         raise DeclarationError(
-            f"@agent.on(within=…) must be 0 to {MAX_WITHIN_SECONDS} seconds, not {short_repr(within)}: messages that "
-            "wait for their batch are leased. For rarer batches use a timer, @agent.every(…), that reads the stream."
+            f"@agent.on(within=…) must be a number of seconds from 0 to {MAX_WITHIN_SECONDS}, not "
+            f"{said_of_seconds(within)}: messages that wait for their batch are leased. For rarer batches "
+            "use a timer, @agent.every(…), that reads the stream."
         )
     return Batching(size, float(within))
 

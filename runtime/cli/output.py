@@ -242,6 +242,8 @@ class _JsonFormatter(logging.Formatter):
         fields |= {name: value for name, value in vars(record).items() if name not in taken}
         if record.exc_info:
             fields["exc_info"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            fields["exc_info"] = record.exc_text
         if record.stack_info:
             fields["stack_info"] = self.formatStack(record.stack_info)
         return json.dumps(fields, default=str, skipkeys=True)

@@ -18,7 +18,7 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 from runtime.encoding.readback import LossyValue, certain, faithful, jsonable
 from runtime.encoding.unreadable import LIVING, children_of, find_unreadable, may_overflow, read_json
 from runtime.errors import InvalidPayload, InvalidValue
-from runtime.tracebacks import without_made_up_names
+from runtime.tracebacks import full_name_of, without_made_up_names
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
@@ -34,6 +34,8 @@ _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 # Searching for a byte given as a number takes a fifth of the time, and most values do not have the byte.
 _BACKSLASH, _N, _I = b"\\NI"
 
+# What pydantic says where it adds nothing to the type.
+_UNKNOWN_TYPE = "Unable to serialize unknown type"
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; flatten it"
 
 
@@ -206,7 +208,9 @@ def _reason(value: object, error: Exception) -> str:
         return "is a coroutine: await it, and send its result"
     if inspect.isasyncgen(value):
         return "is an async generator: send its items, [each async for each in …]"
-    return f"is a {type(value).__qualname__} that has no JSON form ({without_made_up_names(str(error))})"
+    name, why = full_name_of(type(value)), without_made_up_names(str(error))
+    because = "" if why.startswith(_UNKNOWN_TYPE) else f" ({why})"
+    return f"is of the type {name}, which has no JSON form{because}; send a pydantic model, a dataclass or plain data"
 
 
 def _wrong_text(text: str) -> str:

@@ -331,5 +331,5 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None
     async def later() -> int:
         return 1
 
-    with pytest.raises(DeclarationError, match="declare it with `async def`"):
+    with pytest.raises(DeclarationError, match="declare the handler with `async def`"):
         declared(plain).emit_result(later(), Context(Message(7, "task.input", {}), "writer.plain"))

@@ -57,12 +57,13 @@ def test_an_interval_that_makes_no_sense_is_refused_with_the_cure(given: object)
     [
         ("0 7 * *", "UTC", "takes five fields"),
         ("0 0 7 * * *", "UTC", "takes five fields"),
-        ("61 7 * * *", "UTC", "bad minute"),
-        ("0 7 * * noday", "UTC", "bad day-of-week"),
-        ("0 0 31 2 *", "UTC", "bad day-of-month|no moment"),
+        ("61 7 * * *", "UTC", "the minute cannot be '61'; it may be 0 to 59"),
+        ("0 7 * * noday", "UTC", "the day of week cannot be 'noday'; it may be 0 to 7, sun to sat"),
+        ("0 0 31 2 *", "UTC", "there is no day 31 in the month 2"),
         ("0 7 * * *", "Europe/Atlantis", "must be a name such as"),
         ("0 7 * * *", "../etc/passwd", "must be a name such as"),
         (7, "UTC", "takes five fields"),
+        ("0 25 * * *", "UTC", "the hour cannot be '25'; it may be 0 to 23"),
     ],
 )
 def test_an_expression_that_makes_no_sense_is_refused_with_the_cure(

@@ -1,21 +1,23 @@
 """Failures: an attempt that ended in an error is followed by another one, later, or by a dead letter."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from runtime.agent.callables import place_of
 from runtime.agent.handler import Handler
 from runtime.agent.retry import LONGEST_SECONDS, Reject, Retry, RetryLater, is_a, is_delay, later_seconds
-from runtime.errors import InvalidPayload, NotAwaited
+from runtime.errors import InvalidPayload, RuntimeFault
 from runtime.store import Delivery, Outcome, Report
-from runtime.tracebacks import line_of, members_of, places_of, text_of, trace_of
+from runtime.tracebacks import exc_info_of, members_of, places_of, text_of, trace_of
+from runtime.worker.execution.mistakes import recognized
 
 _log = logging.getLogger("runtime.handlers")
 _ERROR_CHARACTERS = 4_000
 _TRACEBACK_CHARACTERS = 20_000
-_AWAITED_NOTHING = re.compile(r"\bawait\s+[\w.]*?(\w+\.(?:emit|broadcast|fail|answer))\(")
+# Their texts say what to do, and their tracebacks nothing more.
+_SELF_EXPLAINING = (Reject, RuntimeFault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class _ErrorText:
         error: the error that the retry decides about.
         text: its class and its words.
         trace: its traceback.
-        places: where it was raised in the user's own code, as `; raised at …`; empty where that is nowhere.
+        places: where it was raised in the user's own code, as `; raised at …`, or where the handler is declared; empty
+            where the text says it.
     """
 
     error: BaseException
@@ -35,15 +38,23 @@ class _ErrorText:
     places: str
 
     @classmethod
-    def of(cls, error: BaseException) -> "_ErrorText":
+    def of(cls, handler: Handler, error: BaseException) -> "_ErrorText":
         places = places_of(error)
-        error = _awaited_nothing(error) or error
+        error = recognized(error) or error
+        text = storable(text_of(error), _ERROR_CHARACTERS)
         return cls(
-            error,
-            storable(text_of(error), _ERROR_CHARACTERS),
-            storable(trace_of(error), _TRACEBACK_CHARACTERS),
-            f"; raised at {', called from '.join(places)}" if places else "",
+            error, text, storable(trace_of(error), _TRACEBACK_CHARACTERS), _where(handler, places, text)
         )
+
+
+def _where(handler: Handler, places: Sequence[str], text: str) -> str:
+    """Say where an error comes from, unless its text does."""
+    if not places and handler.target is not None:
+        return ""
+    place = places[0] if places else place_of(handler.function)
+    if place in text:
+        return ""
+    return f"; raised at {', called from '.join(places)}" if places else f"; the handler is at {place}"
 
 
 def failure(
@@ -60,7 +71,7 @@ def failures(
     """Return the reports on deliveries whose common attempt ended in an error, and log it once."""
     if not deliveries:
         return []
-    told = _ErrorText.of(error)
+    told = _ErrorText.of(handler, error)
     reports = [_report(handler, delivery, seconds, told, random) for delivery in deliveries]
     _log_failure(handler, reports, told)
     return reports
@@ -115,21 +126,6 @@ def _is_put_off(error: BaseException) -> bool:
     return any(later_seconds(each) is not None for each in members_of(error))
 
 
-def _awaited_nothing(error: BaseException) -> NotAwaited | None:
-    """The mistake in plain words, where `await context.emit(…)` has ended in Python's own."""
-    if type(error) is not TypeError or "await" not in (text := text_of(error)) or "NoneType" not in text:
-        return None
-    found = _AWAITED_NOTHING.search(line_of(error))
-    if found is None:
-        return None
-    name, places = found[1], places_of(error)
-    mistake = NotAwaited(
-        f"{name.rpartition('.')[2]} is not awaited: it returns at once. Write `{name}(…)` without `await`"
-        f"{f', at {places[0]}' if places else ''}."
-    )
-    return mistake.with_traceback(error.__traceback__)
-
-
 def _attempt(delivery: Delivery) -> int:
     """Crashes count for themselves, so they use up no attempt of the handler's."""
     return delivery.message.attempt - delivery.crashes
@@ -158,16 +154,13 @@ def _log_failure(handler: Handler, reports: Sequence[Report], told: _ErrorText) 
         if dead
         else f"trying again in {soonest:.1f} s"
     )
+    # The last attempt's traceback: earlier ones are in the database, and mostly the same.
+    shows_trace = dead and not any(is_a(each, _SELF_EXPLAINING) for each in members_of(told.error))
     _log.warning(
         "%s failed on %s (attempt %s): %s; %s%s",
-        handler.name,
-        which,
-        _attempt(reports[0].delivery),
-        told.text,
-        then,
-        told.places,
-        extra=details,
-    )
+        handler.name, which, _attempt(reports[0].delivery), told.text.rstrip("."), then, told.places,
+        exc_info=exc_info_of(told.error) if shows_trace else None, extra=details,
+    )  # fmt: skip
 
 
 def _why(told: _ErrorText) -> str:

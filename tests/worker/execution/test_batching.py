@@ -361,9 +361,9 @@ async def test_one_message_of_a_batch_is_called_off_alone_and_a_batch_of_which_a
         ({"batch": True}, "from 1 to 1000"),
         ({"batch": 5000}, "from 1 to 1000"),
         ({"within": 1}, "needs batch="),
-        ({"batch": 10, "within": -1}, "0 to 60 seconds"),
+        ({"batch": 10, "within": -1}, "seconds from 0 to 60"),
         ({"batch": 10, "within": 3600}, r"@agent.every\(…\)"),
-        ({"batch": 10, "within": float("nan")}, "0 to 60 seconds"),
+        ({"batch": 10, "within": float("nan")}, "seconds from 0 to 60"),
     ],
 )
 def test_a_batch_that_makes_no_sense_is_refused_with_its_cure(options: dict[str, Any], cure: str) -> None:
