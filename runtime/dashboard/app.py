@@ -30,6 +30,7 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
         routes=[
             Route("/", stream.stream_page),
             Route("/rows", stream.rows),
+            Route("/first", stream.first),
             Route("/events", events),
             Route("/agents", agents.agents_page),
             Route("/agents/table", agents.table),

@@ -1,7 +1,8 @@
 """What all pages share: the stream, its live state, the handlers' schemas, and the templates."""
 
+import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from runtime.errors import StoreError
 
 FOLDER: Final = Path(__file__).parent
 _GONE_SECONDS: Final = 60
+_AGO: Final = re.compile(r"(\d{1,4}) ?([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 PAGES: Final = (
     ("stream", "/", "Stream", "s"),
     ("agents", "/agents", "Agents", "a"),
@@ -73,9 +76,22 @@ def context_of(request: Request) -> DashboardContext:
 
 
 def moment_of(text: str | None) -> datetime | None:
-    """Return the time in a field of a form, in UTC; None if it is empty or no time."""
+    """Return the time in a field of a form; None if it is empty or no time.
+
+    Args:
+        text: a date with or without a time, in UTC unless it says otherwise; a time of today, 14:30; or how long ago,
+            15m, 2h or 3d.
+    """
+    text = (text or "").strip()
+    now = datetime.now(UTC)
+    if ago := _AGO.fullmatch(text):
+        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
-        found = datetime.fromisoformat(text or "")
+        return datetime.combine(now.date(), time.fromisoformat(text), UTC)
+    except ValueError:
+        pass
+    try:
+        found = datetime.fromisoformat(text)
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 
 from runtime.dashboard.context import DashboardContext, context_of, number_of
 from runtime.dashboard.filters import is_open
-from runtime.dashboard.pages.stream import Filter
+from runtime.dashboard.pages.stream import Filter, told
 from runtime.errors import StoreError
 
 _WATCHED = 200
@@ -29,7 +29,10 @@ class Follower:
 
     def __init__(self, context: DashboardContext, request: Request) -> None:
         self._context = context
-        after = number_of(request.query_params.get("after"))
+        # A browser that was cut off says which event was its last; the address still says how the page began.
+        after = number_of(request.headers.get("last-event-id")) or number_of(
+            request.query_params.get("after")
+        )
         # The page of the stream tells its last id; the others need only hints.
         self._after = after
         self._filter = Filter.of(request) if after is not None else None
@@ -59,7 +62,7 @@ class Follower:
         if self._filter is not None:
             rows = await self._rows()
             if rows:
-                yield _event("rows", rows)
+                yield _event("rows", rows, self._after)
         health = await self._context.health()
         text = self._context.text("_health.html", health=health)
         if text != self._health:
@@ -76,7 +79,7 @@ class Follower:
         assert self._filter is not None
         views = self._context.stream.views
         parts = []
-        page = await self._filter.page(views, after=self._after, limit=_NEW)
+        page = await told(self._context, await self._filter.page(views, after=self._after, limit=_NEW))
         if page["messages"]:
             parts.append(
                 self._context.text(
@@ -89,7 +92,9 @@ class Follower:
                 if handled != self._watched[number]:
                     self._watched[number] = handled
                     parts.append(
-                        self._context.text("_handled.html", id=number, handled=handled, is_late=True)
+                        self._context.text(
+                            "_handled.html", id=number, handled=handled, silence=None, is_late=True
+                        )
                     )
                 if not is_open(handled):
                     self._watched.pop(number, None)
@@ -108,6 +113,6 @@ def _steady(told: Any) -> Any:
     return [_steady(each) for each in told] if isinstance(told, list) else told
 
 
-def _event(name: str, text: str) -> str:
+def _event(name: str, text: str, number: int | None = None) -> str:
     lines = "".join(f"data: {line}\n" for line in text.splitlines() or [""])
-    return f"event: {name}\n{lines}\n"
+    return f"event: {name}\n{lines}" + (f"id: {number}\n\n" if number is not None else "\n")

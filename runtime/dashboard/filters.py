@@ -20,6 +20,8 @@ def duration(seconds: float | None) -> str:
     """Return a duration with about two figures: 12 ms, 3.4 s, 5 min, 2 h, 3 d."""
     if seconds is None:
         return "–"
+    if seconds < 0.00005:
+        return "< 0.1 ms"
     if seconds < 0.9995:
         return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -31,10 +33,29 @@ def duration(seconds: float | None) -> str:
 
 
 def age(text: str | None) -> str:
-    """Return how long ago a time of the database was."""
+    """Return how long ago a time of the database was: 12 s, 5 min, 2 h, 3 d.
+
+    In whole units, rounded down, as static/dashboard.js goes on with it.
+    """
     if text is None:
         return "–"
-    return duration(max(0.0, (datetime.now(UTC) - moment(text)).total_seconds()))
+    seconds = max(0.0, (datetime.now(UTC) - moment(text)).total_seconds())
+    for size, limit, unit in ((1, 60, "s"), (60, 3600, "min"), (3600, 86400, "h")):
+        if seconds < limit:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds // 86400:.0f} d"
+
+
+def daytime(text: str | None) -> tuple[str, str]:
+    """Return the time of day of a time of the database, in UTC, and its milliseconds.
+
+    If it was on another day, the date stands before it and the milliseconds are left out.
+    """
+    if text is None:
+        return "–", ""
+    at = moment(text).astimezone(UTC)
+    is_today = at.date() == datetime.now(UTC).date()
+    return (f"{at:%H:%M:%S}", f".{at.microsecond // 1000:03}") if is_today else (f"{at:%m-%d %H:%M:%S}", "")
 
 
 def clock(text: str | None) -> str:
@@ -120,7 +141,8 @@ def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
 
 
 FILTERS = {
-    "duration": duration, "age": age, "clock": clock, "soon": soon, "count": count, "rate": rate, "size": size,
-    "preview": preview, "pretty": pretty, "quoted": lambda text: json.dumps(text, ensure_ascii=False),
-    "is_tree": is_tree, "outcome_class": outcome_class, "state": lambda state: _STATES.get(state, state),
+    "duration": duration, "age": age, "clock": clock, "daytime": daytime, "soon": soon, "count": count,
+    "rate": rate, "size": size, "preview": preview, "pretty": pretty,
+    "quoted": lambda text: json.dumps(text, ensure_ascii=False), "is_tree": is_tree, "outcome_class": outcome_class,
+    "state": lambda state: _STATES.get(state, state),
 }  # fmt: skip

@@ -1,7 +1,6 @@
-// What htmx does not do: keys, the theme, ages that go on, and a list that does not grow for ever.
+// What htmx does not do, on every page: keys, the theme, ages that go on, dialogs, copying.
 "use strict";
 
-const ROWS = 400;
 const $ = (id) => document.getElementById(id);
 
 function switchTheme() {
@@ -11,28 +10,18 @@ function switchTheme() {
   localStorage.setItem("theme", root.dataset.theme);
 }
 
-function duration(seconds) {
-  if (seconds < 1) return "now";
-  if (seconds < 60) return `${Math.floor(seconds)} s`;
+// As the server writes an age: whole units, rounded down, so that an older row never shows a lower age.
+function age(seconds) {
+  if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h`;
   return `${Math.floor(seconds / 86400)} d`;
 }
 
 function tick() {
-  for (const time of document.querySelectorAll("#rows time[datetime]")) {
-    const text = duration((Date.now() - Date.parse(time.dateTime)) / 1000);
+  for (const time of document.querySelectorAll("time.age")) {
+    const text = age((Date.now() - Date.parse(time.dateTime)) / 1000);
     if (time.textContent !== text) time.textContent = text;
-  }
-}
-
-function trim() {
-  const rows = document.querySelectorAll("#rows > .row");
-  // Only what lies out of sight below goes, and only while nobody reads down there.
-  if (rows.length > ROWS && scrollY < innerHeight) {
-    const more = document.querySelector("#rows > .more");
-    for (const row of [...rows].slice(ROWS)) row.remove();
-    if (more) more.remove();
   }
 }
 
@@ -53,6 +42,7 @@ const KEYS = {
   t: switchTheme,
   "?": () => $("keys").showModal(),
   "/": () => $("filter")?.focus(),
+  Escape: () => document.activeElement?.blur(),
   o: () => {
     const value = document.activeElement?.closest(".row")?.querySelector("details.value");
     if (value) value.open = !value.open;
@@ -100,12 +90,45 @@ document.body.addEventListener("htmx:sendError", () => say("The dashboard does n
 document.body.addEventListener("htmx:sseError", () => say("The dashboard does not answer; trying again."));
 document.body.addEventListener("htmx:sseOpen", () => say(""));
 document.body.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) say(""); });
-document.body.addEventListener("htmx:sseMessage", trim);
-// A select that is open, or has been set, is not drawn anew under the hand.
+
+// A question before a change, as a dialog of the page; the button says what it does.
+document.body.addEventListener("htmx:confirm", (event) => {
+  if (!event.detail.question) return;
+  event.preventDefault();
+  const dialog = $("confirm");
+  const asker = event.detail.elt.matches("form") ? event.detail.elt.querySelector("button:not([type=button])") : event.detail.elt;
+  $("confirm-question").textContent = event.detail.question;
+  $("confirm-yes").textContent = asker?.textContent.trim() || "Yes";
+  dialog.returnValue = "";
+  dialog.onclose = () => { if (dialog.returnValue === "yes") event.detail.issueRequest(true); };
+  dialog.showModal();
+});
+
+// <button data-copy="text">; where a browser lets no page copy, the text beside the button is selected.
+document.body.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  } catch {
+    getSelection().selectAllChildren(button.previousElementSibling);
+  }
+});
+
+// An update that brings what is there already is not drawn anew, and neither is a field that is open, or has been set,
+// under the hand.
+const drawn = new WeakMap();
 document.body.addEventListener("htmx:beforeSwap", (event) => {
+  const { target, xhr, requestConfig } = event.detail;
   const busy = document.activeElement?.closest("select, input, textarea");
-  const isUpdate = event.detail.requestConfig?.triggeringEvent?.type === "sse:changed";
-  if (isUpdate && busy && event.detail.target.contains(busy)) event.detail.shouldSwap = false;
+  const isUpdate = requestConfig?.triggeringEvent?.type === "sse:changed";
+  if (isUpdate && (drawn.get(target) === xhr.responseText || (busy && target.contains(busy)))) {
+    event.detail.shouldSwap = false;
+  } else {
+    drawn.set(target, xhr.responseText);
+  }
 });
 setInterval(tick, 1000);
 tick();

@@ -1,5 +1,7 @@
-// Before anything is painted: the theme that was chosen here, else the system's.
+// Before anything is painted: the theme and the height of the rows that were chosen here, else the system's and full rows.
 (() => {
-  const chosen = localStorage.getItem("theme");
-  if (chosen) document.documentElement.dataset.theme = chosen;
+  for (const name of ["theme", "rows"]) {
+    const chosen = localStorage.getItem(name);
+    if (chosen) document.documentElement.dataset[name] = chosen;
+  }
 })();
