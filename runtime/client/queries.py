@@ -78,6 +78,23 @@ class Queries:
         found: dict[str, Any] = await self._store.operate("stream_trace", message=message, max=limit)
         return found
 
+    async def conversation(self, correlation: str, *, after: int = 0, limit: int = 200) -> dict[str, Any]:
+        """Return the messages that share a correlation id, each with every attempt, in the order of their ids.
+
+        Args:
+            correlation: the correlation id; the id of a first message as text also names its conversation.
+            after: only messages with a higher id.
+            limit: how many at most, up to 1,000.
+
+        Returns:
+            `messages`; `next`, to pass as `after` for the next page, or None; and `totals` of the whole conversation:
+            how many messages and attempts, from when until when, and what was `spent` on models.
+        """
+        found: dict[str, Any] = await self._store.operate(
+            "stream_conversation", correlation=correlation, after=after, max=limit
+        )
+        return found
+
     async def activity(self, seconds: float = 3600, until: float = 0) -> dict[str, Any]:
         """Return the attempts of the last seconds by whole minutes.
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from runtime.dashboard.context import FOLDER, DashboardContext, context_of
 from runtime.dashboard.events import events
-from runtime.dashboard.pages import agents, dead, map, message, stream, write
+from runtime.dashboard.pages import agents, conversation, dead, map, message, stream, write
 from runtime.dashboard.security import Guard, Guarded
 from runtime.errors import RuntimeFault, StoreUnavailable
 
@@ -39,6 +39,9 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
             Route("/agents/{name}/replay", agents.replay, methods=["POST"]),
             Route("/map", map.map_page),
             Route("/map/drawing", map.drawing),
+            Route("/conversation-thread", conversation.thread),
+            Route("/conversation/{id:path}", conversation.conversation_page),
+            Route("/export/{form}/{id:path}", conversation.export),
             Route("/message/{id:number}", message.message_page),
             Route("/message/{id:number}/story", message.story),
             Route("/message/{id:number}/deliver", message.deliver, methods=["POST"]),

@@ -67,8 +67,16 @@ class Waterfall:
     ticks: list[tuple[float, float]]
 
 
-def waterfall(messages: Sequence[Mapping[str, Any]]) -> Waterfall:
-    """Lay out messages and attempts along one axis of time."""
+def waterfall(
+    messages: Sequence[Mapping[str, Any]], width: int = FALL_WIDTH, label: int = FALL_LABEL
+) -> Waterfall:
+    """Lay out messages and attempts along one axis of time.
+
+    Args:
+        messages: from `stream_trace` or `stream_conversation`.
+        width: of the drawing, in its own units.
+        label: how much of it the names take, on the left.
+    """
     starts, ends = [], []
     for each in messages:
         starts.append(moment(each["created_at"]))
@@ -78,14 +86,15 @@ def waterfall(messages: Sequence[Mapping[str, Any]]) -> Waterfall:
     total = max((max(ends) - zero).total_seconds(), 0.001)
 
     def place(seconds: float) -> float:
-        return round(FALL_LABEL + min(max(seconds, 0.0), total) / total * (FALL_WIDTH - FALL_LABEL - 8), 1)
+        return round(label + min(max(seconds, 0.0), total) / total * (width - label - 8), 1)
 
     lanes: list[WaterfallRow] = []
     for each in messages:
         at = (moment(each["created_at"]) - zero).total_seconds()
         y = len(lanes) * FALL_ROW
         mark = Bar(place(at), y + 7, 5, 10, "mark", f"written after {at:.3f} s")
-        lanes.append(WaterfallRow(y, f"#{each['id']} {each['key']}", each["id"], each["depth"], True, [mark]))
+        depth = each.get("depth", 0)
+        lanes.append(WaterfallRow(y, f"#{each['id']} {each['key']}", each["id"], depth, True, [mark]))
         for one in each["handled"]:
             y = len(lanes) * FALL_ROW
             bars = []
@@ -96,7 +105,7 @@ def waterfall(messages: Sequence[Mapping[str, Any]]) -> Waterfall:
                 kind = "good" if run["outcome"] == "done" else "bad" if run["error"] else "calm"
                 title = f"attempt {run['attempt']}: {run['outcome']} after {run['seconds'] or 0:.3f} s"
                 bars.append(Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, kind, title))
-            lanes.append(WaterfallRow(y, one["subscription"], each["id"], each["depth"] + 1, False, bars))
+            lanes.append(WaterfallRow(y, one["subscription"], each["id"], depth + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
     return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)
 

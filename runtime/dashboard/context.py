@@ -15,6 +15,7 @@ from runtime.dashboard.filters import FILTERS
 from runtime.dashboard.live_state import LiveState
 from runtime.dashboard.schemas import Schemas
 from runtime.dashboard.security import Guard
+from runtime.dashboard.thread import THREAD_FILTERS
 from runtime.errors import StoreError
 
 FOLDER: Final = Path(__file__).parent
@@ -44,7 +45,7 @@ class DashboardContext:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(FILTERS)
+        self._templates.filters.update(FILTERS | THREAD_FILTERS)
         self._templates.globals.update(pages=PAGES, csrf=guard.csrf, place=stream.place)
 
     def text(self, template: str, **context: Any) -> str:

@@ -1,19 +1,25 @@
 """The stream of events that keeps an open page current: health, new rows, and hints to look."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from runtime.broadcast import Broadcast
+from runtime.dashboard.broadcasts import OpenConversation
 from runtime.dashboard.context import DashboardContext, context_of, number_of
-from runtime.dashboard.filters import is_open
+from runtime.dashboard.filters import is_open, preview
 from runtime.dashboard.pages.stream import Filter, told
 from runtime.errors import StoreError
 
 _WATCHED = 200
 _NEW = 200
+_BUBBLES = 30
+_BROADCAST_SECONDS = 0.1
 # Fields whose change alone is no news.
 _VOLATILE = ("now", "seen_seconds", "lag_seconds", "details", "oldest_transaction_seconds")
 
@@ -40,11 +46,16 @@ class Follower:
         self._watched: dict[int, Any] = {each: None for each in watching if each is not None}
         self._health = ""
         self._state = ""
+        self._correlation = request.query_params.get("conversation")
+        self._bubbles = Bubbles(context)
 
     async def lines(self) -> AsyncIterator[str]:
         """Yield the events in wire format."""
         live_state = self._context.live_state
-        with live_state:
+        with live_state, ExitStack() as stack:
+            talk = None
+            if self._correlation:
+                talk = stack.enter_context(live_state.broadcasts.following(self._correlation))
             yield "retry: 1000\n\n"
             while not live_state.is_closed:
                 try:
@@ -56,7 +67,25 @@ class Follower:
                         self._context.text("_health.html", health={"fault": str(error), "stats": None}),
                     )
                     self._health = ""
-                await live_state.wait()
+                if talk is None:
+                    await live_state.wait()
+                    continue
+                await self._either(talk)
+                if broadcasts := talk.take():
+                    yield _event("broadcasts", self._bubbles.drawn(broadcasts))
+
+    async def _either(self, talk: OpenConversation) -> None:
+        """Wait for a broadcast, or until the state may have changed."""
+        async with anyio.create_task_group() as tasks:
+
+            async def first(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(first, self._context.live_state.wait)
+            tasks.start_soon(first, talk.wait)
+        # Tokens gather for a moment: one event for each would be a swap of the page for each.
+        await anyio.sleep(_BROADCAST_SECONDS)
 
     async def _news(self) -> AsyncIterator[str]:
         if self._filter is not None:
@@ -104,6 +133,34 @@ class Follower:
         while len(self._watched) > _WATCHED:
             self._watched.pop(next(iter(self._watched)))
         return "".join(parts)
+
+
+class Bubbles:
+    """The broadcasts of a conversation as a page shows them: one bubble for each sender and key, which grows."""
+
+    def __init__(self, context: DashboardContext) -> None:
+        self._context = context
+        self._shown: dict[tuple[str, str], tuple[int, int]] = {}
+        self._count = 0
+
+    def drawn(self, broadcasts: Iterable[Broadcast[Any]]) -> str:
+        """Return new bubbles, what is added to old ones, and the removal of the oldest of too many."""
+        parts: dict[tuple[str, str], dict[str, Any]] = {}
+        for each in broadcasts:
+            place = each.sender, each.key
+            known = self._shown.get(place)
+            if known is None:
+                self._count += 1
+            number, last = known or (self._count, 0)
+            part = parts.setdefault(
+                place, {"number": number, "first": each, "is_new": known is None, "text": ""}
+            )
+            lost = "" if each.number == last + 1 else "[…] "
+            text = each.value if isinstance(each.value, str) else preview(each.value) + "\n"
+            part["text"] += lost + text
+            self._shown[place] = number, each.number
+        gone = [self._shown.pop(place)[0] for place in list(self._shown)[:-_BUBBLES]]
+        return self._context.text("_broadcasts.html", parts=list(parts.values()), gone=gone)
 
 
 def _steady(told: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 from runtime.client.queries import two_figures
 from runtime.message import moment
@@ -135,6 +136,11 @@ def outcome_class(handled: Mapping[str, Any]) -> str:
     return "busy" if state in ("running", "retrying") else "calm"
 
 
+def conversation_of(message: Mapping[str, Any]) -> str:
+    """Return the address of the conversation that a message belongs to."""
+    return "/conversation/" + quote(str(message.get("correlation_id") or message["id"]), safe="")
+
+
 def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a delivery of a message may change soon."""
     return any(each["state"] in ("waiting", "running", "scheduled", "retrying", "parked") for each in handled)
@@ -144,5 +150,5 @@ FILTERS = {
     "duration": duration, "age": age, "clock": clock, "daytime": daytime, "soon": soon, "count": count,
     "rate": rate, "size": size, "preview": preview, "pretty": pretty,
     "quoted": lambda text: json.dumps(text, ensure_ascii=False), "is_tree": is_tree, "outcome_class": outcome_class,
-    "state": lambda state: _STATES.get(state, state),
+    "state": lambda state: _STATES.get(state, state), "conversation": conversation_of,
 }  # fmt: skip

@@ -8,6 +8,7 @@ import anyio
 
 from runtime.client.stream import Stream
 from runtime.dashboard.activity import Activity
+from runtime.dashboard.broadcasts import BroadcastFeed
 from runtime.errors import StoreError
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class LiveState:
         self.schedules: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.schedules, 0.8)
         self.webhooks: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.webhooks, 0.8)
         self.activity = Activity(stream.views, self._tell)
+        self.broadcasts = BroadcastFeed()
         self.is_live = False
         self.fault: str | None = None
         self._watchers = 0
@@ -73,6 +75,7 @@ class LiveState:
         """Signal changes until cancelled; listen to the stream's wake-ups while there are viewers."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.activity.run)
+            tasks.start_soon(self.broadcasts.run)
             while True:
                 await self._watched.wait()
                 async with anyio.create_task_group() as watching:

@@ -3,12 +3,13 @@
 import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import quote
 
 import anyio
 
 from runtime.agent.secrets import check_exposed
+from runtime.client.factories import open_broadcasts
 from runtime.client.stream import connect
 from runtime.connection.environment import non_blank
 from runtime.dashboard.app import make_app
@@ -16,6 +17,7 @@ from runtime.dashboard.context import DashboardContext
 from runtime.dashboard.live_state import LiveState
 from runtime.dashboard.schemas import Schemas
 from runtime.dashboard.security import Guard
+from runtime.errors import SettingsError
 from runtime.http_server import bound, is_loopback, served
 from runtime.settings import Settings
 
@@ -46,6 +48,9 @@ async def serving(
     at = listening.getsockname()[1]
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
         guard, live_state, schemas = Guard(at, token), LiveState(stream), Schemas(paths)
+        # Where nothing carries broadcasts, a conversation is shown without them.
+        with suppress(SettingsError):
+            live_state.broadcasts.receive = open_broadcasts(settings, ">", live_state.broadcasts.take)
         async with served(listening, make_app(DashboardContext(stream, live_state, guard, schemas), guard)):
             tasks.start_soon(live_state.run)
             tasks.start_soon(schemas.read)

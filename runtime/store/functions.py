@@ -57,6 +57,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_install_realtime": {},
     "stream_examine": {},
     "stream_trace": {"message": "bigint", "max": "integer"},
+    "stream_conversation": {"correlation": "text", "after": "bigint", "max": "integer"},
     "stream_page": {
         "pattern": "text", "before": "bigint", "after": "bigint", "max": "integer", "agent": "text", "state": "text",
         "text": "text", "since": "timestamptz", "until": "timestamptz", "look": "integer",

@@ -24,6 +24,7 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_add_webhook": ("name", "secret"), "stream_rotate_webhook": ("name", "secret"),
     "stream_remove_webhook": ("name", "removed"), "stream_install_realtime": ("postgres_changes", "broadcast"),
     "stream_trace": ("message", "messages"), "stream_page": ("messages",), "stream_flow": ("messages", "written"),
+    "stream_conversation": ("correlation", "totals", "messages"),
     "stream_activity": ("minute", "minutes"), "stream_last_good": ("id", "value"),
     # Their members are named by data.
     "stream_handling": (), "stream_note_webhooks": (),

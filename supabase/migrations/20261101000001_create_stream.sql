@@ -52,9 +52,13 @@ comment on column public.consciousness_stream.dedup_key is 'A message with the s
 comment on column public.consciousness_stream.correlation_id is 'Shared by all messages that one message caused.';
 comment on column public.consciousness_stream.parent_id is 'The message whose handler wrote this one.';
 
--- No more than two secondary indexes: each insert pays for every one of them.
+-- No more secondary indexes: each insert pays for every one of them. A message from outside is only in the first, one
+-- that a handler emits in the second too, and in the third only from its second generation on: the first is found by
+-- its parent, whose id is its correlation id.
 create index consciousness_stream_key on public.consciousness_stream (key, id);
 create index consciousness_stream_parent on public.consciousness_stream (parent_id) where parent_id is not null;
+create index consciousness_stream_correlation on public.consciousness_stream (correlation_id, id)
+    where correlation_id is not null and correlation_id is distinct from parent_id::text;
 
 alter table public.consciousness_stream enable row level security;
 do $$

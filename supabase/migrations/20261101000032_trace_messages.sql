@@ -61,21 +61,55 @@ comment on function runtime.handling(bigint[], boolean) is
     'Of each message, what became of it at each subscription: the state (waiting, running, scheduled, retrying, '
     'parked, dead, or the outcome of the last attempt), attempts, seconds and error; with details, every attempt.';
 
+create function runtime.conversation(correlation text, after bigint, max integer) returns bigint[]
+language plpgsql stable set search_path = '' as $$
+declare
+    -- A message without a correlation id gives its id to those it causes.
+    first bigint := case when correlation ~ '^[1-9][0-9]{0,17}$' then correlation::bigint end;
+begin
+    return array(
+        select x.id from (
+            (select m.id from public.consciousness_stream m
+             where m.correlation_id = correlation and m.correlation_id is distinct from m.parent_id::text and m.id > after
+             order by m.correlation_id, m.id limit max)
+            union all
+            -- Those that the first message itself caused are not in the index on the correlation id.
+            (select m.id from public.consciousness_stream m
+             where m.parent_id = first and m.correlation_id = correlation and m.id > after
+             order by m.parent_id, m.id limit max)
+            union all
+            select m.id from public.consciousness_stream m
+            where m.id = first and coalesce(m.correlation_id, '') = '' and m.id > after
+        ) x order by x.id limit max);
+end
+$$;
+comment on function runtime.conversation(text, bigint, integer) is
+    'The ids of the messages that share a correlation id, the first of them included, which may bear none.';
+
 create function runtime.tree(message bigint, max integer)
 returns table (id bigint, depth integer, path bigint[])
 language plpgsql stable set search_path = '' as $$
 declare
     root bigint := message;
     above bigint;
+    conversation text;
 begin
-    -- Up to the first message whose parent is gone or that has none; ids rise from cause to effect, so the loop ends.
+    -- Up to the first message whose parent is gone or that has none; ids rise from cause to effect, so the loop ends. A
+    -- message that names a conversation and no parent, such as a person's decision, goes back to its first message.
     for step in 1..1000 loop
         select p.id into above from public.consciousness_stream m
         join public.consciousness_stream p on p.id = m.parent_id and p.id < m.id
         where m.id = root;
+        if above is null then
+            select f.id into above from public.consciousness_stream m
+            cross join lateral (select (runtime.conversation(m.correlation_id, 0, 1))[1] as id offset 0) f
+            where m.id = root and m.correlation_id is not null and f.id < m.id;
+        end if;
         exit when above is null;
         root := above;
     end loop;
+    conversation := (
+        select coalesce(m.correlation_id, m.id::text) from public.consciousness_stream m where m.id = root);
     -- Down level by level, the oldest first; one message may have caused a million.
     return query
     with recursive down as (
@@ -83,8 +117,16 @@ begin
         union all
         (select m.id, d.depth + 1, d.path || m.id
          from down d cross join lateral (
-            select c.id from public.consciousness_stream c
-            where c.parent_id = d.id and c.id > d.id order by c.parent_id, c.id limit max
+            (select c.id from public.consciousness_stream c
+             where c.parent_id = d.id and c.id > d.id order by c.parent_id, c.id limit max)
+            union all
+            -- What was written into the conversation without a parent.
+            select o.id from (
+                select l.id, l.parent_id from public.consciousness_stream l
+                where d.depth = 0 and l.correlation_id = conversation
+                  and l.correlation_id is distinct from l.parent_id::text and l.id > d.id
+                order by l.correlation_id, l.id limit 10 * max
+            ) o where o.parent_id is null
          ) m where d.depth < 200)
     )
     select d.id, d.depth, d.path from down d limit max;
@@ -128,6 +170,68 @@ $$;
 comment on function public.stream_trace(bigint, integer) is
     'One message''s whole story: every message of its tree, from the first cause down, each with its depth and, under '
     'handled, its state at each subscription with every attempt. more: the tree has more than max messages.';
+
+create function runtime.spent(runs jsonb) returns json
+language sql immutable set search_path = '' as $$
+    -- A worker in another language may have reported anything.
+    select json_build_object(
+        'tokens_in', coalesce(sum((u.usage ->> 'tokens_in')::numeric)
+            filter (where jsonb_typeof(u.usage -> 'tokens_in') = 'number'), 0),
+        'tokens_out', coalesce(sum((u.usage ->> 'tokens_out')::numeric)
+            filter (where jsonb_typeof(u.usage -> 'tokens_out') = 'number'), 0),
+        'cost', coalesce(sum((u.usage ->> 'cost')::numeric) filter (where jsonb_typeof(u.usage -> 'cost') = 'number'), 0),
+        'models', coalesce(json_agg(distinct u.usage ->> 'model') filter (where u.usage ->> 'model' <> ''), '[]'))
+    from jsonb_array_elements(runs) as u (usage)
+$$;
+comment on function runtime.spent(jsonb) is 'The sums of what attempts told of the models they used.';
+
+create function public.stream_conversation(correlation text, after bigint default 0, max integer default 200) returns json
+language plpgsql stable security definer set search_path = '' as $$
+declare
+    counted bigint[];
+    shown bigint[];
+begin
+    perform runtime.refuse_agent('look at the whole stream');
+    perform runtime.check_between('max', max, 1, 1000);
+    counted := runtime.conversation(correlation, 0, 5000);
+    shown := runtime.conversation(correlation, after, max + 1);
+    return json_build_object(
+        'correlation', correlation,
+        'next', case when cardinality(shown) > max then shown[max] end,
+        'totals', (
+            select json_build_object(
+                'messages', cardinality(counted), 'is_cut', cardinality(counted) >= 5000,
+                'began_at', min(m.created_at), 'ended_at', greatest(max(m.created_at), max(r.ended_at)),
+                'attempts', coalesce(sum(r.attempts), 0), 'failed', coalesce(sum(r.failed), 0),
+                'open', (select count(*) from unnest(counted) as c (id) cross join lateral (
+                    select from runtime.deliveries d where d.message_id = c.id
+                      and not (d.visible_at is not distinct from 'infinity' and d.lease is not null) offset 0) o),
+                'spent', runtime.spent(coalesce(jsonb_path_query_array(jsonb_agg(r.usage), '$[*][*] ? (@ != null)'), '[]')))
+            from unnest(counted) as c (id)
+            join public.consciousness_stream m on m.id = c.id
+            left join lateral (
+                select max(e.ended_at) as ended_at, count(*) as attempts,
+                       count(*) filter (where e.outcome in ('failed', 'dead', 'crashed')) as failed,
+                       jsonb_agg(e.usage) filter (where e.usage is not null) as usage
+                from runtime.runs e where e.message_id = c.id
+            ) r on true),
+        'messages', coalesce((
+            select json_agg(json_build_object(
+                'id', m.id, 'key', m.key, 'agent', m.agent, 'created_at', m.created_at, 'deliver_at', m.deliver_at,
+                'correlation_id', m.correlation_id, 'parent_id', m.parent_id, 'headers', m.headers,
+                -- A page of large values would take megabytes; the message's own page shows them whole.
+                'value', case when pg_column_size(m.value) <= 32000 then m.value end,
+                'large', case when pg_column_size(m.value) > 32000 then pg_column_size(m.value) end,
+                'handled', coalesce(h.handled, '[]')) order by m.id)
+            from public.consciousness_stream m
+            left join runtime.handling(shown[1:max], true) h on h.message_id = m.id
+            where m.id = any (shown[1:max])), '[]'));
+end
+$$;
+comment on function public.stream_conversation(text, bigint, integer) is
+    'The messages that share a correlation_id, or go back to the message of that id, with every attempt, in the order of '
+    'their ids; next: go on with after := next. totals are of the whole conversation, up to 5,000 messages of it: what '
+    'handlers told of the models they used is under spent.';
 
 create function public.stream_handling(ids bigint[]) returns json
 language plpgsql stable security definer set search_path = '' as $$

@@ -14,9 +14,9 @@ begin
                prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,subscribe,webhooks}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{backlog,buried,fan_out,holding}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
-            ('{tree}', '', '{enable_seqscan,enable_bitmapscan}'),
+            ('{conversation,tree}', '', '{enable_seqscan,enable_bitmapscan}'),
             -- A summary of blocks (BRIN) and a list of ids are read by a bitmap.
-            ('{activity,trace}', 'stream_', '{enable_seqscan,plan_cache_mode}'),
+            ('{activity,conversation,trace}', 'stream_', '{enable_seqscan,plan_cache_mode}'),
             ('{handling,id_at,has_older,recent_runs}', '', '{enable_seqscan}'),
             ('{horizon}', 'stream_', '{enable_seqscan,enable_hashjoin,enable_mergejoin}'),
             ('{dead_groups,handling}', 'stream_', '{plan_cache_mode}')

@@ -16,8 +16,9 @@ class Note(BaseModel):
 
 
 @writer.on("note.added", emits="draft.written")
-async def write(note: Note) -> dict[str, object]:
+async def write(note: Note, context: Context) -> dict[str, object]:
     """Make a draft of a note."""
+    context.usage(tokens_in=1200, tokens_out=34, cost=0.25, model="model-4")
     return {"title": note.title, "words": note.words}
 
 
@@ -29,6 +30,7 @@ async def tidy() -> None:
 @publisher.on("draft.written", retry=Retry(attempts=1))
 async def publish(draft: dict[str, object], context: Context) -> None:
     """Publish a draft, unless its title says to fail."""
+    context.broadcast("publishing", f"Setting {draft['title']} ")
     if "broken" in str(draft["title"]):
         raise ValueError(f"no template for {draft['title']!r}")
     context.emit("site.published", {"url": f"/{draft['title']}"})

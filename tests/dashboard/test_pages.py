@@ -240,6 +240,46 @@ def test_a_message_that_waits_is_cancelled(stage: Stage, tab: Page) -> None:
     stage.ask(lambda: _discard(stage, number))
 
 
+def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage: Stage, tab: Page) -> None:
+    number = stage.send("note.added", {"title": "Talk\nof two lines"})
+    tab.goto(f"{stage.url}/message/{number}")
+    expect(tab.locator(".tree li")).to_have_count(3)
+    tab.locator(".facts a").click()
+    tab.wait_for_url(f"**/conversation/{number}")
+    expect(tab.locator(".entry.message .key")).to_have_text(["note.added", "draft.written", "site.published"])
+    expect(tab.locator(f"#e-{number} .text").first).to_have_text("Talk\nof two lines", use_inner_text=True)
+    # A person decides, without naming a parent: it belongs to the same story, and so does what fails because of it.
+    while not tab.locator(".live").count():
+        # Nothing tells whether the page receives broadcasts yet.
+        decided = stage.send(
+            "draft.written", {"title": "broken again"}, agent="grace", correlation_id=str(number)
+        )
+        expect(tab.locator(f"#e-{decided}")).to_contain_text("grace wrote draft.written to publisher.publish")
+        expect(tab.locator(".entry.attempt.bad summary").last).to_contain_text(
+            "no template for 'broken again'"
+        )
+    expect(tab.locator(".live .text").first).to_contain_text("Setting broken again")
+    figures = dict(each.split("\n") for each in tab.locator(".totals div").all_inner_texts())
+    assert (figures["tokens in"], figures["tokens out"], figures["cost"]) == ("1\u202f200", "34", "0.25")
+    assert figures["model"] == "model-4"
+    opened = tab.locator(".entry.attempt.bad summary").first
+    opened.click()
+    stage.send("note.added", {"title": "of another conversation"})
+    expect(tab.locator(".entry.attempt.bad pre").first).to_be_visible()
+    told = tab.request.get(f"{stage.url}/export/markdown/{number}").text()
+    assert "## grace: `draft.written`" in told
+    assert "ValueError: no template for 'broken again'" in told
+    exported = tab.request.get(f"{stage.url}/export/json/{number}").json()
+    assert exported["messages"][0]["id"] == number
+    tab.goto(f"{stage.url}/message/{number}")
+    expect(tab.locator(".tree li", has_text="by its correlation").first).to_contain_text("grace")
+    for each in {each["message_id"] for each in letters(stage)}:
+        if each > number:
+            stage.ask(lambda each=each: _discard(stage, each))
+    tab.goto(f"{stage.url}/conversation/of%2Fnobody")
+    expect(tab.locator("h1")).to_have_text("Conversation of/nobody")
+
+
 async def _discard(stage: Stage, number: int) -> None:
     """The letters of other tests are counted."""
     from runtime.client.admin import DeadLetterFilter
@@ -348,6 +388,7 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
         "/dead",
         "/write",
         f"/message/{number}",
+        f"/conversation/{number}",
         f"/dead/{letter}",
         "/nowhere",
     ):

@@ -142,9 +142,11 @@ class Worker:
                 assert nap.taken == []
                 fence, is_quiet = nap.more["fence"], nap.more["quiet"]
 
-    async def finish(self, *taken: Taken, emits: Sequence[Mapping[str, Any]] | None = None) -> Answer:
+    async def finish(
+        self, *taken: Taken, emits: Sequence[Mapping[str, Any]] | None = None, **more: Any
+    ) -> Answer:
         """Report them done."""
-        more = {} if emits is None else {"emits": list(emits)}
+        more |= {} if emits is None else {"emits": list(emits)}
         return await self.exchange(done=[each.report(seconds=0.01, **more) for each in taken])
 
     async def fail(self, *taken: Taken, **report: Any) -> Answer:

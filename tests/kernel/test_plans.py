@@ -304,6 +304,7 @@ async def view_the_stream(db: Any, _: Worker) -> None:
     ids = [row["id"] for row in page["messages"]]
     await db.fetchval("select stream_handling($1)", ids)
     await db.fetchval("select stream_trace($1)", ids[0])
+    await db.fetchval("select stream_conversation($1)", str(ids[0]))
 
 
 @call

@@ -56,6 +56,48 @@ async def test_a_trace_tells_the_whole_tree_with_every_attempt(db: Any, worker: 
     assert (await call(db, "stream_trace", message=10**9))["messages"] == []
 
 
+async def test_a_conversation_crosses_an_answer_and_what_a_person_wrote_into_it(
+    db: Any, worker: Worker
+) -> None:
+    await worker.subscribe("a.b=k")
+    first = await insert(db, "k", {"n": 1})
+    usage = {"tokens_in": 7, "tokens_out": 2, "cost": 0.25, "model": "m"}
+    await worker.finish(*await worker.take(), usage=usage)
+    child = await written(db, "c", parent_id=first, correlation_id=str(first))
+    decision = await written(db, "decided", correlation_id=str(first))
+    effect = await written(db, "e", parent_id=decision, correlation_id=str(first))
+    await written(db, "k", correlation_id="another")
+    # A worker in another language may report anything.
+    (other,) = await worker.take()
+    await worker.finish(other, usage={"tokens_in": "many", "cost": [1]})
+    for asked in (first, child, decision, effect):
+        trace = await call(db, "stream_trace", message=asked)
+        assert [(each["id"], each["depth"]) for each in trace["messages"]] == [
+            (first, 0), (child, 1), (decision, 1), (effect, 2),
+        ]  # fmt: skip
+    found = await call(db, "stream_conversation", correlation=str(first))
+    assert [each["id"] for each in found["messages"]] == [first, child, decision, effect]
+    assert found["messages"][0]["handled"][0]["runs"][0]["usage"] == usage
+    totals = found["totals"]
+    assert (totals["messages"], totals["attempts"], totals["failed"], totals["open"]) == (4, 1, 0, 0)
+    assert totals["spent"] == {"tokens_in": 7, "tokens_out": 2, "cost": 0.25, "models": ["m"]}
+    assert (await call(db, "stream_conversation", correlation="another"))["totals"]["spent"]["cost"] == 0
+    page = await call(db, "stream_conversation", correlation=str(first), max=3)
+    rest = await call(db, "stream_conversation", correlation=str(first), after=page["next"], max=3)
+    assert [each["id"] for each in (*page["messages"], *rest["messages"])] == [first, child, decision, effect]
+    assert rest["next"] is None
+    assert (await call(db, "stream_conversation", correlation="of nobody"))["messages"] == []
+
+
+async def written(db: Any, key: str, **columns: Any) -> int:
+    """Write a message with these columns; returns its id."""
+    places = ", ".join(f"${number}" for number in range(1, len(columns) + 2))
+    return int(await db.fetchval(
+        f"insert into consciousness_stream (key, {', '.join(columns)}) values ({places}) returning id",
+        key, *columns.values(),
+    ))  # fmt: skip
+
+
 async def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on(db: Any) -> None:
     await db.execute(
         "insert into consciousness_stream (key, value) select 'k', to_jsonb(i) from generate_series(1, 3000) i"

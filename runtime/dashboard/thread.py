@@ -1,0 +1,152 @@
+"""A conversation as a thread: who wrote what to whom and how each attempt ended, in order of time."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from runtime.dashboard.filters import clock, duration
+from runtime.message import moment
+
+_FIELDS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a thread.
+
+    Attributes:
+        kind: a message, an attempt that ended, or a delivery that is not finished.
+        seconds: since the first message; None for what is not finished.
+        at: the time as the database tells it.
+        message: the message written or handled.
+        handled: its state at one subscription; None for the message itself.
+        run: the attempt.
+    """
+
+    kind: Literal["message", "attempt", "open"]
+    seconds: float | None
+    at: str | None
+    message: Mapping[str, Any]
+    handled: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = None
+
+
+def entries_of(messages: Sequence[Mapping[str, Any]], began_at: str | None) -> list[Entry]:
+    """Return the messages and attempts in order of time, and in the end what waits or runs.
+
+    Args:
+        messages: from `stream_conversation`.
+        began_at: when the conversation began.
+    """
+    zero = moment(began_at) if began_at else None
+    ended: list[Entry] = []
+    pending: list[Entry] = []
+
+    def since(at: str) -> float:
+        return (moment(at) - zero).total_seconds() if zero else 0.0
+
+    for message in messages:
+        at = message["created_at"]
+        ended.append(Entry("message", since(at), at, message))
+        for handled in message["handled"]:
+            for run in handled["runs"]:
+                ended.append(Entry("attempt", since(run["ended_at"]), run["ended_at"], message, handled, run))
+            if handled["state"] in ("waiting", "running", "scheduled", "retrying", "parked"):
+                pending.append(Entry("open", None, None, message, handled))
+    # At the same moment a message comes before its attempts.
+    ended.sort(key=lambda each: (each.seconds, each.message["id"], each.kind != "message"))
+    return ended + pending
+
+
+def parts_of(value: Any) -> list[tuple[str, Any]]:
+    """Return a value as labelled parts, so that a template shows text as text: a label is empty for a whole value."""
+    if (
+        isinstance(value, dict)
+        and 0 < len(value) <= _FIELDS
+        and any(isinstance(each, str) for each in value.values())
+    ):
+        return list(value.items())
+    return [("", value)]
+
+
+def spent_text(usage: Mapping[str, Any] | None) -> str:
+    """Return what models took, in words: `1 200 + 340 tokens, 0.0021, model-4`; empty if nothing was told."""
+    told = usage or {}
+    words = []
+    tokens_in, tokens_out, cost = (_figure(told.get(name)) for name in ("tokens_in", "tokens_out", "cost"))
+    if tokens_in or tokens_out:
+        words.append(f"{tokens_in:,.0f} + {tokens_out:,.0f} tokens".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+    if cost:
+        words.append(f"cost {cost_text(cost)}")
+    models = told.get("models") or ([told["model"]] if told.get("model") else [])
+    words += [str(each) for each in models]
+    return ", ".join(words)
+
+
+def cost_text(cost: float) -> str:
+    """Return a price with as many digits as say something: 0.0021, 1.20, 340."""
+    return f"{cost:,.0f}" if cost >= 100 else f"{cost:.2f}" if cost >= 1 else f"{cost:.2g}" if cost else "0"
+
+
+def _figure(told: Any) -> float:
+    return told if isinstance(told, (int, float)) and not isinstance(told, bool) else 0.0
+
+
+def as_markdown(correlation: str, messages: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
+    """Return a conversation as a page of Markdown."""
+    began, ended = totals["began_at"], totals["ended_at"]
+    lines = [f"# Conversation {_inline(correlation)}", ""]
+    if began:
+        seconds = (moment(ended) - moment(began)).total_seconds()
+        lines.append(
+            f"{totals['messages']} messages and {totals['attempts']} attempts, {totals['failed']} of them failed, "
+            f"within {duration(seconds)} from {clock(began)}."
+        )
+    if spent := spent_text(totals["spent"]):
+        lines.append(f"Models took {spent}.")
+    for entry in entries_of(messages, began):
+        lines += ["", *_lines_of(entry)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines_of(entry: Entry) -> list[str]:
+    message, handled, run = entry.message, entry.handled, entry.run
+    if handled is None:
+        head = f"## {_inline(message['agent'] or 'from outside')}: `{message['key']}` #{message['id']}"
+        if message["large"]:
+            return [head, "", f"{clock(entry.at)}, a value of {message['large']} bytes"]
+        lines = [head, "", clock(entry.at)]
+        for label, value in parts_of(message["value"]):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+            lines += [
+                "",
+                *([f"**{_inline(label)}**", ""] if label else []),
+                *_fenced(text, isinstance(value, str)),
+            ]
+        return lines
+    name = _inline(handled["subscription"])
+    if run is None:
+        return [f"- **{name}** on #{message['id']}: {handled['state']}"]
+    spent = spent_text(run["usage"])
+    how = f"attempt {run['attempt']}: {run['outcome']} after {duration(run['seconds'])}"
+    text = f"- **{name}** on #{message['id']}, {how}"
+    lines = [f"{text}; {_inline(spent)}" if spent else text]
+    if run["error"]:
+        lines += ["", *_fenced(run["traceback"] or run["error"], True)]
+    return lines
+
+
+def _inline(text: str) -> str:
+    return " ".join(str(text).split()).replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+
+
+def _fenced(text: str, is_text: bool) -> list[str]:
+    """Return a block of code that the text itself cannot end."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [fence + ("text" if is_text else "json"), text, fence]
+
+
+THREAD_FILTERS = {"parts": parts_of, "spent": spent_text, "cost": cost_text}
