@@ -1,8 +1,11 @@
 """The context of a handler: it emits, asks and broadcasts by it."""
 
 import logging
-from collections.abc import Mapping
+from asyncio import get_running_loop, wrap_future
+from collections.abc import Mapping, Set
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol, TypedDict, Unpack
 
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
@@ -11,12 +14,17 @@ from runtime.agent.usage import add_usage
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault, WrongCall, did_you_mean
+from runtime.keys import check_key, check_pattern
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 
 # The emits of an attempt are written in the one transaction that finishes it, while the worker does nothing else. One
 # value of the largest size fits, with its other fields.
 MAX_EMITTED_BYTES = MAX_BYTES + 2**20
 MAX_EMITS = 50_000
+_NO_WORKER = (
+    "This context belongs to no worker, so it cannot {}: run the agent in a worker, as a test does with "
+    "`async with harness.running(agent)`."
+)
 
 
 class AskOptions(TypedDict, total=False):
@@ -27,6 +35,27 @@ class AskOptions(TypedDict, total=False):
     dedup_key: str | None
     correlation_id: str | None
     headers: Mapping[str, Any] | None
+
+
+class ReadOptions(TypedDict, total=False):
+    """Which messages to read; see `Stream.read`."""
+
+    after: int | None
+    before: int | None
+    since: datetime | None
+    until: datetime | None
+    correlation_id: str | None
+    limit: int
+
+
+class Reads(Protocol):
+    """Reads the stream for handlers. From any thread; returns at once."""
+
+    def read(self, pattern: str, options: ReadOptions) -> Future[list[Message[Any]]]:
+        """Messages by pattern."""
+
+    def get(self, message: int) -> Future[Message[Any] | None]:
+        """The message with this id."""
 
 
 class Requests(Protocol):
@@ -60,6 +89,7 @@ class Context:
         emitted: the emits so far; written in the transaction that finishes the delivery, or never.
         state: what the agent's lifespan yielded in this process; None without a lifespan.
         asks: sends its requests; None outside of a worker.
+        reads: reads the stream; None outside of a worker.
         asked: how often this attempt has asked each question.
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
         used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
@@ -71,6 +101,7 @@ class Context:
     emitted: list[Draft] = field(default_factory=list)
     state: Any = field(default=None, repr=False)
     asks: Requests | None = field(default=None, repr=False, compare=False)
+    reads: Reads | None = field(default=None, repr=False, compare=False)
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     send_broadcast: SendBroadcast | None = field(default=None, repr=False)
     used: dict[str, Any] | None = field(default=None, repr=False, compare=False)
@@ -226,17 +257,73 @@ class Context:
         self, key: str, value: object = None, *, timeout: float | None = 30, **options: Unpack[AskOptions]
     ) -> Any:
         """Do the same as `ask` in a handler that is a plain function: it blocks its thread."""
+        self._check_thread("ask")
         return self._asker("ask_blocking", options).ask_blocking(self, key, value, timeout, options)
 
+    async def read(self, pattern: str = ">", **options: Unpack[ReadOptions]) -> list[Message[Any]]:
+        """Return messages of the stream by pattern, as it is now, in the order of their ids.
+
+        What this attempt emits is not among them: it is written when the attempt succeeds.
+
+        Args:
+            pattern: a key, or a pattern such as task.*.
+            options: as for `Stream.read`: after, before, since, until, correlation_id, limit. The messages that go
+                back to the same first message: `correlation_id=context.message.correlation`.
+
+        Raises:
+            InvalidKey: `pattern` is no pattern.
+            StoreError: the stream could not be read.
+        """
+        return await wrap_future(self._reader("read", options).read(check_pattern(pattern), options))
+
+    async def latest(self, key: str, *, correlation_id: str | None = None) -> Message[Any] | None:
+        """Return the newest message under a key, or None; with a correlation id, the newest that shares it."""
+        found = await wrap_future(self._latest(key, correlation_id))
+        return found[0] if found else None
+
+    async def get(self, message: int) -> Message[Any] | None:
+        """Return the message with this id, or None if there is none, or no longer."""
+        return await wrap_future(self._reader().get(message))
+
+    def read_blocking(self, pattern: str = ">", **options: Unpack[ReadOptions]) -> list[Message[Any]]:
+        """Do the same as `read` in a handler that is a plain function: it blocks its thread."""
+        self._check_thread("read")
+        return self._reader("read_blocking", options).read(check_pattern(pattern), options).result()
+
+    def latest_blocking(self, key: str, *, correlation_id: str | None = None) -> Message[Any] | None:
+        """Do the same as `latest` in a handler that is a plain function: it blocks its thread."""
+        self._check_thread("latest")
+        found = self._latest(key, correlation_id).result()
+        return found[0] if found else None
+
+    def get_blocking(self, message: int) -> Message[Any] | None:
+        """Do the same as `get` in a handler that is a plain function: it blocks its thread."""
+        self._check_thread("get")
+        return self._reader().get(message).result()
+
+    def _latest(self, key: str, correlation_id: str | None) -> Future[list[Message[Any]]]:
+        return self._reader().read(check_key(key), {"correlation_id": correlation_id, "limit": 1})
+
+    def _reader(self, method: str = "", options: ReadOptions | None = None) -> Reads:
+        _check_options(method, options or {}, ReadOptions.__optional_keys__)
+        if self.reads is None:
+            raise RuntimeFault(_NO_WORKER.format("read the stream"))
+        return self.reads
+
+    def _check_thread(self, method: str) -> None:
+        """Refuse to block an event loop, on which other handlers run."""
+        try:
+            get_running_loop()
+        except RuntimeError:
+            return
+        raise RuntimeFault(
+            f"{self.handler} would block its event loop: write `await context.{method}(…)` in an async handler."
+        )
+
     def _asker(self, method: str, options: AskOptions) -> Requests:
-        if unknown := sorted(options.keys() - AskOptions.__optional_keys__):
-            meant = did_you_mean(unknown[0], {"timeout", *AskOptions.__optional_keys__})
-            raise WrongCall(f"context.{method}(…) takes no {unknown[0]}=…{meant or '.'}")
+        _check_options(method, options, {"timeout", *AskOptions.__optional_keys__})
         if self.asks is None:
-            raise RuntimeFault(
-                "This context belongs to no worker, so it cannot ask: run the agent in a worker, as a test does with "
-                "`async with harness.running(agent)`."
-            )
+            raise RuntimeFault(_NO_WORKER.format("ask"))
         return self.asks
 
     def broadcast(self, key: str, value: object) -> None:
@@ -280,6 +367,13 @@ class Context:
             InvalidValue: a figure is negative or no number, or the model's name is no text.
         """
         self.used = add_usage(self.used, tokens_in, tokens_out, cost, model)
+
+
+def _check_options(method: str, given: Mapping[str, object], known: Set[str]) -> None:
+    """Refuse an option that a method does not have, with the nearest one that it has."""
+    if unknown := sorted(given.keys() - known):
+        meant = did_you_mean(unknown[0], known)
+        raise WrongCall(f"context.{method}(…) takes no {unknown[0]}=…{meant or '.'}")
 
 
 def _discard(key: str, text: str) -> None:

@@ -8,7 +8,7 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.agent.context import AskOptions
+from runtime.agent.context import AskOptions, ReadOptions
 from runtime.broadcast import Broadcast, BroadcastSequence
 from runtime.client.admin import Admin
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster
@@ -232,22 +232,29 @@ class Stream:
         if self._broadcaster is not None:
             await self._broadcaster.flush()
 
-    async def read(
-        self, pattern: str, *, after: int | None = None, before: int | None = None, limit: int = 100
-    ) -> list[Message[Any]]:
-        """Return messages by pattern in the order of their ids: the oldest after an id, else the newest.
+    async def get(self, message: int) -> Message[Any] | None:
+        """Return the message with this id, or None if there is none, or no longer."""
+        return await self._store.get(message)
+
+    async def read(self, pattern: str = ">", **options: Unpack[ReadOptions]) -> list[Message[Any]]:
+        """Return messages by pattern in the order of their ids: the oldest after an id or a time, else the newest.
 
         Args:
             pattern: a key, or a pattern such as task.*.
-            after: only messages with a higher id.
-            before: only messages with a lower id.
-            limit: how many at most, up to 10,000.
-        """
-        return await self._store.read(check_pattern(pattern), after=after, before=before, limit=limit)
+            options: `after` and `before`, ids: only messages between them. `since` and `until`, datetimes: only
+                messages written at the first or later, and before the second; one without a zone is local.
+                `correlation_id`: only messages that share it, the first message included, which gave its id.
+                `limit`: how many at most, 100 by default, up to 10,000.
 
-    async def latest(self, key: str) -> Message[Any] | None:
-        """Return the newest message under a key, or None."""
-        found = await self._store.read(check_key(key), limit=1)
+        Raises:
+            InvalidKey: `pattern` is no pattern.
+            StoreError: the stream could not be read.
+        """
+        return await self._store.read(check_pattern(pattern), **options)
+
+    async def latest(self, key: str, *, correlation_id: str | None = None) -> Message[Any] | None:
+        """Return the newest message under a key, or None; with a correlation id, the newest that shares it."""
+        found = await self._store.read(check_key(key), correlation_id=correlation_id, limit=1)
         return found[0] if found else None
 
     async def latest_of_each(self, pattern: str, *, limit: int = 1000) -> list[Message[Any]]:

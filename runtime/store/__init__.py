@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from random import Random
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -28,6 +29,7 @@ SCHEMA_VERSION = 1
 """The schema this release is made for; the database tells its own by `stream_version`."""
 
 _ATTEMPTS = 5
+_MAX_ID = 2**63 - 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +152,29 @@ class Store(ABC):
         *,
         after: int | None = None,
         before: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        correlation_id: str | None = None,
         limit: int = 100,
         latest: bool = False,
     ) -> list[Message[Any]]:
-        """Return messages by pattern: the oldest after an id, else the newest; with `latest`, one per key."""
-        rows = await self._persist(
-            "stream_read",
-            {"pattern": pattern, "after": after, "before": before, "max": limit, "latest": latest},
-            repeatable=True,
-        )
+        """Return messages by pattern: the oldest after an id or since a time, else the newest.
+
+        With `latest`, the newest of each key. A time without a zone is local.
+        """
+        wanted = {
+            "pattern": pattern, "after": after, "before": before, "max": limit, "latest": latest,
+            "since": _zoned(since), "until": _zoned(until), "correlation_id": correlation_id,
+        }  # fmt: skip
+        rows = await self._persist("stream_read", wanted, repeatable=True)
         return [Message[Any].from_row(row) for row in rows]
+
+    async def get(self, message: int) -> Message[Any] | None:
+        """Return the message with this id, or None if there is none."""
+        if not 0 < message <= _MAX_ID:
+            return None
+        found = await self.read(">", after=message - 1, before=message + 1, limit=1)
+        return found[0] if found else None
 
     async def check_schema(self) -> str:
         """Check that the database has a schema this release can work with.
@@ -217,6 +232,11 @@ class Store(ABC):
         """Call, and call again after a lost race or, for repeatable calls, a lost answer."""
         given = {name: value for name, value in arguments.items() if value is not None}
         return await persist(lambda: self.call(function, given), repeatable=repeatable, random=self._random)
+
+
+def _zoned(moment: datetime | None) -> datetime | None:
+    """Return the time with a zone: the local one, unless it has one."""
+    return moment if moment is None or moment.tzinfo is not None else moment.astimezone()
 
 
 async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool | None, random: Random) -> T:

@@ -12,6 +12,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_send": {"messages": "jsonb"},
     "stream_read": {
         "pattern": "text", "after": "bigint", "before": "bigint", "max": "integer", "latest": "boolean",
+        "since": "timestamptz", "until": "timestamptz", "correlation_id": "text",
     },
     "stream_version": {},
     "stream_subscribe": {"worker": "jsonb", "subscriptions": "jsonb"},

@@ -45,6 +45,7 @@ from runtime.worker.dispatcher import Dispatcher
 from runtime.worker.drain import Drain
 from runtime.worker.execution.attempt import Attempt, Observer
 from runtime.worker.execution.executor import Executor
+from runtime.worker.execution.handler_reads import HandlerReads
 from runtime.worker.execution.handler_requests import HandlerRequests
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
@@ -281,6 +282,7 @@ class Worker:
             broadcaster = open_broadcaster(self._settings, store)
             # No delivery has been taken yet: no handler runs before these are set.
             services.requests = HandlerRequests(self.handlers, requester, services.spans)
+            services.reads = HandlerReads(store, requester)
             services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
             wakeups = Fanout(sources, [pubsub] if self._listening else [], requester.wake)

@@ -283,6 +283,47 @@ async def test_a_handler_asks_and_a_retry_finds_the_same_answer(stream: Stream, 
     ] * 2
 
 
+async def test_a_handler_reads_the_stream(harness: Harness) -> None:
+    desk = Agent("desk")
+    shown: list[Any] = []
+
+    def show(first: Any, family: list[Any], newest: Any, missing: Any) -> None:
+        shown.append((first and first.value, [each.key for each in family], newest and newest.id, missing))
+
+    @desk.on("bill.wanted")
+    async def bill(message: Message[None], context: Context) -> None:
+        own = message.correlation
+        show(
+            await context.get(int(own)),
+            await context.read(correlation_id=own),
+            await context.latest("bill.wanted", correlation_id=own),
+            await context.latest("bill.missing"),
+        )
+        with pytest.raises(RuntimeFault, match=r"await context\.get"):
+            context.get_blocking(1)
+
+    @desk.on("sum.wanted")
+    def add(message: Message[None], context: Context) -> None:
+        own = message.correlation
+        show(
+            context.get_blocking(int(own)),
+            context.read_blocking("*.wanted", correlation_id=own),
+            context.latest_blocking("sum.wanted", correlation_id=own),
+            context.latest_blocking("bill.missing"),
+        )
+
+    async with harness.running(desk):
+        first = await harness.send("order.placed", "pen")
+        ids = []
+        for key in ("bill.wanted", "sum.wanted"):
+            ids.append((await harness.send(key, correlation_id=str(first.id))).id)
+            await harness.drain()
+    assert shown == [
+        ("pen", ["order.placed", "bill.wanted"], ids[0], None),
+        ("pen", ["bill.wanted", "sum.wanted"], ids[1], None),
+    ]
+
+
 async def test_a_handler_gathers_answers_and_hears_of_failures(stream: Stream, harness: Harness) -> None:
     desk = Agent("desk")
     heard: list[Any] = []
@@ -326,7 +367,9 @@ async def test_a_context_without_a_worker_says_what_to_do() -> None:
     with pytest.raises(RuntimeFault, match=r"harness\.running"):
         await context.ask("price.wanted")
     with pytest.raises(RuntimeFault, match=r"harness\.running"):
-        context.ask_blocking("price.wanted")
+        await anyio.to_thread.run_sync(context.ask_blocking, "price.wanted")
+    with pytest.raises(RuntimeFault, match=r"harness\.running"):
+        await context.latest("price.wanted")
 
 
 async def test_a_worker_that_stops_ends_the_questions_of_its_handlers(harness: Harness) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
@@ -104,6 +105,24 @@ async def test_read_pages_and_latest_of_each(stream: Stream) -> None:
     assert [m.id for m in await stream.read("news.>", before=ids[4], limit=2)] == ids[2:4]
     assert [m.value for m in await stream.latest_of_each("news.*")] == [8, 7, 6]
     assert [m.value for m in await stream.latest_of_each("news.*", limit=1)] == [8]
+
+
+async def test_messages_are_got_by_id_by_time_and_by_correlation_id(stream: Stream) -> None:
+    first = await stream.send("news.a", 1)
+    later = await stream.send("news.a", 2, correlation_id=str(first.id))
+    message = await stream.get(first.id)
+    assert message is not None
+    assert (message.id, message.key, message.value) == (first.id, "news.a", 1)
+    assert [await stream.get(number) for number in (0, later.id + 1, 2**63)] == [None] * 3
+    # A time without a zone is local.
+    ago = datetime.now() - timedelta(hours=1)
+    assert [m.value for m in await stream.read(since=ago)] == [1, 2]
+    assert await stream.read(until=ago) == []
+    assert [m.id for m in await stream.read(correlation_id=message.correlation)] == [first.id, later.id]
+    newest = await stream.latest("news.a", correlation_id=str(first.id))
+    assert newest is not None
+    assert newest.id == later.id
+    assert await stream.latest("news.a", correlation_id="another") is None
 
 
 async def test_stats(stream: Stream) -> None:

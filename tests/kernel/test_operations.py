@@ -1,6 +1,6 @@
 """What an operator does: pause and resume, replay, prune, look; and what is there to be read."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -160,6 +160,49 @@ async def test_the_newest_of_each_key_is_found_and_paged(db: Any) -> None:
     assert await read(db, "task.k9", latest=True) == []
     (row,) = await db.fetchval("select stream_read('task.k1', latest => true)")
     assert (row["key"], row["value"], row["processed"]) == ("task.k1", 2, False)
+
+
+@pytest.mark.parametrize("pattern", ["task.output", "task.*", ">"])
+async def test_a_time_is_read_from_its_beginning_to_its_end(db: Any, pattern: str) -> None:
+    ids = await send(db, *(("task.output", n) for n in range(6)))
+    await db.execute(
+        "update consciousness_stream set created_at = '2026-11-22T12:00Z'::timestamptz + (id - $1) * interval '0.4 s'",
+        ids[0],
+    )
+    noon, later = datetime(2026, 11, 22, 12, tzinfo=UTC), datetime(2026, 11, 22, 12, 0, 1, tzinfo=UTC)
+    assert await read(db, pattern, since=noon, max=2) == ids[:2]
+    assert await read(db, pattern, since=later) == ids[3:]
+    assert await read(db, pattern, until=later, max=2) == ids[1:3]
+    assert await read(db, pattern, since=later, after=ids[3], until=later + timedelta(days=1)) == ids[4:]
+    assert await read(db, pattern, until=noon) == []
+    assert await read(db, pattern, latest=True, until=later) == [ids[2]]
+    assert await read(db, pattern, latest=True, since=later) == [ids[5]]
+
+
+async def test_a_correlation_id_is_read_with_the_message_that_gave_it(db: Any) -> None:
+    first, other = await send(db, ("task.a", 1), ("task.a", 2))
+    own = str(first)
+    family = [first, *await send(
+        db,
+        {"key": "task.b", "correlation_id": own, "parent_id": first},
+        # Of the second generation, from outside, and by a handler that was busy with another message.
+        {"key": "task.c", "correlation_id": own, "parent_id": first + 2},
+        {"key": "task.d", "correlation_id": own},
+        {"key": "task.e", "correlation_id": own, "parent_id": other},
+    )]  # fmt: skip
+    order = await send(
+        db, {"key": "task.f", "correlation_id": "an order", "parent_id": first}, {"key": "task.g"}
+    )
+    assert await read(db, ">", correlation_id=own, after=0) == family
+    assert await read(db, ">", correlation_id=own, max=2) == family[-2:]
+    assert await read(db, ">", correlation_id=own, after=family[0], max=3) == family[1:4]
+    assert await read(db, ">", correlation_id=own, before=family[3], max=2) == family[1:3]
+    assert await read(db, "task.b", correlation_id=own) == family[1:2]
+    assert await read(db, ">", correlation_id="an order") == order[:1]
+    # A message that has a correlation id of its own gives that one to others, and not its number.
+    assert await read(db, ">", correlation_id=str(family[1])) == []
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="exclude each other"):
+        await read(db, ">", correlation_id=own, latest=True)
 
 
 async def test_dead_letters_are_counted_while_they_are_few_and_reckoned_where_they_are_many(

@@ -50,10 +50,11 @@ async def _crowd(url: str) -> None:
         definition = await db.fetchval("select pg_get_indexdef('consciousness_stream_key'::regclass)")
         await db.execute("drop index consciousness_stream_key")
         await db.execute(
-            "insert into consciousness_stream (key, processed, created_at) "
+            "insert into consciousness_stream (key, processed, created_at, correlation_id, parent_id) "
             "select case when n = 77777 then 'rare.once' when n % 10 = 0 then 'other.k' || n % 1000 "
-            "else 'task.a' end, true, "
-            f"clock_timestamp() - make_interval(secs => {MESSAGES} - n) from generate_series(1, {MESSAGES}) n"
+            f"else 'task.a' end, true, clock_timestamp() - make_interval(secs => {MESSAGES} - n), "
+            "case when n % 10 = 0 then 'order ' || n % 1000 when n % 1000 = 7 then '77777' end, "
+            f"case when n % 1000 = 7 then 77777 end from generate_series(1, {MESSAGES}) n"
         )
         await db.execute(definition)
         await db.execute(
@@ -158,6 +159,32 @@ async def read_pattern(db: Any, _: Worker) -> None:
 async def read_latest(db: Any, _: Worker) -> None:
     assert len(await db.fetchval("select stream_read('other.>', latest => true)")) == 100
     await db.fetchval("select stream_read('task.a', latest => true)")
+
+
+@call
+async def read_of_a_time(db: Any, _: Worker) -> None:
+    day = {
+        "since": f"clock_timestamp() - make_interval(secs => {MESSAGES / 2})",
+        "until": "clock_timestamp() - '9 days'::interval",
+    }
+    for pattern in ("task.a", "task.*", "rare.*", ">"):
+        for name, moment in day.items():
+            await db.fetchval(f"select stream_read('{pattern}', {name} => {moment})")
+    states = await db.fetchval(
+        f"select stream_read('>', latest => true, max => 200, until => {day['until']})"
+    )
+    assert {row["key"] for row in states} > {"task.a", "rare.once"}
+
+
+@call
+async def read_correlated(db: Any, _: Worker) -> None:
+    for correlation, count in {"order 10": 1000, "77777": 1001, "no such": 0}.items():
+        for where in ("after => 0", "before => 2000000"):
+            found = await db.fetchval(
+                f"select stream_read(correlation_id => '{correlation}', max => 2000, {where})"
+            )
+            assert len(found) == count
+    assert len(await db.fetchval("select stream_read('task.a', correlation_id => '77777', max => 3)")) == 3
 
 
 @call

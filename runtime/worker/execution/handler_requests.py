@@ -10,7 +10,7 @@ from runtime.agent.context import AskOptions, Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import question_key
 from runtime.client.requester import Requester
-from runtime.errors import NobodyAnswers, RuntimeFault
+from runtime.errors import NobodyAnswers
 from runtime.message import Answer, Draft
 from runtime.worker.execution.services import Spans
 
@@ -53,13 +53,7 @@ class HandlerRequests:
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> Any:
         """Ask from a thread; see `Context.ask_blocking`."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._submit(context, key, value, seconds, options).result().given()
-        raise RuntimeFault(
-            f"{context.handler} would block its event loop: write `await context.ask(…)` in an async handler."
-        )
+        return self._submit(context, key, value, seconds, options).result().given()
 
     def _submit(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions

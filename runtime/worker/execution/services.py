@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from runtime.agent.batch import BatchContext
-from runtime.agent.context import Context, Requests
+from runtime.agent.context import Context, Reads, Requests
 from runtime.agent.handler import Handler
 from runtime.broadcast import SendBroadcast
 from runtime.message import Draft, Message
@@ -39,6 +39,7 @@ class HandlerServices:
         worker: the worker's name.
         states: what the lifespans of the agents that are open yielded; it may change on the loop of user code.
         requests: sends the requests of handlers.
+        reads: reads the stream for them.
         send_broadcast: sends what handlers broadcast; called from any thread.
         spans: makes a trace of the attempts, where one is wanted.
     """
@@ -46,6 +47,7 @@ class HandlerServices:
     worker: str
     states: Mapping[str, Any] = field(default_factory=dict)
     requests: Requests | None = None
+    reads: Reads | None = None
     send_broadcast: SendBroadcast | None = None
     spans: Spans | None = None
 
@@ -57,6 +59,7 @@ class HandlerServices:
             self.worker,
             state=self.states.get(handler.agent),
             asks=self.requests,
+            reads=self.reads,
             send_broadcast=self.send_broadcast,
         )
 
@@ -68,6 +71,7 @@ class HandlerServices:
             self.worker,
             state=self.states.get(handler.agent),
             asks=self.requests,
+            reads=self.reads,
             send_broadcast=self.send_broadcast,
             messages=messages,
         )
