@@ -55,6 +55,7 @@ NOT_RUN = {
     "docs/how-to/hosted.md": 4,
     "docs/how-to/webhooks-in.md": 1,
     "docs/how-to/listening.md": 1,
+    "docs/observability.md": 1,
     "docs/performance.md": 3,
     "docs/tutorial.md": 2,
     "docs/upgrading.md": 1,
