@@ -125,6 +125,17 @@ def places_of(error: BaseException, *, are_own: bool = False) -> list[str]:
     return list(places)[:_PLACES]
 
 
+def place_in_stack(frame: FrameType | None) -> tuple[str, str] | None:
+    """Return the innermost line of the user's own code in a running stack, and its text; None if there is none."""
+    while frame is not None and not _is_own(frame):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    code, number, names = frame.f_code, frame.f_lineno, frame.f_globals
+    text = _guarded(lambda: linecache.getline(code.co_filename, number, names).strip(), "")
+    return f"{code.co_filename}:{number} in {code.co_name}", text
+
+
 def treat_as_own(file: str) -> None:
     """Count the package of a file as the user's own, even if it is installed among libraries."""
     library = max((each for each in _LIBRARIES if file.startswith(each)), key=len, default="")

@@ -1,6 +1,7 @@
 """The watch over handlers that block their loop, and over leases that are not renewed."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from runtime.worker.plan import Plan
 
 _log = logging.getLogger("runtime.worker.dispatcher")
 _BLOCKED_WARNING_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
+# A line that blocks the loop again and again is told once in this time.
+_AGAIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +54,35 @@ class Watchdog:
 
     async def _watch_user_loop(self) -> None:
         """Notice a handler that blocks the loop of user code, and stop renewing if it does so for long."""
-        warned = False
+        is_warned = False
+        told: dict[str, float] = {}
         plan, runner = self.plan, self.runner
         while True:
-            await anyio.sleep(_BLOCKED_WARNING_SECONDS)
+            await anyio.sleep(_LOOK_SECONDS)
             if plan.held:
                 runner.tick()
-                blocked = time.monotonic() - runner.ticked_at - _BLOCKED_WARNING_SECONDS
-            else:
-                # The loop was not asked for a sign of life, so the absence of one means nothing.
-                blocked, runner.ticked_at = 0.0, time.monotonic()
-            is_blocked = blocked > _BLOCKED_WARNING_SECONDS
-            if is_blocked and not warned:
-                _log.warning(
-                    "the event loop of the handlers has been blocked for %.1f s; running: %s. "
-                    "Declare a handler that blocks as a plain function: it then runs in a thread.",
-                    blocked,
-                    ", ".join(runner.running) or "a handler",
-                )
-            warned = is_blocked
-            if plan.renews_async != (blocked < self.settings.blocked_loop_seconds):
+            # Without held deliveries the loop is not asked, and its silence means nothing.
+            silent = runner.silent_seconds if plan.held else 0.0
+            is_blocked = silent > _BLOCKED_WARNING_SECONDS
+            if is_blocked and not is_warned:
+                _warn(runner, silent, told)
+            is_warned = is_blocked
+            if plan.renews_async != (silent < self.settings.blocked_loop_seconds):
                 plan.renews_async = not plan.renews_async
                 self.changed()
+
+
+def _warn(runner: Executor, silent: float, told: dict[str, float]) -> None:
+    """Say what blocks the loop; `told` has the moments at which each place was told last."""
+    found = runner.standstills.find()
+    now = time.monotonic()
+    if found.place and now - told.get(found.place, -math.inf) < _AGAIN_SECONDS:
+        return
+    told[found.place] = now
+    who = found.handler or ("one of " + ", ".join(runner.running) if runner.running else "a task")
+    where = f", at {found.place}" if found.place else ""
+    _log.warning(
+        "%s has blocked the event loop of the handlers for %.1f s%s%s: nothing else runs on it meanwhile. Await what "
+        "takes time, or declare the handler as a plain function: it then runs in a thread.",
+        who, silent, where, f" ({found.line})" if found.line else "",
+    )  # fmt: skip

@@ -620,3 +620,36 @@ async def test_t2_a_trigger_that_is_off_is_said_by_whoever_runs(
 
 def _warned(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if word in record.getMessage()]
+
+
+async def test_a_handler_that_blocks_the_loop_is_named_with_its_line(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, told = Agent("proc"), threading.Event()
+
+    def wait_for_the_warning() -> None:
+        told.wait(60)
+
+    @agent.on("proc.task")
+    async def work(value: str) -> None:
+        wait_for_the_warning()
+
+    class Hears(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "has blocked the event loop" in record.getMessage():
+                told.set()
+
+    watchdog = logging.getLogger("runtime.worker.dispatcher")
+    hears = Hears()
+    watchdog.addHandler(hears)
+    try:
+        async with running([agent], direct(database)):
+            await ready(database, "proc.work")
+            await send(database, "proc.task", "one")
+            await until(lambda: _none_left(database))
+    finally:
+        watchdog.removeHandler(hears)
+    place = f"{__file__}:{wait_for_the_warning.__code__.co_firstlineno + 1} in wait_for_the_warning (told.wait(60))"
+    [line] = [each.getMessage() for each in caplog.records if "has blocked" in each.getMessage()]
+    assert line.startswith("proc.work has blocked the event loop of the handlers for")
+    assert f", at {place}: nothing else runs" in line

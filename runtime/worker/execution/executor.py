@@ -20,6 +20,7 @@ from runtime.worker.execution.batching import BatchMember, PendingBatch
 from runtime.worker.execution.cancellation import TASK_STATES, leave_scopes, shake_off_cancellation
 from runtime.worker.execution.loggers import steady
 from runtime.worker.execution.services import HandlerServices
+from runtime.worker.execution.standstill import StandstillFinder
 
 _log = logging.getLogger("runtime.handlers")
 # How long deliveries that were taken wait for a thread that was given up on.
@@ -78,6 +79,7 @@ class Executor:
         self._attempts: dict[int, anyio.CancelScope | BatchMember | None] = {}
         # The ids of those that run, and are to be reported as cancelled however they end.
         self._called_off: set[int] = set()
+        self.standstills = StandstillFinder(self._by_name.values())
         self.ticked_at = time.monotonic()
         self._called_at = self.ticked_at
         self._lag_seconds = 0.0
@@ -97,10 +99,14 @@ class Executor:
         """How many of this handler may run at once, now. From any thread."""
         return self._rooms[name]
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long the loop of user code has not answered a call. From any thread."""
+        return time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
+
     def load(self) -> dict[str, float]:
         """How many handlers run, and the longest delay of their loop since the last call, in seconds."""
-        now_waiting = time.monotonic() - self._called_at if self._is_called.is_set() else 0.0
-        lag, self._lag_seconds = max(self._lag_seconds, now_waiting), 0.0
+        lag, self._lag_seconds = max(self._lag_seconds, self.silent_seconds), 0.0
         left = sum(self._limits[name] - self._rooms[name] for name in self.left)
         return {"running": sum(self._running.values()) + left, "loop_lag_seconds": round(lag, 3)}
 
