@@ -136,6 +136,25 @@ def place_in_stack(frame: FrameType | None) -> tuple[str, str] | None:
     return f"{code.co_filename}:{number} in {code.co_name}", text
 
 
+def own_part(error: BaseException) -> TracebackType | None:
+    """Return the part of a traceback from the first frame of the user's own code on, for a debugger.
+
+    It ends before the runtime's frames that follow, if any do.
+    """
+    frames: list[TracebackType] = []
+    each: TracebackType | None = _TRACEBACK(error)
+    while each is not None:
+        if frames or _is_own(each.tb_frame):
+            frames.append(each)
+        each = each.tb_next
+    while frames and _is_ours(frames[-1].tb_frame):
+        frames.pop()
+    part: TracebackType | None = None
+    for each in reversed(frames):
+        part = TracebackType(part, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return part or _TRACEBACK(error)
+
+
 def treat_as_own(file: str) -> None:
     """Count the package of a file as the user's own, even if it is installed among libraries."""
     library = max((each for each in _LIBRARIES if file.startswith(each)), key=len, default="")

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
@@ -73,6 +74,25 @@ def run(
         list[str] | None,
         typer.Option("--agent", "-a", metavar="NAME", help="Only this agent; may be repeated."),
     ] = None,
+    once: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MESSAGE",
+            min=1,
+            help="Handle this message here, once, and print what would be written: nothing is taken or written.",
+        ),
+    ] = None,
+    handler_name: Annotated[
+        str | None,
+        typer.Option("--handler", metavar="NAME", help="With --once, which handler, where several match."),
+    ] = None,
+    answer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=JSON", help="With --once, the answer to a request; may be repeated."),
+    ] = None,
+    debugs: Annotated[
+        bool, typer.Option("--pdb", help="With --once, open the debugger where the handler fails.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no lines about attempts.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
@@ -92,6 +112,17 @@ def run(
     _tune_interpreter()
     settings = find_settings(concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
     is_json_log = as_json or logs_are_json(settings.log_format)
+    if once is not None:
+        from runtime.cli.once import answers_of, run_once
+
+        start_logs(settings.log_level, as_json=as_json)
+        work = partial(
+            run_once, agents, settings, once,
+            name=handler_name, answers=answers_of(answer or ()), debugs=debugs, as_json=as_json,
+        )  # fmt: skip
+        raise typer.Exit(event_loop.run(work))
+    if handler_name or answer or debugs:
+        raise typer.BadParameter("--handler, --answer and --pdb belong to --once MESSAGE")
     start_logs(settings.log_level, as_json=is_json_log)
     if processes > 1 or isolate:
         if webhook is not None:
