@@ -16,6 +16,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   ├── MigrationMissing        the database lacks the runtime's schema, or has another version of it
 │   └── Refused                 the database refused the request itself
 │       ├── Duplicate           the dedup_key was used before
+│       ├── NobodyListens       no handler listens to the key, and the sender required one
 │       └── Blocked             a proxy or firewall in front of the API refused
 ├── BadSignature                a webhook's signature is wrong or too old
 ├── PostFailed                  a webhook's target did not accept a message
@@ -155,6 +156,10 @@ class Blocked(Refused):
 
 class Duplicate(Refused):
     """A message with this `dedup_key` was stored before."""
+
+
+class NobodyListens(Refused):
+    """No handler listens to the key of a message that was sent with `require_listener`; nothing was stored."""
 
 
 class BadSignature(RuntimeFault):

@@ -1,5 +1,6 @@
 """The stream as scripts use it: send, ask, broadcast, read and listen, without an agent."""
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -16,6 +17,7 @@ from runtime.client.factories import open_broadcaster, open_store, open_telemetr
 from runtime.client.listener import Reader, StreamListener
 from runtime.client.queries import Queries
 from runtime.client.requester import Requester
+from runtime.client.unheard import UnheardKeys
 from runtime.errors import SettingsError, StoreUnavailable
 from runtime.keys import check_key, check_pattern
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
@@ -24,6 +26,8 @@ from runtime.store import Sent, Store
 
 if TYPE_CHECKING:
     from supabase import AsyncClient
+
+_log = logging.getLogger("runtime.client.stream")
 
 
 @asynccontextmanager
@@ -74,6 +78,7 @@ class Stream:
         # Listeners' sockets live in these tasks and not in the generators, which may be left without being closed.
         self._tasks = tasks
         self._telemetry = open_telemetry(settings)
+        self._unheard = UnheardKeys(_log)
         self._requester: Requester | None = None
         self._broadcaster: Broadcaster | None = None
         self._broadcasts: BroadcastSequence | None = None
@@ -98,8 +103,12 @@ class Stream:
         dedup_key: str | None = None,
         correlation_id: str | None = None,
         headers: Mapping[str, Any] | None = None,
+        require_listener: bool = False,
     ) -> Sent:
         """Write one message; every agent with a handler for its key is woken.
+
+        If no handler listens to the key, the message is stored all the same, and no agent gets it: the result says so,
+        and the first time for each key a warning is logged.
 
         Args:
             key: dotted name, such as task.output.
@@ -111,11 +120,14 @@ class Stream:
             dedup_key: with it the message is stored once within the dedup retention, even if it is sent again.
             correlation_id: what it belongs to.
             headers: further data beside the value.
+            require_listener: refuse the message if no handler listens to its key.
 
         Returns:
-            Its id, or the id of the message that was stored before under the same dedup_key.
+            Its id, or the id of the message that was stored before under the same dedup_key; and whether it is
+            unheard.
 
         Raises:
+            NobodyListens: no handler listens to the key, and one is required.
             InvalidKey: `key` is not a key.
             InvalidValue: the value cannot be stored.
             StoreUnavailable: no reply came; `maybe_applied` says whether the message may have been stored all the same.
@@ -132,14 +144,24 @@ class Stream:
             correlation_id=correlation_id,
             headers=headers,
         )
-        return (await self.send_all([draft]))[0]
+        return (await self.send_all([draft], require_listener=require_listener))[0]
 
-    async def send_all(self, drafts: list[Draft]) -> list[Sent]:
-        """Write several messages in their order, in one transaction: all of them or none."""
+    async def send_all(self, drafts: list[Draft], *, require_listener: bool = False) -> list[Sent]:
+        """Write several messages in their order, in one transaction: all of them or none.
+
+        Args:
+            drafts: the messages.
+            require_listener: as for `send`, of each of them.
+        """
+        sent = await self._send_all(drafts, require_listener=require_listener)
+        self._unheard.note_sent(drafts, sent)
+        return sent
+
+    async def _send_all(self, drafts: list[Draft], *, require_listener: bool = False) -> list[Sent]:
         if self._telemetry is None:
-            return await self._store.send(drafts)
+            return await self._store.send(drafts, require_listener=require_listener)
         with self._telemetry.sending(drafts) as carrying:
-            return await self._store.send(carrying)
+            return await self._store.send(carrying, require_listener=require_listener)
 
     async def ask(
         self,
@@ -201,7 +223,7 @@ class Stream:
         self, key: str, value: object, agent: str | None, options: AskOptions
     ) -> tuple[Requester, Draft]:
         if self._requester is None:
-            self._requester = Requester.start(self._store, self._settings, self._tasks, self.send_all)
+            self._requester = Requester.start(self._store, self._settings, self._tasks, self._send_all)
         draft = self._requester.draft(key, value, options, agent=agent, dedup_key=f"ask {uuid4()}")
         return self._requester, draft
 

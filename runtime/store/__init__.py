@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
 from typing import Any, Literal, TypeVar
@@ -11,7 +11,7 @@ from uuid import UUID
 import anyio
 
 from runtime.backoff import backoff_seconds
-from runtime.encoding.json import encode
+from runtime.encoding.json import decode, encode
 from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
 from runtime.store.exchange import Delivery, Exchange, ExchangeAnswer, Look, Outcome, Report
@@ -34,10 +34,17 @@ _MAX_ID = 2**63 - 2
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The result of sending a message: its id, or that of the earlier message with its dedup_key."""
+    """The result of sending a message.
+
+    Attributes:
+        id: its number; that of the earlier message with its dedup_key, if there is one.
+        duplicate: whether there is such an earlier message: nothing was stored.
+        unheard: no handler listened to its key: it is stored, and no agent gets it.
+    """
 
     id: int
     duplicate: bool = False
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +82,19 @@ class WorkerCard:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """The answer to `subscribe`: the number of each subscription, the unsettled ones, and warnings."""
+    """The answer to `subscribe`.
+
+    Attributes:
+        numbers: the number of each subscription, by its name.
+        unsettled: those that are not settled yet.
+        warnings: sentences about faults of the set-up or the declarations.
+        missed: by the name of each new subscription, how many of the last 5,000 messages match and are not delivered.
+    """
 
     numbers: Mapping[str, int]
     unsettled: frozenset[int]
     warnings: tuple[str, ...] = ()
+    missed: Mapping[str, int] = field(default_factory=dict)
 
 
 class Store(ABC):
@@ -121,10 +136,15 @@ class Store(ABC):
             return True
         return False
 
-    async def send(self, drafts: Sequence[Draft]) -> list[Sent]:
+    async def send(self, drafts: Sequence[Draft], *, require_listener: bool = False) -> list[Sent]:
         """Store messages in their order, in one transaction.
 
+        Args:
+            drafts: the messages.
+            require_listener: store none of them if no handler listens to the key of one.
+
         Raises:
+            NobodyListens: no handler listens to a key, and one is required.
             StoreUnavailable: its `maybe_applied` tells whether they may have been stored. If each has a dedup_key,
                 sending them again is harmless.
             StoreError: they were not stored.
@@ -133,18 +153,24 @@ class Store(ABC):
             return []
         messages = f"[{','.join(draft.json for draft in drafts)}]"
         repeatable = all(draft.dedup_key is not None for draft in drafts)
-        rows = await self._persist("stream_send", {"messages": messages}, repeatable=repeatable)
+        arguments = {"messages": messages, "require_listener": require_listener or None}
+        rows = await self._persist("stream_send", arguments, repeatable=repeatable)
         if len(rows) != len(drafts):
             raise foreign(f"{len(rows)} ids for {len(drafts)} messages", place=self.place, cure="")
-        return [Sent(row["id"], row["duplicate"]) for row in rows]
+        return [Sent(row["id"], row["duplicate"], row.get("unheard", False)) for row in rows]
 
-    async def write(self, messages: Sequence[str]) -> None:
+    async def write(self, messages: Sequence[str]) -> list[str]:
         """Store messages given as the JSON of drafts, in one transaction and at most once.
+
+        Returns:
+            The keys among theirs that no handler listens to.
 
         Raises:
             StoreError: they were not stored, or no answer tells whether they were.
         """
-        await self._persist("stream_send", {"messages": f"[{','.join(messages)}]"}, repeatable=False)
+        rows = await self._persist("stream_send", {"messages": f"[{','.join(messages)}]"}, repeatable=False)
+        unheard = [text for text, row in zip(messages, rows, strict=False) if row.get("unheard")]
+        return [decode(text)["key"] for text in unheard]
 
     async def read(
         self,
@@ -213,6 +239,7 @@ class Store(ABC):
             numbers={name: row["id"] for name, row in found.items()},
             unsettled=frozenset(row["id"] for row in found.values() if not row["settled"]),
             warnings=tuple(answer.get("warnings") or ()),
+            missed={name: row["missed"] for name, row in found.items() if row.get("missed")},
         )
 
     async def exchange(self, exchange: Exchange) -> ExchangeAnswer:

@@ -289,6 +289,7 @@ class ExchangeAnswer:
         quiet: every later writer will see that this worker sleeps.
         unsettled: subscriptions that are not settled yet.
         warnings: sentences about faults of the set-up or the declarations, with a heartbeat.
+        unheard: the keys of emitted messages that no handler listens to.
         unknown: the database does not know this worker: subscribe again.
         stale: a later exchange of this pump was answered already.
         repeated: this number was answered before; nothing was applied again.
@@ -309,6 +310,7 @@ class ExchangeAnswer:
     fence: str | None = None
     unsettled: frozenset[int] = frozenset()
     warnings: tuple[str, ...] = ()
+    unheard: tuple[str, ...] = ()
     unknown: bool = False
     stale: bool = False
     repeated: bool = False
@@ -333,6 +335,7 @@ class ExchangeAnswer:
             fence=more.get("fence"),
             unsettled=frozenset(more.get("unsettled") or ()),
             warnings=tuple(more.get("warnings") or ()),
+            unheard=tuple(more.get("unheard") or ()),
             unknown=bool(more.get("unknown")),
             stale=bool(answer.get("stale")),
             repeated=bool(answer.get("repeated")),

@@ -9,7 +9,7 @@ _FILTER = {
 }  # fmt: skip
 
 FUNCTIONS: Mapping[str, Mapping[str, str]] = {
-    "stream_send": {"messages": "jsonb"},
+    "stream_send": {"messages": "jsonb", "require_listener": "boolean"},
     "stream_read": {
         "pattern": "text", "after": "bigint", "before": "bigint", "max": "integer", "latest": "boolean",
         "since": "timestamptz", "until": "timestamptz", "correlation_id": "text",

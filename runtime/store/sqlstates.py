@@ -15,6 +15,7 @@ from runtime.errors import (
     Duplicate,
     MigrationMissing,
     Nature,
+    NobodyListens,
     Refused,
     StoreError,
     StoreUnavailable,
@@ -108,6 +109,8 @@ MIGRATION_CURE = (
 )
 UPGRADE_CURE = "If it was migrated by a newer release, `pip install -U agent-runtime` here."
 _READ_ONLY = "25006"
+# Of `stream_send`, about a message that requires a listener.
+_UNHEARD = "RT001"
 ISOLATION_CURE = (
     "A default of the role or the database asks for a stricter isolation than the runtime can work in: alter role "
     "authenticator set default_transaction_isolation = 'read committed'; and the same for service_role, or for the "
@@ -145,6 +148,10 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
         return missing(text, place=place, code=code)
     if nature in ("forbidden", "credentials"):
         return Unauthorized(f"{place} does not allow this: {text}. {cure}", code=code, nature=nature)
+    if code == _UNHEARD:
+        return NobodyListens(
+            f"Nothing was sent: {text}. `runtime subscriptions` lists what listens.", code=code
+        )
     if nature == "refused" or code.startswith("54"):
         kind = Duplicate if code == "23505" and "dedup_key" in text else Refused
         return kind(f"{text}.", code=code, nature=nature)

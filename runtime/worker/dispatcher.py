@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import anyio
 
 from runtime.agent.handler import Handler
+from runtime.client.unheard import UnheardKeys
 from runtime.errors import Blocked, StoreError, StoreUnavailable
 from runtime.settings import Settings
 from runtime.store import Delivery, ExchangeAnswer, Look, Report, Store, Subscribed, WorkerCard
@@ -66,6 +67,7 @@ class Dispatcher:
         drainage: Drain | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self._unheard = UnheardKeys(_log)
         self.ready = anyio.Event()
         self._store = store
         self._wakeups = wakeups
@@ -318,6 +320,10 @@ class Dispatcher:
             self._soon(self._runner.call_off, called_off)
         if look.beat:
             self._warn(answer.warnings)
+        if answer.unheard:
+            self._unheard.note_emitted(
+                [(self._name(each.delivery.subscription), each.emits) for each in look.done], answer.unheard
+            )
         if self.plan.unannounced:
             self._wakeups.doubt()
 

@@ -16,6 +16,7 @@ import anyio
 from runtime.agent.handler import Handler
 from runtime.backoff import Outage, retrying
 from runtime.client.listener import Reader
+from runtime.client.unheard import UnheardKeys
 from runtime.errors import StoreError
 from runtime.keys import matches
 from runtime.message import Message
@@ -62,6 +63,7 @@ class PubSub:
         settings: Settings,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.unheard = UnheardKeys(_log)
         self._reach = Reachability(frozenset({"postgres_changes"}))
         self._loop = asyncio.get_running_loop()
         self._reports: deque[Report] = deque()
@@ -279,13 +281,15 @@ class _Subscriber:
             while self._outbox:
                 report = self._outbox.popleft()
                 try:
-                    await self._store.write(report.emits)
+                    unheard = await self._store.write(report.emits)
                 except StoreError as error:
                     self._pubsub.counts["emits lost"] += len(report.emits)
                     _log.warning(
                         "what %s emitted on message %s may be lost: %s",
                         self.handler.name, report.delivery.place[0], error,
                     )  # fmt: skip
+                else:
+                    self._pubsub.unheard.note_emitted([(self.handler.name, report.emits)], unheard)
                 finally:
                     self._free()
             self._emitted = anyio.Event()

@@ -1,13 +1,15 @@
 """The handlers of a worker as the database and the executor see them: unique names, limits, subscriptions."""
 
+import logging
 from collections.abc import Iterable
 
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
 from runtime.errors import DeclarationError
 from runtime.settings import Settings
-from runtime.store import Subscription
+from runtime.store import Subscribed, Subscription
 
+_log = logging.getLogger("runtime.worker.subscriptions")
 _THREADS = 10
 
 
@@ -53,3 +55,16 @@ def subscription_of(handler: Handler) -> Subscription:
         rate_seconds=None if handler.rate is None else handler.rate.seconds,
         concurrency_total=handler.concurrency_total,
     )
+
+
+def tell_missed(subscribed: Subscribed) -> None:
+    """Log of each new subscription how many messages it does not get because they were written before it began."""
+    for name, count in subscribed.missed.items():
+        _log.info(
+            "%s begins now: %d of the last messages in the stream match and are not delivered to it. Deliver them with "
+            "`runtime replay %s --key '>'`; with start=\"earliest\" in its @agent.on(…) a new handler gets them by "
+            "itself.",
+            name,
+            count,
+            name,
+        )

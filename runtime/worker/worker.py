@@ -53,7 +53,7 @@ from runtime.worker.execution.services import HandlerServices
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.process_stats import ProcessStats
 from runtime.worker.pubsub import PubSub
-from runtime.worker.subscriptions import handlers_of, limit_of, subscription_of
+from runtime.worker.subscriptions import handlers_of, limit_of, subscription_of, tell_missed
 
 if TYPE_CHECKING:
     from runtime.webhooks.sender import Sender
@@ -275,6 +275,7 @@ class Worker:
                 "pid": os.getpid(),
                 "host": platform.node(),
                 "is_quarantine": self._is_quarantine,
+                "each": [pattern for handler in self._listening for pattern in handler.patterns],
                 **stats.read(),
             }
             card = WorkerCard(self.id, self.name, reachable_by(sources), details)
@@ -348,6 +349,7 @@ class Worker:
             declared = [replace(each, start="earliest") for each in declared]
         subscribed = await store.subscribe(card, declared)
         _log.info("%s works for %d subscriptions at %s", self.name, len(subscribed.numbers), store.place)
+        tell_missed(subscribed)
         return subscribed
 
 

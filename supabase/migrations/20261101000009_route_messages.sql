@@ -46,6 +46,37 @@ $$;
 comment on function runtime.route(text[]) is
     'Works out which subscriptions get the messages of these keys, from every matching pattern, and caches the answer.';
 
+create function runtime.note_unheard(keys text[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    noted text := concat_ws(' ', nullif(current_setting('runtime.unheard', true), ''), array_to_string(keys, ' '));
+begin
+    -- A transaction that writes under very many keys need not tell of them all.
+    perform set_config('runtime.unheard', noted, true) where length(noted) < 100000;
+end
+$$;
+comment on function runtime.note_unheard(text[]) is
+    'Notes, for the rest of the transaction, keys of its messages that no subscription listens to.';
+
+create function runtime.unheard() returns text[]
+language plpgsql stable set search_path = '' as $$
+declare
+    noted text[] := string_to_array(nullif(current_setting('runtime.unheard', true), ''), ' ');
+begin
+    -- A handler with deliver="each" has no subscription; its worker names its patterns.
+    if exists (select from runtime.workers w where w.details -> 'each' <> '[]') then
+        noted := array(
+            select u.key from unnest(noted) as u (key)
+            where not exists (
+                select from runtime.workers w
+                where w.details -> 'each' ?| runtime.candidates(u.key) and w.seen_at > (select runtime.alive_since())));
+    end if;
+    return nullif(noted, '{}');
+end
+$$;
+comment on function runtime.unheard() is
+    'The keys of messages of this transaction that no handler listens to; null if there is none.';
+
 create function runtime.reroute() returns trigger
 language plpgsql set search_path = '' as $$
 begin

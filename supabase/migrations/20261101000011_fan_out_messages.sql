@@ -41,6 +41,7 @@ declare
     dedup_ids bigint[];
     has_answers boolean;
     somebody_sleeps boolean;
+    unheard text[];
 begin
     if is_stricter then
         perform runtime.check_snapshot();
@@ -66,6 +67,9 @@ begin
     elsif not single.has_more and single.subscriptions is not null then
         if single.dedup_key is not null then
             perform runtime.keep_dedup(array[single.dedup_key], array[single.id]);
+        end if;
+        if cardinality(single.subscriptions) = 0 and not starts_with(single.key, 'answer.') then
+            perform runtime.note_unheard(array[single.key]);
         end if;
         -- One insert of values per subscription costs half as much as one insert that reads them from the arrays.
         for i in 1..cardinality(single.subscriptions) loop
@@ -122,8 +126,14 @@ begin
         from new_messages n
         join route r on r.key = n.key
     )
-    select exists (select from runtime.workers w where w.asleep) into somebody_sleeps;
+    select exists (select from runtime.workers w where w.asleep),
+           (select array_agg(r.key) from unnest(routes) as r
+            where cardinality(r.subscriptions) = 0 and not starts_with(r.key, 'answer.'))
+    into somebody_sleeps, unheard;
 
+    if unheard is not null then
+        perform runtime.note_unheard(unheard);
+    end if;
     if somebody_sleeps or is_stricter then
         perform runtime.announce(
             array_agg(r.key), array_agg(s.id)
@@ -137,8 +147,8 @@ begin
 end
 $$;
 comment on function runtime.fan_out() is
-    'Makes one delivery per message and matching subscription, and announces the messages; tells requesters of their '
-    'answers.';
+    'Makes one delivery per message and matching subscription, and announces the messages; notes keys that nobody '
+    'listens to, and tells requesters of their answers.';
 
 create trigger fan_out after insert on public.consciousness_stream
     referencing new table as new_messages

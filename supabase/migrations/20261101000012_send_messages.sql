@@ -55,10 +55,12 @@ $$;
 comment on function runtime.store(jsonb) is
     'Inserts a batch in its order; returns of each message its id and whether it was a duplicate.';
 
-create function public.stream_send(messages jsonb) returns json
+create function public.stream_send(messages jsonb, require_listener boolean default false) returns json
 language plpgsql security definer set search_path = '' as $$
 declare
     caller text := runtime.caller_agent();
+    sent json;
+    unheard text[];
 begin
     if jsonb_typeof(messages) = 'object' then
         messages := jsonb_build_array(messages);
@@ -80,9 +82,31 @@ begin
         where runtime.is_reserved(m ->> 'dedup_key') and not starts_with(m ->> 'dedup_key', 'ask ')
           and not starts_with(m ->> 'dedup_key', concat('webhook ', caller || ' '));
     end if;
-    return runtime.store(messages);
+    -- An earlier call in this transaction may have noted some.
+    if current_setting('runtime.unheard', true) <> '' then
+        perform set_config('runtime.unheard', '', true);
+    end if;
+    sent := runtime.store(messages);
+    if current_setting('runtime.unheard', true) <> '' then
+        unheard := runtime.unheard();
+    end if;
+    if unheard is null then
+        return sent;
+    elsif require_listener then
+        raise exception using
+            errcode = 'RT001',
+            message = format('no handler listens to %s, and the message requires one', array_to_string(unheard, ', '));
+    end if;
+    return (
+        select json_agg(case
+            when m.value ->> 'key' = any (unheard) and not (s.value ->> 'duplicate')::boolean
+            then json_build_object('id', s.value -> 'id', 'duplicate', false, 'unheard', true)
+            else s.value end order by s.place)
+        from json_array_elements(sent) with ordinality as s (value, place)
+        join jsonb_array_elements(messages) with ordinality as m (value, place) on m.place = s.place);
 end
 $$;
-comment on function public.stream_send(jsonb) is
+comment on function public.stream_send(jsonb, boolean) is
     'Inserts messages [{key, value, agent?, delay?, deliver_at?, expires_in?, expires_at?, priority?, dedup_key?, '
-    'correlation_id?, parent_id?, headers?}]; times as seconds from now or as timestamps. Returns [{id, duplicate}].';
+    'correlation_id?, parent_id?, headers?}]; times as seconds from now or as timestamps. Returns [{id, duplicate, '
+    'unheard?}], unheard where no handler listens to the key; with require_listener such messages are refused (RT001).';

@@ -1,5 +1,25 @@
 -- A worker registers itself and the subscriptions of its handlers, and signs off.
 
+create function runtime.missed(fresh integer[]) returns table (subscription integer, amount bigint)
+language plpgsql stable set search_path = '' as $$
+begin
+    return query
+    with recent as materialized (
+        -- A bounded look, since other declarations wait for this transaction.
+        select m.key, count(*) as amount
+        from (select l.key from public.consciousness_stream l order by l.id desc limit 5000) m group by m.key
+    )
+    select s.id, x.amount
+    from runtime.subscriptions s
+    cross join lateral (
+        select string_agg(runtime.regex_of(p.pattern), '|') as regex from unnest(s.patterns) as p (pattern)) r
+    cross join lateral (select sum(c.amount)::bigint as amount from recent c where c.key ~ r.regex) x
+    where s.id = any (fresh) and s.start = 'latest' and x.amount > 0;
+end
+$$;
+comment on function runtime.missed(integer[]) is
+    'How many of the last 5,000 messages match these new subscriptions, and are not delivered to them.';
+
 create function public.stream_subscribe(worker jsonb, subscriptions jsonb) returns json
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -7,6 +27,7 @@ declare
     me runtime.workers;
     declared record;
     known integer;
+    fresh integer[] := '{}'::integer[];
 begin
     perform runtime.mend();
     insert into runtime.workers as w (id, name, announce, details)
@@ -81,6 +102,7 @@ begin
                 declared.rate_amount, declared.rate_seconds, declared.concurrency_total, me.started_at
             )
             returning s.id into known;
+            fresh := fresh || known;
         end if;
         if known is not null then
             delete from runtime.patterns p
@@ -111,8 +133,9 @@ begin
             select r.warning from runtime.rivals() r where r.subscription = any (me.subscriptions)),
         'subscriptions', (
             select coalesce(json_object_agg(s.name, json_build_object(
-                'id', s.id, 'settled', s.settled, 'paused', s.paused_at is not null)), '{}')
+                'id', s.id, 'settled', s.settled, 'paused', s.paused_at is not null, 'missed', x.amount)), '{}')
             from runtime.subscriptions s
+            left join runtime.missed(fresh) x on x.subscription = s.id
             join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text) on d.name = s.name
         )
     );
@@ -121,8 +144,9 @@ $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Registers the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
     'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; a '
-    'declaration gives way only to that of a worker started later. Returns their numbers, and warnings: faults of the '
-    'set-up, and declarations that have given way.';
+    'declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
+    'last messages match a new one and are not delivered, and warnings: faults of the set-up, and declarations that '
+    'have given way.';
 
 create function public.stream_leave(worker uuid) returns json
 language plpgsql security definer set search_path = '' as $$

@@ -185,6 +185,9 @@ begin
         end if;
     end if;
 
+    if done is not null and current_setting('runtime.unheard', true) <> '' then
+        answer := answer || jsonb_build_object('unheard', coalesce(runtime.unheard(), '{}'));
+    end if;
     if done is not null or failed is not null then
         if failed is not null or met.has_order then
             perform runtime.hand_on(me, want, failed);

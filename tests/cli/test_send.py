@@ -3,16 +3,19 @@
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 
+import anyio
 import pytest
 
-from tests.cli.shell import Shell, error_line, usage_error
+from tests.cli.shell import Ended, Shell, error_line, usage_error
+from tests.kernel.driver import Worker, connected
 
 
 def sent_value(shell: Shell, *arguments: str, given: str = "") -> object:
     """Send a message and read its value back."""
     ended = shell.run("send", "task.output", *arguments, "--json", given=given)
-    assert (ended.code, ended.stderr) == (0, "")
+    assert ended.code == 0
     read = json.loads(shell.run("read", "task.output", "-n", "1", "--json").stdout)
     assert read["id"] == json.loads(ended.stdout)["id"]
     return read["value"]
@@ -35,7 +38,29 @@ def test_a_message_sent_again_under_its_dedup_key_is_said_to_be_there(shell: She
     assert again.code == 0
     assert again.stdout == "#1 was sent before under this dedup key; nothing was written\n"
     answer = shell.run("send", "task.output", "2", "--dedup-key", "one", "--json")
-    assert json.loads(answer.stdout) == {"id": 1, "key": "task.output", "duplicate": True}
+    assert json.loads(answer.stdout) == {
+        "id": 1, "key": "task.output", "duplicate": True, "unheard": False,
+    }  # fmt: skip
+
+
+def test_a_message_that_goes_to_nobody_is_told_or_refused(shell: Shell, stack: Any) -> None:
+    async def subscribe() -> None:
+        async with connected(stack.admin_url) as connection:
+            await Worker(connection).subscribe("a.one=task.output")
+
+    anyio.run(subscribe)
+    heard = shell.run("send", "task.output", "1", "--require-listener")
+    assert heard == Ended(0, "#1 task.output\n", "")
+    unheard = shell.run("send", "task.outptu", "1")
+    assert (unheard.code, unheard.stdout) == (0, "#2 task.outptu\n")
+    assert unheard.stderr.startswith(
+        "No handler listens to task.outptu: #2 is stored, and no agent gets it. Did you mean task.output?"
+    )
+    assert unheard.stderr.count("\n") == 1
+    assert json.loads(shell.run("send", "task.outptu", "--json").stdout)["unheard"] is True
+    assert "no handler listens to task.outptu" in error_line(
+        shell.run("send", "task.outptu", "1", "--require-listener")
+    )
 
 
 @pytest.mark.parametrize("key", ["", "Task output", "task..output", "task.*", "a.b.c.d.e.f.g.h.i"])
@@ -74,7 +99,7 @@ def test_its_span_is_exported_before_it_ends(shell: Shell) -> None:
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
         )  # fmt: skip
         server.shutdown()
-    assert (ended.code, ended.stderr) == (0, "")
+    assert ended.code == 0
     assert b"send task.output" in posted["/v1/traces"]
     assert b"messaging.client.sent.messages" in posted["/v1/metrics"]
     # The message carries the very trace that was exported.
