@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
 from runtime.errors import DeclarationError
 from runtime.settings import Settings
-from runtime.store import Subscribed, Subscription
+from runtime.store import Store, Subscribed, Subscription, WorkerCard
 
 _log = logging.getLogger("runtime.worker.subscriptions")
 _THREADS = 10
@@ -57,8 +58,22 @@ def subscription_of(handler: Handler) -> Subscription:
     )
 
 
-def tell_missed(subscribed: Subscribed) -> None:
-    """Log of each new subscription how many messages it does not get because they were written before it began."""
+async def subscribe(
+    store: Store, card: WorkerCard, handlers: Iterable[Handler], with_history: bool
+) -> Subscribed:
+    """Declare the handlers of a worker, and log what the database answers.
+
+    Args:
+        store: where messages live.
+        card: the worker.
+        handlers: those with a subscription.
+        with_history: new subscriptions get every message that is there.
+    """
+    declared = [subscription_of(handler) for handler in handlers]
+    if with_history:
+        declared = [replace(each, start="earliest") for each in declared]
+    subscribed = await store.subscribe(card, declared)
+    _log.info("%s works for %d subscriptions at %s", card.name, len(subscribed.numbers), store.place)
     for name, count in subscribed.missed.items():
         _log.info(
             "%s begins now: %d of the last messages in the stream match and are not delivered to it. Deliver them with "
@@ -68,3 +83,4 @@ def tell_missed(subscribed: Subscribed) -> None:
             count,
             name,
         )
+    return subscribed

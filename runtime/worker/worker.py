@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -37,7 +37,7 @@ from runtime.client.requester import Requester
 from runtime.errors import RuntimeFault, SettingsError, first_fault
 from runtime.extras import needing
 from runtime.settings import Settings
-from runtime.store import Store, Subscribed, WorkerCard
+from runtime.store import Store, WorkerCard
 from runtime.wakeups import Reachability, Wakeups
 from runtime.wakeups.fanout import Fanout
 from runtime.worker import event_loop
@@ -53,7 +53,7 @@ from runtime.worker.execution.services import HandlerServices
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.process_stats import ProcessStats
 from runtime.worker.pubsub import PubSub
-from runtime.worker.subscriptions import handlers_of, limit_of, subscription_of, tell_missed
+from runtime.worker.subscriptions import handlers_of, limit_of, subscribe
 
 if TYPE_CHECKING:
     from runtime.webhooks.sender import Sender
@@ -298,7 +298,7 @@ class Worker:
                 self._settings,
                 self._poison_messages,
                 stats,
-                partial(self._subscribe, store, card),
+                partial(subscribe, store, card, self._subscribed),
                 self._drainage,
             )
             # The libraries of the store and the wake-ups have been loaded by now.
@@ -342,15 +342,6 @@ class Worker:
         port = self._settings.metrics_port
         assert port is not None
         await HealthEndpoints(metrics, dispatcher, store).run(self._settings.metrics_host, port)
-
-    async def _subscribe(self, store: Store, card: WorkerCard, with_history: bool) -> Subscribed:
-        declared = [subscription_of(handler) for handler in self._subscribed]
-        if with_history:
-            declared = [replace(each, start="earliest") for each in declared]
-        subscribed = await store.subscribe(card, declared)
-        _log.info("%s works for %d subscriptions at %s", self.name, len(subscribed.numbers), store.place)
-        tell_missed(subscribed)
-        return subscribed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Is it said when a message goes to nobody: where it is sent, where it is emitted, and where a handler comes too late?"""
+"""A message that goes to nobody is told: where it is sent, where it is emitted, where a handler comes too late."""
 
 import logging
 from typing import Any
@@ -36,12 +36,14 @@ async def test_a_message_that_goes_to_nobody_is_told_by_who_sends_and_by_who_com
         assert (await stream.send("task.new", 1)).unheard
         assert (await stream.send("task.new", 2)).unheard
         assert len(told("no handler listens to task.new: message 1 is stored")) == 1
-        with pytest.raises(NobodyListens, match="no handler listens to task.new"):
+        with pytest.raises(NobodyListens, match=r"no handler listens to task\.new"):
             await stream.send("task.new", 3, require_listener=True)
         assert [message.value for message in await stream.read(">")] == [1, 2]
         async with running([late, ear], settings), connected(stack.admin_url) as connection:
             (said,) = told("begins now")
-            assert said.startswith("late.work begins now: 2 of the last messages in the stream match and are not")
+            assert said.startswith(
+                "late.work begins now: 2 of the last messages in the stream match and are not"
+            )
             assert "runtime replay late.work --key '>'" in said
             sent = await stream.send("task.new", 4, require_listener=True)
             assert not sent.unheard
