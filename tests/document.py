@@ -35,6 +35,8 @@ ENDLESS: dict[str, str | None] = {
     # None: until it prints anything or ends.
     "python ": None,
 }
+# Variables may stand before a command.
+_SETTING = re.compile(r"^env (\w+=\S+ )+")
 _SECONDS = 180
 _BLOCK = re.compile(
     r"(?:^[ ]*<!-- not run: (?P<why>[^\n]+?) -->\n\s*)?"
@@ -109,8 +111,9 @@ class Reader:
                 printed.check()
 
     def _type(self, command: str) -> None:
+        bare = _SETTING.sub("", command)
         for beginning, sign in ENDLESS.items():
-            if command.startswith(beginning):
+            if bare.startswith(beginning):
                 printed = self.terminal.start(command)
                 if sign is None:
                     printed.wait_for_anything()
