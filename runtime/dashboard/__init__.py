@@ -9,6 +9,7 @@ charts.py      sparklines, waterfalls and the map, as geometry
 filters.py     times, durations and values as text
 schemas.py     the schemas of values, from the handlers' code
 samples.py     a sample of a value, from its schema
+trouble.py     what is wrong, worst first
 listeners.py   who listens to a key, and where silence is a fault
 server.py      serves the pages
 """

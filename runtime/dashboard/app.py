@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from runtime.dashboard.context import FOLDER, DashboardContext, context_of
 from runtime.dashboard.events import events
-from runtime.dashboard.pages import agents, conversation, dead, map, message, stream, write
+from runtime.dashboard.pages import agents, conversation, dead, map, message, overview, stream, write
 from runtime.dashboard.security import Guard, Guarded
 from runtime.errors import RuntimeFault, StoreUnavailable
 
@@ -32,6 +32,8 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
             Route("/rows", stream.rows),
             Route("/first", stream.first),
             Route("/events", events),
+            Route("/overview", overview.overview_page),
+            Route("/overview/figures", overview.figures),
             Route("/agents", agents.agents_page),
             Route("/agents/table", agents.table),
             Route("/agents/{name}/pause", agents.pause, methods=["POST"]),

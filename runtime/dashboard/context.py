@@ -24,6 +24,7 @@ _AGO: Final = re.compile(r"(\d{1,4}) ?([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 PAGES: Final = (
     ("stream", "/", "Stream", "s"),
+    ("overview", "/overview", "Overview", "o"),
     ("agents", "/agents", "Agents", "a"),
     ("map", "/map", "Map", "m"),
     ("dead", "/dead", "Dead letters", "d"),

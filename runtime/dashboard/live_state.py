@@ -1,6 +1,7 @@
 """The state of the whole stream, read once for all viewers, and not while there is none."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,7 @@ from runtime.errors import StoreError
 
 T = TypeVar("T")
 
+_LATEST = 8
 _HINT_SECONDS = 0.15
 _TICK_SECONDS = 1.0
 _RETRY_SECONDS = 2.0
@@ -60,6 +62,10 @@ class LiveState:
         self._stream = stream
         self.stats: CachedAnswer[dict[str, Any]] = CachedAnswer(stream.stats, 0.8)
         self.flow: CachedAnswer[dict[str, Any]] = CachedAnswer(stream.views.flow, 3.0)
+        self.latest: CachedAnswer[dict[str, Any]] = CachedAnswer(
+            partial(stream.views.page, limit=_LATEST), 0.8
+        )
+        self.dead_groups: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.views.dead_groups, 3.0)
         self.schedules: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.schedules, 0.8)
         self.webhooks: CachedAnswer[list[dict[str, Any]]] = CachedAnswer(stream.operations.webhooks, 0.8)
         self.activity = Activity(stream.views, self._tell)
@@ -109,6 +115,8 @@ class LiveState:
         """Signal a change by a person, to be shown at once."""
         self.stats.forget()
         self.flow.forget()
+        self.latest.forget()
+        self.dead_groups.forget()
         self.schedules.forget()
         self.webhooks.forget()
         self._tell()

@@ -24,7 +24,7 @@ from tests.dashboard.test_pages import row
 PAGES = (
     "/", "/?pattern=*.key", "/?pattern=*.nowhere", "/?text=nowhere", "/?agent=nobody", "/?state=open",
     "/?state=failed", "/?state=dead", "/?state=done", "/?state=unhandled", "/?before={message}",
-    "/agents", "/map", "/message/{message}", "/conversation/{message}", "/dead", "/write",
+    "/overview", "/agents", "/map", "/message/{message}", "/conversation/{message}", "/dead", "/write",
 )  # fmt: skip
 # What a page may cost more than on a stream of one message. Each reading of a share of the table would be 20 times.
 MORE = 10

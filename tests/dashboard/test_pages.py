@@ -343,6 +343,22 @@ def test_a_message_written_by_hand_is_checked_first(stage: Stage, tab: Page) -> 
     expect(tab.locator(".tree li")).to_have_count(3)
 
 
+def test_the_overview_says_what_agents_do_and_what_to_mend_first(stage: Stage, tab: Page) -> None:
+    dead(stage, "for the overview")
+    stage.send("note.aded", {"title": "misspelt"})
+    tab.goto(f"{stage.url}/overview")
+    mend = tab.locator(".mend")
+    expect(mend).to_contain_text("publisher.publish")
+    expect(mend).to_contain_text("No handler listens to note.aded")
+    expect(tab.locator(".tile rect.good").first).to_be_attached()
+    agent = tab.locator(".agents tr", has_text="writer")
+    expect(agent.locator(".chip")).to_have_text("live")
+    number = stage.send("note.added", {"title": "latest"})
+    expect(tab.locator(f".latest a[href='/message/{number}']")).to_be_visible()
+    mend.get_by_role("link", name="note.aded").click()
+    tab.wait_for_url("**/?pattern=note.aded")
+
+
 def test_the_map_shows_what_is_declared_and_what_flows(stage: Stage, tab: Page) -> None:
     # More than of any key of the crowd among the last messages: the map has room for the busiest.
     for number in range(8):
@@ -367,7 +383,14 @@ def test_it_is_worked_by_keys(stage: Stage, tab: Page) -> None:
     expect(row(tab, number).locator("details.value")).to_have_attribute("open", "")
     tab.keyboard.press("Enter")
     tab.wait_for_url(f"**/message/{number}")
-    for letter, path in {"a": "/agents", "m": "/map", "d": "/dead", "w": "/write", "s": "/"}.items():
+    for letter, path in {
+        "o": "/overview",
+        "a": "/agents",
+        "m": "/map",
+        "d": "/dead",
+        "w": "/write",
+        "s": "/",
+    }.items():
         tab.keyboard.press("g")
         tab.keyboard.press(letter)
         tab.wait_for_url(stage.url + path)
@@ -383,6 +406,7 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
     tab = context.new_page()
     for path in (
         "/",
+        "/overview",
         "/agents",
         "/map",
         "/dead",

@@ -11,6 +11,7 @@ from runtime.agent.schedule import readable, upcoming
 from runtime.dashboard.activity import SubscriptionActivity
 from runtime.dashboard.charts import spark
 from runtime.dashboard.context import DashboardContext, context_of
+from runtime.dashboard.trouble import state_of
 from runtime.errors import StoreError
 from runtime.message import moment
 
@@ -80,7 +81,7 @@ async def _agents(context: DashboardContext) -> dict[str, Any]:
         hour = hours.get(each["id"]) or SubscriptionActivity()
         grouped[each["agent"]].append({
             **each,
-            "state": _state(each, webhooks.get(each["name"])),
+            "state": state_of(each, webhooks.get(each["name"])),
             "handler": each["name"].partition(".")[2],
             "spark": spark(hour.done, hour.failed),
             "latency": hour.latency,
@@ -101,14 +102,3 @@ def _timer(told: dict[str, Any] | None) -> dict[str, Any] | None:
         "spec": readable(told["spec"]), "missed": told["missed"], "last": told["last_slot"],
         "next": [slot.isoformat() for slot in slots],
     }  # fmt: skip
-
-
-def _state(each: dict[str, Any], webhook: dict[str, Any] | None) -> str:
-    # An open circuit breaker pauses the subscription, and tries the target again by itself.
-    if webhook is not None and webhook["state"] not in ("well", "paused"):
-        return str(webhook["state"])
-    if each["paused"]:
-        return "paused"
-    if not each["workers"]:
-        return "no worker"
-    return "live" if each["settled"] else "settling"
