@@ -343,6 +343,22 @@ def test_a_message_written_by_hand_is_checked_first(stage: Stage, tab: Page) -> 
     expect(tab.locator(".tree li")).to_have_count(3)
 
 
+def test_write_suggests_keys_and_a_sample_and_says_when_nobody_listens(stage: Stage, tab: Page) -> None:
+    number = stage.send("note.added", {"title": "cause"})
+    tab.goto(f"{stage.url}/write?parent={number}")
+    tab.fill("#key", "note.aded")
+    expect(tab.locator("#check")).to_contain_text("No handler listens to this key")
+    tab.get_by_role("button", name="Send").click()
+    expect(tab.locator("#sent .busy")).to_contain_text("no agent gets it")
+    tab.locator("#check [data-key='note.added']").click()
+    expect(tab.locator("#value")).to_have_value(re.compile('"title": "text"'))
+    tab.get_by_role("button", name="Send").click()
+    tab.locator("#sent .good a").click()
+    # It belongs to the same conversation as its parent.
+    expect(tab.locator(".facts a", has_text=f"#{number}")).to_be_visible()
+    expect(tab.locator(f".facts a[href='/conversation/{number}']")).to_be_visible()
+
+
 def test_the_overview_says_what_agents_do_and_what_to_mend_first(stage: Stage, tab: Page) -> None:
     dead(stage, "for the overview")
     stage.send("note.aded", {"title": "misspelt"})
