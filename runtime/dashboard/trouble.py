@@ -97,7 +97,7 @@ def _standstill(each: Mapping[str, Any]) -> Iterable[Trouble]:
             yield Trouble("busy", f"{held}: it is paused", "Resume it when its cause is mended.", "/agents")
     elif not each["workers"]:
         if waiting:
-            yield Trouble("bad", f"{held}: no worker runs it", "`runtime run PATH` starts one.", "/agents")
+            yield Trouble("bad", f"{held}: no worker runs it", "runtime run PATH starts one.", "/agents")
     elif each["waiting"] and (each["lag_seconds"] or 0) > _LAG_SECONDS:
         yield Trouble(
             "busy", f"{name} is {duration(each['lag_seconds'])} behind",

@@ -26,7 +26,7 @@
 
   // A value that nobody has touched becomes a sample of what the key's handler takes.
   document.body.addEventListener("htmx:afterSwap", (event) => {
-    const sample = event.detail.target.id === "check" && $("sample")?.dataset.value;
+    const sample = event.target.id === "check" && $("sample")?.dataset.value;
     if (sample && value.value === filled && value.value !== sample) {
       filled = sample;
       fill(value, sample);
