@@ -1,14 +1,22 @@
 """Which handlers listen to a key, and whether it is a fault that no handler got a message."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from runtime.dashboard.schemas import Declared
 from runtime.keys import matches
-from runtime.message import ANSWERS
 
 # Why a message has no handler: a chain ends with it; nobody listens to its key; it was written before somebody did.
 Silence = Literal["end", "nobody", "early"]
+
+# The keys of answers to requests, and of the ticks of timers that have no key of their own.
+_OWN: Final = re.compile(r"answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}.*|timer\..*")
+
+
+def is_own(key: str) -> bool:
+    """Whether the runtime itself writes under a key, so that it is not for people to write under."""
+    return _OWN.fullmatch(key) is not None
 
 
 def listeners(key: str, subscriptions: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -31,7 +39,7 @@ def silence(
     if message["handled"]:
         return None
     key = message["key"]
-    if message["parent_id"] is not None or key.startswith(ANSWERS):
+    if message["parent_id"] is not None or is_own(key):
         return "end"
     if any(
         each.deliver == "each" and any(matches(pattern, key) for pattern in each.patterns)

@@ -6,10 +6,9 @@ from typing import Any, Final, Literal
 
 from runtime.dashboard.activity import SubscriptionActivity
 from runtime.dashboard.filters import count, duration
-from runtime.dashboard.listeners import listeners
+from runtime.dashboard.listeners import is_own, listeners
 from runtime.dashboard.schemas import Declared
 from runtime.keys import matches
-from runtime.message import ANSWERS
 
 Level = Literal["bad", "busy"]
 _LAG_SECONDS: Final = 30.0
@@ -140,7 +139,7 @@ def _unheard(
         is_heard = listeners(key, subscriptions) or any(
             matches(pattern, key) for handler in declared.values() for pattern in handler.patterns
         )
-        if each["agent"] is None and key and not key.startswith(ANSWERS) and not is_heard:
+        if each["agent"] is None and key and not is_own(key) and not is_heard:
             yield Trouble(
                 "busy", f"No handler listens to {key}",
                 f"{_many(each['count'], 'message')} from outside: is the key spelled as in an @agent.on(…), and has "

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 from runtime.client.queries import Queries
 from runtime.dashboard.context import DashboardContext, context_of, moment_of, number_of
 from runtime.dashboard.filters import is_open
-from runtime.dashboard.listeners import silence
+from runtime.dashboard.listeners import is_own, silence
 from runtime.dashboard.samples import sample_of
 from runtime.errors import InvalidKey
 from runtime.keys import check_pattern, is_exact
@@ -129,11 +129,10 @@ async def _first(context: DashboardContext) -> dict[str, Any]:
     """Return the handlers that listen, and a first message for one of them."""
     subscriptions = (await context.live_state.stats.get())["subscriptions"]
     key, value = "task.created", '{"text": "hello"}'
-    # The key of a timer's own messages is not for people to write under.
-    exact = ((each, key) for each in subscriptions for key in each["patterns"] if is_exact(key))
-    for handler, exact_key in exact:
-        if not exact_key.startswith("timer."):
-            key = exact_key
+    exact = ((each, pattern) for each in subscriptions for pattern in each["patterns"] if is_exact(pattern))
+    for handler, listened in exact:
+        if not is_own(listened):
+            key = listened
             value = json.dumps(sample_of(context.schemas.declared.get(handler["name"])), ensure_ascii=False)
             break
     return {

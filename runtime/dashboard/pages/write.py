@@ -1,6 +1,6 @@
 """Writing a message by hand, checked against the schemas of the handlers that will get it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Self
 
@@ -10,12 +10,12 @@ from starlette.responses import HTMLResponse
 
 from runtime.dashboard.context import DashboardContext, context_of, number_of
 from runtime.dashboard.filters import pretty
-from runtime.dashboard.listeners import listeners
+from runtime.dashboard.listeners import is_own, listeners
 from runtime.dashboard.samples import sample_of
 from runtime.encoding.json import decode
 from runtime.errors import InvalidKey, InvalidPayload, RuntimeFault
 from runtime.keys import check_key, is_exact
-from runtime.message import ANSWERS, Draft, Priority
+from runtime.message import Draft, Priority
 
 _SUGGESTED = 8
 
@@ -61,10 +61,14 @@ class Form:
 async def write_page(request: Request) -> HTMLResponse:
     """Return the form, filled in from the parameters."""
     context, form = context_of(request), Form.of(request.query_params)
-    keys = await _keys(context)
+    listened, written = await _keys(context)
+    found = await _check(context, form)
+    if not form.value:
+        form = replace(form, value=found["sample"] or "{}")
+        found = await _check(context, form)
     return await context.page(
-        "write.html", active="write", events="", keys=keys, suggested=keys[:_SUGGESTED], form=form,
-        has_schemas=bool(context.schemas.declared), **await _check(context, form),
+        "write.html", active="write", events="", keys=list(dict.fromkeys((*listened, *written))),
+        suggested=listened[:_SUGGESTED], form=form, has_schemas=bool(context.schemas.declared), **found,
     )  # fmt: skip
 
 
@@ -110,17 +114,14 @@ async def _correlation_of(context: DashboardContext, parent: str) -> str | None:
     return str(cause["correlation_id"] or cause["id"])
 
 
-async def _keys(context: DashboardContext) -> list[str]:
-    """Return the keys worth suggesting: those that handlers listen to, then those that were written of late."""
+async def _keys(context: DashboardContext) -> tuple[list[str], list[str]]:
+    """Return the keys that handlers listen to, and those that were written of late."""
     stats, flow = await context.live_state.stats.get(), await context.live_state.flow.get()
     patterns = [pattern for each in stats["subscriptions"] for pattern in each["patterns"]]
-    declared = [pattern for each in context.schemas.declared.values() for pattern in each.patterns]
-    written = [each["key"] for each in flow["written"] if each["key"]]
-    listened = sorted(pattern for pattern in (*patterns, *declared) if is_exact(pattern))
-    # Ticks and answers are the runtime's own.
-    return [
-        key for key in dict.fromkeys((*listened, *written)) if not key.startswith((ANSWERS, "timer."))
-    ]  # fmt: skip
+    patterns += [pattern for each in context.schemas.declared.values() for pattern in each.patterns]
+    listened = sorted({pattern for pattern in patterns if is_exact(pattern) and not is_own(pattern)})
+    written = [each["key"] for each in flow["written"] if each["key"] and not is_own(each["key"])]
+    return listened, written
 
 
 async def _check(context: DashboardContext, form: Form) -> dict[str, Any]:
@@ -148,7 +149,7 @@ async def _check(context: DashboardContext, form: Form) -> dict[str, Any]:
             "has_schema": has_schema,
             "complaints": [] if declared is None or fault else declared.complaints(value),
         })  # fmt: skip
-    nearest = [] if readers else get_close_matches(form.key, await _keys(context), 3, 0.7)
+    nearest = [] if readers else get_close_matches(form.key, (await _keys(context))[0], 3, 0.7)
     return {
         "fault": fault, "readers": readers, "key": form.key, "sample": sample,
         "nearest": [each for each in nearest if each != form.key],

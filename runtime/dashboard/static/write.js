@@ -4,7 +4,7 @@
 (() => {
   const key = $("key");
   const value = $("value");
-  let filled = "{}";
+  let filled = value.value === ($("sample")?.dataset.value ?? "{}") ? value.value : null;
 
   function fill(field, text) {
     field.value = text;
