@@ -95,7 +95,7 @@ async def send(request: Request) -> HTMLResponse:
         except (RuntimeFault, ValueError) as error:
             fault = str(error)
     context.live_state.changed()
-    return context.part("_sent.html", sent=sent, fault=fault, key=form.key, is_heard=bool(found["readers"]))
+    return context.part("_sent.html", sent=sent, fault=fault, key=form.key)
 
 
 async def _correlation_of(context: DashboardContext, parent: str) -> str | None:
