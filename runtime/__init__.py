@@ -11,21 +11,23 @@ if TYPE_CHECKING:
     from runtime.agent.schedule import Tick
     from runtime.agent.source import Source
     from runtime.broadcast import Broadcast
+    from runtime.client.blocking import BlockingStream, connect_blocking
     from runtime.client.stream import Stream, connect
     from runtime.message import Answer, Message, Priority
     from runtime.worker.serverless import drain
     from runtime.worker.worker import Worker
 
 __all__ = [
-    "Agent", "Answer", "BatchContext", "Broadcast", "Context", "Message", "Priority", "Reject", "Retry", "RetryLater",
-    "Source", "Stream", "Tick", "Worker", "connect", "drain",
+    "Agent", "Answer", "BatchContext", "BlockingStream", "Broadcast", "Context", "Message", "Priority", "Reject",
+    "Retry", "RetryLater", "Source", "Stream", "Tick", "Worker", "connect", "connect_blocking", "drain",
 ]  # fmt: skip
 
 _HOMES = {
-    "Agent": "agent.agent", "Answer": "message", "BatchContext": "agent.batch", "Broadcast": "broadcast",
-    "Context": "agent.context", "Message": "message", "Priority": "message", "Reject": "agent.retry",
-    "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source", "Stream": "client.stream",
-    "Tick": "agent.schedule", "Worker": "worker.worker", "connect": "client.stream", "drain": "worker.serverless",
+    "Agent": "agent.agent", "Answer": "message", "BatchContext": "agent.batch", "BlockingStream": "client.blocking",
+    "Broadcast": "broadcast", "Context": "agent.context", "Message": "message", "Priority": "message",
+    "Reject": "agent.retry", "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source",
+    "Stream": "client.stream", "Tick": "agent.schedule", "Worker": "worker.worker", "connect": "client.stream",
+    "connect_blocking": "client.blocking", "drain": "worker.serverless",
 }  # fmt: skip
 
 if not TYPE_CHECKING:  # A type checker must go on refusing names that do not exist.

@@ -36,6 +36,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Agent",
         "Answer",
         "BatchContext",
+        "BlockingStream",
         "Broadcast",
         "Context",
         "Message",
@@ -48,6 +49,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Tick",
         "Worker",
         "connect",
+        "connect_blocking",
         "drain",
     ]
     assert names == runtime.__all__
