@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import AliasChoices, SecretStr
 from pydantic.fields import FieldInfo
 
-from runtime.cli import COMMANDS, load
+from runtime.cli import COMMANDS, help, load
 from runtime.local.migrations import migrations_folder
 from runtime.settings import Settings
 
@@ -50,15 +50,12 @@ def commands() -> Iterator[str]:
 def _command(command: Any, path: str, text: str, depth: int) -> Iterator[str]:
     context = command.make_context(path, [], resilient_parsing=True)
     yield f"{'#' * depth} `{path}`\n"
-    yield f"{_prose(command.help or text)}\n"
-    yield f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
-    rows = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
-    rows = [(name, about) for name, about in rows if not name.startswith(("--install", "--show-completion"))]
-    if rows:
-        yield "| | |\n|---|---|"
-        for name, about in rows:
-            yield f"| `{_cell(name)}` | {_cell(html.escape(about, quote=False))} |"
-        yield ""
+    yield from (f"{_prose(each)}\n" for each in help.paragraphs(command.help or text))
+    yield f"```text\n{help.usage(command, context)}\n```\n"
+    yield "| | |\n|---|---|"
+    for name, about in [*help.arguments(command), *help.options(command, context)]:
+        yield f"| `{_cell(name)}` | {_cell(html.escape(about, quote=False))} |"
+    yield ""
     for name, each in getattr(command, "commands", {}).items():
         if not each.hidden:
             yield from _command(each, f"{path} {name}", each.help or "", depth + 1)

@@ -8,10 +8,9 @@ from importlib import import_module
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
 
 from runtime.cli import streams
-from runtime.cli.errors import Commands
+from runtime.cli.app import App, Command, Commands
 from runtime.errors import SettingsError
 from runtime.extras import needing
 
@@ -61,7 +60,7 @@ class _LoadedWhenCalled(Commands):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = {name: TyperCommand(name, short_help=text) for name, text in COMMANDS.items()}
+        self.commands = {name: Command(name, short_help=text) for name, text in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command these arguments begin with, and load it.
@@ -87,17 +86,15 @@ def load(name: str) -> Any:
         module = import_module(f"runtime.cli.{name}")
     app = getattr(module, "app", None)
     if app is None:
-        app = typer.Typer(add_completion=False)
+        app = App()
         app.command(name)(getattr(module, name))
     return typer.main.get_command(app)
 
 
-app = typer.Typer(
+app = App(
     cls=_LoadedWhenCalled,
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    # Without Rich: it loads a Markdown parser, which doubles the time of `--help`.
-    rich_markup_mode=None,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents that wake on a row: a realtime event-driven agent runtime on Supabase.",
     epilog="Commands find the stream by SUPABASE_URL and a key, or DATABASE_URL, else the local stack that runs.",

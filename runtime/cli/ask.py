@@ -9,6 +9,7 @@ from rich.text import Text
 from runtime.cli.completion import agents, keys
 from runtime.cli.find_stream import find_settings
 from runtime.cli.json_value import AsText, Value, value_of
+from runtime.cli.options import Json
 from runtime.cli.output import out, plain, print_json
 from runtime.client.stream import connect
 from runtime.encoding.json import legible
@@ -22,18 +23,20 @@ def ask(
     ],
     value: Value = None,
     as_text: AsText = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Seconds to wait for the answer.")] = 30,
     everybody: Annotated[
         bool, typer.Option("--all", help="Print the answers of all who handle it, with their names.")
     ] = False,
-    first: Annotated[int | None, typer.Option(help="With --all: wait for so many.", min=1)] = None,
+    first: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --all: wait for so many.")
+    ] = None,
     agent: Annotated[
         str | None, typer.Option(autocompletion=agents, help="The writer's name on the request.")
     ] = None,
     dedup_key: Annotated[
         str | None, typer.Option(help="Asked again under the same key, it is the same request.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Send a request, wait, and print what its handler returns; exit code 1 where nothing good comes."""
     check_key(key)
@@ -67,20 +70,18 @@ async def _ask_all(
 
 def _print_one(value: object, *, as_json: bool) -> None:
     if as_json:
-        print_json(value)
+        print_json({"value": value})
     else:
         out.print(_text(value), soft_wrap=True)
 
 
 def _print_all(answers: list[Answer], *, as_json: bool) -> None:
     if as_json:
-        print_json([
-            {
-                "id": answer.message.id, "handler": answer.handler, "value": answer.value,
-                "error": None if answer.error is None else answer.error.error,
-            }
-            for answer in answers
-        ])  # fmt: skip
+        for answer in answers:
+            error = None if answer.error is None else answer.error.error
+            print_json({
+                "id": answer.message.id, "handler": answer.handler, "value": answer.value, "error": error
+            })  # fmt: skip
         return
     for answer in answers:
         text = (

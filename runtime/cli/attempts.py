@@ -6,7 +6,7 @@ from collections import Counter
 
 from rich.text import Text
 
-from runtime.cli.output import print_line
+from runtime.cli.output import line_of, print_line
 from runtime.worker.worker import Attempt
 
 _LINES_A_SECOND = 40
@@ -50,13 +50,12 @@ class AttemptLines:
 def _line(attempt: Attempt) -> Text:
     message, report = attempt.delivery.message, attempt.report
     outcome = report.outcome or "done"
-    line = Text.assemble(
-        (f"#{message.id:<6}", "cyan"),
-        " ",
-        (f"{message.key:<20}", "bold"),
-        f"  {attempt.handler.name:<24}  ",
-        (f"{outcome:<6}", _OUTCOME_STYLES.get(outcome, "")),
-        (f"  {milliseconds(report.seconds)}", "dim"),
+    line = line_of(
+        (f"#{message.id}", 7, "cyan"),
+        (message.key, 20, "bold"),
+        (attempt.handler.name, 24, ""),
+        (outcome, 6, _OUTCOME_STYLES.get(outcome, "")),
+        (milliseconds(report.seconds), 0, "dim"),
     )
     if message.attempt > 1:
         line.append(f"  attempt {message.attempt}", style="yellow")

@@ -8,6 +8,8 @@ import typer
 
 from runtime.cli.completion import handlers
 from runtime.cli.find_stream import find_settings
+from runtime.cli.help import choices
+from runtime.cli.options import Json
 from runtime.cli.output import out, print_json
 from runtime.client.stream import connect
 from runtime.errors import Refused
@@ -35,8 +37,10 @@ def cancel(
             show_default=False,
         ),
     ] = None,
-    outcome: Annotated[CancelOutcome, typer.Option("--as", help="How it ends.")] = CancelOutcome.DEAD,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    outcome: Annotated[
+        CancelOutcome, typer.Option("--as", metavar=choices(CancelOutcome), help="How it ends.")
+    ] = CancelOutcome.DEAD,
+    as_json: Json = False,
 ) -> None:
     """End what waits or runs for a message, as a dead letter, which can be redriven, or as done.
 

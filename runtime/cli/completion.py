@@ -1,6 +1,6 @@
-"""Shell completion with names from the stream, if it answers at once.
+"""Shell completion with names from the stream.
 
-A person waits after pressing Tab, and an error would be of no use: without an answer in time nothing is completed.
+An error would be of no use in the middle of what is typed: without an answer nothing is completed.
 """
 
 import os
@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import redirect_stderr
 from typing import Any, Final
 
-_PATIENCE_SECONDS: Final = 1.5
+# For a project far away; a person who does not want to wait presses Ctrl-C.
+_PATIENCE_SECONDS: Final = 15.0
 _SHOWN: Final = 200
 
 # A name with a hint, for the shells that show hints.
@@ -90,5 +91,5 @@ def _named(ask: Callable[[Any], Awaitable[Names]]) -> Names:
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
             return anyio.run(asked)
-    except (Exception, SystemExit):  # noqa: BLE001 - any text of ours would stand in the middle of what is typed
+    except (Exception, SystemExit, KeyboardInterrupt):  # noqa: BLE001 - any text of ours would stand in the middle of what is typed
         return {}

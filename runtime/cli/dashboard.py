@@ -10,7 +10,8 @@ import typer
 
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import err, start_logs
+from runtime.cli.options import Json
+from runtime.cli.output import err, print_json, start_logs
 from runtime.dashboard.server import serving
 from runtime.settings import Settings
 from runtime.worker import event_loop
@@ -39,17 +40,25 @@ def dashboard(
     is_opened: Annotated[
         bool, typer.Option("--open/--no-open", help="Open it in a browser, where there is one.")
     ] = True,
+    as_json: Json = False,
 ) -> None:
     """Show the stream in a browser until Ctrl-C: what is written, who handles it, what is stuck; and mend it."""
     streams.go_on()
     settings = find_settings()
-    start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=False)
-    if (number := event_loop.run(_serve, settings, paths or [], host, port, token, is_opened)) is not None:
+    start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=as_json)
+    number = event_loop.run(_serve, settings, paths or [], host, port, token, is_opened, as_json)
+    if number is not None:
         raise typer.Exit(128 + number)
 
 
 async def _serve(
-    settings: Settings, paths: list[str], host: str, port: int, token: str | None, is_opened: bool
+    settings: Settings,
+    paths: list[str],
+    host: str,
+    port: int,
+    token: str | None,
+    is_opened: bool,
+    as_json: bool,
 ) -> int | None:
     """Serve until a signal; return the number of a second one, which does not wait for browsers."""
     stopping, hurried = anyio.Event(), list[int]()
@@ -57,7 +66,7 @@ async def _serve(
 
     def stop(number: signal.Signals) -> None:
         soon(stopping.set)
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and not as_json:
             err.print("The dashboard has ended; the agents go on.", style="dim")
 
     async with anyio.create_task_group() as tasks:
@@ -68,7 +77,10 @@ async def _serve(
 
         with heeded(stop, hurry, drain_seconds=0):
             async with serving(settings, host=host, port=port, token=token, paths=paths) as url:
-                typer.echo(f"Dashboard: {url}")
+                if as_json:
+                    print_json({"url": url})
+                else:
+                    typer.echo(f"Dashboard: {url}")
                 if is_opened:
                     tasks.start_soon(open_browser, url)
                 await stopping.wait()

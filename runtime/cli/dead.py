@@ -8,19 +8,19 @@ import typer
 from rich.progress import Progress
 from rich.text import Text
 
+from runtime.cli.app import App
 from runtime.cli.completion import handlers, patterns
-from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.errors import Commands
+from runtime.cli.confirm import confirm
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import err, out, plain, print_json, print_line, printable_lines
-from runtime.cli.times import ago, span
+from runtime.cli.options import DryRun, Json, Yes
+from runtime.cli.output import err, out, plain, print_json, print_line, printable_lines, with_words
+from runtime.cli.times import ago, counted, span, took
 from runtime.client.admin import Admin, DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import legible
 from runtime.errors import Refused
 
-app = typer.Typer(
-    cls=Commands,
+app = App(
     no_args_is_help=True,
     help="Dead letters: deliveries that used up their attempts or may not be retried.",
 )
@@ -37,7 +37,6 @@ OlderThan = Annotated[
 ]
 Error = Annotated[str | None, typer.Option("--error", "-e", help="A part of the error's text.")]
 Everything = Annotated[bool, typer.Option("--all", help="All of them, where nothing else says which.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.command("list")
@@ -46,8 +45,12 @@ def list_(
     key: Key = None,
     older_than: OlderThan = None,
     error: Error = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")] = 50,
-    before: Annotated[int | None, typer.Option(help="Only those with a lower number, to page on.")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=1, max=10_000, help="How many at most.")
+    ] = 50,
+    before: Annotated[
+        int | None, typer.Option(metavar="ID", help="Only those with a lower number, to page on.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List dead letters, the newest first."""
@@ -63,12 +66,11 @@ def list_(
     wide = max(len(str(letter["id"])) for letter in found)
     for letter in found:
         # Two lines each: names and errors are too long to stand side by side.
-        tries = letter["attempt_count"]
-        print_line(
+        out.print(
             Text.assemble(
                 (f"{letter['id']:>{wide}}", "cyan"), f"  {ago(letter['died_at']):<10}  ",
-                (letter["subscription"], "bold"), f"  #{letter['message_id']} {letter['key']}",
-                (f"  {tries} {'try' if tries == 1 else 'tries'}", "dim"),
+                (plain(letter["subscription"]), "bold"), f"  #{letter['message_id']} {plain(letter['key'])}",
+                (f"  {counted(letter['attempt_count'], 'attempt')}", "dim"),
             )
         )  # fmt: skip
         why = plain(letter["error"] or letter["reason"]).split("\\x0a")[0]
@@ -87,7 +89,7 @@ def show(
         raise Refused(f"There is no dead letter {number}. `runtime dead list` lists them.")
     (letter,) = found
     if as_json:
-        print_json(letter)
+        print_json({**letter, "message": with_words(letter["message"])})
         return
     message = letter["message"]
     out.print(
@@ -96,23 +98,35 @@ def show(
             f"  {plain(letter['subscription'])}  {plain(letter['reason'])}  {ago(letter['died_at'])}",
         )
     )
-    out.print(Text.assemble((f"#{letter['message_id']} ", "cyan"), (letter["key"], "bold"), _by(message)))
-    out.print(Text(legible(message["value"])), soft_wrap=True)
-    for attempt in letter["attempts"]:
-        worker = f" on {attempt['worker']}" if attempt["worker"] else ""
-        seconds = f" after {attempt['seconds']:.3f} s" if attempt["seconds"] is not None else ""
-        out.print(
-            Text(
-                f"\nattempt {attempt['attempt']}: "
-                + plain(f"{attempt['outcome']}{seconds}, {attempt['ended_at']}{worker}"),
-                "dim",
-            ),
-            soft_wrap=True,
+    written = f", {_ago(message['created_at'])}" if message.get("created_at") else ""
+    out.print(
+        Text.assemble(
+            (f"#{letter['message_id']} ", "cyan"), (plain(letter["key"]), "bold"), _by(message), written
         )
-        if attempt["error"]:
-            out.print(Text(_lines(attempt["error"]), style="red"), soft_wrap=True)
+    )
+    out.print(Text(legible(message["value"])))
+    for attempt in letter["attempts"]:
+        out.print(Text(f"\n{_attempt(attempt)}", "dim"))
+        is_in_traceback = attempt is letter["attempts"][-1] and letter["traceback"]
+        if attempt["error"] and not is_in_traceback:
+            out.print(Text(_lines(attempt["error"]), style="red"))
     if letter["traceback"]:
-        out.print(Text(f"\n{_lines(letter['traceback'])}"), soft_wrap=True)
+        out.print(Text(_lines(letter["traceback"])))
+
+
+def _attempt(attempt: dict[str, Any]) -> str:
+    """Return one attempt in words; a worker by the part of its id that its name ends with."""
+    seconds = f" after {took(attempt['seconds'])}" if attempt["seconds"] is not None else ""
+    worker = f", worker {plain(attempt['worker'])[:6]}" if attempt["worker"] else ""
+    return f"attempt {attempt['attempt']}: {plain(attempt['outcome'])}{seconds}, {_ago(attempt['ended_at'])}{worker}"
+
+
+def _ago(moment: str) -> str:
+    """Return how long ago a time in a letter's copy was, which another program may have written."""
+    try:
+        return ago(moment)
+    except ValueError:
+        return plain(moment)
 
 
 @app.command()
@@ -185,8 +199,7 @@ def _change(
         elif not total:
             err.print("There are no such dead letters.", style="dim")
         return
-    letters = "dead letter" if total == 1 else "dead letters"
-    confirm(f"{verb} {total:,} {letters}?", yes=yes)
+    confirm(f"{verb} {counted(total, 'dead letter')}?", yes=yes)
     count = anyio.run(_count, change, which, total)
     if as_json:
         print_json({"matching": meant, done: count})

@@ -21,6 +21,7 @@ from rich.text import Text
 from runtime.agent.agent import Agent
 from runtime.agent.discovery import discover
 from runtime.cli import newsroom
+from runtime.cli.options import Json
 from runtime.cli.output import err, out, plain, print_json, print_line, start_logs
 from runtime.cli.run import attempt_json
 from runtime.client.stream import Stream, connect
@@ -49,7 +50,7 @@ def demo(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Where the site is written.", file_okay=False)] = Path("site"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Watch four agents turn notes into a site over a real PostgreSQL and a real Realtime WebSocket.
 

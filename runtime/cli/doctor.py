@@ -3,8 +3,6 @@
 Exit codes: 0 nothing is wrong, warnings included; 1 something is, and its cure is told.
 """
 
-from typing import Annotated
-
 import anyio
 import typer
 from rich.text import Text
@@ -12,6 +10,7 @@ from rich.text import Text
 from runtime.cli.checks.examination import examine
 from runtime.cli.checks.finding import Finding, Verdict
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import Json
 from runtime.cli.output import out, print_json, start_logs
 from runtime.settings import Settings
 
@@ -19,7 +18,7 @@ _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAULT: "bold 
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per finding.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check the set-up from the key to the last policy, send one row all the way round, and say what cures what."""
     settings = find_settings()

@@ -9,6 +9,7 @@ from runtime.agent.agent import Agent
 from runtime.agent.discovery import discover
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import Json
 from runtime.cli.output import logs_are_json, print_json, start_logs
 from runtime.settings import Settings
 from runtime.worker import event_loop
@@ -21,10 +22,13 @@ def drain(
     budget: Annotated[
         float | None,
         typer.Option(
-            min=1, help="Seconds it may take; RUNTIME_BUDGET_SECONDS by default.", show_default=False
+            metavar="SECONDS",
+            min=1,
+            help="Seconds it may take; RUNTIME_BUDGET_SECONDS by default.",
+            show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what became of it as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run what is due for these agents, timers too, and end when nothing is, or when the time is up."""
     streams.go_on()

@@ -1,48 +1,46 @@
-"""The end of a command that fails: one line with the cure, and exit code 1."""
+"""The end of a command that fails: one line with the cure, or one JSON object, and the exit code."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from runtime.cli import streams
 from runtime.encoding.printable import printable
 from runtime.errors import RuntimeFault
 
+# The error of a command line that makes no sense, which typer does not export.
+UsageError: Final[Any] = typer.BadParameter.__mro__[1]
 
-class Commands(TyperGroup):
-    """A group of commands; an error of the runtime is one line, any other one is a bug and keeps its traceback."""
 
-    def make_context(self, *args: Any, **extra: Any) -> Any:
-        """Read the arguments, which `--help` and `--version` answer at once.
+@contextmanager
+def told(*, as_json: bool) -> Iterator[None]:
+    """Print an error of the block and end with its exit code: as one line, or as one JSON object.
 
-        Raises:
-            typer.Exit: with code 0, if the reader of the output has left.
-        """
+    Args:
+        as_json: whether the command was called with `--json`; without it, Typer prints what is wrong with the usage.
+
+    Raises:
+        typer.Exit: with the error's code after it was printed, or 0 if the reader of the output has left.
+    """
+    try:
         with _quiet_without_reader():
-            return super().make_context(*args, **extra)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was called.
-
-        Raises:
-            typer.Exit: with code 1, after an error was printed.
-        """
-        try:
-            with _quiet_without_reader():
-                return super().invoke(ctx)
-        except RuntimeFault as error:
-            _tell(str(error))
-            raise typer.Exit(1) from None
-        except BaseExceptionGroup as group:
-            faults, others = group.split(RuntimeFault)
-            if faults is None or others is not None:
-                raise
-            for text in dict.fromkeys(str(error) for error in _leaves(faults)):
-                _tell(text)
-            raise typer.Exit(1) from None
+            yield
+    except UsageError as error:
+        if not as_json:
+            raise
+        _tell(error.format_message(), "UsageError", 2, as_json=True)
+    except RuntimeFault as error:
+        _tell(str(error), type(error).__name__, 1, as_json=as_json)
+    except BaseExceptionGroup as group:
+        faults, others = group.split(RuntimeFault)
+        if faults is None or others is not None:
+            raise
+        found = _leaves(faults)
+        texts = "\n".join(dict.fromkeys(str(error) for error in found))
+        _tell(texts, type(found[0]).__name__, 1, as_json=as_json)
 
 
 @contextmanager
@@ -60,9 +58,13 @@ def _quiet_without_reader() -> Iterator[None]:
         raise typer.Exit(0) from None
 
 
-def _tell(text: str) -> None:
-    """Print an error; its text may hold foreign text of a server, a file or a row."""
-    typer.echo("Error: " + "\n  ".join(printable(line) for line in text.split("\n")), err=True)
+def _tell(text: str, kind: str, code: int, *, as_json: bool) -> NoReturn:
+    """Print an error on stderr and end; its text may hold foreign text of a server, a file or a row."""
+    if as_json:
+        typer.echo(json.dumps({"error": text, "type": kind, "exit_code": code}), err=True)
+    else:
+        typer.echo("Error: " + "\n  ".join(printable(line) for line in text.split("\n")), err=True)
+    raise typer.Exit(code) from None
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:

@@ -1,5 +1,7 @@
 """The stream of a command: the environment's, else the local stack that runs on this machine."""
 
+import sys
+
 import typer
 from pydantic import SecretStr
 
@@ -27,7 +29,9 @@ def find_settings(**overrides: object) -> Settings:
         # Opening the store raises the error that says what to set.
         return settings
     url = f"http://127.0.0.1:{stack.api_port}"
-    typer.echo(f"Using the local stack at {url}.", err=True)
+    if sys.stderr.isatty():
+        # A program that reads the errors of a command has no use for it.
+        typer.echo(f"Using the local stack at {url}.", err=True)
     return settings.with_stream(
         "the local stack", supabase_url=url, supabase_key=SecretStr((stack.keys or Keys()).secret_key)
     )

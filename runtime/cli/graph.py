@@ -8,6 +8,8 @@ import typer
 from runtime.agent.discovery import discover_with_sources
 from runtime.agent.graph import graph_of, mermaid
 from runtime.cli.graph_svg import svg
+from runtime.cli.help import choices
+from runtime.cli.options import Json
 from runtime.cli.output import print_json
 
 
@@ -21,9 +23,10 @@ class GraphFormat(StrEnum):
 def graph(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="As for `runtime run`.")],
     form: Annotated[
-        GraphFormat, typer.Option("--format", help="Text for Mermaid, or a picture.")
+        GraphFormat,
+        typer.Option("--format", metavar=choices(GraphFormat), help="Text for Mermaid, or a picture."),
     ] = GraphFormat.MERMAID,
-    as_json: Annotated[bool, typer.Option("--json", help="Print nodes and edges as JSON instead.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print the graph of agents and keys. Needs no database and runs no handler."""
     found = graph_of(*discover_with_sources(paths))

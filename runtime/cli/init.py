@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from runtime.cli.options import Json
 from runtime.cli.output import err, out, print_json
 from runtime.cli.scaffold.project import (
     AGENTS,
@@ -43,7 +44,7 @@ def init(
     is_dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Put the migrations and agents to begin with into a project, or newer migrations into one that has some.
 

@@ -4,7 +4,6 @@ Exit codes: 0 done, or there was nothing to do; 1 it could not be done, or `stat
 2 the command line makes no sense.
 """
 
-import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Annotated
 
 import typer
 
-from runtime.cli.errors import Commands
+from runtime.cli.app import App
+from runtime.cli.help import choices
+from runtime.cli.options import Json
+from runtime.cli.output import print_json
 from runtime.local.stack import LocalStack
 from runtime.local.status import StackStatus
 
-app = typer.Typer(
-    cls=Commands,
-    add_completion=False,
+app = App(
     no_args_is_help=True,
     help="A Supabase-compatible stack on this machine, without Docker: PostgreSQL, REST and Realtime.",
 )
@@ -33,7 +33,6 @@ DataDir = Annotated[
         show_default="your data folder",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 class StatusFormat(StrEnum):
@@ -106,7 +105,7 @@ def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Stop the stack; its data stays."""
     has_stopped = LocalStack(data_dir).stop()
     if as_json:
-        typer.echo(json.dumps({"stopped": has_stopped}))
+        print_json({"stopped": has_stopped})
         return
     typer.echo("Stopped the local stack." if has_stopped else "The local stack does not run.", err=True)
 
@@ -114,7 +113,13 @@ def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
 @app.command()
 def status(
     output: Annotated[
-        StatusFormat, typer.Option("--output", "-o", help="How to print; env fits `eval` and .env files.")
+        StatusFormat,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar=choices(StatusFormat),
+            help="How to print; env fits `eval` and .env files.",
+        ),
     ] = StatusFormat.PRETTY,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -148,21 +153,23 @@ def reset(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 @app.command()
 def rotate(
-    algorithm: Annotated[Algorithm, typer.Option("--algorithm", help="Of the new key.")] = Algorithm.ES256,
+    algorithm: Annotated[
+        Algorithm, typer.Option("--algorithm", metavar=choices(Algorithm), help="Of the new key.")
+    ] = Algorithm.ES256,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Sign tokens with a new key; those of the key before stay valid until the next rotation."""
     kid = LocalStack(data_dir).rotate(algorithm.value)
     if as_json:
-        typer.echo(json.dumps({"kid": kid}))
+        print_json({"kid": kid})
         return
     typer.echo(f"Tokens are signed with {kid} from now on.", err=True)
 
 
 def _print_json(status: StackStatus, **more: bool) -> None:
     parts = {"database": status.is_database_running, "gateway": status.is_gateway_running}
-    typer.echo(json.dumps({**more, "running": parts, **status.values}, indent=2))
+    print_json({**more, "running": parts, **status.values})
 
 
 def _print_env(status: StackStatus) -> None:

@@ -6,28 +6,46 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
+from runtime.agent.handler import Handler
 from runtime.broadcast import Broadcast
+from runtime.cli.tables import Rows, on_one_line
 from runtime.cli.times import clock
 from runtime.encoding.json import decode, encode, legible
 from runtime.encoding.printable import printable
 from runtime.extras import needing
-from runtime.message import Message, Priority
+from runtime.message import PRIORITIES, Message, Priority
 from runtime.worker.execution.log_context import of_attempt
 from runtime.worker.execution.loggers import steady
 
+_ENDLESS: Final = 1 << 20
+# A terminal in which columns would leave no room for the last one.
+_NARROW: Final = 60
+
 
 class Terminal(Console):
-    """A console that prints foreign text literally: escape sequences and markup have no effect."""
+    """A console that prints foreign text literally: escape sequences and markup have no effect.
+
+    Nothing is cut or wrapped but at the edge of a terminal: a file or pipe has none.
+    """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, stderr=stderr)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The columns and lines there are."""
+        found = super().size
+        return found if self.is_terminal else ConsoleDimensions(_ENDLESS, found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        raise NotImplementedError
 
     def on_broken_pipe(self) -> None:
         """Raise the error again, for the command to handle; Rich itself would end the process with code 1."""
@@ -46,38 +64,6 @@ class Terminal(Console):
                 yield Segment(printable_lines(segment.text), segment.style)
 
 
-class Rows(Table):
-    """A table with line ends and control characters in its texts escaped.
-
-    The first column is cut at a third of the width rather than wrapped: no line of the output begins with a part of
-    somebody else's text, and a long name leaves room for the figures.
-    """
-
-    def add_column(self, *header: RenderableType, **options: Any) -> None:
-        """Add a column."""
-        if not self.columns:
-            options = {"no_wrap": True, "max_width": out.width // 3, **options}
-        super().add_column(*header, **options)
-
-    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        """Add a row."""
-        super().add_row(*(on_one_line(each) for each in cells), **options)
-
-
-def on_one_line(text: Any) -> Any:
-    """Return a text or styled text with its line ends escaped."""
-    if isinstance(text, str):
-        return printable(text)
-    if isinstance(text, Text) and "\n" in text.plain:
-        return Text("\\x0a").join(text.split("\n"))
-    return text
-
-
-def stacked(*lines: Any) -> Group:
-    """Return the lines of one cell, each with its own line ends escaped."""
-    return Group(*(on_one_line(each) for each in lines))
-
-
 def _set_in(text: str) -> str:
     body = text.strip("\n")
     return text.replace(body, printable_lines(body, "  ")) if "\n" in body else text
@@ -93,25 +79,23 @@ _LEVEL_STYLES = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold
 
 def print_line(line: Text) -> None:
     """Print one line: cut at the edge of a terminal, whole into a file or pipe."""
-    line = on_one_line(line)
-    if out.is_terminal:
-        out.print(line, no_wrap=True, overflow="ellipsis")
-    else:
-        out.print(line, soft_wrap=True)
+    out.print(on_one_line(line), no_wrap=True, overflow="ellipsis")
 
 
-def print_json(data: Any) -> None:
-    """Print one JSON text on a line of its own, at once."""
-    text = json.dumps(data, ensure_ascii=False, default=_plain)
+def print_json(data: Any, *, indent: int | None = None) -> None:
+    """Print one JSON text at once: on a line of its own, or indented."""
+    text = json.dumps(data, ensure_ascii=False, default=_plain, indent=indent)
     if not text.isprintable():
         # Unprintable characters occur only within JSON strings, which have escapes for them.
-        text = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+        text = "".join(
+            each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+        )
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def print_found(
-    found: Sequence[dict[str, Any]], *, as_json: bool, table: Callable[[Any], Table], nothing: str
+    found: Sequence[dict[str, Any]], *, as_json: bool, table: Callable[[Any], Rows], nothing: str
 ) -> None:
     """Print the rows as JSON lines or as a table; if there are none, say so on stderr."""
     if as_json:
@@ -135,23 +119,38 @@ def printable_lines(text: str, indent: str = "") -> str:
 
 def message_line(message: Message[Any]) -> Text:
     """Return one message on one line."""
-    return Text.assemble(
-        (clock(message.created_at), "dim"),
-        "  ",
-        (f"#{message.id:<6}", "cyan"),
-        " ",
-        (f"{message.key:<20}", "bold"),
-        "  ",
-        (f"{plain(message.agent) or '-':<12}", "magenta"),
-        "  ",
-        plain(legible(message.value)),
+    return line_of(
+        (clock(message.created_at), 8, "dim"),
+        (f"#{message.id}", 7, "cyan"),
+        (message.key, 20, "bold"),
+        (plain(message.agent) or "-", 12, "magenta"),
+        (plain(legible(message.value)), 0, ""),
     )
+
+
+def line_of(*parts: tuple[str, int, str]) -> Text:
+    """Return the parts, each with its width and style, on one line; without the widths in a narrow terminal."""
+    is_narrow = out.width < _NARROW
+    line = Text()
+    for text, width, style in parts:
+        line.append("  " if line and not is_narrow else " " if line else "")
+        line.append(text if is_narrow else f"{text:<{width}}", style)
+    line.rstrip()
+    return line
 
 
 def message_json(message: Message[Any]) -> dict[str, Any]:
     """Return one message as JSON data, under the names of the table's columns."""
     # Not asdict, which copies the value, level by level.
-    return {each.name: getattr(message, each.name) for each in fields(message) if each.name != "attempt"}
+    return with_words(
+        {each.name: getattr(message, each.name) for each in fields(message) if each.name != "attempt"}
+    )
+
+
+def with_words(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message's columns with its priority as the word that `runtime send --priority` takes."""
+    priority = PRIORITIES.get(message.get("priority", Priority.NORMAL))
+    return message if priority is None else {**message, "priority": priority.name.lower()}
 
 
 def print_message(message: Message[Any], *, as_json: bool) -> None:
@@ -168,18 +167,20 @@ def print_broadcast(broadcast: Broadcast[Any], *, as_json: bool) -> None:
         print_json({each.name: getattr(broadcast, each.name) for each in fields(broadcast)})
         return
     print_line(
-        Text.assemble(
-            (f"{datetime.now():%H:%M:%S}", "dim"),
-            "  ",
-            (f"~{broadcast.number:<6}", "dim"),
-            " ",
-            (f"{broadcast.key:<20}", "bold"),
-            "  ",
-            (f"{plain(broadcast.agent) or '-':<12}", "magenta"),
-            "  ",
-            plain(legible(broadcast.value)),
+        line_of(
+            (f"{datetime.now():%H:%M:%S}", 8, "dim"),
+            (f"~{broadcast.number}", 7, "dim"),
+            (broadcast.key, 20, "bold"),
+            (plain(broadcast.agent) or "-", 12, "magenta"),
+            (plain(legible(broadcast.value)), 0, ""),
         )
     )
+
+
+def print_handlers(handlers: Iterable[Handler]) -> None:
+    """Print which handler runs for which keys, on stderr."""
+    for handler in handlers:
+        err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
 
 
 def start_logs(level: str, *, as_json: bool) -> None:
@@ -284,6 +285,4 @@ def _attempt_of(record: logging.LogRecord) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, Priority):
-        return int(value)
     return decode(encode(value))

@@ -6,10 +6,11 @@ import anyio
 import typer
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from runtime.cli.confirm import Yes, confirm
+from runtime.cli.confirm import confirm
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import Json, Yes
 from runtime.cli.output import err, out, print_json
-from runtime.cli.times import duration, span
+from runtime.cli.times import counted, duration, span
 from runtime.client.stream import connect
 
 
@@ -19,7 +20,7 @@ def prune(
         typer.Option(parser=span, metavar="SPAN", help="From which age on: 12h, 30d.", show_default=False),
     ],
     yes: Yes = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Remove messages older than this, with the log of their runs, in bounded batches.
 
@@ -31,7 +32,8 @@ def prune(
     if as_json:
         print_json({"pruned": pruned, "expired": expired})
     else:
-        out.print(f"{pruned:,} messages removed, {expired:,} deliveries expired")
+        lost = counted(expired, "delivery", "deliveries")
+        out.print(f"{counted(pruned, 'message')} removed, {lost} expired")
 
 
 async def _prune(older_than: float) -> tuple[int, int]:
@@ -41,6 +43,6 @@ async def _prune(older_than: float) -> tuple[int, int]:
             task = progress.add_task("0 messages removed")
 
             async def show(pruned: int, expired: int) -> None:
-                progress.update(task, description=f"{pruned:,} messages removed")
+                progress.update(task, description=f"{counted(pruned, 'message')} removed")
 
             return await stream.operations.prune(older_than, progress=show)

@@ -8,6 +8,7 @@ import typer
 from runtime.agent.context import ReadOptions
 from runtime.cli.completion import patterns
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import Json
 from runtime.cli.output import err, print_message
 from runtime.cli.times import moment
 from runtime.client.stream import connect
@@ -17,18 +18,29 @@ from runtime.message import Message
 
 def read(
     pattern: Annotated[
-        str, typer.Argument(autocompletion=patterns, help="A key, or a pattern: task.* or task.> or just >.")
+        str, typer.Argument(autocompletion=patterns, help="A key, or a pattern: task.* or task.>.")
     ] = ">",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")] = 20,
-    after: Annotated[int | None, typer.Option(help="The oldest with a higher id than this one.")] = None,
-    before: Annotated[int | None, typer.Option(help="Only those with a lower id.")] = None,
-    since: Annotated[
-        str | None, typer.Option(help="The oldest written at this time or later: 2h ago, or a date.")
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=1, max=10_000, help="How many at most.")
+    ] = 20,
+    after: Annotated[
+        int | None, typer.Option(metavar="ID", help="The oldest with a higher id than this one.")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Only those written before this time.")] = None,
-    correlation: Annotated[str | None, typer.Option(help="Only those with this correlation id.")] = None,
+    before: Annotated[int | None, typer.Option(metavar="ID", help="Only those with a lower id.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="The oldest written at this time or later: 2h for two hours ago, or a date."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only those written before this time.")
+    ] = None,
+    correlation: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only those with this correlation id.")
+    ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Only the newest message of each key.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print the newest messages under a key or pattern, in the order of their ids."""
     check_pattern(pattern)

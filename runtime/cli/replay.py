@@ -7,10 +7,12 @@ import anyio
 import typer
 
 from runtime.cli.completion import handlers, patterns
-from runtime.cli.confirm import DryRun, Yes, confirm
+from runtime.cli.confirm import confirm
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import DryRun, Json, Yes
 from runtime.cli.output import err, out, print_json
-from runtime.cli.times import moment
+from runtime.cli.progress import unless_quick
+from runtime.cli.times import counted, moment
 from runtime.client.stream import connect
 
 Moment = Annotated[
@@ -31,7 +33,7 @@ def replay(
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Deliver messages of the past to a subscription again; what still waits for it is left as it is."""
     if since is None and until is None and key == ">" and not ids:
@@ -41,19 +43,23 @@ def replay(
     options = {"since": since, "until": until, "pattern": key, "ids": ids or None}
     meant = anyio.run(_replay, subscription, {**options, "dry_run": True})
     if not dry_run and meant["matching"]:
-        messages = "message" if meant["matching"] == 1 else "messages"
-        confirm(f"Deliver {meant['matching']:,} {messages} to {subscription} again?", yes=yes)
+        confirm(f"Deliver {counted(meant['matching'], 'message')} to {subscription} again?", yes=yes)
         meant = anyio.run(_replay, subscription, options)
     if as_json:
         print_json(meant)
     elif dry_run or not meant["matching"]:
-        out.print(f"{meant['matching']:,} messages would be delivered to {subscription} again")
+        out.print(f"{counted(meant['matching'], 'message')} would be delivered to {subscription} again")
     else:
-        out.print(f"{meant['replayed']:,} messages are due for {subscription} again")
-        if left := meant["matching"] - meant["replayed"]:
-            err.print(f"{left:,} were still waiting for it and stay as they are", style="dim")
+        replayed, left = meant["replayed"], meant["matching"] - meant["replayed"]
+        are = "is" if replayed == 1 else "are"
+        out.print(f"{counted(replayed, 'message')} {are} due for {subscription} again")
+        if left:
+            left_as_they_are = "was still waiting for it and stays as it is"
+            if left > 1:
+                left_as_they_are = "were still waiting for it and stay as they are"
+            err.print(f"{left:,} {left_as_they_are}", style="dim")
 
 
 async def _replay(subscription: str, options: dict[str, Any]) -> dict[str, Any]:
-    async with connect(find_settings()) as stream:
+    async with connect(find_settings()) as stream, unless_quick("Replaying …"):
         return await stream.operations.replay(subscription, **options)

@@ -18,7 +18,8 @@ from runtime.agent.discovery import discover
 from runtime.cli import streams
 from runtime.cli.attempts import AttemptLines
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import err, export_telemetry, logs_are_json, print_json, start_logs
+from runtime.cli.options import Json
+from runtime.cli.output import err, export_telemetry, logs_are_json, print_handlers, print_json, start_logs
 from runtime.errors import DiscoveryError
 from runtime.extras import need
 from runtime.settings import Settings
@@ -47,7 +48,7 @@ def run(
         ),
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Handlers running at once, where they do not say.")
+        int | None, typer.Option(metavar="N", min=1, help="Handlers running at once, where they do not say.")
     ] = None,
     webhook: Annotated[
         str | None,
@@ -65,7 +66,8 @@ def run(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", "-p", min=1, help="How many processes run all the agents.")
+        int,
+        typer.Option("--processes", "-p", metavar="N", min=1, help="How many processes run all the agents."),
     ] = 1,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Give each agent as many processes of its own.")
@@ -94,9 +96,7 @@ def run(
         bool, typer.Option("--pdb", help="With --once, open the debugger where the handler fails.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no lines about attempts.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print attempts and the log as JSON, one object per line.")
-    ] = False,
+    as_json: Json = False,
     poison_messages: Annotated[PoisonMessages, typer.Option(hidden=True)] = PoisonMessages.ALSO,
     is_supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -148,8 +148,7 @@ def run(
     if webhooks:
         crew.append(_webhook_forwarder(settings, observer, poison_messages, is_alone=not agents))
     if not is_json_log and not is_supervised:
-        for handler in [handler for each in crew if isinstance(each, Worker) for handler in each.handlers]:
-            err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
+        print_handlers(handler for each in crew if isinstance(each, Worker) for handler in each.handlers)
     signal_number = event_loop.run(_run, crew, is_supervised, settings.drain_seconds)
     lines.flush()
     if signal_number is not None:

@@ -8,17 +8,20 @@ import typer
 from rich.text import Text
 
 from runtime.agent.schedule import readable, upcoming
+from runtime.cli import figures
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import Rows, print_found, stacked
+from runtime.cli.options import Json
+from runtime.cli.output import print_found
+from runtime.cli.tables import Rows
 from runtime.cli.times import ago
 from runtime.client.stream import connect
 
 
 def schedules(
     count: Annotated[
-        int, typer.Option("--next", "-n", min=1, help="How many of the next times to show.")
+        int, typer.Option("--next", "-n", metavar="N", min=1, help="How many of the next times to show.")
     ] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the timers of all agents: their schedule, the last slot, the next ones, and whether a worker serves them."""
     found = anyio.run(_schedules)
@@ -40,22 +43,16 @@ async def _schedules() -> list[dict[str, Any]]:
 
 
 def _table(found: list[dict[str, Any]]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
-    table.add_column("timer", no_wrap=True)
-    table.add_column("schedule", overflow="fold")
-    table.add_column("last slot", no_wrap=True)
-    table.add_column("next", no_wrap=True)
-    table.add_column("workers", justify="right")
-    table.add_column("state")
+    table = Rows("timer", figures=("last slot", "workers"), texts=("state", "next", "schedule", "key"))
     for each in found:
-        has_own_key = each["key"] != f"timer.{each['name']}"
-        table.add_row(
-            stacked(each["name"], *([Text(each["key"], "dim")] if has_own_key else [])),
-            readable(each["spec"]),
+        table.add(
+            each["name"],
             ago(each["last_slot"]),
-            stacked(*(_when(datetime.fromisoformat(slot)) for slot in each["next"])),
-            Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
+            figures.workers(each),
             Text("paused" if each["paused"] else "", style="yellow"),
+            ", ".join(_when(datetime.fromisoformat(slot)) for slot in each["next"]),
+            readable(each["spec"]),
+            "" if each["key"] == f"timer.{each['name']}" else each["key"],
         )
     return table
 

@@ -10,7 +10,9 @@ import typer
 
 from runtime.cli.completion import agents, keys
 from runtime.cli.find_stream import find_settings
+from runtime.cli.help import choices
 from runtime.cli.json_value import AsText, Value, value_of
+from runtime.cli.options import Json
 from runtime.cli.output import err, export_telemetry, out, print_json
 from runtime.client.stream import connect
 from runtime.keys import check_key
@@ -35,11 +37,13 @@ def send(
     agent: Annotated[
         str | None, typer.Option(autocompletion=agents, help="The writer's name on the message.")
     ] = None,
-    delay: Annotated[float | None, typer.Option(help="Seconds until it is due.")] = None,
+    delay: Annotated[float | None, typer.Option(metavar="SECONDS", help="Seconds until it is due.")] = None,
     expires_in: Annotated[
-        float | None, typer.Option(help="Seconds after which nobody wants it any more.")
+        float | None, typer.Option(metavar="SECONDS", help="Seconds after which nobody wants it any more.")
     ] = None,
-    priority: Annotated[PriorityName, typer.Option(help="The class it waits in.")] = PriorityName.NORMAL,
+    priority: Annotated[
+        PriorityName, typer.Option(metavar=choices(PriorityName), help="The class it waits in.")
+    ] = PriorityName.NORMAL,
     dedup_key: Annotated[
         str | None, typer.Option(help="A message with this key is stored once within the dedup retention.")
     ] = None,
@@ -47,7 +51,7 @@ def send(
     require_listener: Annotated[
         bool, typer.Option("--require-listener", help="Send nothing if no handler listens to the key.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write one message; every agent with a handler for its key is woken.
 

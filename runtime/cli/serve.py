@@ -12,7 +12,8 @@ from runtime.agent.secrets import check_exposed
 from runtime.asgi import WebhookApp, sources_in
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import err, export_telemetry, logs_are_json, start_logs
+from runtime.cli.options import Json
+from runtime.cli.output import err, export_telemetry, logs_are_json, print_handlers, print_json, start_logs
 from runtime.connection.environment import non_blank
 from runtime.http_server import bound, is_loopback, served
 from runtime.worker import event_loop
@@ -31,6 +32,7 @@ def serve(
     serverless: Annotated[
         bool, typer.Option("--serverless", help="Run no worker: agents do what is due when /drain is called.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Serve `runtime.asgi` until Ctrl-C or SIGTERM; then what runs finishes, and nothing is lost.
 
@@ -40,7 +42,7 @@ def serve(
     """
     streams.go_on()
     settings = find_settings(serverless=serverless or None)
-    start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
+    start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
     sources += sources_in(settings)
     if not agents and not sources:
@@ -50,13 +52,15 @@ def serve(
     if not is_loopback(host) and (secret := non_blank(settings.webhook_secret)) is not None:
         check_exposed(secret, "RUNTIME_WEBHOOK_SECRET")
     app = WebhookApp(agents, sources, settings=settings)
-    for source in sources:
-        err.print(f"/webhooks/{source.name} for {source.key}", style="dim", soft_wrap=True, markup=False)
-    if (number := event_loop.run(_serve, app, host, port, settings.drain_seconds)) is not None:
+    if not as_json:
+        for source in sources:
+            err.print(f"/webhooks/{source.name} for {source.key}", style="dim", soft_wrap=True)
+        print_handlers(handler for agent in agents for handler in agent.handlers)
+    if (number := event_loop.run(_serve, app, host, port, settings.drain_seconds, as_json)) is not None:
         raise typer.Exit(128 + number)
 
 
-async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) -> int | None:
+async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float, as_json: bool) -> int | None:
     """Serve until a signal; return the number of a second one, which does not wait for running handlers."""
     listening = bound("runtime serve", host, port)
     shown = f"[{host}]" if ":" in host else host
@@ -66,7 +70,10 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) ->
     def stop(number: signal.Signals) -> None:
         soon(stopping.set)
         app.stop()
-        err.print(f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once.")
+        if not as_json:
+            err.print(
+                f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once."
+            )
 
     async with anyio.create_task_group() as tasks:
 
@@ -76,7 +83,11 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float) ->
 
         with heeded(stop, hurry, drain_seconds=drain_seconds):
             async with served(listening, app, graceful_seconds=drain_seconds):
-                typer.echo(f"Serving at http://{shown}:{listening.getsockname()[1]}/")
+                url = f"http://{shown}:{listening.getsockname()[1]}/"
+                if as_json:
+                    print_json({"url": url})
+                else:
+                    typer.echo(f"Serving at {url}")
                 async with anyio.create_task_group() as working:
                     working.start_soon(app.run)
                     await stopping.wait()

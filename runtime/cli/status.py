@@ -1,36 +1,49 @@
 """`runtime status`: workers, backlog and dead letters."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import anyio
-import typer
-from rich.filesize import decimal
 from rich.text import Text
 
+from runtime.cli import figures
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import Rows, out, plain, print_json
-from runtime.cli.times import amount, duration
+from runtime.cli.options import Json
+from runtime.cli.output import out, plain, print_json
+from runtime.cli.tables import Rows
+from runtime.cli.times import counted, duration
+from runtime.client.queries import two_figures
 from runtime.client.stream import connect
-
-_GONE_SECONDS = 60
-_LAG_SECONDS = 1.0
 
 
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the subscriptions with what waits for them, the workers, and what needs a person."""
     place, stats = anyio.run(_stats)
     if as_json:
         print_json({"place": place, **stats})
         return
-    out.print(f"{place}: about {stats['messages']:,} messages, the last is #{stats['last_message'] or 0}")
+    out.print(f"{place}: {_messages(stats)}")
     if stats["subscriptions"]:
+        out.print()
         out.print(_subscriptions(stats))
     if stats["workers"]:
-        out.print(_workers(stats))
-    for line in advice(stats):
-        out.print(Text.assemble(("! ", "yellow"), line), soft_wrap=not out.is_terminal)
+        out.print()
+        out.print(figures.table_of_workers(stats["workers"]))
+    advised = advice(stats)
+    if advised:
+        out.print()
+    for line in advised:
+        out.print(Text.assemble(("! ", "yellow"), line))
+
+
+def _messages(stats: dict[str, Any]) -> str:
+    count = stats["messages"]
+    if not count:
+        return "no messages"
+    if stats["messages_about"]:
+        return f"about {two_figures(count):,} messages, the last is #{stats['last_message']}"
+    return f"{counted(count, 'message')}, the last is #{stats['last_message']}"
 
 
 async def _stats() -> tuple[str, dict[str, Any]]:
@@ -39,62 +52,17 @@ async def _stats() -> tuple[str, dict[str, Any]]:
 
 
 def _subscriptions(stats: dict[str, Any]) -> Rows:
-    # One blank between columns: a name and a pattern of usual length fit into 80 columns.
-    table = Rows(box=None, header_style="dim", pad_edge=False, collapse_padding=True)
-    table.add_column("subscription")
-    table.add_column("patterns", overflow="fold")
-    for name in ("workers", "waiting", "running", "scheduled", "dead", "lag"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    table = Rows("subscription", figures=("workers", *figures.HEADS), texts=("state", "patterns"))
     for each in stats["subscriptions"]:
-        lag = each["lag_seconds"]
         state = "paused" if each["paused"] else "" if each["settled"] else "settling"
-        table.add_row(
+        table.add(
             each["name"],
-            " ".join(each["patterns"]),
-            str(each["workers"]),
-            amount(each["waiting"], is_about=each.get("about", False)),
-            str(each["running"]),
-            amount(each["scheduled"], is_about=each.get("about", False)),
-            Text(
-                amount(each["dead"], is_about=each.get("dead_about", False)),
-                style="red" if each["dead"] else "",
-            ),
-            "" if lag is None else duration(lag),
+            figures.workers(each),
+            *figures.backlog(each),
             Text(state, style="yellow"),
+            " ".join(each["patterns"]),
         )
     return table
-
-
-def _workers(stats: dict[str, Any]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
-    for name in ("worker", "state", "woken by", "seen"):
-        table.add_column(name)
-    for name in ("running", "memory", "cpu", "loop lag"):
-        table.add_column(name, justify="right")
-    for each in stats["workers"]:
-        details = each["details"]
-        lag = details.get("loop_lag_seconds")
-        table.add_row(
-            plain(each["name"]),
-            _state(each),
-            ", ".join(plain(way) for way in each["announce"])
-            or ("time" if details.get("is_quarantine") else "polling"),
-            f"{duration(each['seen_seconds'])} ago",
-            str(each["running"]),
-            decimal(details["rss_bytes"]) if "rss_bytes" in details else "",
-            f"{details['cpu_percent']:.0f} %" if "cpu_percent" in details else "",
-            "" if lag is None else Text(f"{lag:.2f} s", style="red" if lag > _LAG_SECONDS else ""),
-        )
-    return table
-
-
-def _state(worker: dict[str, Any]) -> str | Text:
-    if worker["seen_seconds"] > _GONE_SECONDS:
-        return Text("gone", style="red")
-    if worker["details"].get("is_quarantine"):
-        return "quarantine"
-    return "busy" if worker["running"] else "idle"
 
 
 def advice(stats: dict[str, Any]) -> list[str]:
@@ -127,10 +95,10 @@ def advice(stats: dict[str, Any]) -> list[str]:
     if paused:
         lines.append(f"Paused, its work gathers: {', '.join(paused)}")
     if stats["dead_letters"]:
-        dead = amount(stats["dead_letters"], is_about=stats.get("dead_about", False))
+        dead = counted(stats["dead_letters"], "dead letter", is_about=stats.get("dead_about", False))
         lines.append(
-            f"{dead} dead letters: `runtime dead list` shows them, and when their cause is "
-            "mended, `runtime dead redrive` delivers them again"
+            f"{dead}: `runtime dead list` shows what failed, and when its cause is mended, `runtime dead redrive` "
+            "delivers it again"
         )
     if not stats["broadcast"]:
         lines.append(

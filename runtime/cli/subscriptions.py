@@ -6,18 +6,18 @@ import anyio
 import typer
 from rich.text import Text
 
+from runtime.cli import figures
+from runtime.cli.app import App
 from runtime.cli.completion import handlers
-from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.errors import Commands
+from runtime.cli.confirm import confirm
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import Rows, out, plain, print_found, print_json
-from runtime.cli.times import ago, amount, duration
+from runtime.cli.options import DryRun, Json, Yes
+from runtime.cli.output import out, plain, print_found, print_json
+from runtime.cli.tables import Rows
+from runtime.cli.times import ago, counted
 from runtime.client.stream import connect
 
-app = typer.Typer(
-    cls=Commands, help="The subscriptions: backlog, lag, rate, last error, and who serves them."
-)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+app = App(help="The subscriptions: backlog, lag, rate, last error, and who serves them.")
 
 
 @app.callback(invoke_without_command=True)
@@ -39,42 +39,34 @@ def remove(
     """Remove a subscription that no worker serves any more, with what waits for it."""
     meant = anyio.run(_remove, subscription, True)
     if not dry_run:
-        confirm(f"Remove {subscription} and the {meant['waiting']:,} deliveries that wait for it?", yes=yes)
+        confirm(f"Remove {subscription} and the {_deliveries(meant)} that wait for it?", yes=yes)
         meant = anyio.run(_remove, subscription, False)
     if as_json:
         print_json(meant)
     else:
         verb = "removed" if meant["removed"] else "would go"
-        out.print(f"{subscription} and {meant['waiting']:,} deliveries {verb}")
+        out.print(f"{subscription} and {_deliveries(meant)} {verb}")
+
+
+def _deliveries(meant: dict[str, Any]) -> str:
+    return counted(meant["waiting"], "delivery", "deliveries")
 
 
 def _table(found: list[dict[str, Any]]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
-    table.add_column("subscription", no_wrap=True)
-    table.add_column("patterns", overflow="fold")
-    for name in ("workers", "waiting", "running", "scheduled", "dead", "lag", "per min"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
-    table.add_column("last error", overflow="ellipsis", no_wrap=True)
+    table = Rows(
+        "subscription",
+        figures=("workers", *figures.HEADS, "per min"),
+        texts=("state", "patterns", "last error"),
+        shortened=("last error",),
+    )
     for each in found:
-        is_orphan, is_idle = not each["workers"], not each["waiting"] + each["scheduled"]
-        table.add_row(
+        table.add(
             each["name"],
-            " ".join(each["patterns"]),
-            Text(
-                "none" if is_orphan else str(each["workers"]),
-                style="red" if is_orphan and not is_idle else "",
-            ),
-            amount(each["waiting"], is_about=each.get("about", False)),
-            f"{each['running']:,}",
-            amount(each["scheduled"], is_about=each.get("about", False)),
-            Text(
-                amount(each["dead"], is_about=each.get("dead_about", False)),
-                style="red" if each["dead"] else "",
-            ),
-            "" if each["lag_seconds"] is None else duration(each["lag_seconds"]),
+            figures.workers(each),
+            *figures.backlog(each),
             f"{each['done_last_minute']:,}",
             Text(state(each), style="yellow"),
+            " ".join(each["patterns"]),
             _error(each["last_error"]),
         )
     return table
@@ -87,7 +79,7 @@ def state(subscription: dict[str, Any]) -> str:
     if not subscription["settled"]:
         return "settling"
     if subscription["blocked"]:
-        return f"{subscription['blocked']:,} keys blocked"
+        return f"{counted(subscription['blocked'], 'key')} blocked"
     total = subscription.get("concurrency_total")
     limits = (subscription.get("rate"), None if total is None else f"{total:,} at once")
     return ", ".join(limit for limit in limits if limit is not None)

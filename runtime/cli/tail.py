@@ -9,6 +9,7 @@ import typer
 from runtime.broadcast import Broadcast
 from runtime.cli.completion import patterns
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import Json
 from runtime.cli.output import print_broadcast, print_message, start_logs
 from runtime.cli.times import moment
 from runtime.client.stream import Stream, connect
@@ -21,7 +22,8 @@ def tail(
         str, typer.Argument(autocompletion=patterns, help="A key, or a pattern: task.* or task.>.")
     ] = ">",
     count: Annotated[
-        int, typer.Option("-n", "--lines", min=0, max=10_000, help="Begin with the last so many.")
+        int,
+        typer.Option("-n", "--lines", metavar="N", min=0, max=10_000, help="Begin with the last so many."),
     ] = 10,
     since: Annotated[
         str | None,
@@ -30,7 +32,7 @@ def tail(
     broadcasts: Annotated[
         bool, typer.Option("--broadcasts", help="Print unstored messages as well: tokens, progress.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print messages as they are written, until Ctrl-C."""
     check_pattern(pattern)

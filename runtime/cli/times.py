@@ -45,9 +45,25 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def took(seconds: float) -> str:
+    """Return how long an attempt took."""
+    return (
+        f"{seconds * 1000:.1f} ms"
+        if seconds < 1
+        else f"{seconds:.1f} s"
+        if seconds < 120
+        else duration(seconds)
+    )
+
+
 def amount(number: int, *, is_about: bool) -> str:
     """Return a number with separated thousands, and a sign before an estimate."""
     return f"≈{two_figures(number):,}" if is_about and number > 1000 else f"{number:,}"
+
+
+def counted(number: int, one: str, several: str | None = None, *, is_about: bool = False) -> str:
+    """Return a number with its noun, in the singular where it is one."""
+    return f"{amount(number, is_about=is_about)} {one if number == 1 else several or f'{one}s'}"
 
 
 def ago(moment: str) -> str:

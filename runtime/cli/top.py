@@ -1,123 +1,175 @@
-"""`runtime top`: running and waiting deliveries, as a table that updates itself."""
+"""`runtime top`: running and waiting deliveries, as a table that updates itself and obeys keys."""
 
-from contextlib import nullcontext
-from typing import Annotated, Any
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
 
 import anyio
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from runtime.cli import figures
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import Rows, out, plain, print_json, start_logs
-from runtime.cli.times import amount, duration
-from runtime.client.stream import connect
+from runtime.cli.options import Json
+from runtime.cli.output import out, plain, print_json, start_logs
+from runtime.cli.tables import Rows
+from runtime.cli.times import counted
+from runtime.cli.top_view import TopView
+from runtime.client.stream import Stream, connect
 from runtime.errors import StoreUnavailable
 from runtime.settings import Settings
 
-_LAG_SECONDS = 1.0
+# An arrow or function key is a sequence of several characters.
+_KEY: Final = re.compile(r"\x1b[\[O][0-9;]*.|.", re.DOTALL)
 
 
 def top(
     every: Annotated[
-        float, typer.Option("--every", "-d", min=0.2, max=3600, help="Seconds between two looks.")
+        float,
+        typer.Option(
+            "--every", "-d", metavar="SECONDS", min=0.2, max=3600, help="Seconds between two looks."
+        ),
     ] = 2.0,
     count: Annotated[
-        int | None, typer.Option("--count", "-n", min=1, help="End after so many looks; without it, never.")
+        int | None,
+        typer.Option("--count", "-n", metavar="N", min=1, help="End after so many looks; without it, never."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per look.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Show subscriptions and workers, the busiest first, until Ctrl-C."""
+    """Show subscriptions and workers, the busiest first, until q or Ctrl-C.
+
+    Keys: s sorts otherwise, / filters by name or pattern, p pauses, a shows those without workers and work too,
+    q quits.
+    """
     settings = find_settings()
     start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=as_json)
-    anyio.run(_top, settings, every, count, as_json)
+    is_screen = out.is_terminal and not as_json and count is None
+    anyio.run(_screen if is_screen else _lines, settings, every, count, as_json)
 
 
-async def _top(settings: Settings, every: float, count: int | None, as_json: bool) -> None:
-    shown: dict[str, Any] = {}
-    # A file or pipe gets each picture; a terminal updates one.
-    is_live = out.is_terminal and not as_json
+async def _lines(settings: Settings, every: float, count: int | None, as_json: bool) -> None:
+    """Print each look."""
     async with connect(settings) as stream:
-        with (
-            Live(console=out, screen=count is None, auto_refresh=False) if is_live else nullcontext() as live
-        ):
-            looks = 0
-            while True:
-                away = ""
-                try:
-                    shown = await stream.stats()
-                except StoreUnavailable as error:
-                    if not shown:
-                        raise
-                    away = str(error)
-                if as_json:
-                    print_json({"place": stream.place, **shown})
-                elif live is not None:
-                    live.update(picture(stream.place, shown, away), refresh=True)
-                else:
-                    out.print(picture(stream.place, shown, away))
-                looks += 1
-                if looks == count:
-                    return
-                await anyio.sleep(every)
+        looks = 0
+        while True:
+            stats = await stream.stats()
+            if as_json:
+                print_json({"place": stream.place, **stats})
+            else:
+                out.print(picture(stream.place, stats, TopView(is_whole=True)))
+            looks += 1
+            if looks == count:
+                return
+            await anyio.sleep(every)
 
 
-def picture(place: str, stats: dict[str, Any], away: str = "") -> Group:
-    """Return the tables: subscriptions, the busiest first, and workers."""
+async def _screen(settings: Settings, every: float, *_: Any) -> None:
+    """Show the last look on the whole screen until a key ends it."""
+    view, shown, away = TopView(height=out.height), dict[str, Any](), ""
+    async with connect(settings) as stream:
+        shown = await stream.stats()
+        with Live(console=out, screen=True, auto_refresh=False) as live, _unbuffered_keys() as descriptor:
+            async with anyio.create_task_group() as tasks:
+
+                def draw() -> None:
+                    view.height = out.height
+                    live.update(picture(stream.place, shown, view, away), refresh=True)
+
+                async def obey() -> None:
+                    async for key in _keys(descriptor):
+                        view.press(key)
+                        if view.is_over:
+                            tasks.cancel_scope.cancel()
+                            return
+                        draw()
+
+                if descriptor is not None:
+                    tasks.start_soon(obey)
+                while True:
+                    draw()
+                    await anyio.sleep(every)
+                    if not view.is_paused:
+                        shown, away = await _look(stream, shown)
+
+
+async def _look(stream: Stream, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the figures; if the store is away, the last ones and why."""
+    try:
+        return await stream.stats(), ""
+    except StoreUnavailable as error:
+        return before, str(error)
+
+
+@contextmanager
+def _unbuffered_keys() -> Iterator[int | None]:
+    """Yield the descriptor of a terminal that hands over each key at once; None where there is none."""
+    if os.name != "posix" or not sys.stdin.isatty():
+        yield None
+        return
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield descriptor
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+async def _keys(descriptor: int | None) -> AsyncIterator[str]:
+    """Yield keys as they are pressed."""
+    while descriptor is not None:
+        await anyio.wait_readable(descriptor)
+        typed = os.read(descriptor, 256).decode(errors="ignore")
+        if not typed:
+            return
+        for key in _KEY.findall(typed):
+            yield key
+
+
+def picture(place: str, stats: dict[str, Any], view: TopView, away: str = "") -> Group:
+    """Return the tables, subscriptions and workers, as this view asks for them."""
     done = sum(each["done_last_minute"] for each in stats["subscriptions"])
-    dead = amount(stats["dead_letters"], is_about=stats.get("dead_about", False))
-    head = Text.assemble(
-        (plain(place), "bold"),
-        f"  {len(stats['workers'])} workers, {done / 60:.1f} done a second, {dead} dead letters",
-    )
-    lines = (
-        [head] if not away else [head, Text(f"The store is away, these are the last figures: {away}", "red")]
-    )
-    return Group(*lines, Text(), _subscriptions(stats["subscriptions"]), Text(), _workers(stats["workers"]))
+    dead = counted(stats["dead_letters"], "dead letter", is_about=stats.get("dead_about", False))
+    lines = [
+        Text.assemble(
+            (plain(place), "bold"),
+            f"  {counted(len(stats['workers']), 'worker')}, {done / 60:.1f} done a second, {dead}",
+        )
+    ]
+    if away:
+        lines.append(Text(f"The store is away, these are the last figures: {away}", "red"))
+    if view.height is not None:
+        lines.append(Text(view.legend(), style="dim"))
+    shown, left_out = view.choose(stats["subscriptions"], len(stats["workers"]))
+    parts: list[RenderableType] = [*lines, Text(), _subscriptions(shown)]
+    if left_out:
+        parts.append(Text(left_out, style="dim"))
+    if stats["workers"]:
+        workers = sorted(stats["workers"], key=lambda each: -each["details"].get("cpu_percent", 0))
+        parts += [Text(), figures.table_of_workers(workers)]
+    return Group(*parts)
 
 
 def _subscriptions(subscriptions: list[dict[str, Any]]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
-    table.add_column("subscription")
-    for name in ("done/s", "failed/min", "waiting", "running", "scheduled", "dead", "lag", "workers"):
-        table.add_column(name, justify="right")
-    busiest = sorted(
-        subscriptions, key=lambda each: (-each["done_last_minute"], -each["waiting"], each["name"])
+    table = Rows(
+        "subscription", figures=("workers", *figures.HEADS, "done/s", "failed/min"), texts=("state",)
     )
-    for each in busiest:
-        lag, failed = each["lag_seconds"], each["failed_last_minute"]
-        table.add_row(
-            Text.assemble(each["name"], (" paused" if each["paused"] else "", "yellow")),
+    for each in subscriptions:
+        failed = each["failed_last_minute"]
+        table.add(
+            each["name"],
+            figures.workers(each),
+            *figures.backlog(each),
             f"{each['done_last_minute'] / 60:.1f}",
-            Text(str(failed), style="red" if failed else ""),
-            amount(each["waiting"], is_about=each.get("about", False)),
-            str(each["running"]),
-            amount(each["scheduled"], is_about=each.get("about", False)),
-            Text(
-                amount(each["dead"], is_about=each.get("dead_about", False)),
-                style="red" if each["dead"] else "",
-            ),
-            "" if lag is None else duration(lag),
-            Text(str(each["workers"]), style="" if each["workers"] else "yellow"),
-        )
-    return table
-
-
-def _workers(workers: list[dict[str, Any]]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
-    table.add_column("worker")
-    for name in ("running", "cpu", "memory", "loop lag", "seen"):
-        table.add_column(name, justify="right")
-    for each in sorted(workers, key=lambda each: -each["details"].get("cpu_percent", 0)):
-        details = each["details"]
-        lag = details.get("loop_lag_seconds")
-        table.add_row(
-            plain(each["name"]),
-            str(each["running"]),
-            f"{details['cpu_percent']:.0f} %" if "cpu_percent" in details else "",
-            f"{details['rss_bytes'] / 2**20:.0f} MiB" if "rss_bytes" in details else "",
-            "" if lag is None else Text(f"{lag:.2f} s", style="red" if lag > _LAG_SECONDS else ""),
-            f"{duration(each['seen_seconds'])} ago",
+            Text(f"{failed:,}", style="red" if failed else ""),
+            Text("paused" if each["paused"] else "", style="yellow"),
         )
     return table

@@ -8,8 +8,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from runtime.cli.find_stream import find_settings
+from runtime.cli.options import Json
 from runtime.cli.output import err, out, plain, print_json
-from runtime.cli.times import ago
+from runtime.cli.times import ago, counted, took
 from runtime.client.stream import connect
 from runtime.encoding.json import legible
 from runtime.errors import Refused
@@ -21,9 +22,9 @@ _VALUE_CHARACTERS = 60
 def trace(
     message: Annotated[int, typer.Argument(metavar="ID", min=1, help="The message's id.")],
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=2_000, help="How many messages at most.")
+        int, typer.Option("--limit", "-n", metavar="N", min=1, max=2_000, help="How many messages at most.")
     ] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the messages as JSON instead.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Print the tree of messages that one belongs to, each with every handler's attempts."""
     found = anyio.run(_trace, message, limit)
@@ -78,9 +79,9 @@ def _handled(handled: dict[str, Any]) -> Text:
     state, seconds, attempts = handled["state"], handled["seconds"], handled["attempts"]
     line = Text.assemble((f"{state} ", _STYLES.get(state, "yellow")), plain(handled["subscription"]))
     if seconds is not None:
-        line.append(f"  {seconds * 1000:.1f} ms", style="dim")
+        line.append(f"  {took(seconds)}", style="dim")
     if attempts > 1:
-        line.append(f"  {attempts} attempts", style="yellow")
+        line.append(f"  {counted(attempts, 'attempt')}", style="yellow")
     if handled["error"] and state != "done":
         line.append(f"  {plain(handled['error'].splitlines()[0])}", style="red")
     if handled["letter"] is not None:

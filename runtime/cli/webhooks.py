@@ -11,18 +11,22 @@ import typer
 from rich.text import Text
 
 from runtime.agent.target import check_url
+from runtime.cli import figures
+from runtime.cli.app import App
 from runtime.cli.completion import handlers, patterns
-from runtime.cli.confirm import DryRun, Yes, confirm
-from runtime.cli.errors import Commands
+from runtime.cli.confirm import confirm
 from runtime.cli.find_stream import find_settings
-from runtime.cli.output import Rows, err, out, plain, print_found, print_json, stacked
-from runtime.cli.times import ago, span
+from runtime.cli.options import DryRun, Json, Yes
+from runtime.cli.output import err, out, plain, print_found, print_json
+from runtime.cli.pause import pause as pause_subscription
+from runtime.cli.resume import resume as resume_subscription
+from runtime.cli.tables import Rows
+from runtime.cli.times import ago, counted, span
 from runtime.client.admin import Admin
 from runtime.client.stream import connect
 from runtime.webhooks.signatures import read_secret
 
-app = typer.Typer(
-    cls=Commands,
+app = App(
     no_args_is_help=True,
     help="Webhooks out: subscriptions whose handler is a URL. `runtime run --webhooks` posts to them.",
 )
@@ -33,7 +37,6 @@ Name = Annotated[
         autocompletion=handlers, help="The webhook: agent.handler, or its last part under the agent webhooks."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 _STYLES = {"well": "green", "resting": "yellow", "probing": "yellow", "failing": "yellow", "gone": "red"}
 
 
@@ -55,11 +58,14 @@ def add(
     concurrency: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many requests all workers together make at once; by default 10 in each."
+            metavar="N",
+            min=1,
+            help="How many requests all workers together make at once; by default 10 in each.",
         ),
     ] = None,
     attempts: Annotated[
-        int | None, typer.Option(min=1, help="Attempts in all; 15 by default, within about half a day.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Attempts in all; 15 by default, within about half a day."),
     ] = None,
     ordered: Annotated[
         bool, typer.Option("--ordered", help="Post messages of one key one after another.")
@@ -109,15 +115,18 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command()
-def remove(name: Name, dry_run: DryRun = False, yes: Yes = False) -> None:
+def remove(name: Name, dry_run: DryRun = False, yes: Yes = False, as_json: Json = False) -> None:
     """Remove a webhook, with the deliveries that wait for it. Its dead letters stay."""
     full = _full(name)
     waiting = _with(lambda it: it.remove_webhook(full, dry_run=True))
-    out.print(f"{full}: deliveries that wait and go with it: {waiting}")
+    deliveries = counted(waiting, "delivery", "deliveries")
     if not dry_run:
-        confirm("Remove it?", yes=yes)
+        confirm(f"Remove {full} and the {deliveries} that wait for it?", yes=yes)
         _with(lambda it: it.remove_webhook(full))
-        out.print(f"{full} is removed")
+    if as_json:
+        print_json({"subscription": full, "waiting": waiting, "removed": not dry_run})
+    else:
+        out.print(f"{full} and {deliveries} {'would go' if dry_run else 'removed'}", soft_wrap=True)
 
 
 @app.command()
@@ -142,17 +151,15 @@ def rotate(
 
 
 @app.command()
-def pause(name: Name) -> None:
+def pause(name: Name, as_json: Json = False) -> None:
     """Post nothing more; what is written gathers until `runtime webhooks resume`."""
-    _with(lambda it: it.pause(_full(name)))
-    out.print(f"{_full(name)} is paused; what runs now finishes")
+    pause_subscription(_full(name), as_json=as_json)
 
 
 @app.command()
-def resume(name: Name) -> None:
+def resume(name: Name, as_json: Json = False) -> None:
     """Post again: after a pause, or at once though the target rests or was gone."""
-    _with(lambda it: it.resume(_full(name)))
-    out.print(f"{_full(name)} is resumed")
+    resume_subscription(_full(name), as_json=as_json)
 
 
 @app.command("test")
@@ -193,26 +200,24 @@ def _show_secret(secret: str) -> None:
 
 
 def _table(found: list[dict[str, Any]]) -> Rows:
-    table = Rows(box=None, header_style="dim", pad_edge=False)
-    table.add_column("webhook", no_wrap=True)
-    table.add_column("posts", overflow="fold")
-    table.add_column("backlog", justify="right")
-    table.add_column("last success", no_wrap=True)
-    table.add_column("workers", justify="right")
-    table.add_column("state", overflow="fold")
+    table = Rows(
+        "webhook",
+        figures=("workers", *figures.WORK, "last success"),
+        texts=("state", "patterns", "emits", "url", "last error"),
+        shortened=("last error",),
+    )
     for each in found:
         error = each["last_error"] if each["state"] not in ("well", "paused") else None
-        below = [plain(each["url"]), *([f"emits {each['emits']}"] if each["emits"] else [])]
-        table.add_row(
+        table.add(
             each["name"],
-            stacked(", ".join(each["patterns"]), *(Text(line, "dim") for line in below)),
-            str(each["backlog"]),
+            figures.workers(each),
+            *figures.work(each),
             ago(each["succeeded_at"]) if each["succeeded_at"] else "",
-            Text(f"{each['workers']}" if each["workers"] else "none", style="" if each["workers"] else "red"),
-            stacked(
-                Text(_state(each), _STYLES.get(each["state"], "yellow")),
-                *([Text(plain(error), "dim")] if error else []),
-            ),
+            Text(_state(each), _STYLES.get(each["state"], "yellow")),
+            " ".join(each["patterns"]),
+            each["emits"] or "",
+            each["url"],
+            plain(error),
         )
     return table
 

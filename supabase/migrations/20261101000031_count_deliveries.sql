@@ -185,6 +185,26 @@ end
 $$;
 comment on function runtime.holding() is 'How many deliveries each worker holds, up to a thousand of a subscription counted.';
 
+create function runtime.counted_messages()
+returns table (amount bigint, about boolean)
+language plpgsql stable set search_path = '' as $$
+declare
+    most constant integer := 10000;
+    portion constant real := runtime.sampled_percent('public.consciousness_stream');
+begin
+    select count(*), false into amount, about from (select from public.consciousness_stream limit most + 1) x;
+    if amount > most then
+        -- Not the planner's figure, which is nothing until the first autovacuum.
+        select greatest(count(*) * 100 / portion, amount)::bigint, portion < 100 into amount, about
+        from public.consciousness_stream tablesample system (portion) repeatable (1);
+    end if;
+    return next;
+end
+$$;
+comment on function runtime.counted_messages() is
+    'How many messages there are. Ten thousand are counted exactly, and so is a small table; about: more are estimated '
+    'from a sample of the table''s blocks.';
+
 create function public.stream_stats() returns json
 language plpgsql stable security definer set search_path = '' as $$
 begin
@@ -192,7 +212,8 @@ begin
     return (
         select json_build_object(
             'now', clock_timestamp(),
-            'messages', (select greatest(c.reltuples, 0)::bigint from pg_catalog.pg_class c where c.oid = 'public.consciousness_stream'::regclass),
+            'messages', c.amount,
+            'messages_about', c.about,
             'last_message', (select max(m.id) from public.consciousness_stream m),
             'dead_letters', (select coalesce(sum(l.amount), 0) from runtime.buried() l),
             'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
@@ -232,6 +253,7 @@ begin
                 ) order by w.started_at)
                 from runtime.workers w left join runtime.holding() h on h.worker = w.id), '[]')
         )
+        from runtime.counted_messages() c
     );
 end
 $$;

@@ -187,7 +187,8 @@ begin
             then greatest(0, extract(epoch from h.rests_until - clock_timestamp())) end,
         'failures', h.failures, 'last_status', h.last_status, 'last_error', h.last_error,
         'failed_at', h.failed_at, 'succeeded_at', h.succeeded_at,
-        'backlog', coalesce(b.fresh + b.running + b.scheduled + b.parked + b.blocked, 0),
+        'waiting', coalesce(b.fresh + b.parked, 0), 'running', coalesce(b.running, 0),
+        'scheduled', coalesce(b.scheduled, 0),
         'workers', runtime.workers_of(s.id)
     ) order by h.name), '[]')
     from runtime.webhooks h

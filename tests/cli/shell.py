@@ -64,12 +64,16 @@ class Shell:
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     def start(
-        self, *arguments: str, stdout: int = subprocess.PIPE, **environment: str
+        self,
+        *arguments: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        **environment: str,
     ) -> subprocess.Popen[str]:
         """Start `runtime` with these arguments and leave it running; its streams are pipes."""
         process = subprocess.Popen(
             [*self.command, *arguments],
-            cwd=self.folder, env=self._environment(environment), stdin=subprocess.DEVNULL,
+            cwd=self.folder, env=self._environment(environment), stdin=stdin,
             stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self._started.append(process)

@@ -49,12 +49,14 @@ def shop_is_open(stack: Any) -> Iterator[None]:
 @pytest.mark.usefixtures("shop_is_open")
 def test_an_answer_is_printed_and_so_are_those_of_everybody(shell: Shell) -> None:
     one = shell.run("ask", "price.wanted", "pen", "--json")
-    assert (one.code, json.loads(one.stdout)) in [(0, {"cents": 5}), (0, "a pen")]
+    assert (one.code, json.loads(one.stdout)["value"]) in [(0, {"cents": 5}), (0, "a pen")]
     ink = shell.run("ask", "price.wanted", "ink")
     assert (ink.code, ink.stdout, ink.stderr) == (0, "a ink\n", "")
     every = shell.run("ask", "price.wanted", "ink", "--all", "--json")
     assert every.code == 0
-    assert sorted((each["handler"], each["value"], each["error"]) for each in json.loads(every.stdout)) == [
+    assert sorted(
+        (each["handler"], each["value"], each["error"]) for each in map(json.loads, every.stdout.splitlines())
+    ) == [
         ("shop.guess", "a ink", None),
         ("shop.price", None, "Reject: no price"),
     ]

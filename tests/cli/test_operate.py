@@ -160,9 +160,9 @@ def test_subscriptions_are_listed_with_what_is_wrong_and_an_orphan_is_removed(
     assert "ValueError" in table
     assert "\x1b" not in table
     preview = shell.run("subscriptions", "remove", "a.one", "--dry-run")
-    assert preview.stdout == "a.one and 1 deliveries would go\n"
+    assert preview.stdout == "a.one and 1 delivery would go\n"
     assert shell.run("subscriptions", "remove", "a.one").code == 2
-    assert shell.run("subscriptions", "remove", "a.one", "--yes").stdout == "a.one and 1 deliveries removed\n"
+    assert shell.run("subscriptions", "remove", "a.one", "--yes").stdout == "a.one and 1 delivery removed\n"
     assert [each["name"] for each in lines(shell.run("subscriptions", "--json"))] == ["b.two"]
     assert "there is no subscription 'a.one'" in error_line(
         shell.run("subscriptions", "remove", "a.one", "-y")
@@ -203,7 +203,7 @@ def test_history_is_replayed_after_a_preview(shell: Shell, mess: list[int]) -> N
     assert "2 messages would be" not in shell.run("replay", "a.one", "--since", "1h").stdout
     done = shell.run("replay", "a.one", "--since", "1h", "--yes")
     assert done.stdout == "2 messages are due for a.one again\n"
-    assert "1 were still waiting for it" in done.stderr
+    assert "1 was still waiting for it" in done.stderr
     one = shell.run("replay", "b.two", "--message", str(mess[1]), "--yes", "--json")
     assert lines(one) == [{"subscription": "b.two", "matching": 1, "replayed": 1}]
     nothing = shell.run("replay", "b.two", "--until", "1h", "--yes")

@@ -122,11 +122,14 @@ def test_tail_prints_broadcasts_beside_messages_when_asked(shell: Shell, stack: 
 def test_status_tells_what_is_there_and_what_to_do(shell: Shell) -> None:
     ended = shell.run("status")
     assert (ended.code, ended.stderr) == (0, "")
-    assert "about 0 messages" in ended.stdout
+    assert ended.stdout.startswith(f"{shell.environment['SUPABASE_URL']}: no messages\n")
     assert "No agent has subscribed yet: runtime run PATH" in ended.stdout
     found = json.loads(shell.run("status", "--json").stdout)
     assert found["subscriptions"] == []
     assert found["place"] == shell.environment["SUPABASE_URL"]
+    shell.run("send", "a", "1")
+    # Exactly, though no vacuum has counted it yet.
+    assert ": 1 message, the last is #1" in shell.run("status").stdout
 
 
 def test_colours_are_for_terminals_that_want_them(shell: Shell) -> None:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from runtime.cli.top import picture
+from runtime.cli.top_view import TopView
 from runtime.cli.trace import trees
 from tests.cli.shell import SECONDS, Shell, error_line, usage_error
 
@@ -62,7 +63,7 @@ def test_trace_draws_what_caused_what_and_how_each_handler_fared(story: Shell) -
 def test_top_shows_each_look_once_where_nobody_watches(story: Shell) -> None:
     ended = story.run("top", "--count", "1")
     assert ended.code == 0, ended
-    assert "1 dead letters" in ended.stdout
+    assert "1 dead letter\n" in ended.stdout
     assert any(line.startswith("first.write") for line in ended.stdout.splitlines())
     looks = story.run("top", "-n", "2", "-d", "0.2", "--json").stdout.splitlines()
     assert [len(json.loads(look)["subscriptions"]) for look in looks] == [2, 2]
@@ -102,10 +103,10 @@ def test_colours_are_left_out_where_the_environment_asks(coloured: bool, environ
         "workers": [], "dead_letters": 3,
         "subscriptions": [{
             "name": "a.b", "done_last_minute": 6, "failed_last_minute": 2, "waiting": 1, "running": 0, "scheduled": 0,
-            "parked": 0, "dead": 3, "lag_seconds": 90.0, "paused": False, "workers": 1,
+            "parked": 0, "dead": 3, "lag_seconds": 90.0, "paused": False, "workers": 1, "patterns": ["a"],
         }],
     }  # fmt: skip
     with console.capture() as capture:
-        console.print(picture("here", stats))
+        console.print(picture("here", stats, TopView()))
     assert ("\x1b[31m" in capture.get()) is coloured
     assert "a.b" in capture.get()

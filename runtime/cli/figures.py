@@ -1,0 +1,69 @@
+"""The figures of subscriptions and workers as cells of tables, under the same heads in each command."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from rich.filesize import decimal
+from rich.text import Text
+
+from runtime.cli.tables import Rows
+from runtime.cli.times import amount, duration
+
+WORK: Final = ("waiting", "running", "scheduled")
+HEADS: Final = (*WORK, "dead", "lag")
+
+_GONE_SECONDS: Final = 60
+_LAG_SECONDS: Final = 1.0
+
+
+def work(subscription: dict[str, Any]) -> Iterator[str]:
+    """Yield the cells under the heads `WORK`."""
+    is_about = subscription.get("about", False)
+    yield amount(subscription["waiting"], is_about=is_about)
+    yield f"{subscription['running']:,}"
+    yield amount(subscription["scheduled"], is_about=is_about)
+
+
+def backlog(subscription: dict[str, Any]) -> Iterator[str | Text]:
+    """Yield the cells under the heads `HEADS`."""
+    dead, lag = subscription["dead"], subscription["lag_seconds"]
+    yield from work(subscription)
+    yield Text(amount(dead, is_about=subscription.get("dead_about", False)), style="red" if dead else "")
+    yield "" if lag is None else duration(lag)
+
+
+def workers(listed: dict[str, Any]) -> Text:
+    """Return how many workers serve a subscription, timer or webhook; red if none does although work waits."""
+    is_needed = any(listed.get(name, 1) for name in ("waiting", "scheduled"))
+    count = listed["workers"]
+    return Text(f"{count:,}" if count else "none", style="" if count else "red" if is_needed else "dim")
+
+
+def table_of_workers(found: list[dict[str, Any]]) -> Rows:
+    """Return the table of workers."""
+    # Not whether it is asleep, which is about its next look: its handlers may be at work all the time.
+    table = Rows(
+        "worker", figures=("running", "cpu", "memory", "loop lag", "seen"), texts=("state", "woken by")
+    )
+    for each in found:
+        details = each["details"]
+        lag = details.get("loop_lag_seconds")
+        table.add(
+            each["name"],
+            f"{each['running']:,}",
+            f"{details['cpu_percent']:.0f} %" if "cpu_percent" in details else "",
+            decimal(details["rss_bytes"]) if "rss_bytes" in details else "",
+            "" if lag is None else Text(f"{lag:.2f} s", style="red" if lag > _LAG_SECONDS else ""),
+            f"{duration(each['seen_seconds'])} ago",
+            _state(each),
+            ", ".join(each["announce"]) or ("time" if details.get("is_quarantine") else "polling"),
+        )
+    return table
+
+
+def _state(worker: dict[str, Any]) -> str | Text:
+    if worker["seen_seconds"] > _GONE_SECONDS:
+        return Text("gone", style="red")
+    if worker["details"].get("is_quarantine"):
+        return "quarantine"
+    return "busy" if worker["running"] else "idle"

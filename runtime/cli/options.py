@@ -1,0 +1,9 @@
+"""The options that many commands have."""
+
+from typing import Annotated
+
+import typer
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line; an error too.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
