@@ -1,9 +1,9 @@
-"""Writes the reply to a ticket, or leaves it to a person."""
+"""Writes the reply to a ticket; that to an urgent one waits for a person."""
 
 from desk.messages import Reply, SortedTicket
 from desk.model import Model, open_model
 
-from runtime import Agent, Context
+from runtime import Agent, Context, Reject
 
 INSTRUCTION = """\
 You answer mails for a support desk, in at most five plain sentences. Promise nothing, and offer no refund.
@@ -15,17 +15,32 @@ agent.lifespan(open_model)
 
 @agent.on("ticket.sorted", concurrency_total=5, timeout=90)
 async def write(sorted_ticket: SortedTicket, model: Model, context: Context) -> None:
-    """Write the reply. An urgent ticket is held for a person, who writes `reply.ready` instead."""
-    ticket = sorted_ticket.ticket
-    if sorted_ticket.sorting.urgent:
-        context.emit("reply.held", ticket)
-        return
+    """Write the reply, and hold it if the ticket is urgent."""
+    ticket, sorting = sorted_ticket.ticket, sorted_ticket.sorting
     text = await model.complete(
-        f"{INSTRUCTION}\nThe mail is about: {sorted_ticket.sorting.topic}.",
+        context,
+        f"{INSTRUCTION}\nThe mail is about: {sorting.topic}.",
         f"{ticket.subject}\n\n{ticket.text}",
         # `runtime tail --broadcasts` and web pages show the reply while it is written.
-        lambda token: context.broadcast("reply.tokens", token),
+        tokens="reply.tokens",
     )
     reply = Reply(ticket=ticket.number, to=ticket.customer, subject=f"Re: {ticket.subject}", text=text)
-    # A ticket has one reply, whoever writes it first, and however often.
-    context.emit("reply.ready", reply, dedup_key=f"reply {ticket.number}")
+    if sorting.urgent:
+        context.emit("reply.held", reply)
+    else:
+        hand_over(reply, context)
+
+
+@agent.on("reply.approved")
+async def approve(ticket: int, context: Context) -> None:
+    """Let a held reply go: a person has read it."""
+    # All messages that a mail caused share its id as their correlation id, and that is the ticket's number.
+    held = await context.latest("reply.held", correlation_id=str(ticket))
+    if held is None:
+        raise Reject(f"no reply to ticket {ticket} is held")
+    hand_over(Reply.model_validate(held.value), context)
+
+
+def hand_over(reply: Reply, context: Context) -> None:
+    """Emit the reply. A ticket has one, however often it is approved: the dedup key is stored once."""
+    context.emit("reply.ready", reply, dedup_key=f"reply {reply.ticket}")
