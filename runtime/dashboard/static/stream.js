@@ -45,6 +45,8 @@
     const rows = held.filter((row) => !$(row.id));
     held = [];
     arrived = 0;
+    // Where many come at once, none stands out.
+    if (rows.length > 5) rows.forEach((row) => row.classList.remove("is-new"));
     list.prepend(...rows);
     if (rows.length) $("first")?.remove();
     tell();
