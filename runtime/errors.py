@@ -258,6 +258,14 @@ class NobodyAnswers(AskError):
     """No handler can answer the request; waiting longer would not help."""
 
 
+class LeaseLost(RuntimeFault):
+    """A step's result was not kept: its delivery belongs to another worker by now.
+
+    That happens to a process that was frozen for longer than a lease. Whatever this attempt still does counts for
+    nothing; the worker that has the delivery finishes it.
+    """
+
+
 class WakeupError(RuntimeFault):
     """A wake-up path cannot work until an operator repairs it. Polling goes on meanwhile."""
 

@@ -45,6 +45,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Retry",
         "RetryLater",
         "Source",
+        "Step",
         "Stream",
         "Tick",
         "Worker",

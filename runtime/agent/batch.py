@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.agent.context import MAX_EMITS, MAX_EMITTED_BYTES, Context
+from runtime.agent.step import Steps
 from runtime.encoding.json import decode, encode
-from runtime.errors import InvalidValue
+from runtime.errors import DeclarationError, InvalidValue
 from runtime.message import Draft, Message
 
 # A batch may emit as much as this many calls of one message.
@@ -81,6 +82,12 @@ class BatchContext(Context):
         own = sum(len(each.json) for each in (*siblings, draft))
         if own > MAX_EMITTED_BYTES or size > _CALLS * MAX_EMITTED_BYTES or len(self.emitted) >= MAX_EMITS:
             super(BatchContext, self)._check_room(draft, own if own > MAX_EMITTED_BYTES else size)
+
+    def _opened_steps(self) -> Steps:
+        raise DeclarationError(
+            f"{self.handler} handles batches, and a step belongs to one message: leave batch=… out, or emit a message "
+            "for each and have a handler of it take the steps."
+        )
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:
         if message is None:

@@ -2,18 +2,21 @@
 
 import logging
 from asyncio import get_running_loop, wrap_future
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Protocol, TypedDict, Unpack
+from inspect import Parameter
+from typing import Any, Unpack
 
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
+from runtime.agent.retry import Retry
+from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
+from runtime.agent.step import StepCall, Steps
 from runtime.agent.usage import add_usage
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
-from runtime.errors import InvalidValue, RuntimeFault, WrongCall, did_you_mean
+from runtime.errors import InvalidValue, RuntimeFault
 from runtime.keys import check_key, check_pattern
 from runtime.message import Answer, Draft, Message, Priority, check_dedup_key
 
@@ -25,57 +28,6 @@ _NO_WORKER = (
     "This context belongs to no worker, so it cannot {}: run the agent in a worker, as a test does with "
     "`async with harness.running(agent)`."
 )
-
-
-class AskOptions(TypedDict, total=False):
-    """The options of a request; each as `emit` takes it."""
-
-    expires_in: float | None
-    priority: Priority
-    dedup_key: str | None
-    correlation_id: str | None
-    headers: Mapping[str, Any] | None
-
-
-class ReadOptions(TypedDict, total=False):
-    """Which messages to read; see `Stream.read`."""
-
-    after: int | None
-    before: int | None
-    since: datetime | None
-    until: datetime | None
-    correlation_id: str | None
-    limit: int
-
-
-class Reads(Protocol):
-    """Reads the stream for handlers. From any thread; returns at once."""
-
-    def read(self, pattern: str, options: ReadOptions) -> Future[list[Message[Any]]]:
-        """Messages by pattern."""
-
-    def get(self, message: int) -> Future[Message[Any] | None]:
-        """The message with this id."""
-
-
-class Requests(Protocol):
-    """Sends the requests of handlers and waits for their answers."""
-
-    async def ask(
-        self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
-    ) -> Any:
-        """The first good answer's value."""
-
-    async def ask_all(
-        self, context: "Context", key: str, value: object, count: int | None, seconds: float | None,
-        options: AskOptions,
-    ) -> list[Answer]:  # fmt: skip
-        """The answers of several handlers."""
-
-    def ask_blocking(
-        self, context: "Context", key: str, value: object, seconds: float | None, options: AskOptions
-    ) -> Any:
-        """As `ask`, for a plain function in its thread."""
 
 
 @dataclass(slots=True)
@@ -93,6 +45,7 @@ class Context:
         asked: how often this attempt has asked each question.
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
         used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
+        open_steps: opens the steps of its delivery; None where they are kept nowhere, as in such a test.
     """
 
     message: Message[Any]
@@ -100,11 +53,13 @@ class Context:
     worker: str = ""
     emitted: list[Draft] = field(default_factory=list)
     state: Any = field(default=None, repr=False)
-    asks: Requests | None = field(default=None, repr=False, compare=False)
+    asks: "Requests[Context] | None" = field(default=None, repr=False, compare=False)
     reads: Reads | None = field(default=None, repr=False, compare=False)
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     send_broadcast: SendBroadcast | None = field(default=None, repr=False)
     used: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    open_steps: Callable[["Context"], Steps] | None = field(default=None, repr=False, compare=False)
+    _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
     _broadcasts: BroadcastSequence | None = field(default=None, init=False, repr=False)
     _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -305,7 +260,7 @@ class Context:
         return self._reader().read(check_key(key), {"correlation_id": correlation_id, "limit": 1})
 
     def _reader(self, method: str = "", options: ReadOptions | None = None) -> Reads:
-        _check_options(method, options or {}, ReadOptions.__optional_keys__)
+        check_options(method, options or {}, ReadOptions.__optional_keys__)
         if self.reads is None:
             raise RuntimeFault(_NO_WORKER.format("read the stream"))
         return self.reads
@@ -320,11 +275,78 @@ class Context:
             f"{self.handler} would block its event loop: write `await context.{method}(…)` in an async handler."
         )
 
-    def _asker(self, method: str, options: AskOptions) -> Requests:
-        _check_options(method, options, {"timeout", *AskOptions.__optional_keys__})
+    def _asker(self, method: str, options: AskOptions) -> "Requests[Context]":
+        check_options(method, options, {"timeout", *AskOptions.__optional_keys__})
         if self.asks is None:
             raise RuntimeFault(_NO_WORKER.format("ask"))
         return self.asks
+
+    async def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        key: str = "",
+        returns: Any = Parameter.empty,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Call a function and keep its result: a later attempt of this delivery gets that without calling it again.
+
+        The result is stored before this returns. A process that dies between the function's end and that moment has
+        lost it, so the next attempt calls the function again: for the other side, a parameter of the function that is
+        annotated `Step` gets a stable `idempotency_key`.
+
+        Args:
+            name: names the step within the handler. A step that is come to several times, as in a loop, is told apart
+                by its occurrence.
+            function: an async function, or a plain one, which runs in a thread. Its result needs a JSON form, of 1 MiB
+                at most; what is returned is that, as the type of the function's annotation.
+            arguments: the function's positional arguments; `functools.partial` gives it others.
+            key: tells steps of one name apart, as steps that run at the same time have to be.
+            returns: the type of the result, where the function's annotation does not say it.
+            retry: how often the function is called within this attempt; once by default.
+            timeout: seconds that one call may take.
+
+        Raises:
+            InvalidValue: the result or an option cannot be kept, or two steps of one name run at the same time.
+            LeaseLost: the delivery belongs to another worker by now, which works on without this result.
+            StoreError: the result could not be stored.
+            TimeoutError: the function took too long.
+        """
+        return await self._opened_steps().run(
+            StepCall(name, function, arguments, key=key, returns=returns, retry=retry, timeout=timeout)
+        )
+
+    def step_blocking(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        key: str = "",
+        returns: Any = Parameter.empty,
+        retry: Retry | None = None,
+    ) -> Any:
+        """Do the same as `step` in a handler that is a plain function, with a plain function, in its thread."""
+        return self._opened_steps().run_blocking(
+            StepCall(name, function, arguments, key=key, returns=returns, retry=retry)
+        )
+
+    def _opened_steps(self) -> Steps:
+        if self._steps is None:
+            self._steps = (
+                Steps(self.handler, self.idempotency_key)
+                if self.open_steps is None
+                else self.open_steps(self)
+            )
+        return self._steps
+
+    @property
+    def unasked_steps(self) -> list[str]:
+        """The names of the steps that earlier attempts have kept, and this one has not asked for."""
+        return self._opened_steps().unasked()
 
     def broadcast(self, key: str, value: object) -> None:
         """Send a value to the listeners of this moment: at once, stored nowhere, and received at most once.
@@ -367,13 +389,6 @@ class Context:
             InvalidValue: a figure is negative or no number, or the model's name is no text.
         """
         self.used = add_usage(self.used, tokens_in, tokens_out, cost, model)
-
-
-def _check_options(method: str, given: Mapping[str, object], known: Set[str]) -> None:
-    """Refuse an option that a method does not have, with the nearest one that it has."""
-    if unknown := sorted(given.keys() - known):
-        meant = did_you_mean(unknown[0], known)
-        raise WrongCall(f"context.{method}(…) takes no {unknown[0]}=…{meant or '.'}")
 
 
 def _discard(key: str, text: str) -> None:

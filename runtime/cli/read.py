@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from runtime.agent.context import ReadOptions
+from runtime.agent.services import ReadOptions
 from runtime.cli.completion import patterns
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json

@@ -19,8 +19,8 @@ from uuid import UUID, uuid4
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.agent.context import AskOptions
 from runtime.agent.request_reply import RequestState, asking_headers, reply_key
+from runtime.agent.services import AskOptions
 from runtime.backoff import Outage
 from runtime.client.factories import open_wakeups, reachable_by
 from runtime.client.wakeup_inbox import WakeupInbox

@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.agent.context import AskOptions, ReadOptions
+from runtime.agent.services import AskOptions, ReadOptions
 from runtime.broadcast import Broadcast, BroadcastSequence
 from runtime.client.admin import Admin
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster

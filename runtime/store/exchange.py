@@ -38,6 +38,7 @@ class WireRow(NamedTuple):
     deliver_at: str | None
     expires_at: str | None
     lease: str
+    steps: Sequence[Sequence[Any]] | None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
@@ -60,14 +61,14 @@ class Delivery:
 
     __slots__ = ("_message", "_row", "crashes", "lease", "place", "subscription")
     _message: Message[Any] | None
-    _row: WireRow
+    _row: WireRow | None
 
     def __init__(self, subscription: int, message: Message[Any], lease: str, crashes: int = 0) -> None:
         self.subscription = subscription
         self.place = (message.id, subscription)
         self.lease = lease
         self.crashes = crashes
-        self._message = message
+        self._message, self._row = message, None
 
     @classmethod
     def from_wire(cls, row: Sequence[Any]) -> "Delivery":
@@ -88,18 +89,26 @@ class Delivery:
         """Return a delivery without its message: it can be reported, but not handled."""
         delivery = cls.__new__(cls)
         delivery.subscription, delivery.place, delivery.lease = subscription, (message, subscription), lease
-        delivery.crashes, delivery._message = 0, None
+        delivery.crashes, delivery._message, delivery._row = 0, None, None
         return delivery
 
     @property
     def message(self) -> Message[Any]:
         """The message, built at first use."""
         if self._message is None:
+            assert self._row is not None
             try:
                 self._message = _message(self._row)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 self._message = _salvaged(self._row, error)
         return self._message
+
+    @property
+    def steps(self) -> Mapping[tuple[str, str, int], Any]:
+        """The results that earlier attempts have kept, as JSON data by name, key and occurrence."""
+        if self._row is None or not self._row.steps:
+            return {}
+        return {(name, key, occurrence): value for name, key, occurrence, value, *_ in self._row.steps}
 
 
 def _message(row: WireRow) -> Message[Any]:

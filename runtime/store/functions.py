@@ -20,6 +20,10 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "worker": "uuid", "pump": "uuid", "n": "bigint", "done": "json", "failed": "json", "renew": "json",
         "want": "jsonb", "options": "jsonb",
     },
+    "stream_step": {
+        "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
+        "occurrence": "integer", "value": "jsonb", "version": "text",
+    },
     "stream_beat": {"worker": "uuid", "nonce": "text"},
     "stream_broadcast": {"payload": "text"},
     "stream_horizon": {"look": "integer"},

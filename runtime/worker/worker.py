@@ -47,6 +47,7 @@ from runtime.worker.execution.attempt import Attempt, Observer
 from runtime.worker.execution.executor import Executor
 from runtime.worker.execution.handler_reads import HandlerReads
 from runtime.worker.execution.handler_requests import HandlerRequests
+from runtime.worker.execution.handler_steps import DeliverySteps
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
 from runtime.worker.execution.services import HandlerServices
@@ -271,19 +272,16 @@ class Worker:
             sources = self._open_wakeups()
             reach = Reachability(frozenset(path for source in sources for path in source.paths))
             stats = ProcessStats()
-            details = {
-                "pid": os.getpid(),
-                "host": platform.node(),
-                "is_quarantine": self._is_quarantine,
-                "each": [pattern for handler in self._listening for pattern in handler.patterns],
-                **stats.read(),
-            }
+            each = [pattern for handler in self._listening for pattern in handler.patterns]
+            identity = {"pid": os.getpid(), "host": platform.node(), "is_quarantine": self._is_quarantine}
+            details = {**identity, "each": each, **stats.read()}
             card = WorkerCard(self.id, self.name, reachable_by(sources), details)
             requester = Requester(store, self._settings, self.id, card.announce, reach)
             broadcaster = open_broadcaster(self._settings, store)
             # No delivery has been taken yet: no handler runs before these are set.
             services.requests = HandlerRequests(self.handlers, requester, services.spans)
             services.reads = HandlerReads(store, requester)
+            services.keeper = partial(DeliverySteps, store, requester.submit)
             services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
             wakeups = Fanout(sources, [pubsub] if self._listening else [], requester.wake)

@@ -16,7 +16,7 @@ create table runtime.deliveries (
     marks boolean not null,
     -- No other delivery of the message marks.
     sole boolean not null,
-    -- The value is so large that it is weighed before an answer is built.
+    -- It is weighed before an answer is built: its value is large, or steps come with it.
     heavy boolean not null default false,
     -- The message's key, for an ordered subscription only.
     ordered_key text collate "C",
@@ -64,6 +64,24 @@ comment on table runtime.runs is 'One log line per finished attempt: done, faile
 create index runs_ended on runtime.runs using brin (ended_at) with (pages_per_range = 16, autosummarize = on);
 create index runs_failed on runtime.runs (subscription, ended_at) where error is not null;
 create index runs_failed_message on runtime.runs (message_id) where error is not null;
+
+create table runtime.steps (
+    message_id bigint not null,
+    subscription integer not null,
+    name text not null check (name <> '' and octet_length(name) <= 255),
+    -- Of several steps with one name, the one that the handler calls so; '' where it names none.
+    key text not null check (octet_length(key) <= 255),
+    -- Counted from 1 in each attempt, over the steps of this name and key.
+    occurrence integer not null check (occurrence between 1 and 10000),
+    -- Binary JSON takes more bytes than text does; a worker refuses texts of more than 1 MiB.
+    value jsonb check (pg_column_size(value) <= 8388608),
+    version text check (octet_length(version) <= 255),
+    created_at timestamptz not null default clock_timestamp(),
+    primary key (message_id, subscription, name, key, occurrence)
+);
+comment on table runtime.steps is
+    'The results of steps, which a handler never works out again for their delivery. They go with the message, or with '
+    'the dead letter that outlives it.';
 
 create table runtime.dead_letters (
     id bigint generated always as identity primary key,

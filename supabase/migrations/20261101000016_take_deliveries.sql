@@ -4,7 +4,7 @@
 
 -- The columns of a delivery that its answer needs, carried along from the update that takes it.
 create type runtime.taken as (
-    message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint
+    message_id bigint, subscription integer, attempts integer, crashes smallint, priority smallint, heavy boolean
 );
 
 create type runtime.taking as (
@@ -61,7 +61,7 @@ begin
         where d.ctid = p.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select coalesce(array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken), '{}'),
+    select coalesce(array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority, t.heavy)::runtime.taken), '{}'),
            bool_or(t.heavy),
            -- Of each subscription the last id taken, which is the highest. A lower cursor would look at some deliveries
            -- again.
@@ -103,7 +103,7 @@ begin
         where d.ctid = p.place
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken),
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority, t.heavy)::runtime.taken),
            bool_or(t.heavy)
     into take_due.taken, heavy
     from taken t;

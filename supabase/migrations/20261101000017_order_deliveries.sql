@@ -97,7 +97,7 @@ begin
           )
         returning d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy
     )
-    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority)::runtime.taken),
+    select array_agg(row(t.message_id, t.subscription, t.attempts, t.crashes, t.priority, t.heavy)::runtime.taken),
            coalesce(array_agg(t.message_id), '{}'), bool_or(t.heavy)
     into take_ordered.taken, ids, heavy
     from taken t;

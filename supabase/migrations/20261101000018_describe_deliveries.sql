@@ -7,19 +7,20 @@ begin
     select coalesce(json_agg(
                json_build_array(
                    t.subscription, t.attempts, t.crashes, m.id, m.key, m.value, m.agent, m.created_at, m.correlation_id,
-                   m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, describe.lease
+                   m.parent_id, m.headers, m.priority, m.dedup_key, m.deliver_at, m.expires_at, describe.lease, kept.steps
                ) order by t.priority desc, m.id), '[]'),
            count(*) = cardinality(taken)
     into rows, is_whole
     from unnest(taken) as t
     -- offset 0: messages are looked up one by one. A planner that takes the table for empty would read it whole.
     cross join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m
+    cross join lateral (select case when t.heavy then runtime.steps_of(t.message_id, t.subscription) end as steps) kept
     where (m.expires_at <= at) is not true;
 end
 $$;
 comment on function runtime.describe(runtime.taken[], uuid, timestamptz) is
     'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
-    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease]; is_whole: every message '
+    'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease, steps]; is_whole: every message '
     'exists and had not expired at that time.';
 
 create function runtime.weigh(value jsonb, headers jsonb, agent text, correlation_id text, exactly boolean) returns bigint
@@ -41,21 +42,24 @@ comment on function runtime.weigh(jsonb, jsonb, text, text, boolean) is
     'About how many bytes a message takes in an answer; null where no answer can hold it. A small value is printed to '
     'be weighed only with exactly.';
 
-create function runtime.weights(ids bigint[], exactly boolean) returns bigint[]
+create function runtime.weights(taken runtime.taken[], exactly boolean) returns bigint[]
 language plpgsql stable set search_path = '' as $$
 begin
     return array(
         -- A delivery whose message is gone weighs nothing, but has to come along to be dropped.
         select case when m.id is null then 0
-                    else runtime.weigh(m.value, m.headers, m.agent, m.correlation_id, exactly) end
-        from unnest(ids) with ordinality as t (id, place)
-        left join lateral (select * from public.consciousness_stream l where l.id = t.id offset 0) m on true
+                    else runtime.weigh(m.value, m.headers, m.agent, m.correlation_id, exactly)
+                        + coalesce(case when t.heavy then octet_length(
+                            runtime.steps_of(t.message_id, t.subscription)::text) end, 0) end
+        from unnest(taken) with ordinality
+            as t (message_id, subscription, attempts, crashes, priority, heavy, place)
+        left join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m on true
         order by t.place
     );
 end
 $$;
-comment on function runtime.weights(bigint[], boolean) is
-    'About how many bytes each of these messages takes in an answer.';
+comment on function runtime.weights(runtime.taken[], boolean) is
+    'About how many bytes each of these deliveries takes in an answer, with its steps.';
 
 create function runtime.fits(weights bigint[], max_bytes bigint) returns integer
 language plpgsql immutable set search_path = '' as $$
@@ -86,7 +90,7 @@ begin
         select t.*, case when t.weight is null then 'its message takes more bytes as JSON text than any answer can hold'
                          else format('its message takes %s MB as JSON text', t.weight / 1048576) end
                     || '; at most 16 MB are delivered. Have its writer put large things into a file or a bucket' as error
-        from unnest(taken, weights) as t (message_id, subscription, attempts, crashes, priority, weight)
+        from unnest(taken, weights) as t (message_id, subscription, attempts, crashes, priority, heavy, weight)
         where t.weight is null or t.weight > most
     ), logged as (
         insert into runtime.runs (message_id, subscription, ended_at, worker, attempt, outcome, error)
@@ -109,7 +113,7 @@ create function runtime.fit(so_far runtime.taking, max_bytes bigint, exactly boo
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking := so_far;
-    weights bigint[] := runtime.weights(array(select t.message_id from unnest(so_far.taken) as t), exactly);
+    weights bigint[] := runtime.weights(so_far.taken, exactly);
     is_left boolean[];
     fitting integer;
 begin

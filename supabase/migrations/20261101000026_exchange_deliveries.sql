@@ -74,7 +74,7 @@ begin
             'leased', case when options ? 'bare' then runtime.keep_leases(mine.lease, want, until) end,
             'taken', case when options ? 'bare' then '[]' else coalesce((
                 select (runtime.describe(
-                    array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority)::runtime.taken),
+                    array_agg(row(d.message_id, d.subscription, d.attempts, d.crashes, d.priority, d.heavy)::runtime.taken),
                     mine.lease, '-infinity'
                 )).rows
                 from runtime.deliveries d

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import anyio
 import pytest
@@ -61,6 +62,11 @@ async def _crowd(url: str) -> None:
             "insert into runtime.runs (message_id, subscription, ended_at, attempt, outcome) "
             "select n, s.id, clock_timestamp() - make_interval(secs => 100000 - n), 1, 'done' "
             "from generate_series(1, 100000) n, runtime.subscriptions s where s.name = 'a.one'"
+        )
+        await db.execute(
+            "insert into runtime.steps (message_id, subscription, name, key, occurrence) "
+            "select n, s.id, 'draft', '', 1 from generate_series(1, 100000) n, runtime.subscriptions s "
+            "where s.name = 'a.one'"
         )
         # What one bad deploy leaves behind, and some of others.
         definitions = await db.fetch(
@@ -213,6 +219,18 @@ async def exchange_fails(db: Any, worker: Worker) -> None:
     await db.fetchval("select stream_dead()")
     await db.fetchval("select stream_redrive(max => 2)")
     await db.fetchval("select stream_discard()")
+
+
+@call
+async def keep_steps(db: Any, worker: Worker) -> None:
+    taken, *_ = await worker.take(1)
+    for occurrence in (1, 1, 2):
+        await db.fetchval(
+            "select stream_step($1, $2, $3, 'draft', '', $4, '1')",
+            taken.id, taken.subscription, UUID(taken.lease), occurrence,
+        )  # fmt: skip
+    await worker.fail(taken)
+    assert [len(each.steps) for each in await worker.take(5) if each.id == taken.id and each.steps] == [2]
 
 
 @call

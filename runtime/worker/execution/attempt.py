@@ -73,6 +73,7 @@ class Attempts:
         self._services = services
         self._spans = services.spans
         self._random = Random()
+        self._told_unasked: set[tuple[str, str]] = set()
         # A limiter each, so that a slow handler takes no other's threads.
         self._threads = {
             handler.name: anyio.CapacityLimiter(limits[handler.name])
@@ -137,7 +138,7 @@ class Attempts:
                 spans.reported(by_message[number], handler.name, report)
 
     async def _one(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
-        context = self._services.context(handler, delivery.message)
+        context = self._services.context(handler, delivery)
         attempt_of_logs.set(context)
         try:
             result = await self._result(handler, context)
@@ -147,6 +148,8 @@ class Attempts:
                 answer := answer_draft(delivery.message, delivery.subscription, handler, result)
             ):
                 context.emitted.append(answer)
+            if delivery.steps and (unasked := context.unasked_steps):
+                self._say_unasked(handler, unasked)
             emitted: Sequence[Draft] = context.emitted
             if self._spans is not None and emitted:
                 emitted = _signed(self._spans.emitting, emitted)
@@ -162,6 +165,17 @@ class Attempts:
             fork.leave()
         emits = tuple([draft.json for draft in emitted])
         return Report(delivery, time.monotonic() - clock, emits=emits, usage=context.used)
+
+    def _say_unasked(self, handler: Handler, names: Sequence[str]) -> None:
+        """Tell once of steps that are kept and not asked for any more: a new version may have renamed them."""
+        for name in names:
+            if (handler.name, name) not in self._told_unasked:
+                self._told_unasked.add((handler.name, name))
+                _log.warning(
+                    "%s has finished a message without step %r, which an earlier attempt of it had kept: was the step "
+                    "renamed or removed? Its result is not used",
+                    handler.name, name,
+                )  # fmt: skip
 
     async def _many(
         self, batch: Batch, clock: float, sign: Callable[[Delivery, list[Draft]], Sequence[Draft]]

@@ -4,7 +4,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from runtime.agent.context import ReadOptions
+from runtime.agent.services import ReadOptions
 from runtime.client.requester import Requester
 from runtime.message import Message
 from runtime.store import Store

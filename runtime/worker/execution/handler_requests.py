@@ -6,9 +6,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from runtime.agent.context import AskOptions, Context
+from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import question_key
+from runtime.agent.services import AskOptions
 from runtime.client.requester import Requester
 from runtime.errors import NobodyAnswers
 from runtime.message import Answer, Draft

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from runtime.agent.batch import BatchContext
-from runtime.agent.context import AskOptions
+from runtime.agent.services import AskOptions
 from runtime.errors import NotAwaited, WrongCall, did_you_mean
 from runtime.tracebacks import line_of, places_of, text_of
 

@@ -1,13 +1,16 @@
 """What the runtime gives to handlers beside their messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from runtime.agent.batch import BatchContext
-from runtime.agent.context import Context, Reads, Requests
+from runtime.agent.context import Context
 from runtime.agent.handler import Handler
+from runtime.agent.services import Reads, Requests
+from runtime.agent.step import StepKeeper, Steps
 from runtime.broadcast import SendBroadcast
 from runtime.message import Draft, Message
 from runtime.store import Delivery, Report
@@ -42,26 +45,33 @@ class HandlerServices:
         reads: reads the stream for them.
         send_broadcast: sends what handlers broadcast; called from any thread.
         spans: makes a trace of the attempts, where one is wanted.
+        keeper: returns what keeps the steps of a delivery.
     """
 
     worker: str
     states: Mapping[str, Any] = field(default_factory=dict)
-    requests: Requests | None = None
+    requests: Requests[Context] | None = None
     reads: Reads | None = None
     send_broadcast: SendBroadcast | None = None
     spans: Spans | None = None
+    keeper: Callable[[Delivery], StepKeeper] | None = None
 
-    def context(self, handler: Handler, message: Message[Any]) -> Context:
-        """Return the context of an attempt with one message."""
+    def context(self, handler: Handler, delivery: Delivery) -> Context:
+        """Return the context of an attempt with one delivery."""
         return Context(
-            message,
+            delivery.message,
             handler.name,
             self.worker,
             state=self.states.get(handler.agent),
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
+            open_steps=partial(self._open_steps, delivery),
         )
+
+    def _open_steps(self, delivery: Delivery, context: Context) -> Steps:
+        keeper = None if self.keeper is None else self.keeper(delivery)
+        return Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
 
     def batch_context(self, handler: Handler, messages: tuple[Message[Any], ...]) -> BatchContext:
         """Return the context of an attempt with several messages."""

@@ -61,6 +61,11 @@ begin
     end if;
     delete from runtime.runs r where r.message_id = any (batch)
         and not exists (select from public.consciousness_stream m where m.id = r.message_id);
+    -- What a dead letter goes on with when it is redriven stays as long as the letter.
+    delete from runtime.steps p where p.message_id = any (batch)
+        and not exists (select from public.consciousness_stream m where m.id = p.message_id)
+        and not exists (
+            select from runtime.dead_letters l where l.message_id = p.message_id and l.subscription = p.subscription);
     -- A page of messages that were brought back lately, or are dated in the future, is passed over where older ones
     -- follow.
     return json_build_object('pruned', pruned, 'expired', coalesce(cardinality(expired), 0), 'last', case

@@ -11,7 +11,7 @@ begin
             -- Look-ups by an index, whatever the statistics: a planner that takes a table for empty, as it was when it
             -- was last analysed, would read it whole. A plan for all arguments: planning costs more than most calls.
             ('{amend,answers,cancel,dead,discard,due,exchange,flow,install_realtime,last_good,leave,maintain,page,pause,
-               prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,subscribe,webhooks}', 'stream_',
+               prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,subscribe,webhooks}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{backlog,buried,fan_out,holding}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{conversation,tree}', '', '{enable_seqscan,enable_bitmapscan}'),

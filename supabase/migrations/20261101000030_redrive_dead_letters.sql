@@ -80,6 +80,10 @@ begin
     with discarded as (
         delete from runtime.dead_letters l where l.id = any (letters)
         returning l.message_id, l.subscription
+    ), forgotten as (
+        delete from runtime.steps p using discarded g
+        where p.message_id = g.message_id and p.subscription = g.subscription
+          and not exists (select from public.consciousness_stream m where m.id = p.message_id)
     ), ended as (
         delete from runtime.deliveries d using discarded g
         where d.message_id = g.message_id and d.subscription = g.subscription and d.lease = runtime.dead_lease()

@@ -1,0 +1,52 @@
+-- Steps: parts of a handler whose results are kept for the later attempts of their delivery.
+
+create function public.stream_step(
+    message bigint, subscription integer, lease uuid, name text, key text, occurrence integer, value jsonb,
+    version text default null
+) returns json
+language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
+declare
+    caller text := case when current_setting('request.jwt.claims', true) <> '' then runtime.caller_agent() end;
+    is_known boolean;
+    earlier record;
+begin
+    if caller is not null then
+        perform runtime.check_caller(caller, null, null, null, jsonb_build_object(subscription, 1));
+    end if;
+    -- The row is locked until the commit: whoever takes the delivery next finds the step. Other steps of the same
+    -- attempt may be stored at the same time.
+    select d.heavy into is_known from runtime.deliveries d
+    where d.message_id = message and d.subscription = stream_step.subscription and d.lease = stream_step.lease
+    for key share;
+    if not found then
+        return json_build_object('held', false);
+    end if;
+    insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version)
+    values (message, subscription, name, key, occurrence, value, version)
+    on conflict on constraint steps_pkey do nothing;
+    if not found then
+        select s.value into earlier from runtime.steps s
+        where s.message_id = message and s.subscription = stream_step.subscription
+          and s.name = stream_step.name and s.key = stream_step.key and s.occurrence = stream_step.occurrence;
+        return json_build_object('held', true, 'earlier', json_build_array(earlier.value));
+    end if;
+    if not is_known then
+        -- From now on the delivery is weighed, and brings its steps along.
+        update runtime.deliveries d set heavy = true
+        where d.message_id = message and d.subscription = stream_step.subscription;
+    end if;
+    return json_build_object('held', true);
+end
+$$;
+comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text) is
+    'Keeps the result of a step for the later attempts of a delivery, by its current lease: held tells whether that '
+    'was so. A step that is kept already stays as it is; its value is then told as [earlier].';
+
+create function runtime.steps_of(message bigint, subscription integer) returns json
+language sql stable set search_path = '' as $$
+    select json_agg(json_build_array(s.name, s.key, s.occurrence, s.value, s.version) order by s.created_at, s.name)
+    from runtime.steps s
+    where s.message_id = message and s.subscription = steps_of.subscription
+$$;
+comment on function runtime.steps_of(bigint, integer) is
+    'The steps of a delivery as they cross the wire: [name, key, occurrence, value, version] of each; null for none.';
