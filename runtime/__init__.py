@@ -27,8 +27,8 @@ _HOMES = {
     "Agent": "agent.agent", "Answer": "message", "BatchContext": "agent.batch", "BlockingStream": "client.blocking",
     "Broadcast": "broadcast", "Context": "agent.context", "Message": "message", "Priority": "message",
     "Reject": "agent.retry", "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source",
-    "Step": "agent.step", "Stream": "client.stream", "Tick": "agent.schedule", "Worker": "worker.worker", "connect": "client.stream",
-    "connect_blocking": "client.blocking", "drain": "worker.serverless",
+    "Step": "agent.step", "Stream": "client.stream", "Tick": "agent.schedule", "Worker": "worker.worker",
+    "connect": "client.stream", "connect_blocking": "client.blocking", "drain": "worker.serverless",
 }  # fmt: skip
 
 if not TYPE_CHECKING:  # A type checker must go on refusing names that do not exist.

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.agent.agent import Agent
-from runtime.agent.context import AskOptions, Context
+from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import RequestState, question_key
+from runtime.agent.services import AskOptions
 from runtime.encoding.json import decode
 from runtime.errors import RuntimeFault
 from runtime.message import Answer, Message
