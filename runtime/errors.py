@@ -276,11 +276,16 @@ class LocalStackError(RuntimeFault):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean emits?` for a word that is nearly one of those known, else an empty text."""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the one of the known words that another is nearly, or None."""
     # Imported here: it is needed for errors alone.
     from difflib import get_close_matches
 
-    near = get_close_matches(word, list(known), n=1, cutoff=0.75)
-    return f"; did you mean {near[0]}?" if near else ""
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.75)), None)
 
 
 def first_fault(group: BaseExceptionGroup[RuntimeFault]) -> RuntimeFault:

@@ -1,5 +1,6 @@
 """The settings, read once from the environment and passed in."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,11 +28,15 @@ from runtime.connection.addresses import (
 from runtime.connection.allow_list import AllowList
 from runtime.connection.environment import non_blank
 from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
-from runtime.errors import SettingsError
+from runtime.errors import SettingsError, nearest
 
+_log = logging.getLogger("runtime.settings")
 _PREFIX = "RUNTIME_"
 # No variable or argument can have this name.
 _ORIGIN = "the origin"
+# Variables that other parts of the package read.
+_OTHER_VARIABLES = {"RUNTIME_LOCAL_DIR", "RUNTIME_DASHBOARD_TOKEN"}
+_told: set[str] = set()
 # Optional settings: a blank, or empty quotes, counts as unset.
 _UNSET_WHEN_BLANK = (
     "supabase_url", "supabase_key", "database_url", "webhook", "webhook_secret", "metrics_port", "retention_days",
@@ -57,6 +62,7 @@ class _OneSource(PydanticBaseSettingsSource):
             "the environment": _capitals(self._environment.env_vars),
             str(Path(".env").resolve()): _capitals(self._file.env_vars),
         }
+        _tell_misspelt(sources)
         code = self.current_state
         is_placed = "supabase_url" in code or any(name in code for name in URL_NAMES)
         has_key = "supabase_key" in code or any(name in code for name in KEY_NAMES)
@@ -75,6 +81,20 @@ class _OneSource(PydanticBaseSettingsSource):
             together[DATABASE_NAME] = sources[origin.database[1]][DATABASE_NAME]
         together[_ORIGIN] = origin
         return together
+
+
+def _tell_misspelt(sources: Mapping[str, Mapping[str, str]]) -> None:
+    """Warn, once in a process, of variables `RUNTIME_…` that are none but nearly one."""
+    known = {f"{_PREFIX}{name}".upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    for source, variables in sources.items():
+        for name in variables:
+            if not name.startswith(_PREFIX) or name in known or name in _told:
+                continue
+            _told.add(name)
+            if (meant := nearest(name, known)) is not None:
+                _log.warning(
+                    "%s of %s is no setting, and has no effect; did you mean %s?", name, source, meant
+                )
 
 
 def _capitals(variables: Mapping[str, str | None]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from runtime.agent.handler import Handler, Timer
 from runtime.agent.options import HandlerOptions, PostOptions, TimerOptions, handler_fields, refuse_unknown
 from runtime.agent.retry import Retry
 from runtime.agent.schedule import Missed, Schedule, cron, every
+from runtime.agent.script import hint_at_running
 from runtime.agent.secrets import check_secret_name
 from runtime.agent.signature import Provider, read_signature
 from runtime.agent.target import POST_CONCURRENCY, POST_RETRY, POST_SECONDS, Target, check_url
@@ -72,6 +73,7 @@ class Agent:
         self.handlers: list[Handler] = []
         self.hooks = Hooks()
         self.place = declared_at()
+        hint_at_running(sys._getframe(1))
         treat_as_own(self.place.rpartition(":")[0])
 
     def __repr__(self) -> str:

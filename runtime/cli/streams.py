@@ -13,6 +13,8 @@ from typing import Any, Final, TextIO
 
 # How long a write waits for a slow reader before the line is dropped.
 _PATIENCE_SECONDS: Final = 1.0
+# How often a command that only prints looks whether its reader is still there.
+_LOOK_SECONDS: Final = 0.25
 
 
 class _Descriptor(io.BufferedIOBase):
@@ -81,6 +83,28 @@ def go_on() -> None:
         written = getattr(stream, "buffer", None)
         if isinstance(written, _Descriptor):
             written.goes_on = True
+
+
+async def watch_reader() -> None:
+    """Wait until the reader of standard output leaves, which a command that prints rarely would not notice.
+
+    Raises:
+        BrokenPipeError: it has left.
+    """
+    # Imported here: the list of commands is printed without it.
+    from anyio import sleep
+
+    if not hasattr(select, "poll"):
+        return
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    poller = select.poll()
+    poller.register(number, 0)
+    while not any(event & (select.POLLERR | select.POLLNVAL) for _, event in poller.poll(0)):  # noqa: ASYNC110 - a pipe tells nobody
+        await sleep(_LOOK_SECONDS)
+    raise BrokenPipeError
 
 
 def fall_silent() -> None:

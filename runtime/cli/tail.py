@@ -1,12 +1,13 @@
 """`runtime tail`: messages as they are written."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import typer
 
 from runtime.broadcast import Broadcast
+from runtime.cli import streams
 from runtime.cli.completion import patterns
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
@@ -42,7 +43,15 @@ def tail(
     anyio.run(_tail, settings, pattern, count, start, broadcasts, as_json)
 
 
-async def _tail(
+async def _tail(*arguments: Any) -> None:
+    """Print messages until the reader of the output leaves."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(streams.watch_reader)
+        await _print(*arguments)
+        tasks.cancel_scope.cancel()
+
+
+async def _print(
     settings: Settings,
     pattern: str,
     count: int,

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from runtime.broadcast import Broadcast, topic_of
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster, NotifyTransport, RealtimeTransport
 from runtime.connection.environment import non_blank
+from runtime.connection.project import named
 from runtime.errors import RuntimeFault, SettingsError
 from runtime.extras import needing
 from runtime.keys import matches
@@ -45,19 +46,33 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
         from runtime.store.postgres import PostgresStore
 
         return PostgresStore(
-            settings.database_url.get_secret_value(), request_seconds=settings.request_seconds
+            settings.database_url.get_secret_value(),
+            request_seconds=settings.request_seconds,
+            source=settings.origin.database and named(settings.origin.database),
         )
     from runtime.store.supabase import SupabaseStore
 
     if client is not None:
         return SupabaseStore(client, request_seconds=settings.request_seconds)
     if settings.supabase_url is None or settings.supabase_key is None:
-        raise SettingsError(" ".join(filter(None, (_NOWHERE, settings.origin.hint))))
+        raise SettingsError(" ".join(filter(None, (_what_is_missing(settings), settings.origin.hint))))
     return await SupabaseStore.connect(
         settings.supabase_url,
         settings.supabase_key.get_secret_value(),
         request_seconds=settings.request_seconds,
+        source=settings.origin.url and named(settings.origin.url),
     )
+
+
+def _what_is_missing(settings: Settings) -> str:
+    """Say which part of the way to the stream is not set."""
+    origin = settings.origin
+    if settings.supabase_url is not None:
+        keys = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
+        return f"{named(origin.url)} is set, its key is not: set {keys} there."
+    if origin.key is not None:
+        return f"{named(origin.key)} is set, SUPABASE_URL is not: set it there. {_NOWHERE}"
+    return _NOWHERE
 
 
 def _check_client(client: object) -> None:

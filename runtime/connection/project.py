@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from runtime.connection.environment import non_blank
-from runtime.errors import SettingsError
+from runtime.errors import SettingsError, nearest
 
 URL_NAMES: Final = ("SUPABASE_URL", "API_URL")
 KEY_NAMES: Final = ("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SERVICE_ROLE_KEY")
@@ -22,6 +22,9 @@ _OTHER_KEY_NAMES = (
     "SUPABASE_ANON_KEY", "SUPABASE_PUBLISHABLE_KEY", "NEXT_PUBLIC_SUPABASE_ANON_KEY", "ANON_KEY", "PUBLISHABLE_KEY",
 )  # fmt: skip
 _READ_NAMES = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
+
+# A misspelt name of a variable still has one of these in it.
+_WORDS = ("SUPA", "DATABASE", "SERVICE", "_ROLE", "_URL")
 
 Sources = Mapping[str, Mapping[str, str]]
 """The variables of each source, by name in capitals; the source with precedence comes first."""
@@ -50,16 +53,17 @@ class Origin:
         """
         parts: list[str] = []
         if project is not None:
-            where = _named(self.url)
+            where = named(self.url)
             if self.url is not None and self.key is not None and self.key[1] == self.url[1]:
-                where = f"{self.url[0]} and {_named(self.key)}"
+                where = f"{self.url[0]} and {named(self.key)}"
             parts.append(f"{project} ({where})")
         if database is not None:
-            parts.append(f"the database at {database} ({_named(self.database)})")
+            parts.append(f"the database at {database} ({named(self.database)})")
         return " and ".join(parts) or "nothing"
 
 
-def _named(variable: tuple[str, str] | None) -> str:
+def named(variable: tuple[str, str] | None) -> str:
+    """Return a variable with its source: `SUPABASE_URL of /app/.env`."""
     return "the code" if variable is None else f"{variable[0]} of {variable[1]}"
 
 
@@ -77,7 +81,7 @@ def choose(sources: Sources, *, has_key: bool = False) -> Origin:
     url = _url_in(sources)
     if url is None:
         key = None if has_key else _first(sources, KEY_NAMES)
-        return Origin(None, key, database, _hint_without_url(sources) if key or has_key else "")
+        return Origin(None, key, database, _hint_without_url(sources))
     if has_key:
         return Origin(url, None, database)
     key = _key_for(sources, url)
@@ -154,19 +158,29 @@ def _same(one: str, other: str) -> bool:
 
 
 def _hint_without_url(sources: Sources) -> str:
-    found = _first(sources, ("API_URL",))
+    found = _first(sources, ("API_URL",)) if _first(sources, KEY_NAMES) else None
     if found is None:
-        return ""
+        return _misspelt(sources, (*URL_NAMES[:1], DATABASE_NAME))
     return f"API_URL of {found[1]} is not used: it counts only for a stack on this machine. Set SUPABASE_URL."
 
 
 def _hint_without_key(sources: Sources) -> str:
     found = _first(sources, _OTHER_KEY_NAMES)
     if found is None:
-        return ""
+        return _misspelt(sources, KEY_NAMES)
     if "ANON" in found[0] or "PUBLISHABLE" in found[0]:
         return (
             f"{found[0]} of {found[1]} is not used: it is a key of the role anon, which may not run workers. Set "
             f"{_READ_NAMES}."
         )
     return f"{found[0]} of {found[1]} is not used: the runtime reads {_READ_NAMES}. Rename it, if it is such a key."
+
+
+def _misspelt(sources: Sources, names: tuple[str, ...]) -> str:
+    """Return a hint at a variable whose name is nearly one of these."""
+    for source, variables in sources.items():
+        for name, text in variables.items():
+            is_like = any(word in name for word in _WORDS) and name not in names and non_blank(text)
+            if is_like and (meant := nearest(name, names)) is not None:
+                return f"{name} of {source} is not used; did you mean {meant}?"
+    return ""

@@ -12,6 +12,7 @@ from asyncpg import exceptions as pg
 from runtime.connection.addresses import DatabaseAddress
 from runtime.connection.database import entry_of
 from runtime.connection.pooler import is_transaction_pooled
+from runtime.connection.project import is_on_this_machine
 from runtime.encoding.json import decode
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
 from runtime.store import Store
@@ -36,12 +37,16 @@ class PostgresStore(Store):
         url: a `postgresql://` URL; through a transaction pooler no prepared statements are used.
         connections: how many connections at most.
         request_seconds: how long one request may take.
+        source: the variable that names the database, with its source, for errors.
 
     Raises:
         SettingsError: `url` is no PostgreSQL URL.
     """
 
-    def __init__(self, url: str, *, connections: int = 4, request_seconds: float = 15) -> None:
+    def __init__(
+        self, url: str, *, connections: int = 4, request_seconds: float = 15, source: str | None = None
+    ) -> None:
+        self._source = source
         self._address = DatabaseAddress.parse(url)
         self._connections = connections
         self._request_seconds = request_seconds
@@ -209,9 +214,12 @@ class PostgresStore(Store):
                 " Direct connections need IPv6, and a paused project has none: use the session pooler's URL, or resume "
                 "the project in the dashboard."
             )
+        said = f" The address comes from {self._source}." if self._source else ""
+        if isinstance(error, OSError) and is_on_this_machine(f"postgresql://{self.place}"):
+            return f" Nothing listens there: start the local stack with `runtime local start`.{said}"
         if isinstance(error, OSError):
-            return " Is it running, and is DATABASE_URL right?"
-        return ""
+            return f" Is it running, and is DATABASE_URL right?{said}"
+        return said
 
 
 @cache

@@ -169,6 +169,8 @@ def fault_of(code: str, text: str, *, place: str, cure: str) -> StoreError:
 
 def missing(text: str, *, place: str, code: str | None) -> MigrationMissing:
     """Return the error for functions that do not exist, or not as this release calls them."""
+    # The rest is advice on the spelling and the types of the call, which the runtime made.
+    text = text.partition(". ")[0]
     if code is not None and code.startswith("PGRST2"):
         text = f"{text}; after a migration the API must reload its schema: `notify pgrst, 'reload schema'`"
     return MigrationMissing(

@@ -41,9 +41,13 @@ class SupabaseStore(Store):
     Args:
         client: supabase-py's async client, with a key that stands for service_role.
         request_seconds: how long one request may take.
+        source: the variable that names the project, with its source, for errors.
     """
 
-    def __init__(self, client: "AsyncClient", *, request_seconds: float = 15) -> None:
+    def __init__(
+        self, client: "AsyncClient", *, request_seconds: float = 15, source: str | None = None
+    ) -> None:
+        self._source = source
         self._client = client
         self._rest = str(client.rest_url).rstrip("/")
         self._own_session: httpx.AsyncClient | None = None
@@ -53,7 +57,9 @@ class SupabaseStore(Store):
         return f"<SupabaseStore at {self.place}>"
 
     @classmethod
-    async def connect(cls, url: str, key: str, *, request_seconds: float = 15) -> "SupabaseStore":
+    async def connect(
+        cls, url: str, key: str, *, request_seconds: float = 15, source: str | None = None
+    ) -> "SupabaseStore":
         """Return a store with a client of its own for a project.
 
         Raises:
@@ -72,7 +78,7 @@ class SupabaseStore(Store):
             client = await create_async_client(url, key, AsyncClientOptions(httpx_client=session))
         except SupabaseException as error:
             raise SettingsError(f"SUPABASE_URL or the key cannot be used: {error}.") from None
-        store = cls(client, request_seconds=request_seconds)
+        store = cls(client, request_seconds=request_seconds, source=source)
         store._own_session = session
         return store
 
@@ -156,12 +162,11 @@ class SupabaseStore(Store):
             return "This error comes from a proxy: check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return CERTIFICATE_CURE
+        said = f" The address comes from {self._source}." if self._source else ""
         if is_on_this_machine(self.place):
-            return (
-                "Nothing listens there: start the local stack with `runtime local start` (or `supabase start`); or "
-                "remove SUPABASE_URL and its key from .env, if they are of a stack that is gone."
-            )
-        return "Is it running, and is SUPABASE_URL right? (The name of a paused project does not resolve.)"
+            start = "Nothing listens there: start the local stack with `runtime local start` (or `supabase start`)"
+            return f"{start}.{said} If its stack is gone, remove SUPABASE_URL and its key."
+        return f"Is it running, and is SUPABASE_URL right?{said} (The name of a paused project does not resolve.)"
 
     def _error(self, response: httpx.Response) -> StoreError:
         """Map an error of PostgREST, or of a gateway or proxy in front of it."""

@@ -92,7 +92,7 @@ begin
     select * into s from runtime.subscriptions x where x.name = subscription_of.name;
     if not found then
         raise exception using errcode = '22023', message = format('there is no subscription %L', name),
-            hint = 'stream_stats() lists the subscriptions; they are named agent.handler.';
+            hint = '`runtime subscriptions` (in SQL, stream_stats()) lists them; they are named agent.handler.';
     end if;
     if runtime.caller_agent() is distinct from s.agent and runtime.caller_agent() is not null then
         raise exception using errcode = '42501', message = format('subscription %L belongs to another agent', name);

@@ -1,5 +1,8 @@
 """What can be wrong with where the stream is, and what a person is told: one sentence, with its cure, no traceback."""
 
+import subprocess
+import sys
+
 import pytest
 
 from runtime.local.ports import free_port
@@ -17,6 +20,7 @@ class TestEachCommandTellsOf:
 
     def test_a_url_without_a_key(self, nowhere: Shell, command: list[str]) -> None:
         line = error_line(nowhere.run(*command, SUPABASE_URL="http://127.0.0.1:9"))
+        assert "SUPABASE_URL of the environment is set, its key is not" in line
         assert "SUPABASE_SERVICE_ROLE_KEY" in line
 
     def test_a_setting_that_is_none(self, nowhere: Shell, command: list[str]) -> None:
@@ -31,15 +35,70 @@ class TestEachCommandTellsOf:
     def test_nobody_there(self, nowhere: Shell, command: list[str]) -> None:
         url = f"http://127.0.0.1:{free_port()}"
         place = {"SUPABASE_URL": url, "SUPABASE_SERVICE_ROLE_KEY": "x", "RUNTIME_REQUEST_SECONDS": "1"}
-        assert "127.0.0.1" in error_line(nowhere.run(*command, **place))
+        line = error_line(nowhere.run(*command, **place))
+        assert url in line
+        assert "`runtime local start`" in line
+        assert "The address comes from SUPABASE_URL of the environment." in line
         database = f"postgresql://postgres:secret@127.0.0.1:{free_port()}/postgres"
         line = error_line(nowhere.run(*command, DATABASE_URL=database, RUNTIME_REQUEST_SECONDS="1"))
         assert "127.0.0.1" in line
         assert "secret" not in line
+        assert "The address comes from DATABASE_URL of the environment." in line
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SUPABASE_UR", "SUPABASE_URL"),
+        ("DATABASE_ULR", "DATABASE_URL"),
+        ("SUPABASE_SERVICE_ROL_KEY", "SUPABASE_SERVICE_ROLE_KEY"),
+    ],
+)
+def test_a_misspelt_variable_of_the_stream_is_told_with_the_one_that_was_meant(
+    nowhere: Shell, name: str, meant: str
+) -> None:
+    beside = {"SUPABASE_URL": "http://127.0.0.1:9"} if "KEY" in name else {}
+    line = error_line(nowhere.run("status", **beside, **{name: "x"}))
+    assert f"{name} of the environment is not used; did you mean {meant}?" in line
+
+
+def test_a_misspelt_setting_is_told_with_its_file_and_others_are_left_alone(nowhere: Shell) -> None:
+    (nowhere.folder / ".env").write_text("RUNTIME_CONCURENCY=5\nRUNTIME_OF_ANOTHER_PROGRAM=x\n")
+    first, *rest = nowhere.run("status").stderr.splitlines()
+    file = (nowhere.folder / ".env").resolve()
+    assert first == (
+        f"RUNTIME_CONCURENCY of {file} is no setting, and has no effect; did you mean RUNTIME_CONCURRENCY?"
+    )
+    assert len(rest) == 1
+
+
+def test_a_file_of_agents_that_is_run_by_itself_says_how_to_run_it(nowhere: Shell) -> None:
+    (nowhere.folder / "a.py").write_text(
+        'from runtime import Agent\nagent = Agent("a")\nother = Agent("b")\n'
+    )
+    (nowhere.folder / "b.py").write_text("import a\n")
+    (nowhere.folder / "c.py").write_text("import a\nraise SystemExit(3)\n")
+
+    def said(file: str) -> str:
+        command = [sys.executable, file]
+        ended = subprocess.run(command, cwd=nowhere.folder, capture_output=True, text=True, check=False)
+        return ended.stdout + ended.stderr
+
+    assert said("a.py") == "a.py declares agents, and nothing has run them: `runtime run a.py` does.\n"
+    assert said("b.py") == ""
+    assert said("c.py") == ""
 
 
 def test_a_database_without_the_migrations_is_told_with_the_command_that_mends_it(
     nowhere: Shell, empty_database: str
 ) -> None:
     for command in (["send", "a", "1"], ["status"]):
-        assert "supabase db push" in error_line(nowhere.run(*command, DATABASE_URL=empty_database))
+        line = error_line(nowhere.run(*command, DATABASE_URL=empty_database))
+        assert "supabase db push" in line
+        # PostgreSQL's advice on the types of a call would lead astray.
+        assert "casts" not in line
+
+
+def test_an_unknown_subscription_is_told_with_the_command_that_lists_them(shell: Shell) -> None:
+    line = error_line(shell.run("pause", "no.one"))
+    assert "there is no subscription 'no.one'. `runtime subscriptions`" in line

@@ -92,3 +92,15 @@ def test_h5_a_command_whose_reader_leaves_ends_quietly(shell: Shell, command: tu
     assert "Traceback" not in said
     assert "Exception" not in said
     assert "BrokenPipe" not in said
+
+
+def test_h5_a_command_that_waits_ends_when_its_reader_leaves(shell: Shell) -> None:
+    """`runtime tail | head -1` ends with the first line, though nothing more is written."""
+    shell.run("send", "odd.nobody", '"x"')
+    process = shell.start("tail", "odd.>", PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "odd.nobody" in process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(SECONDS) == 0
