@@ -72,7 +72,13 @@ async def _fault(request: Request, error: Exception) -> Response:
         return PlainTextResponse(str(error), status)
     context = context_of(request)
     return await context.page(
-        "missing.html", active="", status=status, events="", what="The stream cannot be shown", why=str(error)
+        "missing.html",
+        active="",
+        status=status,
+        events="",
+        what="The stream cannot be shown",
+        why=str(error),
+        is_away=status == 503,
     )
 
 

@@ -81,7 +81,8 @@ async def test_r1_the_dashboard_shows_every_row(store: str, stack: Any) -> None:
     settings = settings_of(stack, database_url=stack.db_url if store == "direct" else None)
     async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         for path in (
-            "/", "/rows", "/agents", "/agents/table", "/map", "/map/drawing", "/dead", "/dead/groups", "/write",
+            "/", "/rows", "/first", "/overview", "/agents", "/agents/table", "/map", "/map/drawing",
+            "/dead", "/dead/groups", "/write",
             *(f"/message/{number}" for number in numbers), *(f"/message/{number}/story" for number in numbers),
             *(f"/dead/{letter['id']}" for letter in letters),
         ):  # fmt: skip

@@ -107,7 +107,12 @@ async def rows(request: Request) -> HTMLResponse:
         look=_LOOK_ON if looked else _LOOK,
     )
     return context.part(
-        "_rows.html", is_new=False, query=chosen.query, **_found(page, looked), **await told(context, page)
+        "_rows.html",
+        is_new=False,
+        is_first=False,
+        query=chosen.query,
+        **_found(page, looked),
+        **await told(context, page),
     )
 
 

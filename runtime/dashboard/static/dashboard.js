@@ -85,7 +85,15 @@ function say(text) {
   $("trouble").hidden = !text;
 }
 
-document.body.addEventListener("htmx:responseError", (event) => say(event.detail.xhr.responseText.replace(/<[^>]*>/g, " ")));
+document.body.addEventListener("htmx:responseError", (event) => {
+  const { requestConfig, xhr } = event.detail;
+  // Of the database's own absence the strip of health tells.
+  const isTold = requestConfig?.triggeringEvent?.type === "sse:changed" && xhr.status === 503;
+  if (!isTold) say(xhr.responseText.replace(/<[^>]*>/g, " "));
+});
+document.body.addEventListener("htmx:sseMessage", () => {
+  if ($("away") && !document.querySelector("#health [data-fault]")) location.reload();
+});
 document.body.addEventListener("htmx:sendError", () => say("The dashboard does not answer."));
 document.body.addEventListener("htmx:sseError", () => say("The dashboard does not answer; trying again."));
 document.body.addEventListener("htmx:sseOpen", () => say(""));
