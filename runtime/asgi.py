@@ -79,7 +79,7 @@ class WebhookApp:
         serverless: bool | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        self._settings = settings or Settings.load()
+        self._settings = settings or Settings.find()
         self._verifiers = _verifiers(sources, environment() if variables is None else variables)
         worker = Worker(agents, self._settings) if (agents := list(agents)) else None
         is_serverless = self._settings.serverless if serverless is None else serverless

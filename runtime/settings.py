@@ -27,6 +27,7 @@ from runtime.connection.addresses import (
 )
 from runtime.connection.allow_list import AllowList
 from runtime.connection.environment import non_blank
+from runtime.connection.local_stack import running_stack
 from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
 from runtime.errors import SettingsError, nearest
 
@@ -311,6 +312,26 @@ class Settings(BaseSettings):
                 "stored in one and announced in the other. Take both from the same project"
             )
         return self
+
+    @classmethod
+    def find(cls, **overrides: object) -> Self:
+        """Read the environment; if it names no stream, use the local stack of the project here, if that runs.
+
+        Args:
+            overrides: as for `load`.
+
+        Raises:
+            SettingsError: a variable has a wrong value, or the project's `supabase/config.toml` cannot be read.
+        """
+        settings = cls.load(**overrides)
+        if settings.supabase_url is not None or settings.database_url is not None:
+            return settings
+        stack = running_stack()
+        if stack is None:
+            # Opening the store raises the error that says what to set.
+            return settings
+        key = SecretStr(stack.secret_key)
+        return settings.with_stream("the local stack", supabase_url=stack.api_url, supabase_key=key)
 
     @classmethod
     def load(cls, **overrides: object) -> Self:

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
-from runtime.cli.find_stream import find_settings
-from runtime.cli.output import err, print_message, start_logs
+from runtime.cli.find_stream import find_settings, gone_stack
+from runtime.cli.output import err, print_message, progress, start_logs
 from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
 from runtime.dashboard.server import serving
-from runtime.errors import DiscoveryError, StoreError
+from runtime.errors import DiscoveryError, SettingsError, StoreError
 from runtime.local.ports import port_is_free
 from runtime.local.stack import LocalStack
 from runtime.settings import Settings
@@ -37,12 +37,22 @@ def dev(
     is_opened: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the dashboard in a browser, where there is one.")
     ] = True,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="Port of the local stack's API.",
+            show_default="a free one",
+        ),
+    ] = None,
 ) -> None:
     """Run agents over a stack on this machine, reload them when a file changes, and watch what flows.
 
     A reload drains: running handlers finish, and what is written meanwhile waits. Where SUPABASE_URL or DATABASE_URL
-    is set that stream is used; otherwise the local stack is started, and stopped again at Ctrl-C. The dashboard opens
-    in a browser where there is one; its address is printed.
+    is set that stream is used; otherwise the local stack of this project is started, and stopped again at Ctrl-C. The
+    dashboard opens in a browser where there is one; its address is printed.
     """
     paths = paths or [_AGENTS]
     if paths == [_AGENTS] and not Path(_AGENTS).is_dir():
@@ -51,20 +61,22 @@ def dev(
         )
     streams.go_on()
     start_logs("warning", as_json=False)
-    with _settings() as settings:
+    with _settings(port) as settings:
         event_loop.run(_dev, settings, paths, is_opened)
 
 
 @contextmanager
-def _settings() -> Iterator[Settings]:
-    """Yield the settings of the configured stream, or of a local stack that runs during the block."""
+def _settings(port: int | None) -> Iterator[Settings]:
+    """Yield the settings of the configured stream, or of the project's stack, which runs during the block."""
     settings = Settings.load()
     if settings.supabase_url is not None or settings.database_url is not None:
+        if gone := gone_stack(settings):
+            raise SettingsError(gone)
         yield settings
         return
-    stack = LocalStack()
-    with err.status("Starting PostgreSQL and the gateway …"):
-        has_started = stack.start()
+    stack = LocalStack(api_port=port)
+    with progress() as say:
+        has_started = stack.start(say=say)
     try:
         yield find_settings()
     finally:

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from runtime.cli.checks.examination import examine
 from runtime.cli.checks.finding import Finding, Verdict
-from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import out, print_json, start_logs
 from runtime.settings import Settings
@@ -21,7 +20,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check the set-up from the key to the last policy, send one row all the way round, and say what cures what."""
-    settings = find_settings()
+    settings = Settings.find()
     start_logs("error", as_json=as_json)
     findings = anyio.run(_examine, settings, as_json)
     if any(finding.verdict is Verdict.FAULT for finding in findings):

@@ -1,37 +1,50 @@
-"""The stream of a command: the environment's, else the local stack that runs on this machine."""
+"""The stream of a command: the environment's, else the local stack of the project here."""
 
-import sys
+from urllib.parse import urlsplit
 
-import typer
-from pydantic import SecretStr
-
+from runtime.cli.output import err
+from runtime.connection.addresses import DatabaseAddress
+from runtime.connection.local_stack import is_listening
+from runtime.connection.project import is_on_this_machine
+from runtime.errors import SettingsError
 from runtime.settings import Settings
 
 
-def find_settings(**overrides: object) -> Settings:
-    """Return the environment's settings, or if they name no stream, those of a running local stack.
+def find_settings(*, waits: bool = False, **overrides: object) -> Settings:
+    """Return the environment's settings, or if they name no stream, those of the project's running local stack.
 
     Args:
+        waits: whether the command waits for a stream that is away; else that of a stack that is gone is an error.
         overrides: settings given on the command line; None leaves the environment's.
 
     Raises:
-        SettingsError: a variable has a wrong value.
+        SettingsError: a variable has a wrong value, or names a stack on this machine that does not run.
     """
-    settings = Settings.load(**{name: value for name, value in overrides.items() if value is not None})
-    if settings.supabase_url is not None or settings.database_url is not None:
-        return settings
-    # Imported here, since a hosted project needs neither; both work without the extra `local`.
-    from runtime.local.keys import Keys
-    from runtime.local.state import default_folder, running_stack
+    settings = Settings.find(**{name: value for name, value in overrides.items() if value is not None})
+    if gone := gone_stack(settings):
+        if not waits:
+            raise SettingsError(gone)
+        err.print(f"{gone} Waiting for it.", style="yellow", soft_wrap=True)
+    return settings
 
-    stack = running_stack(default_folder().expanduser().resolve())
-    if stack is None:
-        # Opening the store raises the error that says what to set.
-        return settings
-    url = f"http://127.0.0.1:{stack.api_port}"
-    if sys.stderr.isatty():
-        # A program that reads the errors of a command has no use for it.
-        typer.echo(f"Using the local stack at {url}.", err=True)
-    return settings.with_stream(
-        "the local stack", supabase_url=url, supabase_key=SecretStr((stack.keys or Keys()).secret_key)
+
+def gone_stack(settings: Settings) -> str:
+    """Return where the address of a stack came from that does not run on this machine; empty if it is another one."""
+    origin = settings.origin
+    if settings.database_url is not None:
+        place = DatabaseAddress.parse(settings.database_url.get_secret_value()).place
+        variable, url = origin.database, f"postgresql://{place}"
+    else:
+        variable, url = origin.url, settings.supabase_url or ""
+    if variable is None or not is_on_this_machine(url):
+        return ""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if is_listening(host, port):
+        return ""
+    name, source = variable
+    return (
+        f"Nothing listens at {host}:{port}, which {name} of {source} names. If a local stack was there, start it again "
+        f"(`runtime local start`), and remove {name} there, with its key: no command needs them, since each finds the "
+        "stack of the folder it is called in."
     )

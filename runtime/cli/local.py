@@ -7,14 +7,16 @@ Exit codes: 0 done, or there was nothing to do; 1 it could not be done, or `stat
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from runtime.cli.app import App
 from runtime.cli.help import choices
 from runtime.cli.options import Json
-from runtime.cli.output import print_json
+from runtime.cli.output import print_found, print_json, progress
+from runtime.cli.tables import Rows
+from runtime.connection.local_stack import known_stacks
 from runtime.local.stack import LocalStack
 from runtime.local.status import StackStatus
 
@@ -28,9 +30,9 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         envvar="RUNTIME_LOCAL_DIR",
-        help="Where the stack keeps its data; one folder per stack.",
+        help="Where the stack keeps its data, instead of the folder of this project's stack.",
         file_okay=False,
-        show_default="your data folder",
+        show_default="a folder per project",
     ),
 ]
 
@@ -55,7 +57,11 @@ def start(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port", min=0, max=65535, help="Port of the API; 0 for any free one.", show_default="54321"
+            "--port",
+            min=0,
+            max=65535,
+            help="Port of the API; 0 for any free one.",
+            show_default="54321 or a free one",
         ),
     ] = None,
     db_port: Annotated[
@@ -65,7 +71,7 @@ def start(
             min=0,
             max=65535,
             help="Port of PostgreSQL; 0 for any free one.",
-            show_default="54322",
+            show_default="54322 or a free one",
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -91,7 +97,8 @@ def start(
         database_url=database_url,
         allowed_origins=allow_origin or None,
     )
-    has_started = stack.start()
+    with progress() as say:
+        has_started = stack.start(say=say)
     status = stack.status()
     if as_json:
         _print_json(status, started=has_started)
@@ -137,6 +144,30 @@ def status(
         printers[StatusFormat.JSON if as_json else output](found)
     if not found.is_running:
         raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the stacks of all your projects, and say which run; `--json` tells where their data lie, too."""
+    found = [
+        {
+            "project": None if each.project is None else str(each.project),
+            "running": each.is_running,
+            "API_URL": each.api_url,
+            "data": str(each.data),
+        }
+        for each in known_stacks()
+    ]
+    print_found(found, as_json=as_json, table=_table, nothing="No stack was started yet: runtime local start")
+
+
+def _table(found: list[dict[str, Any]]) -> Rows:
+    table = Rows("project", figures=("state", "API URL"))
+    for each in found:
+        is_gone = each["project"] is not None and not Path(each["project"]).exists()
+        state = "runs" if each["running"] else "folder is gone" if is_gone else "stopped"
+        table.add(each["project"] or "-", state, each["API_URL"])
+    return table
 
 
 @app.command()
@@ -187,6 +218,7 @@ def _print_pretty(status: StackStatus) -> None:
         "Secret key": values["SECRET_KEY"],
         "JWKS URL": values["JWKS_URL"],
         "Data folder": str(status.folder),
+        **({} if status.project is None else {"Project": str(status.project)}),
     }
     for label, value in lines.items():
         typer.echo(f"{label:>16}: {value}")

@@ -110,7 +110,7 @@ def run(
     streams.go_on()
     agents = _chosen(discover(paths or []), only)
     _tune_interpreter()
-    settings = find_settings(concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
+    settings = find_settings(waits=True, concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
     is_json_log = as_json or logs_are_json(settings.log_format)
     if once is not None:
         from runtime.cli.once import answers_of, run_once

@@ -41,7 +41,7 @@ def serve(
     /readyz are for orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
     """
     streams.go_on()
-    settings = find_settings(serverless=serverless or None)
+    settings = find_settings(waits=True, serverless=serverless or None)
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
     sources += sources_in(settings)

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from runtime.broadcast import Broadcast, topic_of
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster, NotifyTransport, RealtimeTransport
 from runtime.connection.environment import non_blank
+from runtime.connection.local_stack import elsewhere
 from runtime.connection.project import named
 from runtime.errors import RuntimeFault, SettingsError
 from runtime.extras import needing
@@ -71,8 +72,8 @@ def _what_is_missing(settings: Settings) -> str:
         keys = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
         return f"{named(origin.url)} is set, its key is not: set {keys} there."
     if origin.key is not None:
-        return f"{named(origin.key)} is set, SUPABASE_URL is not: set it there. {_NOWHERE}"
-    return _NOWHERE
+        return f"{named(origin.key)} is set, SUPABASE_URL is not: set it there. {_NOWHERE}{elsewhere()}"
+    return _NOWHERE + elsewhere()
 
 
 def _check_client(client: object) -> None:

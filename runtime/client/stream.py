@@ -48,7 +48,7 @@ async def connect(
         raise SettingsError(
             f"connect(settings) takes Settings, not {type(settings).__name__}: a client is given as connect(client=…)."
         )
-    settings = settings or Settings.load()
+    settings = settings or Settings.find()
     store = await open_store(settings, client)
     if client is not None:
         settings = settings_of(client, settings)

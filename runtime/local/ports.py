@@ -1,12 +1,21 @@
-"""Free TCP ports of 127.0.0.1."""
+"""TCP ports of 127.0.0.1: free ones, and the programs that hold the usual ones."""
 
+import json
 import os
 import socket
+from collections.abc import Collection
+from pathlib import Path
 from random import SystemRandom
+from urllib.request import urlopen
+
+from runtime.connection.local_stack import known_stacks
 
 # Below the ephemeral ports of systems: any client could take one of those before the server listens.
 _FIRST, _LAST = 20_000, 32_000
 _TRIES = 1_000
+# As the ports of several projects with the Supabase CLI usually lie.
+_STEP, _STEPS = 10, 50
+_ANSWER_SECONDS = 1.0
 
 
 def free_port() -> int:
@@ -21,6 +30,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_port_like(port: int, reserved: Collection[int]) -> int:
+    """Return this port if it is free and not reserved, else the first such one of the ports 10, 20, 30 … above it."""
+    for candidate in range(port, min(65_536, port + _STEP * _STEPS), _STEP):
+        if candidate not in reserved and port_is_free(candidate):
+            return candidate
+    return free_port()
+
+
 def port_is_free(port: int) -> bool:
     """Whether a server could listen on this port now."""
     with socket.socket() as probe:
@@ -32,3 +49,30 @@ def port_is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def ports_of_others(folder: Path) -> set[int]:
+    """Return the ports that the stacks of other data folders remember, whether they run or not."""
+    return {port for each in known_stacks() if each.data != folder for port in (each.api_port, each.db_port)}
+
+
+def holder_of(port: int) -> str:
+    """Return the program that holds the port of an API, in words, and how to use it if that is possible."""
+    for stack in known_stacks():
+        if stack.api_port == port and stack.is_running:
+            return f"the stack of {stack.project or stack.data}"
+    if _is_supabase(port):
+        return (
+            "`supabase start`. To use that one instead, apply the migrations to it and name it: "
+            '`set -a; eval "$(supabase status -o env)"; set +a`'
+        )
+    return "another program"
+
+
+def _is_supabase(port: int) -> bool:
+    """Whether Supabase's Auth answers at this port; our own gateway serves none."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/auth/v1/health", timeout=_ANSWER_SECONDS) as answer:
+            return "GoTrue" in json.dumps(json.loads(answer.read(10_000)))
+    except (OSError, ValueError):
+        return False

@@ -1,5 +1,6 @@
 """The local stack: what `supabase start` gives a developer, with one command and without Docker."""
 
+import logging
 import secrets
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import anyio
 from pydantic import SecretStr
 
+from runtime.connection.local_stack import STATE, LocalProject
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.bootstrap import change_password, check_decoding, prepare_cluster, prepare_database
@@ -20,13 +22,15 @@ from runtime.local.cleanup import guarded
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.keys import Keys
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
-from runtime.local.ports import free_port
+from runtime.local.ports import free_port, free_port_like, holder_of, ports_of_others
 from runtime.local.postgres import DISPOSABLE, PostgresServer
 from runtime.local.signing import read_keys, rotate, sign
-from runtime.local.state import StackState, default_folder, locked, place_cluster
+from runtime.local.state import StackState, locked, place_cluster
 from runtime.local.status import StackStatus
 
+logger = logging.getLogger("runtime.local.stack")
 Result = TypeVar("Result")
+Say = Callable[[str], object]
 
 
 class LocalStack:
@@ -35,9 +39,10 @@ class LocalStack:
     From an event loop call them in a thread: `await anyio.to_thread.run_sync(stack.start)`.
 
     Args:
-        folder: the data folder; `default_folder()` when None.
-        api_port: of the gateway; 0 for any free one; the one used last, or 54321, when None.
-        db_port: of PostgreSQL; 0 for any free one; the one used last, or 54322, when None.
+        folder: the data folder; that of the project here when None.
+        api_port: of the gateway; 0 for any free one. When None, the one used last, or the one that
+            `supabase/config.toml` names, or 54321; another one if that is taken.
+        db_port: of PostgreSQL, likewise; 54322 by default.
         database_url: use this running PostgreSQL, as a superuser, instead of starting one. Its API has keys of its own.
         settings: server settings of an own PostgreSQL, by name.
         allowed_origins: the origins of web pages, besides those of this machine, that may use the API, such as
@@ -54,7 +59,8 @@ class LocalStack:
         settings: Mapping[str, str] | None = None,
         allowed_origins: Sequence[str] | None = None,
     ) -> None:
-        self.folder = (folder or default_folder()).expanduser().resolve()
+        self._project = LocalProject.here() if folder is None else None
+        self.folder = (folder or LocalProject.here().data).expanduser().resolve()
         self._api_port = free_port() if api_port == 0 else api_port
         self._db_port = free_port() if db_port == 0 else db_port
         self._port_options = {
@@ -160,11 +166,12 @@ class LocalStack:
     def _signing_keys(self) -> Path:
         return self.folder / "signing_keys.json"
 
-    def start(self, gateway: bool = True) -> bool:
+    def start(self, gateway: bool = True, say: Say = bool) -> bool:
         """Start the parts that do not run, and apply this package's migrations.
 
         Args:
             gateway: false for the database alone.
+            say: is told each step that takes a while.
 
         Returns:
             False when everything ran already.
@@ -174,14 +181,23 @@ class LocalStack:
         """
         self._make_folder()
         with locked(self.folder):
-            state = self._state_to_start()
+            state = self._state_to_start(say)
             state.save(self.folder)
             server = self._server(state)
+            if server is not None and not server.is_running:
+                say(
+                    "Starting PostgreSQL"
+                    if server.exists
+                    else "Making the database, once, and starting PostgreSQL"
+                )
             has_started_server = server.start() if server is not None else False
             try:
                 if not self._signing_keys.exists():
                     rotate(self._signing_keys)
+                say("Applying the migrations")
                 self._prepare(state, server)
+                if gateway and not self._gateway_of(state).is_running:
+                    say("Starting the gateway")
                 has_started_gateway = self._gateway_of(state).start() if gateway else False
             except BaseException:
                 if has_started_server and server is not None:
@@ -210,6 +226,7 @@ class LocalStack:
         external = state.database_url
         return StackStatus(
             folder=self.folder,
+            project=state.project,
             api_url=f"http://127.0.0.1:{state.api_port}",
             db_url=external.get_secret_value()
             if external is not None
@@ -281,14 +298,16 @@ class LocalStack:
 
     def _state(self) -> StackState:
         """Return the stored state, or the state that a start would store."""
-        state = StackState.load(self.folder)
-        if not (self.folder / "stack.json").exists():
-            state.api_port = self._api_port or state.api_port
-            state.db_port = self._db_port or state.db_port
-        return state
+        if not (self.folder / STATE).exists():
+            usual = StackState.for_project(self._project)
+            usual.api_port = self._api_port or usual.api_port
+            usual.db_port = self._db_port or usual.db_port
+            return usual
+        return StackState.load(self.folder)
 
-    def _state_to_start(self) -> StackState:
-        remembered = StackState.load(self.folder)
+    def _state_to_start(self, say: Say) -> StackState:
+        is_known = (self.folder / STATE).exists()
+        remembered = StackState.load(self.folder) if is_known else StackState.for_project(self._project)
         wanted = StackState(
             api_port=self._api_port or remembered.api_port,
             db_port=self._db_port or remembered.db_port,
@@ -297,14 +316,30 @@ class LocalStack:
             allowed_origins=remembered.allowed_origins
             if self._allowed_origins is None
             else self._allowed_origins,
+            project=remembered.project if self._project is None else self._project.folder,
         )
         if wanted.database_url is not None:
             is_known = wanted.database_url == remembered.database_url
             wanted.keys = (remembered.keys if is_known else None) or Keys.draw()
         server = self._server(remembered)
-        if (server is not None and server.is_running) or self._gateway_of(remembered).is_running:
+        has_server = server is not None and server.is_running
+        has_gateway = self._gateway_of(remembered).is_running
+        if has_server or has_gateway:
             self._refuse_changes(remembered, wanted)
-            return remembered
+            wanted = remembered
+        # A port that was remembered is this stack's own, even where another stack remembers it as well.
+        reserved = set() if is_known else ports_of_others(self.folder)
+        if not self._api_port and not has_gateway:
+            port, wanted.api_port = wanted.api_port, free_port_like(wanted.api_port, reserved)
+            if port != wanted.api_port and port not in reserved:
+                logger.warning(
+                    "port %d is taken, by %s. This stack's API has port %d.",
+                    port,
+                    holder_of(port),
+                    wanted.api_port,
+                )
+        if not self._db_port and not has_server:
+            wanted.db_port = free_port_like(wanted.db_port, reserved | {wanted.api_port})
         return wanted
 
     def _refuse_changes(self, running: StackState, wanted: StackState) -> None:

@@ -4,17 +4,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, SecretStr, ValidationError, field_serializer
+from pydantic import BaseModel, SecretStr, ValidationError, computed_field, field_serializer
 
+from runtime.connection.local_stack import STATE, LocalProject
 from runtime.errors import LocalStackError
 from runtime.local.account import Account
 from runtime.local.keys import API_PORT, DB_PORT, Keys
-from runtime.local.ports import port_is_free
 
 _LOCK_SECONDS: Final = 120
 _SHARED_PLACES: Final = (Path("/var/lib/agent-runtime"), Path("/var/tmp/agent-runtime"))
@@ -30,6 +30,7 @@ class StackState(BaseModel):
         database_url: the PostgreSQL that is used instead of an own one, if any.
         keys: drawn for that PostgreSQL; the published ones, which open a database of our own alone, when None.
         allowed_origins: the origins of web pages, besides those of this machine, that may use the API.
+        project: the folder of the project it was started for; None if its data folder was named.
     """
 
     api_port: int = API_PORT
@@ -38,10 +39,26 @@ class StackState(BaseModel):
     database_url: SecretStr | None = None
     keys: Keys | None = None
     allowed_origins: tuple[str, ...] = ()
+    project: Path | None = None
+
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def secret_key(self) -> str:
+        """The key of servers, for commands that look for a running stack."""
+        return (self.keys or Keys()).secret_key
 
     @field_serializer("database_url", when_used="json-unless-none")
     def _reveal(self, url: SecretStr) -> str:
         return url.get_secret_value()
+
+    @classmethod
+    def for_project(cls, project: LocalProject | None) -> "StackState":
+        """Return the state before the first start, with the ports that the project's configuration names."""
+        if project is None:
+            return cls()
+        return cls(
+            api_port=project.api_port or API_PORT, db_port=project.db_port or DB_PORT, project=project.folder
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "StackState":
@@ -50,7 +67,7 @@ class StackState(BaseModel):
         Raises:
             LocalStackError: the file is there and is not one of ours, or may not be read.
         """
-        path = folder / "stack.json"
+        path = folder / STATE
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -64,51 +81,13 @@ class StackState(BaseModel):
         Raises:
             LocalStackError: the folder cannot be written.
         """
-        unfinished = folder / "stack.json.unfinished"
+        unfinished = folder / f"{STATE}.unfinished"
         try:
             unfinished.touch(mode=0o600)
             unfinished.write_text(self.model_dump_json(indent=2) + "\n")
-            os.replace(unfinished, folder / "stack.json")
+            os.replace(unfinished, folder / STATE)
         except OSError as error:
             raise LocalStackError(f"{folder} cannot be written: {error}") from error
-
-
-def default_folder() -> Path:
-    """Return the default data folder: `RUNTIME_LOCAL_DIR`, or a folder in this platform's place for user data."""
-    if named := os.environ.get("RUNTIME_LOCAL_DIR"):
-        return Path(named)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "agent-runtime" / "local"
-
-
-def running_stack(folder: Path) -> StackState | None:
-    """Return the state of the stack in a folder, if its gateway runs; without any library of the extra `local`.
-
-    Raises:
-        LocalStackError: the file is no `stack.json` of this package.
-    """
-    try:
-        pid = int((folder / "gateway.pid").read_text())
-    except (OSError, ValueError):
-        return None
-    # Linux shows the command line: after a crash, another program may have the pid, and a third one the port.
-    with suppress(OSError):
-        if str(folder).encode() not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            return None
-    if os.name == "posix":
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass  # The process exists and belongs to another user.
-    state = StackState.load(folder)
-    return None if port_is_free(state.api_port) else state
 
 
 def place_cluster(folder: Path) -> Path:

@@ -13,6 +13,7 @@ class StackStatus:
 
     Attributes:
         folder: its data folder.
+        project: the folder of the project it was started for; None if its data folder was named.
         api_url: the URL of the gateway.
         db_url: the URL of the database, with its password.
         is_database_ours: false if the PostgreSQL is run by somebody else.
@@ -22,6 +23,7 @@ class StackStatus:
     """
 
     folder: Path
+    project: Path | None
     api_url: str
     db_url: str
     is_database_ours: bool

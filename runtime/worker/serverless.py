@@ -60,7 +60,7 @@ async def drain(
         StoreError: the stream could not be reached within the budget, or not be used.
         DeclarationError: there is no handler.
     """
-    settings = settings or Settings.load()
+    settings = settings or Settings.find()
     seconds = settings.budget_seconds if budget is None else budget
     counted = {True: 0, False: 0}
 

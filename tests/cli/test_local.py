@@ -1,6 +1,8 @@
 """`runtime local`, as a shell sees it: exit codes, what is printed where."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +10,9 @@ from typer.testing import CliRunner, Result
 
 from runtime.cli.local import app
 from runtime.local import keys
+from runtime.local.ports import free_port
 from runtime.local.stack import LocalStack
+from tests.cli.shell import Shell, error_line
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,43 @@ def test_a_day_with_the_stack(stack: LocalStack) -> None:
     stopped = run("stop", "--json")
     assert (stopped.exit_code, json.loads(stopped.stdout)) == (0, {"stopped": True})
     assert run("status").exit_code == 1
+
+
+def test_commands_and_scripts_use_the_stack_of_the_folder_they_are_called_in(
+    stack: LocalStack, nowhere: Shell
+) -> None:
+    stack.start()
+    folder, data = nowhere.folder, nowhere.folder / "data"
+    (folder / "shop/supabase").mkdir(parents=True)
+    (folder / "shop/supabase/config.toml").write_text('project_id = "shop"')
+    (folder / "shop/agents").mkdir()
+    (folder / "other").mkdir()
+    (data / "agent-runtime/stacks").mkdir(parents=True)
+    (data / "agent-runtime/stacks/shop").symlink_to(stack.folder)
+    place = {"RUNTIME_LOCAL_DIR": "", "XDG_DATA_HOME": str(data), "LOCALAPPDATA": str(data)}
+    within = Shell(folder / "shop/agents", place)
+    assert within.run("send", "a.b", "1").stdout == "#1 a.b\n"
+    script = (
+        "import anyio, runtime\nasync def main():\n async with runtime.connect() as stream:\n"
+        "  print((await stream.latest('a.b')).value)\nanyio.run(main)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=within.folder, env=within._environment({}), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (0, "1\n"), ran.stderr
+    (row,) = map(json.loads, within.run("local", "list", "--json").stdout.splitlines())
+    assert (row["running"], row["API_URL"]) == (True, stack.api_url)
+    elsewhere = error_line(Shell(folder / "other", place).run("read", "a.b"))
+    assert f"A stack runs for {stack.folder}" in elsewhere
+    # A file that outlived another stack.
+    (folder / "shop/agents/.env").write_text(
+        f"SUPABASE_URL=http://127.0.0.1:{free_port()}\nSUPABASE_SECRET_KEY=k\n"
+    )
+    stale = error_line(within.run("read", "a.b"))
+    assert f"SUPABASE_URL of {folder / 'shop/agents/.env'} names" in stale
+    assert "runtime local start" in stale
+    assert "SUPABASE_URL of" in error_line(within.run("dev", "."))
 
 
 def test_a_port_that_is_none_is_a_matter_of_usage() -> None:

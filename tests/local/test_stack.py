@@ -13,12 +13,13 @@ import httpx
 import psutil
 import pytest
 
+from runtime.connection.local_stack import LocalStackRecord
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.bootstrap import connected
 from runtime.local.ports import free_port
 from runtime.local.stack import LocalStack
-from runtime.local.state import StackState, running_stack
+from runtime.local.state import StackState
 
 
 def select(stack: LocalStack) -> Any:
@@ -76,16 +77,25 @@ def test_serves_a_migrated_database_and_starts_only_once(running: LocalStack) ->
 def test_a_stack_runs_for_commands_only_while_its_own_gateway_does(
     running: LocalStack, tmp_path: Path
 ) -> None:
-    assert running_stack(running.folder) == StackState.load(running.folder)
+    def is_running(folder: Path) -> bool:
+        record = LocalStackRecord.load(folder)
+        assert record is not None
+        return record.is_running
+
+    assert is_running(running.folder)
+    record = LocalStackRecord.load(running.folder)
+    assert record is not None
+    assert (record.api_url, record.secret_key) == (running.api_url, running.secret_key)
+    assert LocalStackRecord.load(tmp_path) is None
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         StackState(api_port=theirs.getsockname()[1]).save(tmp_path)
-        assert running_stack(tmp_path) is None
+        assert not is_running(tmp_path)
         (tmp_path / "gateway.pid").write_text(str(2**22 + 1))
-        assert running_stack(tmp_path) is None
+        assert not is_running(tmp_path)
         if sys.platform == "linux":
             # Another program got the pid of a gateway that was killed, and a third one its port.
             (tmp_path / "gateway.pid").write_text(str(os.getpid()))
-            assert running_stack(tmp_path) is None
+            assert not is_running(tmp_path)
 
 
 def test_stops_and_comes_back_with_its_data_and_ports(running: LocalStack) -> None:
@@ -132,15 +142,23 @@ def test_other_ports_are_refused_while_it_runs(running: LocalStack) -> None:
     assert LocalStack(running.folder, api_port=0).start() is False
 
 
-def test_a_taken_port_of_the_gateway_stops_what_was_started(running: LocalStack) -> None:
+def test_a_port_that_is_taken_is_told_and_another_one_is_taken_and_remembered(
+    running: LocalStack, caplog: pytest.LogCaptureFixture
+) -> None:
     running.stop()
     port = int(running.api_url.rpartition(":")[2])
-    with (
-        socket.create_server(("127.0.0.1", port)),
-        pytest.raises(LocalStackError, match=rf"Port {port} .* taken.*--port"),
-    ):
-        running.start()
-    assert running.status().stopped == ["database", "gateway"]
+    with socket.create_server(("127.0.0.1", port)):
+        named = LocalStack(running.folder, api_port=port)
+        with pytest.raises(LocalStackError, match=rf"Port {port} .* taken.*--port"):
+            named.start()
+        assert running.status().stopped == ["database", "gateway"]
+        again = LocalStack(running.folder)
+        assert again.start() is True
+        other = int(again.api_url.rpartition(":")[2])
+        assert other != port
+        assert any(f"port {port} is taken, by another program" in message for message in caplog.messages)
+    again.stop()
+    assert LocalStack(running.folder).api_url == f"http://127.0.0.1:{other}"
 
 
 def test_reset_begins_anew(running: LocalStack) -> None:
