@@ -1,5 +1,6 @@
 """The stream of a command: the environment's, else the local stack of the project here."""
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from runtime.cli.output import err
@@ -18,7 +19,7 @@ def find_settings(*, waits: bool = False, **overrides: object) -> Settings:
         overrides: settings given on the command line; None leaves the environment's.
 
     Raises:
-        SettingsError: a variable has a wrong value, or names a stack on this machine that does not run.
+        SettingsError: a variable has a wrong value, or a `.env` names a stack that is gone.
     """
     settings = Settings.find(**{name: value for name, value in overrides.items() if value is not None})
     if gone := gone_stack(settings):
@@ -29,14 +30,15 @@ def find_settings(*, waits: bool = False, **overrides: object) -> Settings:
 
 
 def gone_stack(settings: Settings) -> str:
-    """Return where the address of a stack came from that does not run on this machine; empty if it is another one."""
+    """Return a sentence about a `.env` that names a stack on this machine where nothing listens, else nothing."""
     origin = settings.origin
     if settings.database_url is not None:
         place = DatabaseAddress.parse(settings.database_url.get_secret_value()).place
         variable, url = origin.database, f"postgresql://{place}"
     else:
         variable, url = origin.url, settings.supabase_url or ""
-    if variable is None or not is_on_this_machine(url):
+    # Whoever sets the environment knows what it holds; a file outlives what it was written for.
+    if variable is None or not Path(variable[1]).is_file() or not is_on_this_machine(url):
         return ""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
