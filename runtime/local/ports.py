@@ -1,6 +1,7 @@
 """TCP ports of 127.0.0.1: free ones, and the programs that hold the usual ones."""
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Collection
@@ -10,6 +11,7 @@ from urllib.request import urlopen
 
 from runtime.connection.local_stack import known_stacks
 
+_log = logging.getLogger("runtime.local.ports")
 # Below the ephemeral ports of systems: any client could take one of those before the server listens.
 _FIRST, _LAST = 20_000, 32_000
 _TRIES = 1_000
@@ -36,6 +38,14 @@ def free_port_like(port: int, reserved: Collection[int]) -> int:
         if candidate not in reserved and port_is_free(candidate):
             return candidate
     return free_port()
+
+
+def api_port_like(port: int, reserved: Collection[int]) -> int:
+    """Return a port for an API as `free_port_like` does; warn of the program that holds the one that was meant."""
+    chosen = free_port_like(port, reserved)
+    if chosen != port and port not in reserved:
+        _log.warning("port %d is taken, by %s. This stack's API has port %d.", port, holder_of(port), chosen)
+    return chosen
 
 
 def port_is_free(port: int) -> bool:

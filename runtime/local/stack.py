@@ -1,6 +1,5 @@
 """The local stack: what `supabase start` gives a developer, with one command and without Docker."""
 
-import logging
 import secrets
 import shutil
 import tempfile
@@ -22,13 +21,12 @@ from runtime.local.cleanup import guarded
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.keys import Keys
 from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
-from runtime.local.ports import free_port, free_port_like, holder_of, ports_of_others
+from runtime.local.ports import api_port_like, free_port, free_port_like, ports_of_others
 from runtime.local.postgres import DISPOSABLE, PostgresServer
 from runtime.local.signing import read_keys, rotate, sign
 from runtime.local.state import StackState, locked, place_cluster
 from runtime.local.status import StackStatus
 
-logger = logging.getLogger("runtime.local.stack")
 Result = TypeVar("Result")
 Say = Callable[[str], object]
 
@@ -327,17 +325,10 @@ class LocalStack:
         if has_server or has_gateway:
             self._refuse_changes(remembered, wanted)
             wanted = remembered
-        # A port that was remembered is this stack's own, even where another stack remembers it as well.
+        # Remembered ports are this stack's own, even where another stack remembers them as well.
         reserved = set() if is_known else ports_of_others(self.folder)
         if not self._api_port and not has_gateway:
-            port, wanted.api_port = wanted.api_port, free_port_like(wanted.api_port, reserved)
-            if port != wanted.api_port and port not in reserved:
-                logger.warning(
-                    "port %d is taken, by %s. This stack's API has port %d.",
-                    port,
-                    holder_of(port),
-                    wanted.api_port,
-                )
+            wanted.api_port = api_port_like(wanted.api_port, reserved)
         if not self._db_port and not has_server:
             wanted.db_port = free_port_like(wanted.db_port, reserved | {wanted.api_port})
         return wanted
