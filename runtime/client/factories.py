@@ -1,9 +1,11 @@
 """The store, the wake-ups and the transports that the settings name."""
 
 import logging
+from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine, Sequence
 from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import SecretStr
@@ -22,6 +24,8 @@ from runtime.wakeups import Path, Wakeups
 
 if TYPE_CHECKING:
     from runtime.client.telemetry import Telemetry
+    from runtime.wakeups.client_channel import OwnClient
+    from runtime.wakeups.realtime_socket import Endpoint
     from supabase import AsyncClient
 
 _log = logging.getLogger("runtime.client.factories")
@@ -127,7 +131,12 @@ async def compare_places(settings: Settings, store: Store) -> None:
 
 
 def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
-    """Return the settings with the place of the user's own client: wake-ups must come from there too."""
+    """Return the settings with the place of the user's own client: wake-ups must come from there too.
+
+    Raises:
+        SettingsError: it is no async client of supabase.
+    """
+    _check_client(client)
     return settings.with_stream(
         "the client",
         supabase_url=str(client.supabase_url).rstrip("/"),
@@ -136,8 +145,17 @@ def settings_of(client: "AsyncClient", settings: Settings) -> Settings:
     )
 
 
-def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> list[Wakeups]:
-    """Return every source of wake-ups that the settings switch on, for a worker with these patterns."""
+def open_wakeups(
+    settings: Settings, worker: UUID, patterns: Sequence[str], client: "OwnClient | None" = None
+) -> list[Wakeups]:
+    """Return every source of wake-ups that the settings switch on, for a worker with these patterns.
+
+    Args:
+        settings: where the stream is, and which sources are on.
+        worker: the worker to be woken.
+        patterns: those of its handlers.
+        client: a client of the user's own, whose connection to Realtime is used.
+    """
     sources: list[Wakeups] = []
     if settings.supabase_url and settings.supabase_key and (settings.broadcast or settings.postgres_changes):
         from runtime.wakeups.realtime import RealtimeWakeups
@@ -149,6 +167,7 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
                 worker,
                 keys=patterns,
                 settings=settings,
+                endpoint=_endpoint_of(client, settings.supabase_url),
             )
         )
     if settings.database_url and settings.notify:
@@ -165,6 +184,24 @@ def open_wakeups(settings: Settings, worker: UUID, patterns: Sequence[str]) -> l
     return sources
 
 
+def own_client(client: "AsyncClient | None") -> "OwnClient | None":
+    """Return the user's own client, if there is one, as it is used on the running loop."""
+    if client is None:
+        return None
+    from runtime.wakeups.client_channel import OwnClient
+
+    return OwnClient(client.realtime, get_running_loop())
+
+
+def _endpoint_of(client: "OwnClient | None", url: str) -> "Endpoint | None":
+    """Return the Realtime server as the user's own client reaches it, if there is one."""
+    if client is None:
+        return None
+    from runtime.wakeups.client_channel import ClientEndpoint
+
+    return ClientEndpoint(client, urlsplit(url).netloc.rpartition("@")[2])
+
+
 def open_broadcaster(settings: Settings, store: Store) -> Broadcaster | None:
     """Return a broadcaster: over Realtime if there is a project, else by NOTIFY, else None."""
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
@@ -179,7 +216,10 @@ def open_broadcaster(settings: Settings, store: Store) -> Broadcaster | None:
 
 
 def open_broadcasts(
-    settings: Settings, pattern: str, take: Callable[[Broadcast[Any]], None]
+    settings: Settings,
+    pattern: str,
+    take: Callable[[Broadcast[Any]], None],
+    client: "OwnClient | None" = None,
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """Return a function that receives broadcasts until it is cancelled.
 
@@ -187,6 +227,7 @@ def open_broadcasts(
         settings: where the stream is.
         pattern: broadcasts under other keys are left out.
         take: called with each broadcast; it returns at once.
+        client: a client of the user's own, whose connection to Realtime is used.
 
     Raises:
         SettingsError: nothing carries broadcasts.
@@ -203,7 +244,12 @@ def open_broadcasts(
         key = settings.supabase_key.get_secret_value()
         topic = topic_of(pattern)
         return RealtimeBroadcasts(
-            settings.supabase_url, key, topic, settings=settings, take=take_frame
+            settings.supabase_url,
+            key,
+            topic,
+            settings=settings,
+            take=take_frame,
+            endpoint=_endpoint_of(client, settings.supabase_url),
         ).receive
     if settings.database_url and settings.notify:
         from runtime.wakeups.broadcasts import NotifyBroadcasts

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sized
 from time import monotonic
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import anyio
@@ -18,6 +18,9 @@ from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Store
 from runtime.wakeups.polling import Pace
+
+if TYPE_CHECKING:
+    from runtime.wakeups.client_channel import OwnClient
 
 _log = logging.getLogger("runtime.client.listener")
 _PAGE = 500
@@ -149,13 +152,19 @@ class StreamListener:
     """One listener: its wake-ups, its broadcasts, and the time of its next look."""
 
     def __init__(
-        self, settings: Settings, store: Store, pattern: str, *, with_broadcasts: bool = False
+        self,
+        settings: Settings,
+        store: Store,
+        pattern: str,
+        *,
+        with_broadcasts: bool = False,
+        client: "OwnClient | None" = None,
     ) -> None:
         identity = uuid4()
         # Announcements are for workers; a listener is woken by the rows themselves.
         changes_only = settings.model_copy(update={"broadcast": False, "notify": False, "webhook": None})
         self._inbox = WakeupInbox(
-            store, identity, open_wakeups(changes_only, identity, [pattern]), self._look
+            store, identity, open_wakeups(changes_only, identity, [pattern], client), self._look
         )
         self.reach = self._inbox.reach
         self.pace = Pace(settings.poll_fast_seconds, settings.poll_slow_seconds)
@@ -163,7 +172,9 @@ class StreamListener:
         self.scope = anyio.CancelScope()
         # Broadcasts that the listener has not taken yet.
         self.broadcasts: deque[Broadcast[Any]] = deque(maxlen=_MAX_BROADCASTS)
-        self._receive = open_broadcasts(settings, pattern, self._take_broadcast) if with_broadcasts else None
+        self._receive = (
+            open_broadcasts(settings, pattern, self._take_broadcast, client) if with_broadcasts else None
+        )
         self._is_due = True
         self._look_at = 0.0
         self._sweep_seconds = settings.sweep_seconds

@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 import anyio
@@ -30,6 +30,9 @@ from runtime.settings import Settings
 from runtime.store import Sent, Store
 from runtime.wakeups import Reachability
 from runtime.wakeups.polling import Pace
+
+if TYPE_CHECKING:
+    from runtime.wakeups.client_channel import OwnClient
 
 _log = logging.getLogger("runtime.client.requester")
 T = TypeVar("T")
@@ -112,11 +115,14 @@ class Requester:
         self._is_closed = False
 
     @classmethod
-    def start(cls, store: Store, settings: Settings, tasks: TaskGroup, send: Send) -> Self:
+    def start(
+        cls, store: Store, settings: Settings, tasks: TaskGroup, send: Send, client: "OwnClient | None" = None
+    ) -> Self:
         """Return a requester that runs in these tasks, with wake-ups of its own."""
         identity = uuid4()
         # A script has no address that a database webhook could post to.
-        sources = open_wakeups(settings.model_copy(update={"webhook": None}), identity, [reply_key(identity)])
+        without = settings.model_copy(update={"webhook": None})
+        sources = open_wakeups(without, identity, [reply_key(identity)], client)
         inbox = WakeupInbox(store, identity, sources, lambda: requester.wake())
         requester = cls(store, settings, identity, reachable_by(sources), inbox.reach, send=send)
         tasks.start_soon(requester.run)

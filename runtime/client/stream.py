@@ -13,7 +13,7 @@ from runtime.agent.services import AskOptions, ReadOptions
 from runtime.broadcast import Broadcast, BroadcastSequence
 from runtime.client.admin import Admin
 from runtime.client.broadcaster import NO_TRANSPORT, Broadcaster
-from runtime.client.factories import open_broadcaster, open_store, open_telemetry, settings_of
+from runtime.client.factories import open_broadcaster, open_store, open_telemetry, own_client, settings_of
 from runtime.client.listener import Reader, StreamListener
 from runtime.client.queries import Queries
 from runtime.client.requester import Requester
@@ -25,6 +25,7 @@ from runtime.settings import Settings
 from runtime.store import Sent, Store
 
 if TYPE_CHECKING:
+    from runtime.wakeups.client_channel import OwnClient
     from supabase import AsyncClient
 
 _log = logging.getLogger("runtime.client.stream")
@@ -38,8 +39,8 @@ async def connect(
 
     Args:
         settings: where the stream is; read from the environment by default.
-        client: a supabase async client of your own, used for every request; it says where the stream is, and stays
-            open. Wake-ups come over a socket of the runtime's own, with the client's URL and key.
+        client: a supabase async client of your own, used for every request and, over its Realtime connection, for
+            wake-ups; it says where the stream is, and stays open. Without one, both are the runtime's own.
 
     Raises:
         SettingsError: nothing says where the stream is.
@@ -55,7 +56,7 @@ async def connect(
     failure: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            stream = Stream(store, settings, tasks)
+            stream = Stream(store, settings, tasks, own_client(client))
             try:
                 yield stream
             except Exception as error:  # noqa: BLE001 - raised again below, outside of the group, so that it is no group
@@ -72,7 +73,10 @@ async def connect(
 class Stream:
     """The shared table, as scripts use it."""
 
-    def __init__(self, store: Store, settings: Settings, tasks: TaskGroup) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, tasks: TaskGroup, client: "OwnClient | None" = None
+    ) -> None:
+        self._client = client
         self._store = store
         self._settings = settings
         # Listeners' sockets live in these tasks and not in the generators, which may be left without being closed.
@@ -223,7 +227,9 @@ class Stream:
         self, key: str, value: object, agent: str | None, options: AskOptions
     ) -> tuple[Requester, Draft]:
         if self._requester is None:
-            self._requester = Requester.start(self._store, self._settings, self._tasks, self._send_all)
+            self._requester = Requester.start(
+                self._store, self._settings, self._tasks, self._send_all, self._client
+            )
         draft = self._requester.draft(key, value, options, agent=agent, dedup_key=f"ask {uuid4()}")
         return self._requester, draft
 
@@ -312,7 +318,11 @@ class Stream:
             MigrationMissing: the database lacks the schema.
         """
         listener = StreamListener(
-            self._settings, self._store, check_pattern(pattern), with_broadcasts=broadcasts
+            self._settings,
+            self._store,
+            check_pattern(pattern),
+            with_broadcasts=broadcasts,
+            client=self._client,
         )
         reader = await Reader.begin(self._store, pattern, since)
         self._tasks.start_soon(listener.run)
@@ -341,7 +351,7 @@ class Stream:
         Yields:
             Whether a push path is live; while none is, it yields at the pace of polling.
         """
-        listener = StreamListener(self._settings, self._store, check_pattern(pattern))
+        listener = StreamListener(self._settings, self._store, check_pattern(pattern), client=self._client)
         self._tasks.start_soon(listener.run)
         try:
             while True:

@@ -23,6 +23,7 @@ from runtime.wakeups.effects import Effect, Heard, Joined
 from runtime.wakeups.listen import CLOSED, CONNECT_SECONDS, listen_for_ever, listening
 from runtime.wakeups.phoenix import PhoenixChannel
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
+from runtime.wakeups.realtime_socket import Endpoint
 
 _log = logging.getLogger("runtime.wakeups")
 CHANNEL = "runtime_broadcast"
@@ -67,6 +68,7 @@ class RealtimeBroadcasts(RealtimeWakeups):
         settings: the intervals.
         take: told of the payload of each broadcast; it returns at once.
         pauses: how long to wait before the next connection.
+        endpoint: the server, if it is reached in another way than by a socket of the runtime's own.
     """
 
     paths: tuple[Path, ...] = ()
@@ -80,8 +82,9 @@ class RealtimeBroadcasts(RealtimeWakeups):
         settings: Settings,
         take: Callable[[object], None],
         pauses: Pauses | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
-        super().__init__(url, key, uuid4(), keys=(), settings=settings, pauses=pauses)
+        super().__init__(url, key, uuid4(), keys=(), settings=settings, pauses=pauses, endpoint=endpoint)
         self.paths = ()
         self._topic = topic
         self._take = take

@@ -11,7 +11,6 @@ from random import Random
 from uuid import UUID
 
 import anyio
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from runtime.backoff import Outage, backoff_seconds
@@ -19,7 +18,14 @@ from runtime.settings import Settings
 from runtime.wakeups import Listener, Path
 from runtime.wakeups.effects import Close, Effect, Gap, Live, Lost, Prove, RefusalKind, Send, Wake
 from runtime.wakeups.phoenix import STILL_MISSING, PhoenixChannel, Timings
-from runtime.wakeups.realtime_socket import ChannelToken, NotOpened, RealtimeEndpoint, TokenProvider
+from runtime.wakeups.realtime_socket import (
+    ChannelSocket,
+    ChannelToken,
+    Endpoint,
+    NotOpened,
+    RealtimeEndpoint,
+    TokenProvider,
+)
 
 _log = logging.getLogger("runtime.wakeups")
 _DIGITS = re.compile("[0-9]+")
@@ -53,6 +59,7 @@ class RealtimeWakeups:
             key itself is used, if it is a JWT.
         timings: the channel's intervals; by default those of the settings.
         pauses: the driver's.
+        endpoint: the server, if it is reached in another way than by a socket of the runtime's own.
 
     Attributes:
         counts: of the socket that is open, or was last: frames by kind, and the proofs of each path.
@@ -73,6 +80,7 @@ class RealtimeWakeups:
         token: TokenProvider | None = None,
         timings: Timings | None = None,
         pauses: Pauses | None = None,
+        endpoint: Endpoint | None = None,
     ) -> None:
         wanted: dict[Path, bool] = {
             "broadcast": settings.broadcast,
@@ -80,7 +88,7 @@ class RealtimeWakeups:
         }
         self.paths: tuple[Path, ...] = tuple(path for path, is_on in wanted.items() if is_on)
         self._pauses = pauses or Pauses()
-        self._endpoint = RealtimeEndpoint(
+        self._endpoint: Endpoint = endpoint or RealtimeEndpoint(
             url, key, token, open_seconds=self._pauses.open, close_seconds=self._pauses.close
         )
         self._place = self._endpoint.place
@@ -173,7 +181,7 @@ class RealtimeWakeups:
         )
 
     async def _converse(
-        self, socket: ClientConnection, channel: PhoenixChannel, token: ChannelToken, tell: Tell
+        self, socket: ChannelSocket, channel: PhoenixChannel, token: ChannelToken, tell: Tell
     ) -> Close:
         effects = channel.open(time.monotonic(), token.text)
         while True:
@@ -211,7 +219,7 @@ class RealtimeWakeups:
                 rest = min(rest, token.renew_at - now)
             effects = await self._next(socket, channel, rest)
 
-    async def _next(self, socket: ClientConnection, channel: PhoenixChannel, seconds: float) -> list[Effect]:
+    async def _next(self, socket: ChannelSocket, channel: PhoenixChannel, seconds: float) -> list[Effect]:
         """Return the effects of the next frame, or none when the time is over or a doubt came up."""
         with anyio.move_on_after(seconds) as self._resting:
             frame = await socket.recv()

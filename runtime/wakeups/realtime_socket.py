@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import isawaitable
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import anyio
@@ -51,6 +52,32 @@ class ChannelToken:
 
     text: str | None
     renew_at: float | None
+
+
+class ChannelSocket(Protocol):
+    """Text and binary frames, in and out."""
+
+    async def send(self, frame: str, /) -> None:
+        """Send one frame."""
+
+    async def recv(self) -> str | bytes:
+        """Return the next frame; raises `ConnectionClosed` at the end."""
+
+    async def close(self) -> None:
+        """Close it."""
+
+
+class Endpoint(Protocol):
+    """A Realtime server, as it is reached."""
+
+    place: str
+    """The server's host and port, for the log."""
+
+    async def open(self) -> ChannelSocket:
+        """Open a socket; raises `NotOpened`."""
+
+    async def token(self) -> ChannelToken:
+        """Return the channel's token; raises `NotOpened`."""
 
 
 class RealtimeEndpoint:
@@ -107,12 +134,8 @@ class RealtimeEndpoint:
                     logger=_quiet,
                     **self._options,
                 )
-        except InvalidStatus as error:
-            raise _refused(error) from None
-        except TimeoutError:
-            raise NotOpened("no connection in time") from None
         except (OSError, InvalidHandshake, InvalidURI, InvalidProxy, EOFError) as error:
-            raise NotOpened(_no_connection(error)) from None
+            raise not_opened(error) from None
 
     async def token(self) -> ChannelToken:
         """Return the channel's token: the provider's, or the key itself if it is a JWT.
@@ -143,6 +166,15 @@ class _ConnectHereOnly(connect):
     def process_redirect(self, exc: Exception) -> Exception | str:
         """Treat a redirect as a refused handshake."""
         return exc
+
+
+def not_opened(error: Exception) -> NotOpened:
+    """Return the reason why a connection failed, without the text of the library's error."""
+    if isinstance(error, InvalidStatus):
+        return _refused(error)
+    if isinstance(error, TimeoutError):
+        return NotOpened("no connection in time")
+    return NotOpened(_no_connection(error))
 
 
 def _no_connection(error: Exception) -> str:

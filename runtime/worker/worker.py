@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -31,7 +30,9 @@ from runtime.client.factories import (
     open_store,
     open_telemetry,
     open_wakeups,
+    own_client,
     reachable_by,
+    settings_of,
 )
 from runtime.client.requester import Requester
 from runtime.errors import RuntimeFault, SettingsError, first_fault
@@ -51,14 +52,17 @@ from runtime.worker.execution.handler_steps import DeliverySteps
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
 from runtime.worker.execution.services import HandlerServices
+from runtime.worker.parts import WorkerParts
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.process_stats import ProcessStats
 from runtime.worker.pubsub import PubSub
 from runtime.worker.subscriptions import handlers_of, limit_of, subscribe
 
 if TYPE_CHECKING:
+    from runtime.wakeups.client_channel import OwnClient
     from runtime.webhooks.sender import Sender
     from runtime.worker.metrics import Metrics
+    from supabase import AsyncClient
 
 __all__ = ["Attempt", "Worker"]
 
@@ -71,7 +75,9 @@ class Worker:
 
     Args:
         agents: whose handlers to run.
-        settings: where the stream is, paces and limits.
+        settings: where the stream is, paces and limits; read from the environment by default.
+        client: a supabase async client of your own: it says where the stream is, and its Realtime connection, on the
+            loop that awaits `run`, carries the wake-ups. Requests go over a connection of the runtime's own.
         observer: told of every attempt, on the loop of user code.
         poison_messages: whether to take deliveries that have crashed their worker twice. Where a supervisor keeps a
             quarantine worker for them, the others never do, and it takes nothing else.
@@ -85,12 +91,17 @@ class Worker:
     def __init__(
         self,
         agents: Iterable[Agent],
-        settings: Settings,
+        settings: Settings | None = None,
         *,
+        client: "AsyncClient | None" = None,
         observer: Observer | None = None,
         poison_messages: PoisonMessages = PoisonMessages.ALSO,
         drainage: Drain | None = None,
     ) -> None:
+        settings = settings or Settings.load()
+        self._client = client
+        if client is not None:
+            settings = settings_of(client, settings)
         self.id: UUID = uuid4()
         self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
         agents = list(agents)
@@ -113,7 +124,7 @@ class Worker:
             if handler.deliver == "each" and poison_messages is not PoisonMessages.ONLY and drainage is None
         ]
         self._executor: Executor | None = None
-        self._parts: _Parts | None = None
+        self._parts: WorkerParts | None = None
         self._started = threading.Lock()
         self._is_stopping = False
         self._drain_seconds = settings.drain_seconds
@@ -230,6 +241,7 @@ class Worker:
                     executor,
                     services,
                     metrics,
+                    own_client(self._client),
                     limiter=anyio.CapacityLimiter(1),
                 )
             finally:
@@ -264,12 +276,16 @@ class Worker:
         return max(_LEAVE_SECONDS, self._drain_seconds - since)
 
     async def _run_dispatcher(
-        self, executor: Executor, services: HandlerServices, metrics: "Metrics | None"
+        self,
+        executor: Executor,
+        services: HandlerServices,
+        metrics: "Metrics | None",
+        client: "OwnClient | None",
     ) -> None:
         """The runtime's own side, on its own loop."""
         store = await open_store(self._settings)
         try:
-            sources = self._open_wakeups()
+            sources = self._open_wakeups(client)
             reach = Reachability(frozenset(path for source in sources for path in source.paths))
             stats = ProcessStats()
             each = [pattern for handler in self._listening for pattern in handler.patterns]
@@ -302,7 +318,7 @@ class Worker:
             # The libraries of the store and the wake-ups have been loaded by now.
             steady()
             with self._started:
-                self._parts = _Parts(asyncio.get_running_loop(), wakeups, dispatcher, pubsub)
+                self._parts = WorkerParts(asyncio.get_running_loop(), wakeups, dispatcher, pubsub)
                 if self._is_stopping:
                     self._parts.stop(self._drain_seconds)
             async with anyio.create_task_group() as tasks:
@@ -327,12 +343,12 @@ class Worker:
             with anyio.CancelScope(shield=True):
                 await store.close()
 
-    def _open_wakeups(self) -> list[Wakeups]:
+    def _open_wakeups(self, client: "OwnClient | None") -> list[Wakeups]:
         # A quarantine worker is woken by the time alone: a crash shows when a lease ends.
         if self._is_quarantine or self._drainage is not None:
             return []
         patterns = [pattern for each in self.handlers for pattern in each.patterns]
-        return open_wakeups(self._settings, self.id, [*patterns, reply_key(self.id)])
+        return open_wakeups(self._settings, self.id, [*patterns, reply_key(self.id)], client)
 
     async def _answer_probes(self, metrics: "Metrics", dispatcher: Dispatcher, store: Store) -> None:
         from runtime.worker.health import HealthEndpoints
@@ -340,25 +356,6 @@ class Worker:
         port = self._settings.metrics_port
         assert port is not None
         await HealthEndpoints(metrics, dispatcher, store).run(self._settings.metrics_host, port)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a worker has on the runtime's own loop."""
-
-    loop: asyncio.AbstractEventLoop
-    wakeups: Fanout
-    dispatcher: Dispatcher
-    pubsub: PubSub
-
-    def wake(self, why: str, message: int | None) -> None:
-        """Pass on a hint as if a source of wake-ups had given it. From any thread."""
-        event_loop.call_soon(self.loop, partial(self.wakeups.wake, why, message))
-
-    def stop(self, drain_seconds: float) -> None:
-        """Take nothing new. From any thread."""
-        self.dispatcher.stop(drain_seconds)
-        self.pubsub.stop()
 
 
 def _posts(handlers: Sequence[Handler], settings: Settings) -> "Sender | None":

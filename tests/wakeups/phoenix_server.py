@@ -13,6 +13,19 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+_FIELDS = ("join_ref", "ref", "topic", "event", "payload")
+
+
+def _is_old(connection: ServerConnection) -> bool:
+    """Whether a client speaks version 1.0.0 of the protocol, as the published one does."""
+    return connection.request is not None and "vsn=1.0.0" in connection.request.path
+
+
+async def _send(connection: ServerConnection, frame: list[Any]) -> None:
+    """Send one frame in the connection's version."""
+    old = dict(zip(_FIELDS, frame, strict=True))
+    await connection.send(json.dumps(old if _is_old(connection) else frame))
+
 
 @dataclass
 class PhoenixServer:
@@ -68,7 +81,7 @@ class PhoenixServer:
 
     async def say(self, event: str, payload: dict[str, Any], *, join_ref: str | None = None) -> None:
         """Send a frame on the channel, to every socket."""
-        await self._send_all(json.dumps([join_ref, None, self.topic, event, payload]))
+        await self._send_all([join_ref, None, self.topic, event, payload])
 
     async def insert(self, number: int, **changes: Any) -> None:
         """A row was written."""
@@ -94,7 +107,14 @@ class PhoenixServer:
         """A broadcast from the database: a binary frame of kind 4."""
         topic, name, meta, body = self.topic.encode(), event.encode(), b"{}", json.dumps(payload).encode()
         head = struct.pack("BBBBB", 4, len(topic), len(name), len(meta), 1)
-        await self._send_all(head + topic + name + meta + body)
+        frame = [
+            None,
+            None,
+            self.topic,
+            "broadcast",
+            {"event": event, "payload": payload, "type": "broadcast"},
+        ]
+        await self._send_all(frame, head + topic + name + meta + body)
 
     async def beat(self, nonce: str) -> None:
         """A nonce came through the database: by broadcast, and as a row."""
@@ -107,11 +127,14 @@ class PhoenixServer:
         for connection in self.connections:
             connection.transport.abort()
 
-    async def _send_all(self, frame: str | bytes) -> None:
+    async def _send_all(self, frame: list[Any], binary: bytes | None = None) -> None:
         """Send a frame to every socket: one that is just closing misses it, as with a real server."""
         for connection in list(self.connections):
             with suppress(ConnectionClosed):
-                await connection.send(frame)
+                if binary is None or _is_old(connection):
+                    await _send(connection, frame)
+                else:
+                    await connection.send(binary)
 
     async def _upgrade(self, connection: ServerConnection, request: Request) -> Response | None:
         self.connects += 1
@@ -132,7 +155,10 @@ class PhoenixServer:
         self.connections.append(connection)
         try:
             async for frame in connection:
-                await self._answer(connection, json.loads(frame))
+                given = json.loads(frame)
+                await self._answer(
+                    connection, [given.get(name) for name in _FIELDS] if isinstance(given, dict) else given
+                )
         except ConnectionClosed:
             pass
         finally:
@@ -143,14 +169,17 @@ class PhoenixServer:
         join_ref, ref, topic, event, payload = frame
 
         async def reply(status: str, response: dict[str, Any]) -> None:
-            await connection.send(
-                json.dumps([join_ref, ref, topic, "phx_reply", {"status": status, "response": response}])
+            await _send(
+                connection, [join_ref, ref, topic, "phx_reply", {"status": status, "response": response}]
             )
 
         if event == "heartbeat":
             self.heartbeats += 1
             if self.answers_heartbeats:
                 await reply("ok", {})
+        elif event == "phx_leave":
+            await reply("ok", {})
+            await _send(connection, [join_ref, ref, topic, "phx_close", {}])
         elif event == "access_token":
             self.tokens.append(payload["access_token"])
         elif event == "phx_join":
@@ -161,7 +190,11 @@ class PhoenixServer:
             if self.refuses_join_with is not None:
                 await reply("error", {"reason": self.refuses_join_with})
             elif self.answers_joins:
-                await reply("ok", {"postgres_changes": [{"id": 45974400}]})
+                asked = payload["config"]["postgres_changes"]
+                await reply(
+                    "ok",
+                    {"postgres_changes": [{"id": 45974400 + n, **each} for n, each in enumerate(asked)]},
+                )
                 if self.subscribes:
                     await self.system("Subscribed to PostgreSQL")
 

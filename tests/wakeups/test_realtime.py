@@ -1,17 +1,21 @@
 """Does listening survive what a server, a network and a listener can do? Over real sockets, at short intervals."""
 
+import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import jwt
 import pytest
+from realtime import AsyncRealtimeClient
 
 from runtime.settings import Settings
+from runtime.wakeups.client_channel import ClientEndpoint, OwnClient
 from runtime.wakeups.phoenix import Timings
 from runtime.wakeups.realtime import Pauses, RealtimeWakeups
 from tests.wakeups.phoenix_server import PhoenixServer, Recorder, listening
@@ -47,17 +51,58 @@ def wakeups(server: PhoenixServer, **changes: Any) -> RealtimeWakeups:
     return RealtimeWakeups(server.url, options.pop("key", KEY), uuid4(), **options)
 
 
+def published(server: PhoenixServer) -> AsyncRealtimeClient:
+    """The published client, quick to give up."""
+    return AsyncRealtimeClient(f"{server.url}/realtime/v1", KEY, max_retries=2, initial_backoff=0.05)
+
+
+def over(client: AsyncRealtimeClient, server: PhoenixServer) -> RealtimeWakeups:
+    """Wake-ups over the published client, whose joins wait for their answers."""
+    endpoint = ClientEndpoint(OwnClient(client, asyncio.get_running_loop()), server.url, settle_seconds=0.05)
+    return wakeups(server, endpoint=endpoint, timings=replace(TIMINGS, heartbeat=1.0))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Makes wake-ups over one of the two connections."""
+
+    server: PhoenixServer
+    client: AsyncRealtimeClient | None
+
+    @property
+    def is_published(self) -> bool:
+        return self.client is not None
+
+    def __call__(self) -> RealtimeWakeups:
+        return wakeups(self.server) if self.client is None else over(self.client, self.server)
+
+
+@pytest.fixture(params=["own", "published"])
+async def opened(request: pytest.FixtureRequest, server: PhoenixServer) -> AsyncIterator[Opened]:
+    """Wake-ups over a socket of the runtime's own, and over the published client's."""
+    client = published(server) if request.param == "published" else None
+    yield Opened(server, client)
+    if client is not None:
+        await client.close()
+
+
+def told_of(recorder: Recorder, number: int) -> bool:
+    """Whether a row was announced."""
+    return ("wake", "postgres_changes", str(number)) in recorder.told
+
+
 async def both_live(recorder: Recorder, times: int = 1) -> None:
     await recorder.until(lambda told: all(told.count("live", path) >= times for path in BOTH))
 
 
-# The twelve injections under which the published client falls silent, or does not
+# The twelve injections under which the published client falls silent, or does not: over a socket of the runtime's own,
+# and over that client
 
 
 async def test_t1_a_listener_that_raises_on_a_row_hears_the_next_ones(
-    server: Any, recorder: Recorder
+    server: Any, recorder: Recorder, opened: Opened
 ) -> None:
-    async with listening(wakeups(server).run, recorder):
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         recorder.fails_on = {"wake"}
         for number in range(1, 5):
@@ -67,17 +112,19 @@ async def test_t1_a_listener_that_raises_on_a_row_hears_the_next_ones(
 
 
 async def test_t2_what_a_listener_returns_is_never_left_to_be_awaited(
-    server: Any, recorder: Recorder
+    server: Any, recorder: Recorder, opened: Opened
 ) -> None:
     # Handlers, async or plain, run elsewhere; the socket's side only ever takes a hint and returns.
-    async with listening(wakeups(server).run, recorder):
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.insert(7)
         await recorder.until(lambda told: ("wake", "postgres_changes", "7") in told.told)
 
 
-async def test_t3_a_server_that_is_away_for_long_is_found_again(server: Any, recorder: Recorder) -> None:
-    async with listening(wakeups(server).run, recorder):
+async def test_t3_a_server_that_is_away_for_long_is_found_again(
+    server: Any, recorder: Recorder, opened: Opened
+) -> None:
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.stop()
         await recorder.until(lambda told: told.count("lost") >= 2)
@@ -87,25 +134,31 @@ async def test_t3_a_server_that_is_away_for_long_is_found_again(server: Any, rec
         await both_live(recorder, 2)
 
 
-async def test_t4_heartbeats_never_answered_end_the_socket(server: Any, recorder: Recorder) -> None:
-    async with listening(wakeups(server).run, recorder):
+async def test_t4_heartbeats_never_answered_end_the_socket(
+    server: Any, recorder: Recorder, opened: Opened
+) -> None:
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         server.answers_heartbeats = False
+        # The published client does not mind; nonces that come back prove the paths all the same, until they do not.
+        recorder.echoes = not opened.is_published
         await recorder.until(lambda told: told.count("lost") >= 2)
-        server.answers_heartbeats = True
+        server.answers_heartbeats = recorder.echoes = True
         await both_live(recorder, 2)
 
 
-async def test_t5_a_socket_cut_without_a_word_is_replaced(server: Any, recorder: Recorder) -> None:
-    async with listening(wakeups(server).run, recorder):
+async def test_t5_a_socket_cut_without_a_word_is_replaced(
+    server: Any, recorder: Recorder, opened: Opened
+) -> None:
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         server.abort()
         await both_live(recorder, 2)
 
 
-async def test_t6_a_join_answered_is_not_yet_live(server: Any, recorder: Recorder) -> None:
+async def test_t6_a_join_answered_is_not_yet_live(server: Any, recorder: Recorder, opened: Opened) -> None:
     server.subscribes = False
-    async with listening(wakeups(server).run, recorder):
+    async with listening(opened().run, recorder):
         await recorder.until(lambda told: told.count("live", "broadcast") == 1)
         assert recorder.count("live", "postgres_changes") == 0
         await server.system("Subscribed to PostgreSQL")
@@ -113,9 +166,9 @@ async def test_t6_a_join_answered_is_not_yet_live(server: Any, recorder: Recorde
 
 
 async def test_t7_a_truncated_row_and_a_frame_without_sense_are_hints_at_most(
-    server: Any, recorder: Recorder
+    server: Any, recorder: Recorder, opened: Opened
 ) -> None:
-    async with listening(wakeups(server).run, recorder):
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.insert(1, errors=["Error 413: Payload Too Large"], record={})
         await recorder.until(lambda told: told.count("gap") == 1 and told.count("wake") == 1)
@@ -128,30 +181,40 @@ async def test_t7_a_truncated_row_and_a_frame_without_sense_are_hints_at_most(
         assert server.connects == 1
 
 
-async def test_t8_a_slow_listener_is_still_heard_from_by_the_server(server: Any, recorder: Recorder) -> None:
-    async with listening(wakeups(server).run, recorder):
+async def test_t8_a_slow_listener_is_still_heard_from_by_the_server(
+    server: Any, recorder: Recorder, opened: Opened
+) -> None:
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         before = server.heartbeats
         for number in range(200):
             await server.insert(number)
         await recorder.until(lambda told: told.count("wake", "postgres_changes") >= 200)
         with anyio.fail_after(60):
-            while server.heartbeats < before + 2:
+            # The published client sends one in 15 seconds at most.
+            while server.heartbeats < before + 2 and not opened.is_published:
                 await anyio.sleep(0.01)
         assert server.connects == 1
 
 
-async def test_t9_a_change_without_our_ids_is_a_hint_all_the_same(server: Any, recorder: Recorder) -> None:
-    async with listening(wakeups(server).run, recorder):
+async def test_t9_a_change_without_our_ids_is_a_hint_all_the_same(
+    server: Any, recorder: Recorder, opened: Opened
+) -> None:
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.say(
             "postgres_changes", {"ids": [], "data": {"table": "consciousness_stream", "record": {"id": 5}}}
         )
-        await recorder.until(lambda told: told.count("wake", "postgres_changes") == 1)
+        await server.insert(6)
+        await recorder.until(lambda told: ("wake", "postgres_changes", "6") in told.told)
+        # The published client drops it: a sweep finds the row.
+        assert told_of(recorder, 5) == (not opened.is_published)
 
 
-async def test_t10_a_system_error_leads_to_a_fresh_socket(server: Any, recorder: Recorder) -> None:
-    async with listening(wakeups(server).run, recorder):
+async def test_t10_a_system_error_leads_to_a_fresh_socket(
+    server: Any, recorder: Recorder, opened: Opened
+) -> None:
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.system('{:error, "Too many database timeouts"}', "error")
         await recorder.until(lambda told: told.count("lost", "postgres_changes") >= 1)
@@ -160,22 +223,62 @@ async def test_t10_a_system_error_leads_to_a_fresh_socket(server: Any, recorder:
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012])
 async def test_t11_a_close_of_any_code_is_followed_by_a_fresh_socket(
-    server: Any, recorder: Recorder, code: int
+    server: Any, recorder: Recorder, opened: Opened, code: int
 ) -> None:
-    async with listening(wakeups(server).run, recorder):
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.connections[0].close(code)
         await both_live(recorder, 2)
 
 
 async def test_t12_a_listener_that_raises_on_a_change_of_state_goes_on_listening(
-    server: Any, recorder: Recorder
+    server: Any, recorder: Recorder, opened: Opened
 ) -> None:
     recorder.fails_on = {"live", "lost"}
-    async with listening(wakeups(server).run, recorder):
+    async with listening(opened().run, recorder):
         await both_live(recorder)
         await server.insert(3)
         await recorder.until(lambda told: ("wake", "postgres_changes", "3") in told.told)
+
+
+# What only happens on a socket that is the user's too
+
+
+async def test_a_callback_of_the_user_that_raises_ends_the_reading_and_the_nonces_mend_it(
+    server: Any, recorder: Recorder
+) -> None:
+    client = published(server)
+    heard: list[Any] = []
+
+    def raise_once(payload: Any) -> None:
+        heard.append(payload)
+        if len(heard) == 1:
+            raise RuntimeError("a mistake of the user's")
+
+    own = client.channel("room")
+    own.on_broadcast("hello", raise_once)
+    await own.subscribe()
+    async with listening(over(client, server).run, recorder):
+        await both_live(recorder)
+        for connection in server.connections:
+            frame = {"topic": "realtime:room", "event": "broadcast", "ref": None}
+            await connection.send(json.dumps(frame | {"payload": {"event": "hello", "payload": {}}}))
+        await recorder.until(lambda told: told.count("lost") >= 2)
+        # The package reads no more and does not know it: the connection is cut, and every channel joined anew.
+        await both_live(recorder, 2)
+        assert own.is_joined
+        assert server.connects == 2
+    await client.close()
+
+
+async def test_the_user_s_connection_stays_and_the_channel_is_left(server: Any, recorder: Recorder) -> None:
+    client = published(server)
+    own = client.channel("room")
+    await own.subscribe()
+    async with listening(over(client, server).run, recorder):
+        await both_live(recorder)
+    assert (server.connects, list(client.channels)) == (1, ["realtime:room"])
+    await client.close()
 
 
 # What else an ordinary day brings
