@@ -56,7 +56,9 @@ def trees(messages: list[dict[str, Any]], asked: int) -> list[Tree]:
             roots.append(node)
         by_id[each["id"]] = node
         for handled in each["handled"]:
-            node.add(_handled(handled))
+            below = node.add(_handled(handled))
+            for step in handled["steps"] or ():
+                below.add(_step(step))
     return roots
 
 
@@ -71,6 +73,20 @@ def _line(message: dict[str, Any], *, is_asked: bool) -> Text:
         (plain(message["agent"]) or "-", "magenta"),
         (f"  {ago(message['created_at'])}  ", "dim"),
         plain(shown),
+    )
+
+
+def _step(step: dict[str, Any]) -> Text:
+    """Return a step whose result is kept."""
+    value = legible(step["value"])
+    of_several = f" [{step['key']}]" if step["key"] else ""
+    of_several += f" ({step['occurrence']})" if step["occurrence"] > 1 else ""
+    return Text.assemble(
+        ("step ", "dim"),
+        plain(step["name"]),
+        plain(of_several),
+        (f"  {ago(step['created_at'])}  ", "dim"),
+        plain(value if len(value) <= _VALUE_CHARACTERS else f"{value[: _VALUE_CHARACTERS - 1]}…"),
     )
 
 

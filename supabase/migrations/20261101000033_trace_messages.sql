@@ -45,7 +45,12 @@ language sql stable set search_path = '' as $$
                 'attempt', r.attempt, 'outcome', r.outcome, 'seconds', r.seconds, 'ended_at', r.ended_at,
                 'worker', coalesce((select k.name from runtime.workers k where k.id = r.worker), left(r.worker::text, 8)),
                 'error', r.error, 'traceback', r.traceback, 'usage', r.usage) order by r.ended_at)
-            from run r where r.message_id = p.message_id and r.subscription = p.subscription), '[]') end
+            from run r where r.message_id = p.message_id and r.subscription = p.subscription), '[]') end,
+        'steps', case when details then coalesce((
+            select json_agg(json_build_object(
+                'name', t.name, 'key', t.key, 'occurrence', t.occurrence, 'value', t.value, 'created_at', t.created_at)
+                order by t.created_at, t.name)
+            from runtime.steps t where t.message_id = p.message_id and t.subscription = p.subscription), '[]') end
     ) order by s.name, p.subscription)
     from pair p
     left join runtime.subscriptions s on s.id = p.subscription
@@ -59,7 +64,8 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function runtime.handling(bigint[], boolean) is
     'Of each message, what became of it at each subscription: the state (waiting, running, scheduled, retrying, '
-    'parked, dead, or the outcome of the last attempt), attempts, seconds and error; with details, every attempt.';
+    'parked, dead, or the outcome of the last attempt), attempts, seconds and error; with details, every attempt and '
+    'every step.';
 
 create function runtime.conversation(correlation text, after bigint, max integer) returns bigint[]
 language plpgsql stable set search_path = '' as $$

@@ -13,12 +13,12 @@ from runtime.cli.trace import trees
 from tests.cli.shell import SECONDS, Shell, error_line, usage_error
 
 AGENTS = """
-from runtime import Agent, Retry
+from runtime import Agent, Context, Retry
 first, second = Agent("first"), Agent("second")
 
 @first.on("note.found", emits="draft.written")
-async def write(text: str) -> str:
-    return text.upper()
+async def write(text: str, context: Context) -> str:
+    return await context.step("shout", text.upper)
 
 @second.on("draft.written", retry=Retry(attempts=1))
 async def judge(text: str) -> None:
@@ -47,7 +47,9 @@ def test_trace_draws_what_caused_what_and_how_each_handler_fared(story: Shell) -
     lines = ended.stdout.splitlines()
     assert lines[0].startswith("#1 note.found")
     assert '"hello"' in lines[0]
-    assert any("done first.write" in line for line in lines)
+    (done,) = [number for number, line in enumerate(lines) if "done first.write" in line]
+    assert "step shout" in lines[done + 1]
+    assert '"HELLO"' in lines[done + 1]
     (caused,) = [line for line in lines if "#2 draft.written" in line]
     assert caused.startswith(("├── ", "└── "))
     assert '"HELLO"' in caused
@@ -56,6 +58,8 @@ def test_trace_draws_what_caused_what_and_how_each_handler_fared(story: Shell) -
     assert "\x1b" not in ended.stdout
     told = json.loads(story.run("trace", "1", "--json").stdout)
     assert [each["id"] for each in told["messages"]] == [1, 2]
+    [step] = told["messages"][0]["handled"][0]["steps"]
+    assert (step["name"], step["key"], step["occurrence"], step["value"]) == ("shout", "", 1, "HELLO")
     assert "There is no message 99" in error_line(story.run("trace", "99"))
     assert "ID" in usage_error(story.run("trace", "0"))
 
