@@ -115,9 +115,18 @@ class Queries:
         found: dict[str, Any] = await self._store.operate("stream_flow", look=look)
         return found
 
-    async def dead_groups(self) -> list[dict[str, Any]]:
-        """Return the newest dead letters, grouped by subscription and kind of error."""
-        found: list[dict[str, Any]] = await self._store.operate("stream_dead_groups")
+    async def dead_groups(
+        self, *, subscription: str | None = None, since: datetime | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the newest dead letters, grouped by subscription and kind of error.
+
+        Args:
+            subscription: only those of this one, as `agent.handler`.
+            since: only those that died at this time or later.
+        """
+        found: list[dict[str, Any]] = await self._store.operate(
+            "stream_dead_groups", subscription=subscription, since=since
+        )
         return found
 
     async def last_good(self, letter: int) -> dict[str, Any] | None:

@@ -38,6 +38,7 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
             Route("/agents/table", agents.table),
             Route("/agents/{name}/pause", agents.pause, methods=["POST"]),
             Route("/agents/{name}/resume", agents.resume, methods=["POST"]),
+            Route("/agents/{name}/remove", agents.remove, methods=["POST"]),
             Route("/agents/{name}/replay", agents.replay, methods=["POST"]),
             Route("/map", map.map_page),
             Route("/map/drawing", map.drawing),

@@ -1,17 +1,14 @@
 """The geometry of lines, bars and boxes; the templates draw it as SVG."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from runtime.dashboard.layout import columns_of
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28
 FALL_WIDTH, FALL_ROW, FALL_LABEL = 1300, 24, 290
-NODE_WIDTH, NODE_HEIGHT, COLUMN, ROW = 150, 36, 236, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,74 +105,3 @@ def waterfall(
             lanes.append(WaterfallRow(y, one["subscription"], each["id"], depth + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
     return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)
-
-
-@dataclass
-class MapNode:
-    """An agent or a key on the map."""
-
-    name: str
-    kind: str
-    note: str = ""
-    x: float = 0
-    y: float = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MapEdge:
-    """An arrow from one node to another, with its flow."""
-
-    source: str
-    target: str
-    count: int = 0
-
-
-@dataclass
-class Map:
-    """The graph, laid out in columns from cause to effect."""
-
-    nodes: dict[str, MapNode] = field(default_factory=dict)
-    edges: dict[tuple[str, str], MapEdge] = field(default_factory=dict)
-    width: int = 0
-    height: int = 0
-
-    def node(self, kind: str, name: str, note: str = "") -> str:
-        """Add a node, once; return its identity."""
-        identity = f"{kind}:{name}"
-        self.nodes.setdefault(identity, MapNode(name, kind, note))
-        return identity
-
-    def edge(self, source: str, target: str, count: int = 0) -> None:
-        """Add to the flow between two nodes."""
-        before = self.edges.get((source, target))
-        self.edges[source, target] = MapEdge(source, target, count + (before.count if before else 0))
-
-    def lay_out(self) -> None:
-        """Give every node its place."""
-        columns = columns_of(sorted(self.nodes), sorted(self.edges))
-        tallest = max(map(len, columns), default=0)
-        for rank, names in enumerate(columns):
-            top = (tallest - len(names)) * ROW / 2
-            for row, name in enumerate(names):
-                self.nodes[name].x, self.nodes[name].y = 12 + rank * COLUMN, 12 + top + row * ROW
-        self.width = 24 + max(len(columns) - 1, 0) * COLUMN + NODE_WIDTH
-        self.height = 100 + tallest * ROW
-
-    def curves(self, seconds: float) -> Iterable[dict[str, Any]]:
-        """The edges as paths, with the rate of each and where to write it."""
-        for (source, target), edge in sorted(self.edges.items()):
-            start, end = self.nodes[source], self.nodes[target]
-            x1, y1 = start.x + NODE_WIDTH, start.y + NODE_HEIGHT / 2
-            x2, y2 = end.x, end.y + NODE_HEIGHT / 2
-            bend = 60 if x2 > x1 else 90
-            # An edge that skips columns, or leads back, goes round below the nodes.
-            sag = 0 if 0 < x2 - x1 < COLUMN else min(150, 60 + abs(x2 - x1) / 12)
-            yield {
-                "path": f"M{x1:g},{y1:g} C{x1 + bend:g},{y1 + sag:g} {x2 - bend:g},{y2 + sag:g} {x2:g},{y2:g}",
-                "x": (x1 + x2) / 2,
-                "y": (y1 + y2) / 2 + sag * 0.75 - 4,
-                "rate": edge.count / seconds * 60 if seconds else 0.0,
-                "count": edge.count,
-                "weight": min(4, 1 + int(math.log10(edge.count + 1))),
-                "title": f"{start.name} → {end.name}: {edge.count}",
-            }

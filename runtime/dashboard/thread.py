@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runtime.dashboard.filters import clock, duration
+from runtime.dashboard.listeners import is_own
 from runtime.message import moment
 
 _FIELDS = 24
@@ -57,6 +58,11 @@ def entries_of(messages: Sequence[Mapping[str, Any]], began_at: str | None) -> l
     # At the same moment a message comes before its attempts.
     ended.sort(key=lambda each: (each.seconds, each.message["id"], each.kind != "message"))
     return ended + pending
+
+
+def is_answer(key: str) -> bool:
+    """Whether a message under this key is the answer to a request."""
+    return is_own(key) and key.startswith("answer.")
 
 
 def parts_of(value: Any) -> list[tuple[str, Any]]:
@@ -149,4 +155,4 @@ def _fenced(text: str, is_text: bool) -> list[str]:
     return [fence + ("text" if is_text else "json"), text, fence]
 
 
-THREAD_FILTERS = {"parts": parts_of, "spent": spent_text, "cost": cost_text}
+THREAD_FILTERS = {"is_answer": is_answer, "parts": parts_of, "spent": spent_text, "cost": cost_text}

@@ -70,7 +70,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_handling": {"ids": "bigint[]"},
     "stream_activity": {"since_seconds": "double precision", "until_seconds": "double precision"},
     "stream_flow": {"look": "integer"},
-    "stream_dead_groups": {"look": "integer"},
+    "stream_dead_groups": {"look": "integer", "subscription": "text", "since": "timestamptz"},
     "stream_last_good": {"letter": "bigint"},
     "stream_amend": {"letter": "bigint", "value": "jsonb"},
     "stream_answers": {"requests": "bigint[]"},

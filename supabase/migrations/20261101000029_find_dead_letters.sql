@@ -111,11 +111,17 @@ $$;
 comment on function runtime.error_kind(text, text) is
     'The first line of an error, without the numbers and quoted values that differ from message to message.';
 
-create function public.stream_dead_groups(look integer default 5000) returns json
+create function public.stream_dead_groups(
+    look integer default 5000, subscription text default null, since timestamptz default null
+) returns json
 language plpgsql stable security definer set search_path = '' as $$
+declare
+    newest bigint[];
 begin
     perform runtime.refuse_agent('look at all dead letters');
     perform runtime.check_between('look', look, 1, 100000);
+    newest := runtime.find_letters(
+        null, stream_dead_groups.subscription, null, null, null, null, look, newest => true);
     return (
         select coalesce(json_agg(json_build_object(
             'subscription', g.subscription_name, 'kind', g.kind, 'count', g.amount, 'first_at', g.first_at,
@@ -126,15 +132,18 @@ begin
                    (array_agg(l.error order by l.id desc))[1] as error
             from (
                 select x.*, runtime.error_kind(x.error, x.reason) as kind
-                from runtime.dead_letters x order by x.id desc limit look
+                from runtime.dead_letters x
+                where x.id = any (newest)
+                  and (stream_dead_groups.since is null or x.died_at >= stream_dead_groups.since)
             ) l
             group by 1, 2
         ) g
     );
 end
 $$;
-comment on function public.stream_dead_groups(integer) is
-    'The newest dead letters, grouped by subscription and kind of error, with their ids, the newest first.';
+comment on function public.stream_dead_groups(integer, text, timestamptz) is
+    'The newest dead letters, of one subscription and since a time if these are given, grouped by subscription and kind of '
+    'error, with their ids, the newest first.';
 
 create function public.stream_last_good(letter bigint) returns json
 language plpgsql stable security definer set search_path = '' as $$

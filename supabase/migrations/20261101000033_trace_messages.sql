@@ -67,31 +67,6 @@ comment on function runtime.handling(bigint[], boolean) is
     'parked, dead, or the outcome of the last attempt), attempts, seconds and error; with details, every attempt and '
     'every step.';
 
-create function runtime.conversation(correlation text, after bigint, max integer) returns bigint[]
-language plpgsql stable set search_path = '' as $$
-declare
-    -- A message without a correlation id gives its id to those it causes.
-    first bigint := case when correlation ~ '^[1-9][0-9]{0,17}$' then correlation::bigint end;
-begin
-    return array(
-        select x.id from (
-            (select m.id from public.consciousness_stream m
-             where m.correlation_id = correlation and m.correlation_id is distinct from m.parent_id::text and m.id > after
-             order by m.correlation_id, m.id limit max)
-            union all
-            -- Those that the first message itself caused are not in the index on the correlation id.
-            (select m.id from public.consciousness_stream m
-             where m.parent_id = first and m.correlation_id = correlation and m.id > after
-             order by m.parent_id, m.id limit max)
-            union all
-            select m.id from public.consciousness_stream m
-            where m.id = first and coalesce(m.correlation_id, '') = '' and m.id > after
-        ) x order by x.id limit max);
-end
-$$;
-comment on function runtime.conversation(text, bigint, integer) is
-    'The ids of the messages that share a correlation id, the first of them included, which may bear none.';
-
 create function runtime.tree(message bigint, max integer)
 returns table (id bigint, depth integer, path bigint[])
 language plpgsql stable set search_path = '' as $$
@@ -108,7 +83,10 @@ begin
         where m.id = root;
         if above is null then
             select f.id into above from public.consciousness_stream m
-            cross join lateral (select (runtime.conversation(m.correlation_id, 0, 1))[1] as id offset 0) f
+            cross join lateral (
+                select min(c.id) as id from runtime.correlated(
+                    m.correlation_id, '>', 0, 9223372036854775807, '-infinity', 'infinity', 1) c offset 0
+            ) f
             where m.id = root and m.correlation_id is not null and f.id < m.id;
         end if;
         exit when above is null;
@@ -199,8 +177,12 @@ declare
 begin
     perform runtime.refuse_agent('look at the whole stream');
     perform runtime.check_between('max', max, 1, 1000);
-    counted := runtime.conversation(correlation, 0, 5000);
-    shown := runtime.conversation(correlation, after, max + 1);
+    counted := array(
+        select c.id from runtime.correlated(
+            correlation, '>', 0, 9223372036854775807, '-infinity', 'infinity', 5000) c order by c.id);
+    shown := array(
+        select c.id from runtime.correlated(
+            correlation, '>', after, 9223372036854775807, '-infinity', 'infinity', max + 1) c order by c.id);
     return json_build_object(
         'correlation', correlation,
         'next', case when cardinality(shown) > max then shown[max] end,

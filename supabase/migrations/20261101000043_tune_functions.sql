@@ -14,7 +14,7 @@ begin
                prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,subscribe,webhooks}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{backlog,buried,fan_out,holding}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
-            ('{conversation,tree}', '', '{enable_seqscan,enable_bitmapscan}'),
+            ('{correlated,tree}', '', '{enable_seqscan,enable_bitmapscan}'),
             -- A summary of blocks (BRIN) and a list of ids are read by a bitmap.
             ('{activity,conversation,trace}', 'stream_', '{enable_seqscan,plan_cache_mode}'),
             ('{handling,id_at,has_older,recent_runs}', '', '{enable_seqscan}'),

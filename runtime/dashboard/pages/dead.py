@@ -1,7 +1,9 @@
 """The dead letters by error; redrive one, a group, or an edited value, or discard them."""
 
+from datetime import UTC, datetime, timedelta
 from difflib import unified_diff
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -11,18 +13,26 @@ from runtime.dashboard.context import DashboardContext, context_of, number_of
 from runtime.dashboard.filters import pretty
 from runtime.encoding.json import decode
 from runtime.errors import RuntimeFault
+from runtime.message import moment
+
+SPANS: Final = {"10": "the last 10 minutes", "60": "the last hour", "1440": "the last day", "": "any time"}
+_SHOWN, _LETTERS = 5, 100
+# A group that grew within this time is a fault that goes on.
+_FRESH: Final = timedelta(minutes=10)
 
 
 async def dead_page(request: Request) -> HTMLResponse:
     """Return the page of groups."""
     context = context_of(request)
-    return await context.page("dead.html", active="dead", events="", said=None, **await _groups(context))
+    return await context.page(
+        "dead.html", active="dead", events="", said=None, **await _groups(context, request)
+    )
 
 
 async def groups(request: Request) -> HTMLResponse:
     """Return the groups alone."""
     context = context_of(request)
-    return context.part("_dead.html", said=None, **await _groups(context))
+    return context.part("_dead.html", said=None, **await _groups(context, request))
 
 
 async def change_group(request: Request) -> HTMLResponse:
@@ -36,7 +46,7 @@ async def change_group(request: Request) -> HTMLResponse:
         said = f"{done} {'delivered again' if request.path_params['what'] == 'redrive' else 'discarded'}."
     except RuntimeFault as error:
         said = str(error)
-    return context.part("_dead.html", said=said, **await _groups(context))
+    return context.part("_dead.html", said=said, **await _groups(context, request))
 
 
 async def letter_page(request: Request) -> HTMLResponse:
@@ -81,9 +91,43 @@ def _go(url: str) -> Response:
     return Response(headers={"hx-redirect": url})
 
 
-async def _groups(context: DashboardContext) -> dict[str, Any]:
-    found = await context.stream.views.dead_groups()
-    return {"groups": found, "total": sum(each["count"] for each in found)}
+async def _groups(context: DashboardContext, request: Request) -> dict[str, Any]:
+    """Return the groups that the filter means, what to mend first in front, each with its newest letters."""
+    handler, minutes = request.query_params.get("handler", ""), request.query_params.get("minutes", "")
+    minutes = minutes if minutes in SPANS else ""
+    since = datetime.now(UTC) - timedelta(minutes=int(minutes)) if minutes else None
+    found = await context.stream.views.dead_groups(subscription=handler or None, since=since)
+    # A fault that goes on comes before one that is over, and of these the one that costs most.
+    now = datetime.now(UTC)
+    found.sort(key=lambda each: (now - moment(each["last_at"]) > _FRESH, -each["count"]))
+    newest = [number for each in found for number in each["ids"][:_SHOWN]][:_LETTERS]
+    letters = (
+        {
+            each["id"]: each
+            for each in await context.stream.operations.dead_letters(
+                DeadLetterFilter(ids=newest), limit=_LETTERS
+            )
+        }
+        if newest
+        else {}
+    )
+    for each in found:
+        each["letters"] = [letters[number] for number in each["ids"][:_SHOWN] if number in letters]
+        each["goes_on"] = now - moment(each["last_at"]) <= _FRESH
+    stats = await context.live_state.stats.get()
+    return {
+        "groups": found,
+        "total": sum(each["count"] for each in found),
+        "handlers": sorted(
+            {each["name"] for each in stats["subscriptions"]} | ({handler} if handler else set())
+        ),
+        "handler": handler,
+        "minutes": minutes,
+        "spans": SPANS,
+        "query": urlencode(
+            {name: text for name, text in (("handler", handler), ("minutes", minutes)) if text}
+        ),
+    }
 
 
 async def _letter(context: DashboardContext, number: int) -> HTMLResponse:

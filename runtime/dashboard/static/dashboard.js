@@ -126,13 +126,13 @@ document.body.addEventListener("click", async (event) => {
 });
 
 // An update that brings what is there already is not drawn anew, and neither is a field that is open, or has been set,
-// under the hand.
+// under the hand, nor what a question is being asked about: its answer would be lost with the button.
 const drawn = new WeakMap();
 document.body.addEventListener("htmx:beforeSwap", (event) => {
   const { target, xhr, requestConfig } = event.detail;
   const busy = document.activeElement?.closest("select, input, textarea");
   const isUpdate = requestConfig?.triggeringEvent?.type === "sse:changed";
-  if (isUpdate && (drawn.get(target) === xhr.responseText || (busy && target.contains(busy)))) {
+  if (isUpdate && (drawn.get(target) === xhr.responseText || (busy && target.contains(busy)) || document.querySelector("dialog[open]"))) {
     event.detail.shouldSwap = false;
   } else {
     drawn.set(target, xhr.responseText);
