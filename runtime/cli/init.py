@@ -19,6 +19,7 @@ from runtime.cli.scaffold.project import (
     Template,
     plan_project,
 )
+from runtime.cli.times import counted
 
 _LABELS = {
     FileOutcome.WRITTEN: "written",
@@ -72,8 +73,8 @@ def _print(plan: ProjectPlan, is_dry_run: bool) -> None:
     edited = plan.of(FileOutcome.EDITED)
     if migrations := [step for step in edited if _is_migration(step)]:
         err.print(
-            f"{len(migrations)} migrations differ from this release's and were left as they are: somebody edited "
-            "them. To have one as released, delete the file and run this again.",
+            f"Somebody edited {counted(len(migrations), 'migration')} of this release; what is there was left as it "
+            "is. To have one as released, delete the file and run this again.",
             style="yellow",
             soft_wrap=True,
         )

@@ -75,7 +75,7 @@ def send(
         out.print(f"#{sent.id} was sent before under this dedup key; nothing was written")
     else:
         out.print(f"#{sent.id} {key}")
-    if sent.unheard:
+    if sent.unheard and not as_json:
         err.print(_advice(key, sent.id, similar), style="yellow", soft_wrap=True)
 
 

@@ -128,7 +128,7 @@ def test_an_edited_migration_is_left_and_told(tmp_path: Path) -> None:
     result = run(tmp_path)
     assert result.exit_code == 0
     assert OURS[0] in result.stdout
-    assert "somebody edited them" in result.stderr
+    assert "Somebody edited" in result.stderr
     assert contents(tmp_path) == before
 
 

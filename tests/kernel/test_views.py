@@ -56,6 +56,24 @@ async def test_a_trace_tells_the_whole_tree_with_every_attempt(db: Any, worker: 
     assert (await call(db, "stream_trace", message=10**9))["messages"] == []
 
 
+async def test_messages_are_counted_truly_before_any_vacuum(db: Any) -> None:
+    await db.execute("alter table consciousness_stream set (autovacuum_enabled = false)")
+    for more, told in ((3, [3, False]), (9_997, [10_000, False])):
+        await db.execute(
+            "insert into consciousness_stream (key) select 'k' from generate_series(1, $1::integer)", more
+        )
+        stats = await db.fetchval("select stream_stats()")
+        assert [stats["messages"], stats["messages_about"]] == told
+    # Rows so large that a sample is less than the whole.
+    await db.execute(
+        "insert into consciousness_stream (key, value) "
+        "select 'k', to_jsonb(repeat(md5(n::text), 30)) from generate_series(1, 10000) n"
+    )
+    stats = await db.fetchval("select stream_stats()")
+    assert stats["messages_about"]
+    assert 14_000 < stats["messages"] < 28_000
+
+
 async def test_a_conversation_crosses_an_answer_and_what_a_person_wrote_into_it(
     db: Any, worker: Worker
 ) -> None:
