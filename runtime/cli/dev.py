@@ -1,9 +1,11 @@
 """`runtime dev`: a stack, agents that reload when their files change, and their messages, in a browser too."""
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from rich.text import Text
 from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.find_stream import find_settings, gone_stack
+from runtime.cli.options import Json
 from runtime.cli.output import err, print_message, progress, start_logs
 from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
@@ -47,6 +50,7 @@ def dev(
             show_default="a free one",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Run agents over a stack on this machine, reload them when a file changes, and watch what flows.
 
@@ -60,13 +64,28 @@ def dev(
             f"There is no folder {_AGENTS}/ here. Name your agents, or make some: runtime init"
         )
     streams.go_on()
-    start_logs("warning", as_json=False)
-    with _settings(port) as settings:
-        event_loop.run(_dev, settings, paths, is_opened)
+    start_logs("warning", as_json=as_json)
+    shown = DevOutput(as_json)
+    with _settings(port, shown) as settings:
+        event_loop.run(_dev, settings, paths, is_opened, shown)
+
+
+@dataclass(frozen=True)
+class DevOutput:
+    """What `runtime dev` itself prints: lines for a person, or JSON lines."""
+
+    as_json: bool
+
+    def say(self, text: str) -> None:
+        """Print a sentence on stderr: as a line of its own, or as the log's lines are."""
+        if self.as_json:
+            typer.echo(json.dumps({"level": "INFO", "logger": "runtime.dev", "message": text}), err=True)
+        else:
+            err.print(Text(f"── {text}", style="bold blue"))
 
 
 @contextmanager
-def _settings(port: int | None) -> Iterator[Settings]:
+def _settings(port: int | None, shown: DevOutput) -> Iterator[Settings]:
     """Yield the settings of the configured stream, or of the project's stack, which runs during the block."""
     settings = Settings.load()
     if settings.supabase_url is not None or settings.database_url is not None:
@@ -82,36 +101,42 @@ def _settings(port: int | None) -> Iterator[Settings]:
     finally:
         if has_started:
             stack.stop()
-            err.print("The local stack is stopped; its data stays.", style="dim")
+            shown.say("the local stack is stopped; its data stays")
 
 
-async def _dev(settings: Settings, paths: list[str], is_opened: bool) -> None:
-    reloading = Reloader(paths, _environment(settings), drain_seconds=settings.drain_seconds, say=_say)
+async def _dev(settings: Settings, paths: list[str], is_opened: bool, shown: DevOutput) -> None:
+    reloading = Reloader(
+        paths,
+        _environment(settings),
+        drain_seconds=settings.drain_seconds,
+        say=shown.say,
+        options=["--json"] if shown.as_json else [],
+    )
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, reloading)
-            tasks.start_soon(_tail, settings)
-            tasks.start_soon(_show, settings, paths, is_opened)
+            tasks.start_soon(_obey, signals, reloading, shown)
+            tasks.start_soon(_tail, settings, shown)
+            tasks.start_soon(_show, settings, paths, is_opened, shown)
             await reloading.run()
             tasks.cancel_scope.cancel()
 
 
-async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader) -> None:
+async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader, shown: DevOutput) -> None:
     async for _ in signals:
-        _say("ending: running handlers finish; once more to end at once")
+        shown.say("ending: running handlers finish; once more to end at once")
         reloading.stop()
 
 
-async def _show(settings: Settings, paths: list[str], is_opened: bool) -> None:
+async def _show(settings: Settings, paths: list[str], is_opened: bool, shown: DevOutput) -> None:
     """Serve the dashboard at its usual port, or at a free one if that is taken."""
     async with serving(settings, port=PORT if port_is_free(PORT) else 0, paths=paths) as url:
-        _say(f"dashboard: {url}")
+        shown.say(f"dashboard: {url}")
         if is_opened:
             await open_browser(url)
         await anyio.sleep_forever()
 
 
-async def _tail(settings: Settings) -> None:
+async def _tail(settings: Settings, shown: DevOutput) -> None:
     """Print messages as they are written; retry while the stream is away."""
     trouble = ""
     while True:
@@ -119,13 +144,13 @@ async def _tail(settings: Settings) -> None:
             async with connect(settings) as stream:
                 async for message in stream.listen(">"):
                     trouble = ""
-                    print_message(message, as_json=False)
+                    print_message(message, as_json=shown.as_json)
         except* StoreError as group:
             # The agents' own process logs the details.
             why = str(group.exceptions[0])
             if why != trouble:
                 trouble = why
-                _say("the stream cannot be read at the moment; looking again until it can")
+                shown.say("the stream cannot be read at the moment; looking again until it can")
         await anyio.sleep(_RETRY_SECONDS)
 
 
@@ -142,7 +167,3 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
     # A developer reads the log, also through a pipe.
     return {"RUNTIME_LOG_FORMAT": "lines", **os.environ, **named}
-
-
-def _say(text: str) -> None:
-    err.print(Text(f"── {text}", style="bold blue"), soft_wrap=True)

@@ -37,15 +37,23 @@ class Reloader:
         environment: of the process.
         drain_seconds: time limit of its running handlers at the end.
         say: prints a sentence.
+        options: further ones of `runtime run`.
     """
 
     def __init__(
-        self, paths: Sequence[str], environment: Mapping[str, str], *, drain_seconds: float, say: Say
+        self,
+        paths: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        drain_seconds: float,
+        say: Say,
+        options: Sequence[str] = (),
     ) -> None:
         self._paths = list(paths)
         self._environment = dict(environment)
         self._drain_seconds = drain_seconds
         self._say = say
+        self._options = [*options, "--webhooks"]
         self._process: Process | None = None
         self._changed = anyio.Event()
         self._stopped = anyio.Event()
@@ -96,7 +104,7 @@ class Reloader:
         await self._drain()
         if not self._stopped.is_set():
             self._process = await self._open(
-                [sys.executable, "-m", "runtime", "run", *self._paths, "--webhooks"]
+                [sys.executable, "-m", "runtime", "run", *self._paths, *self._options]
             )
 
     async def _rest(self) -> None:

@@ -73,7 +73,9 @@ async def subscribe(
     if with_history:
         declared = [replace(each, start="earliest") for each in declared]
     subscribed = await store.subscribe(card, declared)
-    _log.info("%s works for %d subscriptions at %s", card.name, len(subscribed.numbers), store.place)
+    count = len(subscribed.numbers)
+    subscriptions = "1 subscription" if count == 1 else f"{count} subscriptions"
+    _log.info("%s works for %s at %s", card.name, subscriptions, store.place)
     for name, count in subscribed.missed.items():
         _log.info(
             "%s begins now: %d of the last messages in the stream match and are not delivered to it. Deliver them with "

@@ -190,20 +190,24 @@ returns table (amount bigint, about boolean)
 language plpgsql stable set search_path = '' as $$
 declare
     most constant integer := 10000;
-    portion constant real := runtime.sampled_percent('public.consciousness_stream');
+    stream constant regclass := 'public.consciousness_stream';
+    live bigint;
 begin
-    select count(*), false into amount, about from (select from public.consciousness_stream limit most + 1) x;
-    if amount > most then
-        -- Not the planner's figure, which is nothing until the first autovacuum.
-        select greatest(count(*) * 100 / portion, amount)::bigint, portion < 100 into amount, about
-        from public.consciousness_stream tablesample system (portion) repeatable (1);
+    select count(*), count(*) > most into amount, about from (select from public.consciousness_stream limit most + 1) x;
+    if about then
+        -- The server counts what is written and deleted. After its crash it begins at nothing; the planner's figure, which
+        -- is nothing until the first vacuum, is the best there is then.
+        live := pg_stat_get_live_tuples(stream);
+        if live < most then
+            select c.reltuples into live from pg_catalog.pg_class c where c.oid = stream;
+        end if;
+        amount := greatest(amount, live);
     end if;
     return next;
 end
 $$;
 comment on function runtime.counted_messages() is
-    'How many messages there are. Ten thousand are counted exactly, and so is a small table; about: more are estimated '
-    'from a sample of the table''s blocks.';
+    'How many messages there are. Ten thousand are counted exactly; about: more by the server''s statistics.';
 
 create function public.stream_stats() returns json
 language plpgsql stable security definer set search_path = '' as $$

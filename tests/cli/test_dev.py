@@ -168,7 +168,7 @@ def test_a_broken_file_is_told_and_the_agents_go_on(
     send(settings_of(stack), 1)
     terminal.shows("first handled 1")
     write(agents, version="second")
-    terminal.until(lambda: terminal.text.count("works for 1 subscriptions") == 2)
+    terminal.until(lambda: terminal.text.count("works for 1 subscription ") == 2)
     send(settings_of(stack), 2)
     terminal.shows("second handled 2")
     assert "Traceback" not in terminal.text
@@ -204,7 +204,7 @@ def test_agents_that_end_by_themselves_start_again_with_the_next_change(
     worker.kill()
     terminal.shows("the agents' process was killed by SIGKILL")
     write(agents, version="second")
-    terminal.until(lambda: terminal.text.count("works for 1 subscriptions") == 2)
+    terminal.until(lambda: terminal.text.count("works for 1 subscription ") == 2)
     send(settings_of(stack), 1)
     terminal.shows("second handled 1")
     assert terminal.press_ctrl_c() == 0
@@ -221,7 +221,7 @@ def test_ctrl_c_leaves_no_process_and_the_stack_it_started_keeps_its_data(
         stack.stop()
         terminal = Terminal(nowhere, "dev", RUNTIME_LOCAL_DIR=str(stack.folder))
         terminals.append(terminal)
-        terminal.shows("works for 1 subscriptions")
+        terminal.shows("works for 1 subscription ")
         children = psutil.Process(terminal.process.pid).children(recursive=True)
         children += [psutil.Process(pid) for pid in stack.pids().values()]
         assert len(stack.pids()) == 2
