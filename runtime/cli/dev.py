@@ -18,7 +18,8 @@ from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.find_stream import find_settings, gone_stack
 from runtime.cli.options import Json
-from runtime.cli.output import err, print_message, progress, start_logs
+from runtime.cli.output import err, print_message, start_logs
+from runtime.cli.progress import progress
 from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
 from runtime.dashboard.server import serving
@@ -94,7 +95,7 @@ def _settings(port: int | None, shown: DevOutput) -> Iterator[Settings]:
         yield settings
         return
     stack = LocalStack(api_port=port)
-    with progress() as say:
+    with progress(as_json=shown.as_json) as say:
         has_started = stack.start(say=say)
     try:
         yield find_settings()

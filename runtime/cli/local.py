@@ -14,7 +14,8 @@ import typer
 from runtime.cli.app import App
 from runtime.cli.help import choices
 from runtime.cli.options import Json
-from runtime.cli.output import print_found, print_json, progress
+from runtime.cli.output import print_found, print_json
+from runtime.cli.progress import progress
 from runtime.cli.tables import Rows
 from runtime.connection.local_stack import known_stacks
 from runtime.local.stack import LocalStack
@@ -97,7 +98,7 @@ def start(
         database_url=database_url,
         allowed_origins=allow_origin or None,
     )
-    with progress() as say:
+    with progress(as_json=as_json) as say:
         has_started = stack.start(say=say)
     status = stack.status()
     if as_json:
@@ -110,7 +111,9 @@ def start(
 @app.command()
 def stop(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Stop the stack; its data stays."""
-    has_stopped = LocalStack(data_dir).stop()
+    with progress(as_json=as_json) as say:
+        say("Stopping the stack")
+        has_stopped = LocalStack(data_dir).stop()
     if as_json:
         print_json({"stopped": has_stopped})
         return
@@ -133,15 +136,18 @@ def status(
 ) -> None:
     """Say what runs and print its URLs and keys, under the names of `supabase status`."""
     found = LocalStack(data_dir).status()
-    if not found.is_running:
+    if not found.is_running and not as_json:
         typer.echo(f"Stopped: {', '.join(found.stopped)}. Start with: runtime local start", err=True)
     printers: dict[StatusFormat, Callable[[StackStatus], None]] = {
         StatusFormat.PRETTY: _print_pretty,
         StatusFormat.ENV: _print_env,
         StatusFormat.JSON: _print_json,
     }
-    if found.is_running or found.is_gateway_running or (found.is_database_ours and found.is_database_running):
-        printers[StatusFormat.JSON if as_json else output](found)
+    is_half_running = found.is_gateway_running or (found.is_database_ours and found.is_database_running)
+    if as_json:
+        _print_json(found)
+    elif found.is_running or is_half_running:
+        printers[output](found)
     if not found.is_running:
         raise typer.Exit(1)
 
@@ -174,7 +180,9 @@ def _table(found: list[dict[str, Any]]) -> Rows:
 def reset(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Delete the database with all its data and make it anew from the migrations."""
     stack = LocalStack(data_dir)
-    stack.reset()
+    with progress(as_json=as_json) as say:
+        say("Making the database anew")
+        stack.reset()
     found = stack.status()
     if as_json:
         _print_json(found, reset=True)
@@ -200,7 +208,8 @@ def rotate(
 
 def _print_json(status: StackStatus, **more: bool) -> None:
     parts = {"database": status.is_database_running, "gateway": status.is_gateway_running}
-    print_json({**more, "running": parts, **status.values})
+    # Of a stack that does not run at all there is nothing to reach.
+    print_json({**more, "running": parts, **(status.values if any(parts.values()) else {})})
 
 
 def _print_env(status: StackStatus) -> None:

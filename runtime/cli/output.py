@@ -3,8 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -182,20 +181,6 @@ def print_handlers(handlers: Iterable[Handler]) -> None:
     """Print which handler runs for which keys, on stderr."""
     for handler in handlers:
         err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Show on stderr which step takes a while: beside a spinner on a terminal, else as a line each.
-
-    Yields:
-        Names the step that begins.
-    """
-    if not err.is_terminal:
-        yield lambda step: err.print(f"{step} …", style="dim")
-        return
-    with err.status("") as status:
-        yield lambda step: status.update(f"{step} …")
 
 
 def start_logs(level: str, *, as_json: bool) -> None:
