@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -113,6 +114,19 @@ def test_a_row_that_is_read_stays_where_it_is(stage: Stage, tab: Page) -> None:
     expect(row(tab, paused)).to_have_count(0)
     tab.keyboard.press("p")
     expect(row(tab, paused)).to_be_visible()
+
+
+def test_a_browser_that_was_cut_off_goes_on_where_it_was(stage: Stage) -> None:
+    first, second = stage.send("cut.off", 1), stage.send("cut.off", 2)
+    seen, url = "", f"{stage.url}/events?after={first - 1}&pattern=cut.off"
+    with httpx.stream("GET", url, headers={"last-event-id": str(first)}, timeout=60) as events:
+        for text in events.iter_text():
+            seen += text
+            if "event: changed" in seen:
+                break
+    assert f'id="m-{second}"' in seen
+    assert f'id="m-{first}"' not in seen
+    assert int(re.findall(r"^id: (\d+)$", seen, re.MULTILINE)[0]) >= second
 
 
 def test_compact_rows_are_chosen_once_and_fill_the_screen(stage: Stage, tab: Page) -> None:
