@@ -113,6 +113,7 @@
   $("filter-button").addEventListener("click", (event) => {
     const isOpen = $("filter-form").classList.toggle("open");
     event.currentTarget.setAttribute("aria-expanded", String(isOpen));
+    event.currentTarget.textContent = isOpen ? "Close" : "Filter";
   });
   Object.assign(KEYS, { p: pause, c: resize });
   showSize();
