@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -13,6 +14,8 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+IS_RECENT = tuple(int(part) for part in version("realtime").split(".")[:2]) >= (2, 34)
+"""Whether the published client is one over which wake-ups are tried: older ones mistake their bindings."""
 _FIELDS = ("join_ref", "ref", "topic", "event", "payload")
 
 
