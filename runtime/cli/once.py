@@ -4,6 +4,8 @@ import json
 import logging
 import pdb
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -11,9 +13,11 @@ from rich.text import Text
 
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
+from runtime.agent.services import ReadOptions
 from runtime.cli.attempts import milliseconds
 from runtime.cli.output import err, out, plain, print_json, printable_lines
 from runtime.client.admin import DeadLetterFilter
+from runtime.client.blocking import BlockingStream
 from runtime.client.stream import Stream, connect
 from runtime.encoding.json import legible
 from runtime.errors import RuntimeFault
@@ -61,11 +65,34 @@ async def run_once(
     if not as_json:
         what = f"{handler.name} on message {number} ({message.key}), here: nothing is taken or written"
         err.print(what, style="dim", soft_wrap=True)
-    done = await dry_run(
-        agent, handler, message, story=story, answers=answers, at_failure=_debug if debugs else None
-    )
+    with BlockingStream(settings) as reading, ThreadPoolExecutor(1) as thread:
+        done = await dry_run(
+            agent,
+            handler,
+            message,
+            story=story,
+            answers=answers,
+            reads=_ThreadReads(reading, thread),
+            at_failure=_debug if debugs else None,
+        )
     _print(done, handler, message, as_json=as_json)
     return 0 if done.report.outcome is None else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadReads:
+    """Reads the stream for a handler in a thread, which no debugger stops."""
+
+    stream: BlockingStream
+    thread: ThreadPoolExecutor
+
+    def read(self, pattern: str, options: ReadOptions) -> Future[list[Message[Any]]]:
+        """Read messages by pattern."""
+        return self.thread.submit(self.stream.read, pattern, **options)
+
+    def get(self, message: int) -> Future[Message[Any] | None]:
+        """Read one message."""
+        return self.thread.submit(self.stream.get, message)
 
 
 def answers_of(given: Sequence[str]) -> dict[str, Any]:

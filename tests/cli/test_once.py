@@ -26,7 +26,8 @@ async def opened():
 async def reply(value: dict[str, Any], context: Context) -> str:
     context.broadcast("progress", "half")
     price = await context.ask("price.of", value["id"])
-    context.emit("audit", {"price": price}, delay=5)
+    first = await context.get(context.message.id)
+    context.emit("audit", {"price": price, "of": first.key}, delay=5)
     return f"{price['cents'] * value['n'] * context.state['rate']} cents"
 
 @agent.on("count", batch=10)
@@ -77,7 +78,7 @@ def test_it_prints_what_a_handler_would_do_and_does_none_of_it(agents: Shell) ->
             "closed",
             'would broadcast  progress  "half"',
             "would ask        price.of  3",
-            'would emit       audit  {"price":{"cents":5}}  delay=5',
+            'would emit       audit  {"price":{"cents":5},"of":"question.price"}  delay=5',
             'would emit       answer  "20 cents"',
             ended.stdout.splitlines()[-1],
         ],

@@ -10,7 +10,7 @@ from runtime.agent.agent import Agent
 from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import RequestState, question_key
-from runtime.agent.services import AskOptions
+from runtime.agent.services import AskOptions, Reads
 from runtime.encoding.json import decode
 from runtime.errors import RuntimeFault
 from runtime.message import Answer, Message
@@ -127,6 +127,7 @@ async def dry_run(
     *,
     story: Sequence[Mapping[str, Any]] = (),
     answers: Mapping[str, Any] | None = None,
+    reads: Reads | None = None,
     at_failure: Callable[[Exception], None] | None = None,
 ) -> DryRun:
     """Run one attempt of a handler; the message is taken from nobody, and nothing is written.
@@ -137,6 +138,7 @@ async def dry_run(
         message: the message, with its value as JSON data.
         story: the rows of the message's tree, where answers are looked for.
         answers: answers by the key of the request.
+        reads: reads the stream for the handler.
         at_failure: called with the error of the attempt while what the lifespan has opened is still there; then the
             attempt has no time limit.
     """
@@ -161,6 +163,7 @@ async def dry_run(
             "dry-run",
             {agent.name: state},
             requests=StoredAnswers(story, answers or {}, effects.append),
+            reads=reads,
             send_broadcast=lambda key, text: effects.append(Effect("broadcast", key, _value_of(text))),
         )
         attempts = Attempts([handler], {handler.name: 1}, services, _ignore, _ignore)
