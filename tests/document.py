@@ -113,7 +113,7 @@ class Reader:
     def _type(self, command: str) -> None:
         bare = _SETTING.sub("", command)
         for beginning, sign in ENDLESS.items():
-            if bare.startswith(beginning):
+            if bare.startswith(beginning) and " --once " not in command:
                 printed = self.terminal.start(command)
                 if sign is None:
                     printed.wait_for_anything()

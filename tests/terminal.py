@@ -78,7 +78,8 @@ class Printed:
     def check(self) -> None:
         """Fail if it has ended otherwise than well."""
         assert self.process is not None
-        if "Traceback (most recent call last)" in self.file.read_text():
+        # On a line of its own: within a line of the log it is a handler's.
+        if "\nTraceback (most recent call last)" in f"\n{self.file.read_text()}":
             self.process.wait(SECONDS)
         assert not self.process.poll(), self.file.read_text()
 

@@ -53,6 +53,7 @@ NOT_RUN = {
     "docs/index.md": 1,
     "docs/how-to/backups.md": 3,
     "docs/how-to/cli-stack.md": 1,
+    "docs/how-to/failures.md": 1,
     "docs/how-to/hosted.md": 4,
     "docs/how-to/listening.md": 1,
     "docs/how-to/models.md": 1,
