@@ -74,6 +74,8 @@ def _what_is_missing(settings: Settings) -> str:
     origin = settings.origin
     if settings.supabase_url is not None:
         keys = "SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY)"
+        if origin.url is None:
+            return f"supabase_url is given in code, its key is not: give supabase_key too, or set {keys}."
         return f"{named(origin.url)} is set, its key is not: set {keys} there."
     if origin.key is not None:
         return f"{named(origin.key)} is set, SUPABASE_URL is not: set it there. {_NOWHERE}{elsewhere()}"
