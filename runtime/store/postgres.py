@@ -216,7 +216,10 @@ class PostgresStore(Store):
             )
         said = f" The address comes from {self._source}." if self._source else ""
         if isinstance(error, OSError) and is_on_this_machine(f"postgresql://{self.place}"):
-            return f" Nothing listens there: start the local stack with `runtime local start`.{said}"
+            return (
+                " Nothing listens there: start the local stack with `runtime local start`, or correct DATABASE_URL."
+                f"{said}"
+            )
         if isinstance(error, OSError):
             return f" Is it running, and is DATABASE_URL right?{said}"
         return said
