@@ -36,7 +36,7 @@ def read(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only those written before this time.")
     ] = None,
-    correlation: Annotated[
+    correlation_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Only those with this correlation id.")
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="Only the newest message of each key.")] = False,
@@ -45,7 +45,7 @@ def read(
     """Print the newest messages under a key or pattern, in the order of their ids."""
     check_pattern(pattern)
     options: ReadOptions = {
-        "after": after, "before": before, "correlation_id": correlation,
+        "after": after, "before": before, "correlation_id": correlation_id,
         "since": None if since is None else moment(since), "until": None if until is None else moment(until),
     }  # fmt: skip
     if latest and any(given is not None for given in options.values()):
@@ -58,7 +58,7 @@ def read(
     for message in found:
         print_message(message, as_json=as_json)
     if not found and not as_json:
-        where = "" if correlation is None else f" with the correlation id {correlation}"
+        where = "" if correlation_id is None else f" with the correlation id {correlation_id}"
         err.print(f"There is no message under {pattern}{where}.", style="dim", soft_wrap=True)
 
 

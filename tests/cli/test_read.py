@@ -32,9 +32,9 @@ def test_read_prints_what_is_there_for_people_and_for_machines(shell: Shell) -> 
         json.loads(line)["id"] for line in shell.run("read", ">", "--latest", "--json").stdout.splitlines()
     ]
 
-    family = shell.run("read", "--correlation", "1", "--since", "1h", "--json").stdout.splitlines()
+    family = shell.run("read", "--correlation-id", "1", "--since", "1h", "--json").stdout.splitlines()
     assert [json.loads(line)["id"] for line in family] == [1]
-    ended = shell.run("read", "--correlation", "1", "--until", "1h")
+    ended = shell.run("read", "--correlation-id", "1", "--until", "1h")
     assert ended.stderr == "There is no message under > with the correlation id 1.\n"
 
 
