@@ -266,7 +266,7 @@ def test_a_message_that_was_taken_is_as_one_that_was_made() -> None:
         "deliver_at": "2026-01-02T00:00:00+00:00", "expires_at": "2026-02-02T00:00:00+00:00",
     }  # fmt: skip
     made = Message[Any].from_row(row, attempt=4)
-    taken = Delivery.from_wire([3, 2, 1, *row.values(), "lease"]).message
+    taken = Delivery.from_wire([3, 2, 1, *row.values(), "lease", None]).message
     assert taken == made
     with pytest.raises(dataclasses.FrozenInstanceError):
         taken.key = "task.b"  # type: ignore[misc]

@@ -114,7 +114,7 @@ def _row(**changed: Any) -> list[Any]:
     fields = {
         "subscription": 1, "attempts": 1, "crashes": 2, "id": 7, "key": "a.b", "value": {"n": 1}, "agent": None,
         "created_at": "2026-12-01T17:00:00+00:00", "correlation_id": None, "parent_id": None, "headers": None,
-        "priority": 0, "dedup_key": None, "deliver_at": None, "expires_at": None, "lease": "x",
+        "priority": 0, "dedup_key": None, "deliver_at": None, "expires_at": None, "lease": "x", "steps": None,
     }  # fmt: skip
     return list((fields | changed).values())
 

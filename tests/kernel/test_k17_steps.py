@@ -63,7 +63,7 @@ async def test_k17_steps_come_with_every_later_attempt(db: Any, worker: Worker) 
     assert [names(each) for each in repeated.taken] == [expected]
 
 
-async def test_k17_a_late_step_of_a_frozen_process_is_refused(db: Any, worker: Worker) -> None:
+async def test_g12_k17_a_late_step_of_a_frozen_process_is_refused(db: Any, worker: Worker) -> None:
     old = await taken_once(db, worker)
     await abandon(db)
     [new] = await worker.take()
@@ -99,7 +99,7 @@ async def test_k17_who_takes_the_delivery_next_waits_for_a_step_that_is_being_ke
     assert names(new) == [("charge", "", 1, "kept")]
 
 
-async def test_k17_a_step_waits_for_who_takes_its_delivery_and_is_refused(
+async def test_g12_k17_a_step_waits_for_who_takes_its_delivery_and_is_refused(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
     old = await taken_once(db, worker)
