@@ -71,5 +71,11 @@ create unlogged table runtime.routes (
 comment on table runtime.routes is
     'Cache: the subscriptions that get the messages of a key, as worked out at one generation of the patterns; valid at no other.';
 
+-- Each table is closed where it is made: a later statement would lock it against workers that run already.
+alter table runtime.subscriptions enable row level security;
+alter table runtime.patterns enable row level security;
+alter table runtime.routing enable row level security;
+alter table runtime.routes enable row level security;
+
 -- The highest transaction after which a subscription settled. A sequence, since every snapshot sees its current value.
 create sequence runtime.settle_fence as bigint minvalue 0 start 0;

@@ -118,3 +118,10 @@ create index dedup_forget on runtime.dedup (forget_at);
 create table runtime.unmarked (message_id bigint primary key);
 comment on table runtime.unmarked is
     'Messages whose processed could not be set because another transaction held the row; the next sweep sets it.';
+
+alter table runtime.deliveries enable row level security;
+alter table runtime.runs enable row level security;
+alter table runtime.steps enable row level security;
+alter table runtime.dead_letters enable row level security;
+alter table runtime.dedup enable row level security;
+alter table runtime.unmarked enable row level security;

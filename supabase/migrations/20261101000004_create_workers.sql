@@ -54,4 +54,9 @@ create table runtime.beats (
     sent_at timestamptz not null default clock_timestamp()
 );
 comment on table runtime.beats is 'Nonces a worker asked for, to prove the path of postgres_changes from end to end.';
+
+alter table runtime.workers enable row level security;
+alter table runtime.pumps enable row level security;
+alter table runtime.calls enable row level security;
+alter table runtime.beats enable row level security;
 create index beats_worker on runtime.beats (worker);

@@ -15,6 +15,8 @@ create table runtime.policy (
     webhook_longest_rest_seconds double precision not null default 900
 );
 comment on table runtime.policy is 'The kernel''s own settings: one row.';
+
+alter table runtime.policy enable row level security;
 insert into runtime.policy default values;
 
 create function runtime.mend_rows() returns void

@@ -70,7 +70,7 @@ begin
             select x.id from (
                 select s.id, s.key, s.created_at from public.consciousness_stream s
                 where s.id > after and s.id < before order by s.id limit stretch
-            ) x where x.key ~ regex and x.created_at >= since and x.created_at < until limit max);
+            ) x where x.key ~ regex and x.created_at >= since and coalesce(x.created_at < until, true) limit max);
         edge := (select s.id from public.consciousness_stream s
                  where cardinality(ids) < max and s.id > after and s.id < before order by s.id offset stretch limit 1);
     else
@@ -78,7 +78,7 @@ begin
             select x.id from (
                 select s.id, s.key, s.created_at from public.consciousness_stream s
                 where s.id < before order by s.id desc limit stretch
-            ) x where x.key ~ regex and x.created_at >= since and x.created_at < until limit max);
+            ) x where x.key ~ regex and x.created_at >= since and coalesce(x.created_at < until, true) limit max);
         edge := (select s.id from public.consciousness_stream s
                  where cardinality(ids) < max and s.id < before order by s.id desc offset stretch limit 1);
     end if;
@@ -89,23 +89,23 @@ begin
                 select x.id from unnest(keys) as k (key) cross join lateral (
                     (select m.id from public.consciousness_stream m
                      where after is not null and m.key = k.key and m.id > after and m.id < before
-                       and m.created_at >= since and m.created_at < until
+                       and m.created_at >= since and coalesce(m.created_at < until, true)
                      order by m.key, m.id limit max)
                     union all
                     (select m.id from public.consciousness_stream m
-                     where after is null and m.key = k.key and m.id < before and m.created_at < until
+                     where after is null and m.key = k.key and m.id < before and coalesce(m.created_at < until, true)
                      order by m.key desc, m.id desc limit max)
                 ) x order by case when after is null then -x.id else x.id end limit max);
         elsif after is not null then
             ids := ids || array(
                 select s.id from public.consciousness_stream s
                 where s.id >= edge and s.id < before and s.key ~ regex
-                  and s.created_at >= since and s.created_at < until
+                  and s.created_at >= since and coalesce(s.created_at < until, true)
                 order by s.id limit max - cardinality(ids));
         else
             ids := ids || array(
                 select s.id from public.consciousness_stream s
-                where s.id <= edge and s.key ~ regex and s.created_at < until
+                where s.id <= edge and s.key ~ regex and coalesce(s.created_at < until, true)
                 order by s.id desc limit max - cardinality(ids));
         end if;
     end if;
@@ -130,25 +130,25 @@ begin
             (select m.id from public.consciousness_stream m
              where after is not null and m.correlation_id = correlation
                and m.correlation_id is distinct from m.parent_id::text and m.id > after and m.id < before
-               and m.key ~ regex and m.created_at >= since and m.created_at < until
+               and m.key ~ regex and m.created_at >= since and coalesce(m.created_at < until, true)
              order by m.correlation_id, m.id limit max)
             union all
             (select m.id from public.consciousness_stream m
              where after is null and m.correlation_id = correlation
                and m.correlation_id is distinct from m.parent_id::text and m.id < before
-               and m.key ~ regex and m.created_at < until
+               and m.key ~ regex and coalesce(m.created_at < until, true)
              order by m.correlation_id desc, m.id desc limit max)
             union all
             -- Those that the first message itself caused are not in the index on the correlation id.
             (select m.id from public.consciousness_stream m
              where m.parent_id = first and m.correlation_id = correlation
                and m.id > coalesce(after, 0) and m.id < before
-               and m.key ~ regex and m.created_at >= since and m.created_at < until
+               and m.key ~ regex and m.created_at >= since and coalesce(m.created_at < until, true)
              order by case when after is null then -m.id else m.id end limit max)
             union all
             select m.id from public.consciousness_stream m
             where m.id = first and coalesce(m.correlation_id, '') = '' and m.id > coalesce(after, 0) and m.id < before
-              and m.key ~ regex and m.created_at >= since and m.created_at < until
+              and m.key ~ regex and m.created_at >= since and coalesce(m.created_at < until, true)
         ) x order by case when after is null then -x.id else x.id end limit max);
     return query select s.* from public.consciousness_stream s where s.id = any (ids) order by s.id;
 end
@@ -173,7 +173,7 @@ declare
     reached bigint := 9223372036854775807;
     high bigint;
     first timestamptz := coalesce(since, '-infinity');
-    last timestamptz := coalesce(stream_read.until, 'infinity');
+    last timestamptz := stream_read.until;
     page json;
 begin
     perform runtime.refuse_agent('read the stream');
@@ -210,7 +210,7 @@ begin
             select m.* from keys k
             cross join lateral (
                 select * from public.consciousness_stream m
-                where m.key = k.key and m.id < reached and m.created_at < last
+                where m.key = k.key and m.id < reached and coalesce(m.created_at < last, true)
                 order by m.key desc, m.id desc limit 1
             ) m
             where pattern = any (runtime.candidates(k.key))
@@ -225,11 +225,11 @@ begin
         select json_agg(row_to_json(m) order by m.id) into page from (
             (select * from public.consciousness_stream m
              where low is not null and m.key = pattern and m.id > low and m.id < high
-               and m.created_at >= first and m.created_at < last
+               and m.created_at >= first and coalesce(m.created_at < last, true)
              order by m.key, m.id limit max)
             union all
             (select * from public.consciousness_stream m
-             where low is null and m.key = pattern and m.id < high and m.created_at < last
+             where low is null and m.key = pattern and m.id < high and coalesce(m.created_at < last, true)
              order by m.key desc, m.id desc limit max)
         ) m;
     else

@@ -10,6 +10,8 @@ create table runtime.limits (
 ) with (fillfactor = 50);
 comment on table runtime.limits is 'The limited subscriptions, and the tokens left of their rates.';
 
+alter table runtime.limits enable row level security;
+
 create function runtime.capacity_of(s runtime.subscriptions) returns double precision
 language plpgsql immutable set search_path = '' as $$
 begin

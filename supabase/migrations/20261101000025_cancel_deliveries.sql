@@ -11,6 +11,8 @@ create table runtime.cancels (
     primary key (message_id, subscription)
 );
 comment on table runtime.cancels is 'Running deliveries that are to end, and how; nearly always empty.';
+
+alter table runtime.cancels enable row level security;
 create index cancels_worker on runtime.cancels (worker);
 
 create function runtime.end_cancelled(ids bigint[], subscriptions integer[], outcome text, worker uuid) returns void

@@ -10,6 +10,8 @@ create table runtime.schedules (
 );
 comment on table runtime.schedules is
     'One row per handler with a schedule: agent.handler, the key of its ticks, and its slots as text.';
+
+alter table runtime.schedules enable row level security;
 comment on column runtime.schedules.last_slot is 'Every slot up to this one was ticked or passed over.';
 
 create function public.stream_schedule(worker uuid, schedules jsonb) returns json

@@ -32,6 +32,8 @@ create table runtime.webhooks (
 comment on table runtime.webhooks is
     'The targets of webhooks by subscription, and their state. It holds secrets: only functions read it.';
 
+alter table runtime.webhooks enable row level security;
+
 create function runtime.new_secret() returns text
 language sql volatile set search_path = '' as $$
     -- 244 random bits, from the source of PostgreSQL's own keys.

@@ -307,6 +307,14 @@ def test_s7_every_later_migration_ends_as_it_should() -> None:
         assert migration.sql.rstrip().endswith("select runtime.finish_migration();"), migration.file_name
 
 
+def test_s7_every_table_is_closed_where_it_is_made() -> None:
+    # Later it would be locked against workers that outlived a reset, which ended the reset by a deadlock.
+    for migration in read_migrations(migrations_folder()):
+        made = set(re.findall(r"^create (?:unlogged )?table (\S+)", migration.sql, re.MULTILINE))
+        closed = set(re.findall(r"^alter table (\S+) enable row level security;", migration.sql, re.MULTILINE))
+        assert made == closed, migration.file_name
+
+
 async def test_s7_a_function_open_to_all_is_told_as_a_fact(db: Any) -> None:
     await db.execute("create function public.stream_later() returns int language sql as 'select 1'")
     assert "public.stream_later()" in (await db.fetchval("select stream_examine()"))["open"]
