@@ -97,9 +97,9 @@ MECHANISMS = (
     Mechanism(
         "dedup",
         [(f"{_MIGRATIONS}/20261101000012_send_messages.sql",
-          "    return runtime.store(messages);",
+          "    sent := runtime.store(messages);",
           "    messages := (select jsonb_agg(m - 'dedup_key') from jsonb_array_elements(messages) as m);\n"
-          "    return runtime.store(messages);")],
+          "    sent := runtime.store(messages);")],
         ["--setting", "both/rest", "--fault", "REST answer lost after its effect", *_SHORT],
     ),
     Mechanism(

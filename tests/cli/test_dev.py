@@ -142,7 +142,7 @@ def test_g9_a_reload_drains_and_loses_nothing(shell: Shell, stack: Any, terminal
     terminal.shows("first handled", times=4)
     write(agents, version="second")
     terminal.shows("changed: task.py")
-    terminal.until(lambda: terminal.text.count("works for 1 subscriptions") == 2)
+    terminal.until(lambda: terminal.text.count("works for 1 subscription ") == 2)
     # A busy machine may have let the old process handle everything before it was replaced.
     send(settings_of(stack), 40)
     terminal.shows("second handled")

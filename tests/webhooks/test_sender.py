@@ -361,7 +361,7 @@ def test_a_body_is_json_however_odd_the_value() -> None:
         ({"secret": "two words"}, "must name an environment variable"),
         ({"emits": "no key"}, "is not a key"),
         ({"concurrency": 0}, "must be a whole number of 1 or more"),
-        ({"timeout": -1}, "must be more than 0 seconds"),
+        ({"timeout": -1}, "must be a number of seconds, more than 0"),
         ({"dead_blocks": True}, "needs ordered=True"),
         ({"name": "a.b"}, "A handler's name"),
     ],
