@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from runtime.local.test_cluster import Cluster, running_cluster
 from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
 from tests.distribution import LongestFirst, longest_first
+from tests.forked_gateway import ForkedGateway, GatewayForks
 from tests.terminal import prepared
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
@@ -143,22 +145,29 @@ class GatewayStack:
         self.gateway.start()
 
 
+@pytest.fixture(scope="session")
+def gateway_forks() -> Iterator[GatewayForks]:
+    """What gateways are forked from."""
+    with closing(GatewayForks()) as forks:
+        yield forks
+
+
 @pytest.fixture
-def stack(cluster: Cluster) -> Iterator[GatewayStack]:
+def stack(cluster: Cluster, gateway_forks: GatewayForks) -> Iterator[GatewayStack]:
     """What `runtime local start` gives: a gateway of the test's own on a database of its own."""
-    yield from _stack(cluster, cluster.make_database())
+    yield from _stack(cluster, cluster.make_database(), gateway_forks)
 
 
 @pytest.fixture
-def bare_stack(cluster: Cluster) -> Iterator[GatewayStack]:
+def bare_stack(cluster: Cluster, gateway_forks: GatewayForks) -> Iterator[GatewayStack]:
     """The same without our migrations."""
-    yield from _stack(cluster, cluster.make_empty_database())
+    yield from _stack(cluster, cluster.make_empty_database(), gateway_forks)
 
 
-def _stack(cluster: Cluster, name: str) -> Iterator[GatewayStack]:
+def _stack(cluster: Cluster, name: str, forks: GatewayForks) -> Iterator[GatewayStack]:
     folder = Path(tempfile.mkdtemp(prefix="agent-runtime-test-"))
     admin_url = cluster.url(name, user=keys.SUPERUSER)
-    gateway = GatewayProcess(folder, port=free_port(), database_url=admin_url)
+    gateway = ForkedGateway(folder, forks, port=free_port(), database_url=admin_url)
     try:
         gateway.start()
         yield GatewayStack(gateway, cluster.url(name), admin_url)

@@ -96,7 +96,8 @@ class CircuitBreakers:
         """Report a success: at once where it ends a row of failures, else now and then."""
         standing, now = self._standings[name], time.monotonic()
         if standing.is_probing or standing.is_failing or now - standing.succeeded_at > _SUCCESS_SECONDS:
-            standing.is_probing = standing.is_failing = False
+            if not standing.rests:
+                standing.is_probing = standing.is_failing = False
             standing.succeeded_at = now
             self._tell({"name": name, "kind": "done"}, None)
 
@@ -153,7 +154,9 @@ class CircuitBreakers:
             standing = self._standings[name]
             rested = standing.rests
             standing.rests_until = now + (told["rests_seconds"] or 0.0)
-            standing.is_probing, standing.is_failing = told["probing"], told["failing"]
+            # A rest that is over here is not over yet in the database: what comes in between goes one by one, too.
+            standing.is_probing = told["probing"] or told["rests_seconds"] is not None
+            standing.is_failing = told["failing"]
             if standing.rests and not rested:
                 _log.warning(
                     "the target of %s rests for %.0f s; messages wait, and spend no attempt",

@@ -311,7 +311,9 @@ def test_s7_every_table_is_closed_where_it_is_made() -> None:
     # Later it would be locked against workers that outlived a reset, which ended the reset by a deadlock.
     for migration in read_migrations(migrations_folder()):
         made = set(re.findall(r"^create (?:unlogged )?table (\S+)", migration.sql, re.MULTILINE))
-        closed = set(re.findall(r"^alter table (\S+) enable row level security;", migration.sql, re.MULTILINE))
+        closed = set(
+            re.findall(r"^alter table (\S+) enable row level security;", migration.sql, re.MULTILINE)
+        )
         assert made == closed, migration.file_name
 
 
