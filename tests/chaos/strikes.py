@@ -25,7 +25,7 @@ FAKETIME = (
 )
 _TOKEN_SECONDS = 2
 # What the strike's own connection may die of, when another fault strikes at the same time.
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 Strike = Callable[[Stage, Random], AbstractAsyncContextManager[None]]
 

@@ -20,6 +20,7 @@ from runtime.settings import Settings
 from tests.cli.shell import Shell
 from tests.conftest import GatewayStack, _stack
 from tests.dashboard.crowd import crowd
+from tests.forked_gateway import GatewayForks
 
 AGENTS = Path(__file__).parent / "newsroom.py"
 QUIET = [
@@ -83,9 +84,9 @@ def opened(stack: GatewayStack) -> Iterator[tuple[Stream, BlockingPortal]]:
 
 
 @pytest.fixture(scope="package")
-def large_stack(cluster: Cluster) -> Iterator[GatewayStack]:
+def large_stack(cluster: Cluster, gateway_forks: GatewayForks) -> Iterator[GatewayStack]:
     """A stack with a million rows, which all these tests share."""
-    with contextmanager(_stack)(cluster, cluster.make_database()) as stack:
+    with contextmanager(_stack)(cluster, cluster.make_database(), gateway_forks) as stack:
         anyio.run(crowd, stack.admin_url)
         yield stack
 
