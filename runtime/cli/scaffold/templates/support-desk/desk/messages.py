@@ -45,7 +45,7 @@ class Reply(BaseModel):
     text: str
 
 
-class Report(BaseModel):
+class OpenTickets(BaseModel):
     """`desk.report`: the tickets without a reply."""
 
     open: list[int]
