@@ -1,73 +1,64 @@
-"""Gateways forked from a process in which their modules are loaded: loading them is most of what a start costs."""
+"""Gateways forked from a process in which their modules are loaded."""
 
 import gc
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.logs import begin_log
-
-_ROOT = Path(__file__).parents[1]
+from tests.fork_server import ForkServer, door, next_request
 
 
 class GatewayForks:
-    """A process that is forked for each gateway."""
+    """Forks gateways."""
 
     def __init__(self) -> None:
-        self._door, theirs = socket.socketpair()
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", "from tests.forked_gateway import serve; serve()", str(theirs.fileno())],
-                cwd=_ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+        self._server = ForkServer("tests.forked_gateway")
 
     def close(self) -> None:
         """End the process that is forked; gateways that run go on."""
-        self._door.close()
-        self._server.wait()
+        self._server.close()
 
-    def fork(self, folder: Path, environment: dict[str, str], log: int) -> int:
-        """Start a gateway in a folder, with an open file for its lines; returns its process."""
-        request, told = os.pipe()
+    def fork(self, folder: Path, environment: dict[str, str], log: Path) -> psutil.Process:
+        """Start a gateway in a folder, with a file for its lines; returns its process."""
+        (request, told), (answer, answered) = os.pipe(), os.pipe()
+        self._server.send([request, answered, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)])
         with open(told, "w") as pipe:
-            socket.send_fds(self._door, [b"."], [request, log])
-            os.close(request)
-            pipe.write(json.dumps([str(folder), environment]))
-        return int(self._door.recv(20))
+            json.dump([str(folder), environment], pipe)
+        with open(answer) as pipe:
+            return psutil.Process(int(pipe.readline()))
 
 
 class _Fork:
-    """What `GatewayProcess` asks of a process that it has started."""
+    """What `GatewayProcess` asks of a process that it has started; the kernel removes it at its end."""
 
-    # Nobody waits for the forks, so it is not known.
+    # Nobody waits for a fork, so its exit code is not known.
     returncode = None
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, process: psutil.Process) -> None:
+        self.pid = process.pid
+        self._process = process
 
     def poll(self) -> int | None:
         """Whether it has ended, as `Popen.poll` tells it."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return 0
-        return None
+        return None if self._process.is_running() else 0
 
     def kill(self) -> None:
-        """End it."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        """End it, and no later process with its number."""
+        with suppress(psutil.NoSuchProcess):
+            self._process.kill()
 
     def wait(self) -> None:
-        """Return: the kernel removes it by itself."""
+        """Wait for its end."""
+        self._process.wait()
 
 
 class ForkedGateway(GatewayProcess):
@@ -91,33 +82,30 @@ class ForkedGateway(GatewayProcess):
 
     def _spawn(self) -> Any:
         begin_log(self.log)
-        with self.log.open("wb") as log:
-            return _Fork(self._forks.fork(self.folder, self._environment(), log.fileno()))
+        return _Fork(self._forks.fork(self.folder, self._environment(), self.log))
 
 
 def serve() -> None:
     """Fork a gateway for each request, until nobody can send one."""
-    door = socket.socket(fileno=int(sys.argv[1]))
+    requests = door()
     main = import_module("runtime.local.gateway.__main__").main
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        said, (*numbers,), _, _ = socket.recv_fds(door, 1, 2)
-        if not said:
-            return
-        pid = os.fork()
-        if pid == 0:
+    while numbers := next_request(requests, 3):
+        if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            door.close()
+            requests.close()
             _become(*numbers)
             main()
             return
         for each in numbers:
             os.close(each)
-        door.send(str(pid).encode())
 
 
-def _become(request: int, log: int) -> None:
+def _become(request: int, answer: int, log: int) -> None:
+    """Go on as the gateway."""
+    os.write(answer, f"{os.getpid()}\n".encode())
+    os.close(answer)
     with open(request) as pipe:
         folder, environment = json.load(pipe)
     os.setsid()

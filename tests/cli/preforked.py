@@ -10,7 +10,6 @@ import os
 import runpy
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from threading import Lock
 
-_ROOT = Path(__file__).parents[2]
+from tests.fork_server import ForkServer, door, next_request
+
 _PACKAGES = (
     "asyncpg", "anyio", "cronsim", "dotenv", "httpx", "jwt", "pydantic", "pydantic_settings", "rich.console",
     "rich.table", "supabase", "typer",
@@ -34,18 +34,12 @@ class Preforked:
     """Runs `python -m runtime`; commands may run side by side."""
 
     def __init__(self) -> None:
-        self._door, theirs = socket.socketpair()
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", "from tests.cli.preforked import serve; serve()", str(theirs.fileno())],
-                cwd=_ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+        self._server = ForkServer("tests.cli.preforked")
         self._lock = Lock()
 
     def close(self) -> None:
         """End the process that is forked; commands that run go on."""
-        self._door.close()
-        self._server.wait()
+        self._server.close()
 
     def is_fit_for(self, environment: Mapping[str, str]) -> bool:
         """Whether an environment tells nothing that is read before the fork."""
@@ -69,9 +63,7 @@ class Preforked:
         request, status, stdin, stdout, stderr = (os.pipe() for _ in range(5))
         theirs = [request[0], status[1], stdin[0], stdout[1], stderr[1]]
         with self._lock:
-            socket.send_fds(self._door, [b"."], theirs)
-        for each in theirs:
-            os.close(each)
+            self._server.send(theirs)
         with ThreadPoolExecutor(4) as pool:
             for number, text in ((request[1], told), (stdin[1], given)):
                 pool.submit(_write, number, text)
@@ -110,18 +102,15 @@ def _exit_code(number: int, seconds: float) -> int:
 
 def serve() -> None:
     """Fork a command for each request, until nobody can send one."""
-    door = socket.socket(fileno=int(sys.argv[1]))
+    requests = door()
     for package in _PACKAGES:
         import_module(package)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        said, (*numbers,), _, _ = socket.recv_fds(door, 1, 5)
-        if not said:
-            return
+    while numbers := next_request(requests, 5):
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            door.close()
+            requests.close()
             _watch(*numbers)
             return
         for each in numbers:
