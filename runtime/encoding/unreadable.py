@@ -62,36 +62,41 @@ def find_unreadable(name: str, value: object) -> tuple[str, Unreadable] | None:
         name: the first step of the path.
         value: the data.
     """
-    if not _holds_unreadable(value):
-        return None
-    path = [name]
-    while not isinstance(value, Unreadable):
-        step, value = next(each for each in children_of(value) if _holds_unreadable(each[1]))
-        path.append(step)
-    return "".join(path if len(path) <= 12 else [*path[:6], " … ", *path[-3:]]), value
-
-
-def _holds_unreadable(value: object) -> bool:
-    waiting = [value]
+    # A place is a key or index and the place around it: a text for each part would cost more than the search.
+    waiting: list[tuple[Any, Any]] = [(None, value)]
+    # The containers that were looked into: a value may hold itself, or one part often. They are kept, since another
+    # object may have the id of one that is gone.
+    seen: dict[int, object] = {}
     while waiting:
-        each = waiting.pop()
+        place, each = waiting.pop()
         if isinstance(each, Unreadable):
-            return True
-        if isinstance(each, Mapping):
-            waiting.extend(each.values())
-        elif isinstance(each, (list, tuple)):
-            waiting.extend(each)
-    return False
+            return f"{name}{_path(place)}", each
+        if not isinstance(each, (Mapping, list, tuple)) or id(each) in seen:
+            continue
+        seen[id(each)] = each
+        parts = each.items() if isinstance(each, Mapping) else enumerate(each)
+        waiting.extend([((step, place), part) for step, part in parts][::-1])
+    return None
+
+
+def _path(place: Any) -> str:
+    """Return the steps to a place; of a deep one the first and the last."""
+    steps: list[str] = []
+    while place is not None:
+        step, place = place
+        steps.append(_step(step))
+    steps.reverse()
+    return "".join(steps if len(steps) < 12 else [*steps[:5], " … ", *steps[-3:]])
+
+
+def _step(key: object) -> str:
+    return f"[{ascii(key)[:60]}]"
 
 
 def children_of(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a mapping or sequence, each with its step of the path."""
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield f"[{ascii(key)[:60]}]", child
-    else:
-        for index, child in enumerate(value):
-            yield f"[{index}]", child
+    for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield _step(key), child
 
 
 def may_overflow(text: str | bytes) -> bool:

@@ -82,6 +82,20 @@ def test_r1_a_mark_can_be_shown_copied_and_looked_for_and_is_not_stored() -> Non
     assert json.loads(legible(value)) == {"a": [text]}
 
 
+def test_r1_a_search_for_marks_ends_in_a_value_that_holds_itself_or_one_part_often() -> None:
+    circle: list[Any] = [1]
+    circle.append({"back": circle})
+    often: list[Any] = []
+    for _ in range(100):
+        often = [often, often]
+    assert find_unreadable("value", [circle, often]) is None
+    mark = Unreadable.because("a test")
+    assert find_unreadable("value", [circle, often, mark]) == ("value[2]", mark)
+    # As long as a mark exists anywhere, each value is searched.
+    with pytest.raises(InvalidValue, match="holds itself"):
+        encode(circle)
+
+
 def test_r1_nobody_looks_for_marks_when_there_are_none() -> None:
     gc.collect()
     before = len(LIVING)
