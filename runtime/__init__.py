@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from runtime.agent.schedule import Tick
     from runtime.agent.source import Source
     from runtime.agent.step import Step
+    from runtime.agent.waiting import WaitFor
     from runtime.broadcast import Broadcast
     from runtime.client.blocking import BlockingStream, connect_blocking
     from runtime.client.stream import Stream, connect
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent", "Answer", "BatchContext", "BlockingStream", "Broadcast", "Context", "Message", "Priority", "Reject",
-    "Retry", "RetryLater", "Source", "Step", "Stream", "Tick", "Worker", "connect", "connect_blocking", "drain",
+    "Retry", "RetryLater", "Source", "Step", "Stream", "Tick", "WaitFor", "Worker", "connect", "connect_blocking",
+    "drain",
 ]  # fmt: skip
 
 _HOMES = {
     "Agent": "agent.agent", "Answer": "message", "BatchContext": "agent.batch", "BlockingStream": "client.blocking",
     "Broadcast": "broadcast", "Context": "agent.context", "Message": "message", "Priority": "message",
     "Reject": "agent.retry", "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source",
-    "Step": "agent.step", "Stream": "client.stream", "Tick": "agent.schedule", "Worker": "worker.worker",
+    "Step": "agent.step", "Stream": "client.stream", "Tick": "agent.schedule",
+    "WaitFor": "agent.waiting", "Worker": "worker.worker",
     "connect": "client.stream", "connect_blocking": "client.blocking", "drain": "worker.serverless",
 }  # fmt: skip
 

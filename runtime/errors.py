@@ -266,6 +266,10 @@ class LeaseLost(RuntimeFault):
     """
 
 
+class WaitTimeout(RuntimeFault, TimeoutError):
+    """What a handler waited for did not come in time."""
+
+
 class WakeupError(RuntimeFault):
     """A wake-up path cannot work until an operator repairs it. Polling goes on meanwhile."""
 

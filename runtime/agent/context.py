@@ -5,6 +5,7 @@ from asyncio import get_running_loop, wrap_future
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import timedelta
 from inspect import Parameter
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from runtime.agent.retry import Retry
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
 from runtime.agent.step import StepCall, Steps
 from runtime.agent.usage import add_usage
+from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault
@@ -46,6 +48,7 @@ class Context:
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
         used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
         open_steps: opens the steps of its delivery; None where they are kept nowhere, as in such a test.
+        open_waits: opens the waits of its delivery; None where it cannot wait.
     """
 
     message: Message[Any]
@@ -59,6 +62,8 @@ class Context:
     send_broadcast: SendBroadcast | None = field(default=None, repr=False)
     used: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     open_steps: Callable[["Context"], Steps] | None = field(default=None, repr=False, compare=False)
+    open_waits: Callable[[Steps], Waits] | None = field(default=None, repr=False, compare=False)
+    _waits: Waits | None = field(default=None, init=False, repr=False, compare=False)
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
     _broadcasts: BroadcastSequence | None = field(default=None, init=False, repr=False)
     _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
@@ -342,6 +347,112 @@ class Context:
                 else self.open_steps(self)
             )
         return self._steps
+
+    async def sleep(self, seconds: float | str | timedelta) -> None:
+        """Sleep without holding anything, if it takes more than a moment: no slot, no lease and no memory.
+
+        A sleep of more than two seconds suspends the delivery: an exception that is not to be caught unwinds the
+        handler, and when the time has come it runs from the top, on any worker, with its steps and waits answered from
+        storage. What lies between steps runs again. An attempt is not counted.
+
+        Args:
+            seconds: how long; also a text such as "90s", "15m", "2h" or "7d". At most a year.
+
+        Raises:
+            InvalidValue: it is no such time.
+            LeaseLost: the delivery belongs to another worker by now.
+            StoreError: the wait could not be stored.
+        """
+        await self._opened_waits().sleep(seconds_of(seconds, "The time of a sleep"))
+
+    async def wait_for(
+        self,
+        pattern: str,
+        where: Any = None,
+        *,
+        timeout: float | str | timedelta | None = None,
+        since: int | None = None,
+        key: str = "",
+    ) -> Message[Any]:
+        """Wait for a message of the stream, and return it: the first one after the message that is handled.
+
+        What was written before the wait began counts. A wait of more than two seconds suspends the delivery, as `sleep`
+        does; it goes on the moment a matching message is committed. One message ends any number of waits, and is
+        handled by its own handlers all the same.
+
+        Args:
+            pattern: the message's key, or a pattern such as payment.*.
+            where: what its value contains, as JSON data: `{"order": 7}` matches a value with more fields, too.
+            timeout: how long to wait: seconds, or a text such as "30s", "15m", "2h" or "7d"; None for ever.
+            since: the id of a message: those after it count.
+            key: tells waits for one pattern apart that go on at the same time.
+
+        Raises:
+            InvalidKey: `pattern` is no pattern.
+            InvalidValue: an option makes no sense.
+            WaitTimeout: no such message came in time; a later attempt is told the same.
+            LeaseLost: the delivery belongs to another worker by now.
+            StoreError: the wait could not be stored.
+        """
+        wait = WaitFor(pattern, where, timeout, since, key)
+        return (await self._opened_waits().all([wait]))[0]
+
+    async def wait_any(
+        self, *waits: WaitFor, timeout: float | str | timedelta | None = None
+    ) -> tuple[int, Message[Any]]:
+        """Wait for the first of several messages; returns which wait it has ended, counted from 0, and the message.
+
+        Args:
+            waits: what to wait for.
+            timeout: how long, where a wait has no shorter time of its own.
+
+        Raises:
+            WaitTimeout: none came in time.
+        """
+        return await self._opened_waits().any(waits, timeout_of(timeout))
+
+    async def wait_all(
+        self, *waits: WaitFor, timeout: float | str | timedelta | None = None
+    ) -> list[Message[Any]]:
+        """Wait for several messages; returns them in the order of the waits.
+
+        Args:
+            waits: what to wait for.
+            timeout: how long, where a wait has no shorter time of its own.
+
+        Raises:
+            WaitTimeout: one of them did not come in time.
+        """
+        return await self._opened_waits().all(waits, timeout_of(timeout))
+
+    def sleep_blocking(self, seconds: float | str | timedelta) -> None:
+        """Do the same as `sleep` in a handler that is a plain function."""
+        self._check_thread("sleep")
+        self._opened_waits().sleep_blocking(seconds_of(seconds, "The time of a sleep"))
+
+    def wait_for_blocking(
+        self,
+        pattern: str,
+        where: Any = None,
+        *,
+        timeout: float | str | timedelta | None = None,
+        since: int | None = None,
+        key: str = "",
+    ) -> Message[Any]:
+        """Do the same as `wait_for` in a handler that is a plain function."""
+        self._check_thread("wait_for")
+        return self._opened_waits().all_blocking([WaitFor(pattern, where, timeout, since, key)])[0]
+
+    @property
+    def suspended(self) -> Suspended | None:
+        """The exception that has suspended this attempt, if one has."""
+        return None if self._waits is None else self._waits.suspended
+
+    def _opened_waits(self) -> Waits:
+        if self._waits is None:
+            steps = self._opened_steps()
+            self._waits = Waits(self.handler, steps) if self.open_waits is None else self.open_waits(steps)
+        return self._waits
 
     @property
     def unasked_steps(self) -> list[str]:

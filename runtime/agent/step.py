@@ -94,6 +94,10 @@ class StepCall:
                 )
         if not self.name:
             raise InvalidValue('A step needs a name: `await context.step("charge", charge, order)`.')
+        if self.name.startswith("wait."):
+            raise InvalidValue(
+                f"The name of a step does not begin with wait., as those of waits do: {self.name!r:.100}."
+            )
         if not callable(self.function):
             raise InvalidValue(
                 f"Step {self.name!r} needs a function, not {type(self.function).__name__}: "

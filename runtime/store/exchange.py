@@ -13,7 +13,7 @@ _OPTIONS = (
     "due", "alone", "sleep", "stay", "fence", "beat", "gauges", "nonce", "settle", "max_bytes", "bare",
 )  # fmt: skip
 
-Outcome = Literal["failed", "dead", "later", "released", "cancelled"]
+Outcome = Literal["failed", "dead", "later", "released", "cancelled", "suspended"]
 
 
 class WireRow(NamedTuple):
@@ -144,6 +144,7 @@ class Report:
         reason: one word for a dead letter: failed, rejected, invalid, crashed.
         delay: seconds until the delivery is due again.
         usage: what the handler told of the models it used, as `Context.used` holds it.
+        waits: the places of the waits that a suspended delivery waits for.
     """
 
     delivery: Delivery
@@ -155,6 +156,7 @@ class Report:
     traceback: str | None = None
     delay: float | None = None
     usage: Mapping[str, Any] | None = None
+    waits: Sequence[tuple[str, str, int]] | None = None
 
     def to_wire(self) -> str:
         """Return the report as a JSON object."""
@@ -169,7 +171,7 @@ class Report:
             return f'{head},"emits":[{",".join(self.emits)}]}}' if self.emits else f"{head}}}"
         details = {
             name: given
-            for name in ("outcome", "reason", "error", "traceback", "delay")
+            for name in ("outcome", "reason", "error", "traceback", "delay", "waits")
             if (given := getattr(self, name)) is not None
         }
         return f"{head},{encode(details)[1:]}"

@@ -24,6 +24,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
         "occurrence": "integer", "value": "jsonb", "version": "text",
     },
+    "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_beat": {"worker": "uuid", "nonce": "text"},
     "stream_broadcast": {"payload": "text"},
     "stream_horizon": {"look": "integer"},

@@ -13,7 +13,8 @@ from runtime.store.exchange import WireRow
 OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_version": ("version", "serves", "incarnation"), "stream_horizon": ("drawn", "xid", "xmin"),
     "stream_subscribe": ("worker", "subscriptions"), "stream_leave": ("worker", "left"),
-    "stream_exchange": ("n",), "stream_step": ("held",), "stream_beat": ("nonce",), "stream_due": ("due",),
+    "stream_exchange": ("n",), "stream_step": ("held",), "stream_wait": ("held",), "stream_beat": ("nonce",),
+    "stream_due": ("due",),
     "stream_stats": ("now", "messages", "subscriptions", "workers"), "stream_examine": ("now", "migrations"),
     "stream_pause": ("subscription", "paused"), "stream_resume": ("subscription", "paused"),
     "stream_replay": ("subscription", "matching", "replayed"), "stream_remove": ("subscription", "removed"),

@@ -13,16 +13,19 @@ class Fanout:
     Args:
         sources: the sources of wake-ups.
         beside: further listeners, told after the one it runs for.
-        woken: called at every wake-up.
+        woken: what is called at every wake-up.
     """
 
     def __init__(
-        self, sources: Sequence[Wakeups], beside: Sequence[Listener] = (), woken: Callable[[], object] = bool
+        self,
+        sources: Sequence[Wakeups],
+        beside: Sequence[Listener] = (),
+        woken: Sequence[Callable[[], object]] = (),
     ) -> None:
         self.paths: tuple[Path, ...] = tuple(path for source in sources for path in source.paths)
         self._sources = sources
         self._listeners = tuple(beside)
-        self._woken = woken
+        self._woken = tuple(woken)
 
     def doubt(self) -> None:
         """Have every source ask for a nonce at once."""
@@ -40,7 +43,8 @@ class Fanout:
 
     def wake(self, why: str, message: int | None = None) -> None:
         """Tell all of them."""
-        self._woken()
+        for call in self._woken:
+            call()
         for each in self._listeners:
             each.wake(why, message)
 

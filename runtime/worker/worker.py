@@ -49,6 +49,7 @@ from runtime.worker.execution.executor import Executor
 from runtime.worker.execution.handler_reads import HandlerReads
 from runtime.worker.execution.handler_requests import HandlerRequests
 from runtime.worker.execution.handler_steps import DeliverySteps
+from runtime.worker.execution.handler_waits import DeliveryWaits, WaitHints
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
 from runtime.worker.execution.services import HandlerServices
@@ -298,9 +299,11 @@ class Worker:
             services.requests = HandlerRequests(self.handlers, requester, services.spans)
             services.reads = HandlerReads(store, requester)
             services.keeper = partial(DeliverySteps, store, requester.submit)
+            hints = WaitHints()
+            services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints)
             services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
-            wakeups = Fanout(sources, [pubsub] if self._listening else [], requester.wake)
+            wakeups = Fanout(sources, [pubsub] if self._listening else [], [requester.wake, hints.wake])
             dispatcher = Dispatcher(
                 store,
                 wakeups,

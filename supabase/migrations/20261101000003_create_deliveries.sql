@@ -83,6 +83,44 @@ comment on table runtime.steps is
     'The results of steps, which a handler never works out again for their delivery. They go with the message, or with '
     'the dead letter that outlives it.';
 
+create table runtime.waits (
+    message_id bigint not null,
+    subscription integer not null,
+    -- Its place within the handler, as a step has it.
+    name text not null check (name <> '' and octet_length(name) <= 255),
+    key text not null check (octet_length(key) <= 255),
+    occurrence integer not null check (occurrence between 1 and 10000),
+    -- The keys of the messages that end it; null for a sleep, which time alone ends.
+    pattern text collate "C" check (length(pattern) <= 255),
+    -- What the value of such a message contains; null for any.
+    filter jsonb check (pg_column_size(filter) <= 65536),
+    -- One field of the filter as runtime.probe writes it, by which a message finds its waits; '' for none.
+    probe text collate "C" not null default '',
+    -- Messages up to this id do not count.
+    since_id bigint not null,
+    -- null: for ever.
+    until timestamptz,
+    created_at timestamptz not null default clock_timestamp(),
+    primary key (message_id, subscription, name, key, occurrence)
+);
+comment on table runtime.waits is
+    'What handlers wait for that has not come yet. A wait that is over is a step with its outcome.';
+create index waits_pattern on runtime.waits (pattern, probe);
+
+create table runtime.unsettled_waits (
+    id bigint generated always as identity primary key,
+    message_id bigint not null,
+    subscription integer not null,
+    -- The places [name, key, occurrence] that are to be looked at once more.
+    places jsonb not null,
+    fenced boolean not null default false,
+    xid xid8,
+    looked integer not null default 0
+);
+comment on table runtime.unsettled_waits is
+    'Deliveries whose waits a writer may have missed that was under way when they began; nearly always empty.';
+create index unsettled_waits_subscription on runtime.unsettled_waits (subscription, id);
+
 create table runtime.dead_letters (
     id bigint generated always as identity primary key,
     message_id bigint not null,
@@ -122,6 +160,8 @@ comment on table runtime.unmarked is
 alter table runtime.deliveries enable row level security;
 alter table runtime.runs enable row level security;
 alter table runtime.steps enable row level security;
+alter table runtime.waits enable row level security;
+alter table runtime.unsettled_waits enable row level security;
 alter table runtime.dead_letters enable row level security;
 alter table runtime.dedup enable row level security;
 alter table runtime.unmarked enable row level security;

@@ -41,6 +41,7 @@ declare
     dedup_ids bigint[];
     has_answers boolean;
     somebody_sleeps boolean;
+    somebody_waits boolean;
     unheard text[];
 begin
     if is_stricter then
@@ -53,7 +54,8 @@ begin
                or coalesce(pg_column_size(n.headers) > 500 or pg_column_compression(n.headers) is not null, false) as heavy,
            exists (select from new_messages offset 1) as has_more,
            r.subscriptions, r.ordered, r.marks, r.sole,
-           exists (select from runtime.workers w where w.asleep) as somebody_sleeps
+           exists (select from runtime.workers w where w.asleep) as somebody_sleeps,
+           exists (select from runtime.waits w where w.pattern > '') as somebody_waits
     into single
     from new_messages n
     left join lateral (
@@ -88,6 +90,9 @@ begin
         end if;
         if single.parent_id is not null and starts_with(single.key, 'answer.') then
             perform runtime.announce_answer(single.key, single.parent_id);
+        end if;
+        if single.somebody_waits then
+            perform runtime.answer_waits(array[single.id], array[single.key]);
         end if;
         return null;
     end if;
@@ -128,8 +133,9 @@ begin
     )
     select exists (select from runtime.workers w where w.asleep),
            (select array_agg(r.key) from unnest(routes) as r
-            where cardinality(r.subscriptions) = 0 and not starts_with(r.key, 'answer.'))
-    into somebody_sleeps, unheard;
+            where cardinality(r.subscriptions) = 0 and not starts_with(r.key, 'answer.')),
+           exists (select from runtime.waits w where w.pattern > '')
+    into somebody_sleeps, unheard, somebody_waits;
 
     if unheard is not null then
         perform runtime.note_unheard(unheard);
@@ -143,12 +149,15 @@ begin
         perform runtime.announce_answer(n.key, n.parent_id)
         from new_messages n where n.parent_id is not null and starts_with(n.key, 'answer.');
     end if;
+    if somebody_waits then
+        perform runtime.answer_waits(array_agg(n.id), array_agg(distinct n.key)) from new_messages n;
+    end if;
     return null;
 end
 $$;
 comment on function runtime.fan_out() is
     'Makes one delivery per message and matching subscription, and announces the messages; notes keys that nobody '
-    'listens to, and tells requesters of their answers.';
+    'listens to, tells requesters of their answers, and ends the waits that are answered.';
 
 create trigger fan_out after insert on public.consciousness_stream
     referencing new table as new_messages

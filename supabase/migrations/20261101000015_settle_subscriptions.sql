@@ -49,6 +49,20 @@ language sql set search_path = '' as $$
 $$;
 comment on function runtime.begin_order(integer) is 'Puts the waiting deliveries of a newly ordered subscription in order.';
 
+create function runtime.raise_fence() returns void
+language plpgsql set search_path = '' as $$
+begin
+    perform pg_advisory_xact_lock(hashtext('runtime.settle_fence'));
+    perform setval('runtime.settle_fence', case
+        when f.last_value > pg_current_xact_id()::text::bigint
+            and not runtime.is_foreign(f.last_value::text::xid8) then f.last_value
+        else pg_current_xact_id()::text::bigint
+    end) from runtime.settle_fence f;
+end
+$$;
+comment on function runtime.raise_fence() is
+    'Has writers in a stricter isolation refused whose snapshot is older than this transaction.';
+
 create function runtime.settle(wanted integer[]) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -61,12 +75,7 @@ begin
     loop
         if not s.settling_fenced then
             -- First the fence, which refuses stricter writers with an older snapshot …
-            perform pg_advisory_xact_lock(hashtext('runtime.settle_fence'));
-            perform setval('runtime.settle_fence', case
-                when f.last_value > pg_current_xact_id()::text::bigint
-                    and not runtime.is_foreign(f.last_value::text::xid8) then f.last_value
-                else pg_current_xact_id()::text::bigint
-            end) from runtime.settle_fence f;
+            perform runtime.raise_fence();
             update runtime.subscriptions x set settling_fenced = true where x.id = s.id;
         elsif s.settling_xid is null then
             -- … then, in a later transaction, the mark: every writer that read the fence before it rose has a lower

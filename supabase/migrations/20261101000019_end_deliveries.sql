@@ -82,6 +82,8 @@ begin
     ) from unnest(ended) as e;
     perform runtime.unpark(array_agg(e.subscription), array_agg(e.ordered_key))
     from unnest(ended) as e where e.ordered_key is not null having count(*) > 0;
+    perform runtime.forget_waits(array_agg(e.message_id), array_agg(e.subscription))
+    from unnest(ended) as e where e.heavy having count(*) > 0;
 end
 $$;
 comment on function runtime.after_end(runtime.deliveries[]) is

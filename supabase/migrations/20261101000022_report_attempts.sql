@@ -104,7 +104,7 @@ declare
     dead record;
 begin
     -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back), cancelled
-    -- (by an operator; due again where the cancellation was withdrawn).
+    -- (by an operator; due again where the cancellation was withdrawn), suspended (until its waits are over).
     with report as (
         select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
     ), locked as (
@@ -131,7 +131,7 @@ begin
         from unnest(held.ids, held.subscriptions) as h (id, subscription)
         join json_to_recordset(reports) as r (
             message bigint, subscription integer, outcome text, reason text, delay double precision,
-            seconds real, error text, traceback text, usage jsonb
+            seconds real, error text, traceback text, usage jsonb, waits jsonb
         ) on r.message = h.id and r.subscription = h.subscription
         cross join lateral (
             select l.ctid as place, l.attempts, l.crashes from runtime.deliveries l
@@ -160,10 +160,16 @@ begin
            array_agg(coalesce(r.reason, 'failed')) as reasons, array_agg(r.error) as errors,
            array_agg(r.traceback) as tracebacks,
            (select jsonb_agg(jsonb_build_array(p.subscription, p.ordered_key, p.message_id))
-            from put_off p where p.ordered_key is not null) as unleased
+            from put_off p where p.ordered_key is not null) as unleased,
+           (select jsonb_agg(jsonb_build_array(w.message, w.subscription, coalesce(w.waits, '[]')))
+            from report w where w.verdict = 'suspended') as suspended
     into dead
     from report r where r.verdict = 'dead';
 
+    if dead.suspended is not null then
+        perform runtime.suspend(array_agg((u ->> 0)::bigint), array_agg((u ->> 1)::integer), array_agg(u -> 2))
+        from jsonb_array_elements(dead.suspended) as u;
+    end if;
     if dead.unleased is not null then
         perform runtime.unpark_below(dead.unleased);
     end if;

@@ -57,7 +57,8 @@ begin
         left join runtime.workers w on w.id = asked.id
         where p.id = stream_exchange.pump and p.n < stream_exchange.n
         returning p as pump, w as worker, exists (select from runtime.limits) as is_limited,
-                  exists (select from runtime.subscriptions s where s.ordered) as has_order
+                  exists (select from runtime.subscriptions s where s.ordered) as has_order,
+                  exists (select from runtime.unsettled_waits) as is_unsettled
         into met;
         exit when found;
         insert into runtime.pumps (id, worker) values (pump, stream_exchange.worker) on conflict do nothing;
@@ -131,6 +132,9 @@ begin
         looked_at := clock_timestamp();
         if due then
             perform runtime.count_crashes(want);
+            if met.is_unsettled then
+                perform runtime.settle_waits(want);
+            end if;
         end if;
         if met.is_limited then
             select * into allowed, bound from runtime.allow(want);

@@ -42,9 +42,19 @@ comment on function public.stream_step(bigint, integer, uuid, text, text, intege
     'Keeps the result of a step for the later attempts of a delivery, by its current lease: held tells whether that '
     'was so. A step that is kept already stays as it is; its value is then told as [earlier].';
 
+create function runtime.told(outcome jsonb) returns jsonb
+language sql stable set search_path = '' as $$
+    select case when outcome ? 'answer' then jsonb_build_object(
+        'answer', (select to_jsonb(m) from public.consciousness_stream m where m.id = (outcome -> 'answer')::bigint),
+        'id', outcome -> 'answer') else outcome end
+$$;
+comment on function runtime.told(jsonb) is 'The outcome of a wait, with its message where that is there.';
+
 create function runtime.steps_of(message bigint, subscription integer) returns json
 language sql stable set search_path = '' as $$
-    select json_agg(json_build_array(s.name, s.key, s.occurrence, s.value, s.version) order by s.created_at, s.name)
+    select json_agg(json_build_array(
+        s.name, s.key, s.occurrence, case when starts_with(s.name, 'wait.') then runtime.told(s.value) else s.value end,
+        s.version) order by s.created_at, s.name)
     from runtime.steps s
     where s.message_id = message and s.subscription = steps_of.subscription
 $$;

@@ -104,8 +104,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "one tick a slot",
-        [(f"{_MIGRATIONS}/20261101000035_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
-         (f"{_MIGRATIONS}/20261101000035_keep_schedules.sql",
+        [(f"{_MIGRATIONS}/20261101000036_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
+         (f"{_MIGRATIONS}/20261101000036_keep_schedules.sql",
           "'dedup_key', 'tick ' || s.name || ' ' || (t ->> 'slot'),\n", "\n")],
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "timers", *_QUIET],

@@ -37,7 +37,7 @@ class _Recorder:
 async def test_every_listener_is_told_of_every_source_in_order() -> None:
     told: list[tuple[Any, ...]] = []
     sources = [_Source("notify"), _Source("broadcast")]
-    fanout = Fanout(sources, [_Recorder(told, "second")], lambda: told.append(("woken",)))
+    fanout = Fanout(sources, [_Recorder(told, "second")], [lambda: told.append(("woken",))])
     assert fanout.paths == ("notify", "broadcast")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fanout.run, _Recorder(told, "first"))

@@ -14,6 +14,8 @@ import anyio
 from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import answer_draft
+from runtime.agent.waiting import suspension
+from runtime.errors import RuntimeFault
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 from runtime.tracebacks import text_of
@@ -148,6 +150,11 @@ class Attempts:
                 answer := answer_draft(delivery.message, delivery.subscription, handler, result)
             ):
                 context.emitted.append(answer)
+            if (swallowed := context.suspended) is not None:
+                raise RuntimeFault(
+                    f"{handler.name} has caught the exception that suspends it while it waits, a BaseException: catch "
+                    "Exception instead, or let it pass."
+                ) from swallowed
             if delivery.steps and (unasked := context.unasked_steps):
                 self._say_unasked(handler, unasked)
             emitted: Sequence[Draft] = context.emitted
@@ -158,7 +165,12 @@ class Attempts:
                 fork.leave(error)
             if comes_from_outside(error):
                 raise
-            report = failure(handler, delivery, time.monotonic() - clock, error, self._random)
+            seconds = time.monotonic() - clock
+            if (suspended := suspension(error)) is not None:
+                # At once where a message may have come: the database looks, and puts it off further.
+                report = Report(delivery, seconds, "suspended", delay=suspended.delay, waits=suspended.places)
+            else:
+                report = failure(handler, delivery, seconds, error, self._random)
             report.usage = context.used
             return report
         if self._generation != fork.Generation.number:

@@ -11,6 +11,7 @@ from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.services import Reads, Requests
 from runtime.agent.step import StepKeeper, Steps
+from runtime.agent.waiting import WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
 from runtime.message import Draft, Message
 from runtime.store import Delivery, Report
@@ -46,6 +47,7 @@ class HandlerServices:
         send_broadcast: sends what handlers broadcast; called from any thread.
         spans: makes a trace of the attempts, where one is wanted.
         keeper: returns what keeps the steps of a delivery.
+        wait_keeper: returns what keeps the waits of a delivery.
     """
 
     worker: str
@@ -55,6 +57,7 @@ class HandlerServices:
     send_broadcast: SendBroadcast | None = None
     spans: Spans | None = None
     keeper: Callable[[Delivery], StepKeeper] | None = None
+    wait_keeper: Callable[[Delivery], WaitKeeper] | None = None
 
     def context(self, handler: Handler, delivery: Delivery) -> Context:
         """Return the context of an attempt with one delivery."""
@@ -67,11 +70,19 @@ class HandlerServices:
             reads=self.reads,
             send_broadcast=self.send_broadcast,
             open_steps=partial(self._open_steps, delivery),
+            open_waits=partial(self._open_waits, handler, delivery),
         )
 
     def _open_steps(self, delivery: Delivery, context: Context) -> Steps:
         keeper = None if self.keeper is None else self.keeper(delivery)
         return Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
+
+    def _open_waits(self, handler: Handler, delivery: Delivery, steps: Steps) -> Waits:
+        # A delivery to each process has no lease that it could give back.
+        is_kept = self.wait_keeper is not None and handler.deliver == "once"
+        return Waits(
+            handler.name, steps, self.wait_keeper(delivery) if is_kept and self.wait_keeper else None
+        )
 
     def batch_context(self, handler: Handler, messages: tuple[Message[Any], ...]) -> BatchContext:
         """Return the context of an attempt with several messages."""

@@ -1,0 +1,384 @@
+-- Waits: a handler that waits longer than a moment is suspended. Its delivery has no lease and takes no slot until a
+-- message that it waits for is written, or its time has come. Then the handler runs from the top, with the outcomes of
+-- its steps and waits answered from storage.
+
+create function runtime.probe(field text, value jsonb) returns text
+language sql immutable set search_path = '' as $$
+    select case jsonb_typeof(value)
+        when 'number' then left(field, 100) || '=' || left(trim_scale((value #>> '{}')::numeric)::text, 100)
+        when 'string' then left(field, 100) || '="' || left(value #>> '{}', 100)
+        when 'boolean' then left(field, 100) || '=' || (value #>> '{}')
+        when 'null' then left(field, 100) || '=null'
+    end
+$$;
+comment on function runtime.probe(text, jsonb) is
+    'A field whose value is a scalar, as a text that is the same for equal values; null for an object or an array.';
+
+create function runtime.probe_of(filter jsonb) returns text
+language sql immutable set search_path = '' as $$
+    select coalesce(case when jsonb_typeof(filter) = 'object' then (
+        select min(p.probe) from jsonb_each(filter) as f
+        cross join lateral (select runtime.probe(f.key, f.value) as probe) p
+    ) end, '')
+$$;
+comment on function runtime.probe_of(jsonb) is 'The one field of a filter by which messages find it; empty for none.';
+
+create function runtime.probes_of(value jsonb) returns text[]
+language sql immutable set search_path = '' as $$
+    select array_append(case when jsonb_typeof(value) = 'object' then array(
+        select p.probe from jsonb_each(value) as f
+        cross join lateral (select runtime.probe(f.key, f.value) as probe) p
+        where p.probe is not null
+    ) end, '')
+$$;
+comment on function runtime.probes_of(jsonb) is 'The fields of a message by which its waits are found.';
+
+create function runtime.first_answer(pattern text, filter jsonb, since bigint) returns bigint
+language plpgsql stable set search_path = '' as $$
+declare
+    prefix text collate "C" := runtime.prefix_of(pattern);
+    regex text := runtime.regex_of(pattern);
+begin
+    if prefix is null then
+        return (
+            select m.id from public.consciousness_stream m
+            where m.key = pattern and m.id > since and (filter is null or m.value @> filter)
+            order by m.key, m.id limit 1);
+    end if;
+    return (
+        select m.id from public.consciousness_stream m
+        where m.id > since and m.key ~ regex and (filter is null or m.value @> filter)
+        order by m.id limit 1);
+end
+$$;
+comment on function runtime.first_answer(text, jsonb, bigint) is
+    'The first message after an id whose key matches and whose value contains the filter.';
+
+create function runtime.keep_answer(w runtime.waits, answer bigint) returns void
+language sql set search_path = '' as $$
+    insert into runtime.steps (message_id, subscription, name, key, occurrence, value)
+    values (w.message_id, w.subscription, 'wait.' || w.name, w.key, w.occurrence,
+            case when answer is null then '{"timeout": true}' else jsonb_build_object('answer', answer) end)
+    on conflict on constraint steps_pkey do nothing;
+    delete from runtime.waits x
+    where x.message_id = w.message_id and x.subscription = w.subscription
+      and x.name = w.name and x.key = w.key and x.occurrence = w.occurrence;
+$$;
+comment on function runtime.keep_answer(runtime.waits, bigint) is
+    'Ends a wait, whose row is locked, by a message, or by its time where there is none.';
+
+create function runtime.go_on(ids bigint[], subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    woken record;
+    busy record;
+begin
+    with suspended as materialized (
+        select d.message_id, d.subscription
+        from unnest(ids, subscriptions) as t (id, subscription)
+        join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription
+        where d.lease is null and d.visible_at > clock_timestamp()
+    ), free as materialized (
+        -- A crowd that one message lets go comes due within seconds, not at once.
+        select l.place, row_number() over () as turn
+        from suspended s
+        cross join lateral (
+            select d.ctid as place from runtime.deliveries d
+            where d.message_id = s.message_id and d.subscription = s.subscription
+            for update skip locked offset 0
+        ) l
+    ), due as (
+        update runtime.deliveries d
+        set visible_at = clock_timestamp() + make_interval(secs => (f.turn - 1) * 0.0005), heavy = true
+        from free f where d.ctid = f.place
+        returning d.message_id, d.subscription
+    ), missed as (
+        -- Locked by another writer, who lets it go just now, and may yet roll back.
+        insert into runtime.unsettled_waits (message_id, subscription, places)
+        select s.message_id, s.subscription, coalesce((
+            select jsonb_agg(jsonb_build_array(substr(x.name, 6), x.key, x.occurrence)) from runtime.steps x
+            where x.message_id = s.message_id and x.subscription = s.subscription and starts_with(x.name, 'wait.')), '[]')
+        from suspended s
+        where not exists (
+            select from due u where u.message_id = s.message_id and u.subscription = s.subscription)
+    )
+    select array_agg(distinct u.subscription) as subscriptions into woken from due u;
+    if woken.subscriptions is not null then
+        perform runtime.wake_sleepers(woken.subscriptions, '{}');
+    end if;
+    -- A handler that still waits within its process asks again when it is told.
+    for busy in
+        select distinct w.id, w.announce
+        from unnest(ids, subscriptions) as t (id, subscription)
+        join runtime.deliveries d on d.message_id = t.id and d.subscription = t.subscription and d.lease is not null
+        join runtime.pumps p on p.number = d.holder
+        join runtime.workers w on w.id = p.worker
+    loop
+        perform runtime.push(busy.id, busy.announce, 'answer');
+    end loop;
+end
+$$;
+comment on function runtime.go_on(bigint[], integer[]) is
+    'Makes suspended deliveries due, one of whose waits is over, and tells the workers of those that wait in a process.';
+
+create function runtime.answer_waits(ids bigint[], keys text[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+    waited text[] := array(
+        select k from unnest(keys) as k
+        where exists (select from runtime.waits w where w.pattern = any (runtime.candidates(k))));
+    over record;
+begin
+    if cardinality(waited) = 0 then
+        return;
+    end if;
+    with message as materialized (
+        select m.id, m.key, m.value from public.consciousness_stream m where m.id = any (ids) and m.key = any (waited)
+    ), hit as materialized (
+        select w.message_id, w.subscription, w.name, w.key, w.occurrence, min(m.id) as answer
+        from message m
+        cross join lateral unnest(runtime.candidates(m.key)) as c (pattern)
+        cross join lateral unnest(runtime.probes_of(m.value)) as p (probe)
+        cross join lateral (
+            select * from runtime.waits l where l.pattern = c.pattern and l.probe = p.probe offset 0
+        ) w
+        where m.id > w.since_id and (w.filter is null or m.value @> w.filter)
+        group by 1, 2, 3, 4, 5
+    ), met as materialized (
+        select h.*, l.place
+        from hit h
+        left join lateral (
+            select x.ctid as place from runtime.waits x
+            where x.message_id = h.message_id and x.subscription = h.subscription and x.name = h.name
+              and x.key = h.key and x.occurrence = h.occurrence
+            for update skip locked offset 0
+        ) l on true
+    ), kept as (
+        insert into runtime.steps (message_id, subscription, name, key, occurrence, value)
+        select h.message_id, h.subscription, 'wait.' || h.name, h.key, h.occurrence,
+               jsonb_build_object('answer', h.answer)
+        from met h where h.place is not null
+        on conflict on constraint steps_pkey do nothing
+    ), ended as (
+        delete from runtime.waits x using met h where x.ctid = h.place
+    ), missed as (
+        -- Locked by another writer, who answers it just now, and may yet roll back.
+        insert into runtime.unsettled_waits (message_id, subscription, places)
+        select h.message_id, h.subscription, jsonb_build_array(jsonb_build_array(h.name, h.key, h.occurrence))
+        from met h where h.place is null
+    )
+    select array_agg(m.message_id) as ids, array_agg(m.subscription) as subscriptions into over
+    from (select distinct h.message_id, h.subscription from met h where h.place is not null) m;
+    if over.ids is not null then
+        perform runtime.go_on(over.ids, over.subscriptions);
+    end if;
+end
+$$;
+comment on function runtime.answer_waits(bigint[], text[]) is
+    'The fan-out''s part of waits: ends those that these new messages answer, in the writer''s transaction.';
+
+create function public.stream_wait(message bigint, subscription integer, lease uuid, waits jsonb) returns json
+language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
+declare
+    caller text := case when current_setting('request.jwt.claims', true) <> '' then runtime.caller_agent() end;
+    asked record;
+    w runtime.waits;
+    is_open boolean;
+    outcomes jsonb := '[]'::jsonb;
+    outcome jsonb;
+    answer bigint;
+    soonest timestamptz;
+begin
+    if caller is not null then
+        perform runtime.check_caller(caller, null, null, null, jsonb_build_object(subscription, 1));
+    end if;
+    perform from runtime.deliveries d
+    where d.message_id = message and d.subscription = stream_wait.subscription and d.lease = stream_wait.lease
+    for key share;
+    if not found then
+        return json_build_object('held', false);
+    end if;
+    for asked in
+        select x.* from jsonb_to_recordset(waits) as x (
+            name text, key text, occurrence integer, pattern text, filter jsonb, since bigint, seconds double precision)
+    loop
+        outcome := (
+            select s.value from runtime.steps s
+            where s.message_id = message and s.subscription = stream_wait.subscription
+              and s.name = 'wait.' || asked.name and s.key = asked.key and s.occurrence = asked.occurrence);
+        if outcome is null then
+            select * into w from runtime.waits x
+            where x.message_id = message and x.subscription = stream_wait.subscription
+              and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence
+            for update skip locked;
+            is_open := found;
+            if not is_open then
+                if asked.pattern is not null then
+                    perform runtime.check_pattern(asked.pattern);
+                end if;
+                w := row(
+                    message, subscription, asked.name, asked.key, asked.occurrence, asked.pattern, asked.filter,
+                    runtime.probe_of(asked.filter), coalesce(asked.since, message),
+                    clock_timestamp() + make_interval(secs => asked.seconds), clock_timestamp());
+                insert into runtime.waits select w.* where not exists (
+                    -- Its row is locked: a writer answers it just now.
+                    select from runtime.waits x
+                    where x.message_id = message and x.subscription = stream_wait.subscription
+                      and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence);
+                is_open := found;
+            end if;
+            if is_open then
+                answer := case when w.pattern is not null then
+                    runtime.first_answer(w.pattern, w.filter, w.since_id) end;
+                if answer is not null or w.until <= clock_timestamp() then
+                    perform runtime.keep_answer(w, answer);
+                    outcome := case when answer is null then '{"timeout": true}'
+                                    else jsonb_build_object('answer', answer) end;
+                else
+                    soonest := least(soonest, w.until);
+                end if;
+            end if;
+        end if;
+        outcomes := outcomes || coalesce(runtime.told(outcome), 'null');
+    end loop;
+    return json_build_object(
+        'held', true, 'outcomes', outcomes,
+        'seconds', greatest(0, extract(epoch from soonest - clock_timestamp())));
+end
+$$;
+comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
+    'Has a delivery wait, by its current lease: held tells whether that was so. Of each wait [{name, key, occurrence, '
+    'pattern, filter, since, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes on; '
+    'seconds until the first one ends by time.';
+
+create function runtime.suspend(ids bigint[], subscriptions integer[], places jsonb[]) returns void
+language plpgsql set search_path = '' as $$
+begin
+    -- The caller has locked the deliveries, and ended their leases.
+    update runtime.deliveries d set heavy = true
+    from unnest(ids, subscriptions) as t (id, subscription)
+    cross join lateral (
+        select l.ctid as place from runtime.deliveries l
+        where l.message_id = t.id and l.subscription = t.subscription offset 0
+    ) at
+    where d.ctid = at.place and not d.heavy;
+    -- A sleep ends by time alone, so no writer can miss it.
+    insert into runtime.unsettled_waits (message_id, subscription, places)
+    select t.id, t.subscription, t.places
+    from unnest(ids, subscriptions, places) as t (id, subscription, places)
+    where exists (
+        select from runtime.waits w
+        where w.message_id = t.id and w.subscription = t.subscription and w.pattern is not null
+    ) or exists (
+        select from jsonb_array_elements(t.places) as p
+        join runtime.steps s on s.message_id = t.id and s.subscription = t.subscription
+            and s.name = 'wait.' || (p ->> 0) and s.key = p ->> 1 and s.occurrence = (p ->> 2)::integer);
+end
+$$;
+comment on function runtime.suspend(bigint[], integer[], jsonb[]) is
+    'Has the waits of suspended deliveries looked at once more, after every writer that could miss them has ended.';
+
+create function runtime.settle_waits(wanted jsonb) returns void
+language plpgsql set search_path = '' as $$
+declare
+    now timestamptz := clock_timestamp();
+    u runtime.unsettled_waits;
+    w runtime.waits;
+    place jsonb;
+    answer bigint;
+    is_over boolean;
+    is_missed boolean;
+begin
+    for u in
+        select x.* from runtime.unsettled_waits x
+        where x.subscription in (select k::integer from jsonb_object_keys(wanted) as k)
+        order by x.id limit 200 for update skip locked
+    loop
+        perform from runtime.deliveries d
+        where d.message_id = u.message_id and d.subscription = u.subscription and d.lease is null
+        for update skip locked;
+        if not found then
+            -- It runs, and asks by itself; or it has ended; or a writer lets it go just now.
+            if not exists (
+                select from runtime.deliveries d
+                where d.message_id = u.message_id and d.subscription = u.subscription and d.lease is null) then
+                delete from runtime.unsettled_waits x where x.id = u.id;
+            end if;
+            continue;
+        end if;
+        is_missed := true;
+        is_over := false;
+        if not u.fenced then
+            -- As a new subscription settles: first the fence, which refuses stricter writers with an older snapshot …
+            perform runtime.raise_fence();
+            u.fenced := true;
+        elsif u.xid is null then
+            -- … then the mark: every other writer that could not see the wait has a lower xid …
+            u.xid := pg_current_xact_id();
+        elsif u.xid > pg_current_xact_id() and runtime.is_foreign(u.xid) then
+            u.fenced := false;
+            u.xid := null;
+        elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then
+            -- … and when all of those have ended, what they wrote is history.
+            is_missed := false;
+            for place in select p from jsonb_array_elements(u.places) as p loop
+                select * into w from runtime.waits x
+                where x.message_id = u.message_id and x.subscription = u.subscription and x.name = place ->> 0
+                  and x.key = place ->> 1 and x.occurrence = (place ->> 2)::integer
+                for update skip locked;
+                if found then
+                    answer := case when w.pattern is not null then
+                        runtime.first_answer(w.pattern, w.filter, w.since_id) end;
+                    if answer is not null then
+                        perform runtime.keep_answer(w, answer);
+                        is_over := true;
+                    end if;
+                elsif exists (
+                    select from runtime.steps s
+                    where s.message_id = u.message_id and s.subscription = u.subscription
+                      and s.name = 'wait.' || (place ->> 0) and s.key = place ->> 1
+                      and s.occurrence = (place ->> 2)::integer) then
+                    is_over := true;
+                else
+                    -- A writer answers it just now, and may yet roll back.
+                    is_missed := true;
+                    u.xid := null;
+                end if;
+            end loop;
+        end if;
+        if is_missed then
+            update runtime.unsettled_waits x set fenced = u.fenced, xid = u.xid, looked = x.looked + 1 where x.id = u.id;
+        else
+            delete from runtime.unsettled_waits x where x.id = u.id;
+        end if;
+        update runtime.deliveries d set visible_at = case
+            when is_over then now
+            when is_missed then least(l.until, now + make_interval(secs => least(0.01 * 1.5 ^ least(u.looked, 20), 1.0)))
+            else coalesce(l.until, now + interval '100 years') end
+        from (
+            select min(x.until) as until from runtime.waits x
+            where x.message_id = u.message_id and x.subscription = u.subscription
+        ) l
+        where d.message_id = u.message_id and d.subscription = u.subscription
+          -- What a message has let go meanwhile stays so.
+          and not (d.visible_at <= now and exists (
+              select from jsonb_array_elements(u.places) as p
+              join runtime.steps s on s.message_id = u.message_id and s.subscription = u.subscription
+                  and s.name = 'wait.' || (p ->> 0) and s.key = p ->> 1 and s.occurrence = (p ->> 2)::integer));
+    end loop;
+end
+$$;
+comment on function runtime.settle_waits(jsonb) is
+    'Looks once more at the waits that a writer may have missed which was under way when they began. It takes three '
+    'transactions, and the end of every older writer.';
+
+create function runtime.forget_waits(ids bigint[], subscriptions integer[]) returns void
+language sql set search_path = '' as $$
+    delete from runtime.waits w using (
+        select x.ctid as place from unnest(ids, subscriptions) as t (id, subscription)
+        join runtime.waits x on x.message_id = t.id and x.subscription = t.subscription
+        for update of x skip locked
+    ) l
+    where w.ctid = l.place;
+$$;
+comment on function runtime.forget_waits(bigint[], integer[]) is 'Ends the waits of deliveries that have ended.';

@@ -1,0 +1,220 @@
+"""G13: a wait whose message or time has come goes on, once, whoever dies when. Over a direct connection."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from runtime import Agent, Context, Retry, Stream, WaitFor, connect
+from runtime.errors import WaitTimeout
+from tests.integration.conftest import connected, running, settled, until
+from tests.worker.test_steps import ended
+from tests.worker.test_worker import admin, direct
+
+pytestmark = pytest.mark.anyio
+
+SOON = Retry(attempts=3, first_seconds=0, cap_seconds=0)
+
+
+@asynccontextmanager
+async def served(database: str, agent: Agent) -> AsyncIterator[tuple[Stream, Any]]:
+    """A worker of the agent, a stream to write to, and a connection to look."""
+    async with (
+        connected(admin(database)) as connection,
+        connect(direct(database)) as stream,
+        running([agent], direct(database)),
+    ):
+        for handler in agent.handlers:
+            await until(partial(settled, connection, handler.name))
+        yield stream, connection
+
+
+async def is_suspended(connection: Any) -> bool:
+    """Whether a delivery waits without a lease, and no writer can have missed it."""
+    return bool(
+        await connection.fetchval(
+            "select exists (select from runtime.deliveries where lease is null) "
+            "and exists (select from runtime.waits) and not exists (select from runtime.unsettled_waits)"
+        )
+    )
+
+
+async def test_g13_a_message_that_comes_within_a_moment_does_not_unwind_the_handler(database: str) -> None:
+    agent, begun, got = Agent("shop"), list[int](), list[Any]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        begun.append(order)
+        paid = await context.wait_for("payment.settled", {"order": order})
+        got.append(paid.value)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(lambda: begun == [7])
+        await stream.send("payment.settled", {"order": 8})
+        await stream.send("payment.settled", {"order": 7.0, "cents": 100})
+        await until(partial(ended, connection))
+    assert (begun, got) == ([7], [{"order": 7.0, "cents": 100}])
+
+
+async def test_g13_a_longer_wait_is_suspended_and_goes_on_with_its_message(database: str) -> None:
+    agent, begun, charged, got = Agent("shop"), list[int](), list[int](), list[Any]()
+
+    async def charge(order: int) -> int:
+        charged.append(order)
+        return order
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        begun.append(context.attempt)
+        await context.step("charge", charge, order)
+        paid = await context.wait_for("payment.settled", {"order": order}, timeout="7d")
+        got.append(paid.value)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        assert await connection.fetchval("select visible_at > now() + interval '6 days' from runtime.deliveries")
+        await stream.send("payment.settled", {"order": 8})
+        assert await is_suspended(connection)
+        await stream.send("payment.settled", {"order": 7})
+        await until(partial(ended, connection))
+        assert await connection.fetchval("select count(*) from runtime.waits") == 0
+    # It ran from the top, and no attempt was counted.
+    assert (begun, charged, got) == ([1, 1], [7], [{"order": 7}])
+
+
+async def test_g13_what_was_written_before_the_wait_began_counts(database: str) -> None:
+    agent, may_wait, got = Agent("shop"), asyncio.Event(), list[Any]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        await may_wait.wait()
+        got.append((await context.wait_for("payment.*", {"order": order})).key)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("payment.early", {"order": 7})
+        await stream.send("order.placed", 7)
+        await stream.send("payment.settled", {"order": 7})
+        await stream.send("payment.late", {"order": 7})
+        may_wait.set()
+        await until(partial(ended, connection))
+    assert got == ["payment.settled"]
+
+
+async def test_g13_time_ends_a_wait_and_a_sleep(database: str) -> None:
+    agent, begun, got = Agent("shop"), list[int](), list[str]()
+
+    @agent.on("order.placed", retry=SOON)
+    async def sell(order: int, context: Context) -> None:
+        begun.append(order)
+        await context.sleep("2.5s")
+        got.append("slept")
+        try:
+            await context.wait_for("payment.settled", timeout=2.2)
+        except WaitTimeout:
+            got.append("timeout")
+        if len(begun) < 4:
+            raise ValueError("once more")
+        with pytest.raises(WaitTimeout):
+            await context.wait_for("payment.other", timeout=0)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(ended, connection), seconds=60)
+        assert await connection.fetchval("select count(*) from runtime.dead_letters") == 0
+    # Suspended twice, failed once.
+    assert begun == [7] * 4
+    assert got == ["slept", "slept", "timeout", "slept", "timeout"]
+
+
+async def test_g13_the_first_of_several_and_all_of_them(database: str) -> None:
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        which, first = await context.wait_any(WaitFor("a.one"), WaitFor("a.two"), timeout="1h")
+        both = await context.wait_all(WaitFor("b.one"), WaitFor("b.two", {"n": 1}))
+        got.append((which, first.key, [each.key for each in both]))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        await stream.send("a.two")
+        await until(partial(waits_for, connection, "b.one"), seconds=60)
+        # It has gone on with the second, and stays with it.
+        await stream.send("a.one")
+        await stream.send("b.two", {"n": 1, "more": None})
+        await until(partial(is_suspended, connection), seconds=60)
+        await stream.send("b.one")
+        await until(partial(ended, connection), seconds=60)
+    assert got == [(1, "a.two", ["b.one", "b.two"])]
+
+
+async def waits_for(connection: Any, pattern: str) -> bool:
+    """Whether something waits for this."""
+    return bool(
+        await connection.fetchval("select exists (select from runtime.waits where pattern = $1)", pattern)
+    )
+
+
+async def test_g13_a_plain_handler_waits_as_well(database: str) -> None:
+    agent, begun, got = Agent("shop"), list[int](), list[Any]()
+
+    @agent.on("order.placed")
+    def sell(order: int, context: Context) -> None:
+        begun.append(order)
+        context.sleep_blocking(2.1)
+        got.append(context.wait_for_blocking("payment.settled").value)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await stream.send("payment.settled", 1)
+        await until(partial(ended, connection), seconds=60)
+    assert (begun, got) == ([7, 7], [1])
+
+
+async def test_a_handler_that_catches_the_suspension_fails_with_that_word(database: str) -> None:
+    agent = Agent("shop")
+
+    @agent.on("order.placed", retry=Retry(attempts=1))
+    async def sell(order: int, context: Context) -> None:
+        try:
+            await context.sleep("1h")
+        except BaseException:
+            return
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(ended, connection), seconds=60)
+        assert "has caught the exception that suspends it" in await connection.fetchval(
+            "select error from runtime.dead_letters"
+        )
+        assert await connection.fetchval("select count(*) from runtime.waits") in (0, 1)
+
+
+async def test_g13_waits_in_a_task_group_suspend_together(database: str) -> None:
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        async def one(pattern: str) -> None:
+            got.append((await context.wait_for(pattern)).key)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(one("a.one"))
+            tasks.create_task(one("a.two"))
+        got.append("both")
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        await stream.send("a.one")
+        await until(partial(is_suspended, connection), seconds=60)
+        await stream.send("a.two")
+        await until(partial(ended, connection), seconds=60)
+    assert got[-1] == "both"
+    assert set(got) == {"a.one", "a.two", "both"}
