@@ -1,6 +1,5 @@
 """Waits: a handler that waits for longer than a moment is suspended, and runs from the top when its wait is over."""
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import Any, Final, Protocol, TypeAlias
 import anyio
 
 from runtime.agent.retry import LONGEST_SECONDS, is_number, short_repr
+from runtime.agent.schedule import is_span
+from runtime.agent.schedule import seconds_of as seconds_of_span
 from runtime.agent.step import StepPlace, Steps
 from runtime.encoding.json import encode
 from runtime.errors import InvalidValue, RuntimeFault, WaitTimeout
@@ -26,8 +27,6 @@ _PREFIX: Final = "wait."
 
 Outcome: TypeAlias = Mapping[str, Any] | None
 """How a wait ended: {"answer": the message's row, "id": its id} or {"timeout": true}; None while it goes on."""
-
-_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 class Suspended(BaseException):
@@ -290,16 +289,14 @@ class Waits:
 
 
 def seconds_of(given: object, what: str) -> float:
-    """Return a time in seconds: a number of them, or a text such as "30s", "15m", "2h", "7d" or "1h30m".
+    """Return a time in seconds, given as that, as a timedelta or as a text such as "30s", "15m", "2h" or "7d".
 
     Raises:
-        InvalidValue: it is neither, or longer than a year.
+        InvalidValue: it is none of these, or longer than a year.
     """
-    seconds = given
-    if isinstance(given, timedelta):
-        seconds = given.total_seconds()
-    elif isinstance(given, str) and re.fullmatch(r"(\d+(\.\d+)?[smhdw])+", given):
-        seconds = sum(float(n) * _UNITS[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)([smhdw])", given))
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if isinstance(given, str) and is_span(given):
+        seconds = seconds_of_span(given)
     if not is_number(seconds) or not 0 <= seconds <= LONGEST_SECONDS:
         raise InvalidValue(
             f'{what} is a time of a year at most: seconds, or a text such as "90s", "15m", "2h" or "7d"; '

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "status": "Say who runs, what waits and what died.",
     "subscriptions": "Show what listens, how far behind it is, and who serves it.",
     "schedules": "Show the timers, and when they tick next.",
+    "waits": "Show what suspended handlers wait for.",
     "webhooks": "Have messages posted to a URL: a handler in any language.",
     "dead": "Show dead letters, deliver them again, or discard them.",
     "cancel": "End what waits or runs for a message.",

@@ -71,6 +71,12 @@ def ago(moment: str) -> str:
     return f"{duration(max(0.0, (datetime.now(UTC) - moment_of(moment)).total_seconds()))} ago"
 
 
+def until(moment: str) -> str:
+    """Return in how long a time in ISO 8601 comes."""
+    seconds = (moment_of(moment) - datetime.now(UTC)).total_seconds()
+    return f"in {duration(seconds)}" if seconds > 0 else "now"
+
+
 def clock(moment: datetime) -> str:
     """Return the local time of day; in UTC at the ends of Python's years, where local time may lie beyond them."""
     try:

@@ -10,12 +10,19 @@ from rich.tree import Tree
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import err, out, plain, print_json
-from runtime.cli.times import ago, counted, took
+from runtime.cli.times import ago, counted, took, until
 from runtime.client.stream import connect
 from runtime.encoding.json import legible
 from runtime.errors import Refused
 
-_STYLES = {"done": "green", "dead": "bold red", "failed": "red", "retrying": "yellow", "running": "cyan"}
+_STYLES = {
+    "done": "green",
+    "dead": "bold red",
+    "failed": "red",
+    "retrying": "yellow",
+    "running": "cyan",
+    "suspended": "yellow",
+}
 _VALUE_CHARACTERS = 60
 
 
@@ -59,6 +66,8 @@ def trees(messages: list[dict[str, Any]], asked: int) -> list[Tree]:
             below = node.add(_handled(handled))
             for step in handled["steps"] or ():
                 below.add(_step(step))
+            for wait in handled["waits"] or ():
+                below.add(_wait(wait))
     return roots
 
 
@@ -73,6 +82,17 @@ def _line(message: dict[str, Any], *, is_asked: bool) -> Text:
         (plain(message["agent"]) or "-", "magenta"),
         (f"  {ago(message['created_at'])}  ", "dim"),
         plain(shown),
+    )
+
+
+def _wait(wait: dict[str, Any]) -> Text:
+    """Return what a suspended handler waits for."""
+    where = "" if wait["where"] is None else f" {legible(wait['where'])}"
+    latest = "" if wait["until"] is None else f", goes on {until(wait['until'])} at the latest"
+    return Text.assemble(
+        ("waits for ", "yellow"),
+        plain(f"{wait['pattern']}{where}" if wait["pattern"] else "its time"),
+        (f"  {ago(wait['since'])}{latest}", "dim"),
     )
 
 

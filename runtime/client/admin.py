@@ -147,6 +147,18 @@ class Admin:
         found: list[dict[str, Any]] = await self._store.operate("stream_schedules")
         return found
 
+    async def waits(self, subscription: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Return what suspended handlers wait for, the longest wait first.
+
+        Args:
+            subscription: only those of this one, `agent.handler`.
+            limit: at most so many.
+        """
+        found: list[dict[str, Any]] = await self._store.operate(
+            "stream_waits", subscription=subscription, max=limit
+        )
+        return found
+
     async def webhooks(self) -> list[dict[str, Any]]:
         """Return the webhooks and the state of their targets, without secrets, credentials and query strings."""
         found: list[dict[str, Any]] = await self._store.operate("stream_webhooks")

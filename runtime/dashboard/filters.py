@@ -143,7 +143,10 @@ def conversation_of(message: Mapping[str, Any]) -> str:
 
 def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a delivery of a message may change soon."""
-    return any(each["state"] in ("waiting", "running", "scheduled", "retrying", "parked") for each in handled)
+    return any(
+        each["state"] in ("waiting", "running", "scheduled", "retrying", "parked", "suspended")
+        for each in handled
+    )
 
 
 FILTERS = {

@@ -53,7 +53,7 @@ def entries_of(messages: Sequence[Mapping[str, Any]], began_at: str | None) -> l
         for handled in message["handled"]:
             for run in handled["runs"]:
                 ended.append(Entry("attempt", since(run["ended_at"]), run["ended_at"], message, handled, run))
-            if handled["state"] in ("waiting", "running", "scheduled", "retrying", "parked"):
+            if handled["state"] in ("waiting", "running", "scheduled", "retrying", "parked", "suspended"):
                 pending.append(Entry("open", None, None, message, handled))
     # At the same moment a message comes before its attempts.
     ended.sort(key=lambda each: (each.seconds, each.message["id"], each.kind != "message"))

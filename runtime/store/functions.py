@@ -25,6 +25,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "occurrence": "integer", "value": "jsonb", "version": "text",
     },
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
+    "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},
     "stream_beat": {"worker": "uuid", "nonce": "text"},
     "stream_broadcast": {"payload": "text"},
     "stream_horizon": {"look": "integer"},

@@ -382,3 +382,41 @@ language sql set search_path = '' as $$
     where w.ctid = l.place;
 $$;
 comment on function runtime.forget_waits(bigint[], integer[]) is 'Ends the waits of deliveries that have ended.';
+
+create function runtime.waits_of(message bigint, subscription integer) returns json
+language sql stable set search_path = '' as $$
+    select coalesce(json_agg(json_build_object(
+        'pattern', w.pattern, 'where', w.filter, 'key', w.key, 'occurrence', w.occurrence, 'since', w.created_at,
+        'until', w.until) order by w.created_at, w.name), '[]')
+    from runtime.waits w where w.message_id = message and w.subscription = waits_of.subscription
+$$;
+comment on function runtime.waits_of(bigint, integer) is 'What a delivery waits for: a pattern, or null for a time.';
+
+create function public.stream_waits(subscription text default null, pattern text default null, max integer default 100)
+returns json
+language plpgsql stable security definer set search_path = '' as $$
+declare
+    caller text := runtime.caller_agent();
+begin
+    perform runtime.check_between('max', max, 1, 10000);
+    return (
+        select coalesce(json_agg(row_to_json(x)), '[]') from (
+            select w.message_id as message, m.key as message_key, s.name as subscription, w.pattern, w.filter as "where",
+                   w.created_at as since, w.until,
+                   not exists (
+                       select from runtime.deliveries d
+                       where d.message_id = w.message_id and d.subscription = w.subscription and d.lease is not null
+                   ) as suspended
+            from runtime.waits w
+            join runtime.subscriptions s on s.id = w.subscription
+            left join public.consciousness_stream m on m.id = w.message_id
+            where (stream_waits.subscription is null or s.name = stream_waits.subscription)
+              and (stream_waits.pattern is null or w.pattern = stream_waits.pattern)
+              and (caller is null or s.agent = caller)
+            order by w.created_at, w.message_id limit max
+        ) x);
+end
+$$;
+comment on function public.stream_waits(text, text, integer) is
+    'What handlers wait for, the longest wait first: [{message, message_key, subscription, pattern, where, since, until, '
+    'suspended}]; pattern is null for a sleep.';

@@ -66,6 +66,14 @@ begin
         and not exists (select from public.consciousness_stream m where m.id = p.message_id)
         and not exists (
             select from runtime.dead_letters l where l.message_id = p.message_id and l.subscription = p.subscription);
+    -- A handler may have ended without what it waited for.
+    perform runtime.forget_waits(array_agg(w.message_id), array_agg(w.subscription))
+    from (
+        select w.message_id, w.subscription from runtime.waits w
+        where not exists (
+            select from runtime.deliveries d where d.message_id = w.message_id and d.subscription = w.subscription)
+        limit 1000
+    ) w having count(*) > 0;
     -- A page of messages that were brought back lately, or are dated in the future, is passed over where older ones
     -- follow.
     return json_build_object('pruned', pruned, 'expired', coalesce(cardinality(expired), 0), 'last', case

@@ -14,6 +14,9 @@ language sql stable set search_path = '' as $$
                    when d.visible_at = 'infinity' and d.lease is null then 'parked'
                    when d.visible_at = 'infinity' then 'blocked'
                    when d.lease is not null then 'running'
+                   when d.heavy and d.visible_at > clock_timestamp() and exists (
+                       select from runtime.waits w
+                       where w.message_id = d.message_id and w.subscription = d.subscription) then 'suspended'
                    when d.attempts + d.crashes > 0 then 'retrying'
                    else 'scheduled'
                end as state
@@ -31,7 +34,7 @@ language sql stable set search_path = '' as $$
         'state', coalesce(
             case when w.state = 'blocked' then 'dead' else w.state end,
             case when b.letter is not null then 'dead' end, last.outcome),
-        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked'),
+        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked', 'suspended'),
         'due_seconds', case when w.state in ('scheduled', 'retrying')
             then extract(epoch from w.visible_at - clock_timestamp()) end,
         'letter', b.letter,
@@ -50,7 +53,8 @@ language sql stable set search_path = '' as $$
             select json_agg(json_build_object(
                 'name', t.name, 'key', t.key, 'occurrence', t.occurrence, 'value', t.value, 'created_at', t.created_at)
                 order by t.created_at, t.name)
-            from runtime.steps t where t.message_id = p.message_id and t.subscription = p.subscription), '[]') end
+            from runtime.steps t where t.message_id = p.message_id and t.subscription = p.subscription), '[]') end,
+        'waits', case when details then runtime.waits_of(p.message_id, p.subscription) end
     ) order by s.name, p.subscription)
     from pair p
     left join runtime.subscriptions s on s.id = p.subscription

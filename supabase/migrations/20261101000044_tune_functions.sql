@@ -11,9 +11,9 @@ begin
             -- Look-ups by an index, whatever the statistics: a planner that takes a table for empty, as it was when it
             -- was last analysed, would read it whole. A plan for all arguments: planning costs more than most calls.
             ('{amend,answers,cancel,dead,discard,due,exchange,flow,install_realtime,last_good,leave,maintain,page,pause,
-               prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,subscribe,webhooks}', 'stream_',
+               prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,subscribe,wait,waits,webhooks}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
-            ('{backlog,buried,fan_out,holding}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
+            ('{answer_waits,backlog,buried,fan_out,first_answer,go_on,holding,settle_waits}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{correlated,tree}', '', '{enable_seqscan,enable_bitmapscan}'),
             -- A summary of blocks (BRIN) and a list of ids are read by a bitmap.
             ('{activity,conversation,trace}', 'stream_', '{enable_seqscan,plan_cache_mode}'),

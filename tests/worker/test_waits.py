@@ -77,7 +77,9 @@ async def test_g13_a_longer_wait_is_suspended_and_goes_on_with_its_message(datab
     async with served(database, agent) as (stream, connection):
         await stream.send("order.placed", 7)
         await until(partial(is_suspended, connection), seconds=60)
-        assert await connection.fetchval("select visible_at > now() + interval '6 days' from runtime.deliveries")
+        assert await connection.fetchval(
+            "select visible_at > now() + interval '6 days' from runtime.deliveries"
+        )
         await stream.send("payment.settled", {"order": 8})
         assert await is_suspended(connection)
         await stream.send("payment.settled", {"order": 7})
@@ -184,7 +186,7 @@ async def test_a_handler_that_catches_the_suspension_fails_with_that_word(databa
     async def sell(order: int, context: Context) -> None:
         try:
             await context.sleep("1h")
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - what the test is about
             return
 
     async with served(database, agent) as (stream, connection):
