@@ -1,0 +1,306 @@
+"""K18: a suspended delivery goes on with the message that it waits for, whoever writes that when, and once."""
+
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+from tests.kernel.conftest import Connect
+from tests.kernel.driver import Taken, Worker, advance, insert
+from tests.kernel.schedule import transaction
+from tests.kernel.switch import switch_off
+
+pytestmark = pytest.mark.anyio
+
+
+def payment(**more: Any) -> dict[str, Any]:
+    """A wait for a payment, as it crosses the wire."""
+    return {"name": "payment.settled", "key": "", "occurrence": 1, "pattern": "payment.settled", **more}
+
+
+async def wait(connection: Any, taken: Taken, *waits: dict[str, Any]) -> dict[str, Any]:
+    """Have a delivery wait; returns the answer."""
+    answer = await connection.fetchval(
+        "select stream_wait(message => $1, subscription => $2, lease => $3, waits => $4)",
+        taken.id, taken.subscription, taken.lease, list(waits) or [payment()],
+    )  # fmt: skip
+    return dict(answer)
+
+
+async def suspend(worker: Worker, taken: Taken, *waits: dict[str, Any], delay: float = 0) -> None:
+    """Report it as suspended over its waits."""
+    places = [[each["name"], each["key"], each["occurrence"]] for each in waits or (payment(),)]
+    await worker.exchange(failed=[taken.report(outcome="suspended", delay=delay, waits=places)])
+
+
+async def begun(db: Any, worker: Worker, value: Any = 1, **options: Any) -> Taken:
+    """One delivery that runs."""
+    await worker.subscribe({"name": "a.one", "patterns": ["order.placed"], **options})
+    await insert(db, "order.placed", value)
+    [taken] = await worker.take()
+    return taken
+
+
+async def suspended(db: Any, worker: Worker, *waits: dict[str, Any], **options: Any) -> Taken:
+    """One delivery that is suspended, with every writer ended that could have missed it."""
+    taken = await begun(db, worker, **options)
+    assert (await wait(db, taken, *waits))["outcomes"] == [None] * (len(waits) or 1)
+    await suspend(worker, taken, *waits)
+    await settled(db, worker)
+    return taken
+
+
+async def settled(db: Any, worker: Worker) -> None:
+    """Exchange until no wait is unsettled."""
+    with anyio.fail_after(60):
+        while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
+            assert await worker.take() == []
+
+
+async def gone_on(worker: Worker) -> Taken:
+    """The delivery, once it goes on."""
+    with anyio.fail_after(60):
+        while not (taken := await worker.take()):
+            pass
+    [one] = taken
+    return one
+
+
+def outcomes(taken: Taken) -> list[Any]:
+    """The outcomes of its waits: the id of a message, or a word."""
+    return [value.get("id") or next(iter(value)) for name, _, _, value, _ in taken.steps or () if "wait." in name]
+
+
+async def test_g13_k18_it_goes_on_with_the_first_message_that_fits_and_once(db: Any, worker: Worker) -> None:
+    first = await suspended(db, worker, payment(filter={"order": 7}))
+    assert (first.attempts, await worker.take()) == (0, [])
+    await insert(db, "payment.settled", {"order": 8})
+    await insert(db, "payment.other", {"order": 7})
+    assert await worker.take() == []
+    answer = await insert(db, "payment.settled", {"order": 7.0, "more": [1]})
+    await insert(db, "payment.settled", {"order": 7})
+    [again] = await worker.take()
+    assert (again.id, again.attempts, again.crashes, outcomes(again)) == (first.id, 0, 0, [answer])
+    await worker.finish(again)
+    assert await worker.take() == []
+    assert await db.fetchval("select count(*) from runtime.waits") == 0
+
+
+async def test_g13_k18_what_was_written_before_the_wait_began_counts(db: Any, worker: Worker) -> None:
+    await insert(db, "payment.settled", "before the order")
+    taken = await begun(db, worker)
+    answer = await insert(db, "payment.settled", "after it")
+    found = await wait(db, taken, payment(), payment(name="x", pattern="payment.*", filter="after it"))
+    assert [each["id"] for each in found["outcomes"]] == [answer, answer]
+    assert found["outcomes"][0]["answer"]["value"] == "after it"
+    earlier = await wait(db, taken, payment(occurrence=2, since=0))
+    assert earlier["outcomes"][0]["answer"]["value"] == "before the order"
+
+
+async def test_g13_k18_a_writer_that_was_under_way_when_the_wait_began_is_not_missed(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    taken = await begun(db, worker)
+    async with connect() as writer, transaction(writer) as writing:
+        # It cannot see the wait, and the wait cannot see it.
+        answer = await insert(writer, "payment.settled")
+        assert (await wait(db, taken))["outcomes"] == [None]
+        await suspend(worker, taken)
+        for _ in range(10):
+            await advance(db, 2)
+            assert await worker.take() == []
+        await writing.commit()
+    assert outcomes(await gone_on(worker)) == [answer]
+
+
+async def test_k18_without_the_second_look_that_writer_is_missed(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await switch_off(
+        db, "runtime.settle_waits", "elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then", "else"
+    )
+    taken = await begun(db, worker)
+    async with connect() as writer, transaction(writer) as writing:
+        await insert(writer, "payment.settled")
+        await wait(db, taken)
+        await suspend(worker, taken)
+        await settled_by_time(db, worker)
+        await writing.commit()
+    for _ in range(10):
+        await advance(db, 2)
+        assert await worker.take() == []
+
+
+async def settled_by_time(db: Any, worker: Worker) -> None:
+    with anyio.fail_after(60):
+        while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
+            await advance(db, 2)
+            assert await worker.take() == []
+
+
+async def test_g13_k18_a_message_that_comes_while_the_handler_is_unwound_is_not_missed(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    taken = await begun(db, worker)
+    await wait(db, taken)
+    async with connect() as writer, transaction(writer) as writing:
+        # It ends the wait of a delivery that still runs, and has not committed when that is suspended.
+        answer = await insert(writer, "payment.settled")
+        assert (await wait(db, taken))["outcomes"] == [None]
+        await suspend(worker, taken)
+        await advance(db, 2)
+        assert await worker.take() == []
+        await writing.commit()
+    assert outcomes(await gone_on(worker)) == [answer]
+
+
+async def test_g13_k18_a_writer_that_rolls_back_takes_no_answer_of_another_one_with_it(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await suspended(db, worker)
+    async with connect() as writer, transaction(writer) as writing:
+        await insert(writer, "payment.settled", "rolled back")
+        # This one neither waits for the other nor answers beside it.
+        answer = await insert(db, "payment.settled", "stays")
+        assert await worker.take() == []
+        await writing.rollback()
+    assert outcomes(await gone_on(worker)) == [answer]
+
+
+async def test_g13_k18_two_writers_that_end_two_waits_of_one_delivery_wait_for_neither(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await suspended(db, worker, payment(), payment(name="other", pattern="other.thing"))
+    async with connect() as writer, transaction(writer) as writing:
+        await insert(writer, "payment.settled")
+        answer = await insert(db, "other.thing")
+        await writing.rollback()
+    assert outcomes(await gone_on(worker)) == [answer]
+
+
+async def test_k18_a_stricter_writer_with_an_older_snapshot_is_refused(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    taken = await begun(db, worker)
+    async with connect() as writer:
+        await writer.execute("begin isolation level repeatable read")
+        await writer.fetchval("select count(*) from consciousness_stream")
+        await wait(db, taken)
+        await suspend(worker, taken)
+        await settled(db, worker)
+        with pytest.raises(asyncpg.SerializationError):
+            await insert(writer, "payment.settled")
+        await writer.execute("rollback")
+        await writer.execute("begin isolation level repeatable read")
+        answer = await insert(writer, "payment.settled")
+        await writer.execute("commit")
+    assert outcomes(await gone_on(worker)) == [answer]
+
+
+async def test_g13_k18_one_message_ends_any_number_of_waits(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=order.placed", "b.two=order.placed")
+    for number in range(5):
+        await insert(db, "order.placed", number)
+    taken = await worker.take()
+    assert len(taken) == 10
+    for each in taken:
+        await wait(db, each)
+        await suspend(worker, each)
+    await settled(db, worker)
+    answer = await insert(db, "payment.settled")
+    again: list[Taken] = []
+    with anyio.fail_after(60):
+        while len(again) < 10:
+            again += await worker.take()
+    assert {(each.id, each.subscription) for each in again} == {(each.id, each.subscription) for each in taken}
+    assert [outcomes(each) for each in again] == [[answer]] * 10
+
+
+async def test_g13_k18_its_time_ends_a_wait(db: Any, worker: Worker) -> None:
+    await suspended(db, worker, payment(seconds=3600))
+    await advance(db, 3590)
+    assert await worker.take() == []
+    await advance(db, 20)
+    [taken] = await worker.take()
+    assert (taken.attempts, taken.steps) == (0, None)
+    # The time that counts is that of the first attempt.
+    await db.execute("update runtime.waits set until = until - interval '1 hour'")
+    assert (await wait(db, taken, payment(seconds=3600)))["outcomes"] == [{"timeout": True}]
+    # A message that comes later does not change what was told.
+    await insert(db, "payment.settled")
+    assert (await wait(db, taken, payment(seconds=3600)))["outcomes"] == [{"timeout": True}]
+
+
+async def test_k18_a_wait_of_a_frozen_process_is_refused(db: Any, worker: Worker) -> None:
+    old = await begun(db, worker)
+    await db.execute("update runtime.deliveries set visible_at = clock_timestamp()")
+    [new] = await worker.take()
+    assert await wait(db, old) == {"held": False}
+    assert (await wait(db, new))["held"] is True
+
+
+async def test_k18_a_suspended_delivery_takes_no_slot_of_its_subscription(db: Any, worker: Worker) -> None:
+    await suspended(db, worker, concurrency_total=1)
+    await insert(db, "order.placed", 2)
+    [other] = await worker.take()
+    assert other.value == 2
+    await worker.finish(other)
+
+
+async def test_g4_k18_a_suspended_delivery_holds_its_ordered_key_and_no_other(db: Any, worker: Worker) -> None:
+    await suspended(db, worker, ordered=True)
+    behind = await insert(db, "order.placed", 2)
+    assert await worker.take() == []
+    await insert(db, "payment.settled")
+    [first] = await worker.take()
+    assert first.id < behind
+    await worker.finish(first)
+    assert [each.id for each in await worker.take()] == [behind]
+
+
+async def test_k18_a_suspended_delivery_is_cancelled_at_once_and_its_waits_end(db: Any, worker: Worker) -> None:
+    taken = await suspended(db, worker)
+    answer = await db.fetchval("select stream_cancel($1, outcome => 'done')", taken.id)
+    assert [each["state"] for each in answer["deliveries"]] == ["ended"]
+    assert await db.fetchval("select count(*) from runtime.waits") == 0
+    await insert(db, "payment.settled")
+    assert await worker.take() == []
+
+
+async def test_k18_what_a_handler_ended_without_is_forgotten(db: Any, worker: Worker) -> None:
+    taken = await begun(db, worker)
+    await wait(db, taken)
+    await worker.finish(taken)
+    await insert(db, "order.unrelated")
+    await db.fetchval("select stream_prune(0)")
+    assert await db.fetchval("select count(*) from runtime.waits") == 0
+
+
+async def test_k18_what_waits_is_told(db: Any, worker: Worker) -> None:
+    taken = await suspended(db, worker, payment(filter={"order": 7}, seconds=3600))
+    [told] = await db.fetchval("select stream_waits()")
+    assert (told["message"], told["subscription"], told["pattern"], told["where"], told["suspended"]) == (
+        taken.id, "a.one", "payment.settled", {"order": 7}, True,
+    )  # fmt: skip
+    story = await db.fetchval("select stream_trace($1)", taken.id)
+    [handled] = story["messages"][0]["handled"] if isinstance(story, dict) else story[0]["handled"]
+    assert handled["state"] == "suspended"
+
+
+@pytest.mark.parametrize(
+    ("filter_", "value", "fits"),
+    [
+        ({"a": 1}, {"a": 1.0, "b": 2}, True), ({"a": "1"}, {"a": 1}, False), ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, True),
+        ({"a": True}, {"a": True}, True), ({"a": None}, {"a": None}, True), ({"a": None}, {}, False),
+        ([1], [2, 1], True), (7, 7, True), (7, [7], True), ({}, {"a": 1}, True), ({}, 1, False), (None, None, True),
+        ({"a": "x" * 500}, {"a": "x" * 500}, True), ({"a": "x" * 500}, {"a": "x" * 499 + "y"}, False),
+        ({"é" * 200: 1}, {"é" * 200: 1}, True), ({"a": 10**30, "b": [1]}, {"b": [1, 2], "a": 10**30}, True),
+    ],
+)  # fmt: skip
+async def test_k18_a_filter_means_what_the_value_contains(
+    db: Any, worker: Worker, filter_: Any, value: Any, fits: bool
+) -> None:
+    await suspended(db, worker, payment(filter=filter_))
+    await insert(db, "payment.settled", value)
+    assert bool(await worker.take()) is fits
