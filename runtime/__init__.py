@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.agent.agent import Agent
+    from runtime.agent.approval import Decision
     from runtime.agent.batch import BatchContext
     from runtime.agent.context import Context
     from runtime.agent.retry import Reject, Retry, RetryLater
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     from runtime.worker.worker import Worker
 
 __all__ = [
-    "Agent", "Answer", "BatchContext", "BlockingStream", "Broadcast", "Context", "Message", "Priority", "Reject",
-    "Retry", "RetryLater", "Source", "Step", "Stream", "Tick", "WaitFor", "Worker", "connect", "connect_blocking",
-    "drain",
+    "Agent", "Answer", "BatchContext", "BlockingStream", "Broadcast", "Context", "Decision", "Message", "Priority",
+    "Reject", "Retry", "RetryLater", "Source", "Step", "Stream", "Tick", "WaitFor", "Worker", "connect",
+    "connect_blocking", "drain",
 ]  # fmt: skip
 
 _HOMES = {
     "Agent": "agent.agent", "Answer": "message", "BatchContext": "agent.batch", "BlockingStream": "client.blocking",
-    "Broadcast": "broadcast", "Context": "agent.context", "Message": "message", "Priority": "message",
+    "Broadcast": "broadcast", "Context": "agent.context",
+    "Decision": "agent.approval", "Message": "message", "Priority": "message",
     "Reject": "agent.retry", "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source",
     "Step": "agent.step", "Stream": "client.stream", "Tick": "agent.schedule",
     "WaitFor": "agent.waiting", "Worker": "worker.worker",

@@ -22,7 +22,7 @@ MAX_CHARACTERS = 255
 MAX_HEADERS_BYTES = 64 * 1024
 ANSWERS = "answer."
 """The beginning of every key of answers."""
-_RESERVED = re.compile(r"(tick|answer|failed|ask|webhook) ")
+_RESERVED = re.compile(r"(tick|answer|failed|ask|webhook|decision) ")
 _HUNDRED_YEARS_SECONDS = 100 * 366 * 86_400
 
 

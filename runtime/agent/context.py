@@ -5,17 +5,15 @@ from asyncio import get_running_loop, wrap_future
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import timedelta
-from inspect import Parameter
 from typing import Any, Unpack
 
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
-from runtime.agent.retry import Retry
+from runtime.agent.long_work import LongWork
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
-from runtime.agent.step import StepCall, Steps
+from runtime.agent.step import Steps
 from runtime.agent.usage import add_usage
-from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
+from runtime.agent.waiting import Waits
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault
@@ -33,7 +31,7 @@ _NO_WORKER = (
 
 
 @dataclass(slots=True)
-class Context:
+class Context(LongWork):
     """What a handler may know and do beside its message; one per attempt.
 
     Attributes:
@@ -285,179 +283,6 @@ class Context:
         if self.asks is None:
             raise RuntimeFault(_NO_WORKER.format("ask"))
         return self.asks
-
-    async def step(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        /,
-        *arguments: Any,
-        key: str = "",
-        returns: Any = Parameter.empty,
-        retry: Retry | None = None,
-        timeout: float | None = None,
-    ) -> Any:
-        """Call a function and keep its result: a later attempt of this delivery gets that without calling it again.
-
-        The result is stored before this returns. A process that dies between the function's end and that moment has
-        lost it, so the next attempt calls the function again: for the other side, a parameter of the function that is
-        annotated `Step` gets a stable `idempotency_key`.
-
-        Args:
-            name: names the step within the handler. A step that is come to several times, as in a loop, is told apart
-                by its occurrence.
-            function: an async function, or a plain one, which runs in a thread. Its result needs a JSON form, of 1 MiB
-                at most; what is returned is that, as the type of the function's annotation.
-            arguments: the function's positional arguments; `functools.partial` gives it others.
-            key: tells steps of one name apart, as steps that run at the same time have to be.
-            returns: the type of the result, where the function's annotation does not say it.
-            retry: how often the function is called within this attempt; once by default.
-            timeout: seconds that one call may take.
-
-        Raises:
-            InvalidValue: the result or an option cannot be kept, or two steps of one name run at the same time.
-            LeaseLost: the delivery belongs to another worker by now, which works on without this result.
-            StoreError: the result could not be stored.
-            TimeoutError: the function took too long.
-        """
-        return await self._opened_steps().run(
-            StepCall(name, function, arguments, key=key, returns=returns, retry=retry, timeout=timeout)
-        )
-
-    def step_blocking(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        /,
-        *arguments: Any,
-        key: str = "",
-        returns: Any = Parameter.empty,
-        retry: Retry | None = None,
-    ) -> Any:
-        """Do the same as `step` in a handler that is a plain function, with a plain function, in its thread."""
-        return self._opened_steps().run_blocking(
-            StepCall(name, function, arguments, key=key, returns=returns, retry=retry)
-        )
-
-    def _opened_steps(self) -> Steps:
-        if self._steps is None:
-            self._steps = (
-                Steps(self.handler, self.idempotency_key)
-                if self.open_steps is None
-                else self.open_steps(self)
-            )
-        return self._steps
-
-    async def sleep(self, seconds: float | str | timedelta) -> None:
-        """Sleep without holding anything, if it takes more than a moment: no slot, no lease and no memory.
-
-        A sleep of more than two seconds suspends the delivery: an exception that is not to be caught unwinds the
-        handler, and when the time has come it runs from the top, on any worker, with its steps and waits answered from
-        storage. What lies between steps runs again. An attempt is not counted.
-
-        Args:
-            seconds: how long; also a text such as "90s", "15m", "2h" or "7d". At most a year.
-
-        Raises:
-            InvalidValue: it is no such time.
-            LeaseLost: the delivery belongs to another worker by now.
-            StoreError: the wait could not be stored.
-        """
-        await self._opened_waits().sleep(seconds_of(seconds, "The time of a sleep"))
-
-    async def wait_for(
-        self,
-        pattern: str,
-        where: Any = None,
-        *,
-        timeout: float | str | timedelta | None = None,
-        since: int | None = None,
-        key: str = "",
-    ) -> Message[Any]:
-        """Wait for a message of the stream, and return it: the first one after the message that is handled.
-
-        What was written before the wait began counts. A wait of more than two seconds suspends the delivery, as `sleep`
-        does; it goes on the moment a matching message is committed. One message ends any number of waits, and is
-        handled by its own handlers all the same.
-
-        Args:
-            pattern: the message's key, or a pattern such as payment.*.
-            where: what its value contains, as JSON data: `{"order": 7}` matches a value with more fields, too.
-            timeout: how long to wait: seconds, or a text such as "30s", "15m", "2h" or "7d"; None for ever.
-            since: the id of a message: those after it count.
-            key: tells waits for one pattern apart that go on at the same time.
-
-        Raises:
-            InvalidKey: `pattern` is no pattern.
-            InvalidValue: an option makes no sense.
-            WaitTimeout: no such message came in time; a later attempt is told the same.
-            LeaseLost: the delivery belongs to another worker by now.
-            StoreError: the wait could not be stored.
-        """
-        wait = WaitFor(pattern, where, timeout, since, key)
-        return (await self._opened_waits().all([wait]))[0]
-
-    async def wait_any(
-        self, *waits: WaitFor, timeout: float | str | timedelta | None = None
-    ) -> tuple[int, Message[Any]]:
-        """Wait for the first of several messages; returns which wait it has ended, counted from 0, and the message.
-
-        Args:
-            waits: what to wait for.
-            timeout: how long, where a wait has no shorter time of its own.
-
-        Raises:
-            WaitTimeout: none came in time.
-        """
-        return await self._opened_waits().any(waits, timeout_of(timeout))
-
-    async def wait_all(
-        self, *waits: WaitFor, timeout: float | str | timedelta | None = None
-    ) -> list[Message[Any]]:
-        """Wait for several messages; returns them in the order of the waits.
-
-        Args:
-            waits: what to wait for.
-            timeout: how long, where a wait has no shorter time of its own.
-
-        Raises:
-            WaitTimeout: one of them did not come in time.
-        """
-        return await self._opened_waits().all(waits, timeout_of(timeout))
-
-    def sleep_blocking(self, seconds: float | str | timedelta) -> None:
-        """Do the same as `sleep` in a handler that is a plain function."""
-        self._check_thread("sleep")
-        self._opened_waits().sleep_blocking(seconds_of(seconds, "The time of a sleep"))
-
-    def wait_for_blocking(
-        self,
-        pattern: str,
-        where: Any = None,
-        *,
-        timeout: float | str | timedelta | None = None,
-        since: int | None = None,
-        key: str = "",
-    ) -> Message[Any]:
-        """Do the same as `wait_for` in a handler that is a plain function."""
-        self._check_thread("wait_for")
-        return self._opened_waits().all_blocking([WaitFor(pattern, where, timeout, since, key)])[0]
-
-    @property
-    def suspended(self) -> Suspended | None:
-        """The exception that has suspended this attempt, if one has."""
-        return None if self._waits is None else self._waits.suspended
-
-    def _opened_waits(self) -> Waits:
-        if self._waits is None:
-            steps = self._opened_steps()
-            self._waits = Waits(self.handler, steps) if self.open_waits is None else self.open_waits(steps)
-        return self._waits
-
-    @property
-    def unasked_steps(self) -> list[str]:
-        """The names of the steps that earlier attempts have kept, and this one has not asked for."""
-        return self._opened_steps().unasked()
 
     def broadcast(self, key: str, value: object) -> None:
         """Send a value to the listeners of this moment: at once, stored nowhere, and received at most once.

@@ -61,6 +61,9 @@ class Requests(Protocol[ContextT_contra]):
     ) -> Any:
         """As `ask`, for a plain function in its thread."""
 
+    async def send_now(self, context: ContextT_contra, key: str, value: object, once: str) -> int:
+        """Send a message at once, whatever becomes of the attempt; `once` tells it from others. Returns its id."""
+
 
 def check_options(method: str, given: Mapping[str, object], known: Set[str]) -> None:
     """Refuse an option that a method does not have, with the nearest one that it has."""

@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "waits": "Show what suspended handlers wait for.",
     "webhooks": "Have messages posted to a URL: a handler in any language.",
     "dead": "Show dead letters, deliver them again, or discard them.",
+    "approvals": "Show what agents ask people, and decide it.",
     "cancel": "End what waits or runs for a message.",
     "pause": "Let a subscription's work gather.",
     "resume": "Take deliveries of a paused subscription again.",

@@ -192,6 +192,10 @@ def _print(done: DryRun, handler: Handler, message: Message[Any], *, as_json: bo
     if report.outcome is None:
         out.print(f"done in {milliseconds(report.seconds).strip()}", style="green")
         return
+    if report.outcome == "suspended":
+        names = ", ".join(name for name, *_ in report.waits or ())
+        out.print(Text(f"waits for {plain(names)}: a worker would suspend it here", style="yellow"))
+        return
     told = {
         "failed": "a worker would try again",
         "later": f"a worker would put it off for {report.delay or 0:.0f} s",

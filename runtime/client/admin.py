@@ -147,6 +147,42 @@ class Admin:
         found: list[dict[str, Any]] = await self._store.operate("stream_schedules")
         return found
 
+    async def approvals(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the requests for approval that nobody has decided yet, the oldest first."""
+        found: list[dict[str, Any]] = await self._store.operate("stream_approvals", max=limit)
+        return found
+
+    async def decide(
+        self,
+        request: int,
+        approved: bool,
+        *,
+        answer: Any = None,
+        by: str | None = None,
+        why: str | None = None,
+    ) -> dict[str, Any]:
+        """Decide a request for approval. The first decision counts.
+
+        Args:
+            request: the id of the request.
+            approved: yes or no.
+            answer: the value that goes with an approval, where the handler asks for one.
+            by: who decides; by default the name in the caller's token, or the database role.
+            why: the reason.
+
+        Returns:
+            `decided`, whether this was the first decision; `expired`, whether its time was over; and `decision`, the
+            one that counts.
+
+        Raises:
+            Refused: the message is no request for approval.
+        """
+        decided: dict[str, Any] = await self._store.operate(
+            "stream_decide", request=request, approved=approved,
+            answer=None if answer is None else encode(answer), by=by, why=why,
+        )  # fmt: skip
+        return decided
+
     async def waits(self, subscription: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """Return what suspended handlers wait for, the longest wait first.
 

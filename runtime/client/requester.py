@@ -163,6 +163,14 @@ class Requester:
             headers=asking_headers(self.id, self.reachable_by, options.get("headers")),
         )
 
+    async def send(self, draft: Draft) -> int:
+        """Send one message; returns its id, or that of the earlier one with its dedup_key.
+
+        Raises:
+            StoreError: it was not stored.
+        """
+        return (await self._send([draft]))[0].id
+
     async def ask(self, draft: Draft, seconds: float | None) -> Answer:
         """Send a request and return its first good answer, or the first bad one when no better can come.
 

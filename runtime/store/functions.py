@@ -26,6 +26,8 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},
+    "stream_decide": {"request": "bigint", "approved": "boolean", "answer": "jsonb", "by": "text", "why": "text"},
+    "stream_approvals": {"max": "integer"},
     "stream_beat": {"worker": "uuid", "nonce": "text"},
     "stream_broadcast": {"payload": "text"},
     "stream_horizon": {"look": "integer"},

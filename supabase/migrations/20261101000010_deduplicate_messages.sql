@@ -2,10 +2,11 @@
 
 create function runtime.is_reserved(dedup_key text) returns boolean
 language sql immutable set search_path = '' as $$
-    select dedup_key ~ '^(tick|answer|failed|ask|webhook) '
+    select dedup_key ~ '^(tick|answer|failed|ask|webhook|decision) '
 $$;
 comment on function runtime.is_reserved(text) is
-    'Whether the runtime itself makes dedup_keys of this kind: for ticks, answers, requests and webhooks.';
+    'Whether the runtime itself makes dedup_keys of this kind: for ticks, answers, requests, webhooks and '
+    'decisions.';
 
 create function runtime.refuse_reserved(dedup_key text) returns void
 language plpgsql set search_path = '' as $$
@@ -14,7 +15,7 @@ begin
         raise exception using
             errcode = '22023',
             message = format('the dedup_key %L is reserved for the runtime', left(dedup_key, 80)),
-            hint = 'Keys that begin with "tick ", "answer ", "failed ", "ask " or "webhook " are the runtime''s own, '
+            hint = 'Keys that begin with "tick ", "answer ", "failed ", "ask ", "webhook " or "decision " are the runtime''s own, '
                    'so that no writer can make its messages vanish as duplicates: begin yours with another word.';
     end if;
 end

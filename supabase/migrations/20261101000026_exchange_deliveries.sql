@@ -132,7 +132,8 @@ begin
         looked_at := clock_timestamp();
         if due then
             perform runtime.count_crashes(want);
-            if met.is_unsettled then
+            -- Also what this very exchange has suspended.
+            if met.is_unsettled or failed is not null then
                 perform runtime.settle_waits(want);
             end if;
         end if;

@@ -69,7 +69,9 @@ async def gone_on(worker: Worker) -> Taken:
 
 def outcomes(taken: Taken) -> list[Any]:
     """The outcomes of its waits: the id of a message, or a word."""
-    return [value.get("id") or next(iter(value)) for name, _, _, value, _ in taken.steps or () if "wait." in name]
+    return [
+        value.get("id") or next(iter(value)) for name, _, _, value, _ in taken.steps or () if "wait." in name
+    ]
 
 
 async def test_g13_k18_it_goes_on_with_the_first_message_that_fits_and_once(db: Any, worker: Worker) -> None:
@@ -213,7 +215,9 @@ async def test_g13_k18_one_message_ends_any_number_of_waits(db: Any, worker: Wor
     with anyio.fail_after(60):
         while len(again) < 10:
             again += await worker.take()
-    assert {(each.id, each.subscription) for each in again} == {(each.id, each.subscription) for each in taken}
+    assert {(each.id, each.subscription) for each in again} == {
+        (each.id, each.subscription) for each in taken
+    }
     assert [outcomes(each) for each in again] == [[answer]] * 10
 
 
@@ -232,6 +236,13 @@ async def test_g13_k18_its_time_ends_a_wait(db: Any, worker: Worker) -> None:
     assert (await wait(db, taken, payment(seconds=3600)))["outcomes"] == [{"timeout": True}]
 
 
+async def test_k18_the_exchange_that_suspends_a_delivery_does_not_take_it(db: Any, worker: Worker) -> None:
+    taken = await begun(db, worker)
+    await wait(db, taken)
+    report = taken.report(outcome="suspended", delay=0, waits=[["payment.settled", "", 1]])
+    assert (await worker.exchange(failed=[report], want=5, due=True)).taken == []
+
+
 async def test_k18_a_wait_of_a_frozen_process_is_refused(db: Any, worker: Worker) -> None:
     old = await begun(db, worker)
     await db.execute("update runtime.deliveries set visible_at = clock_timestamp()")
@@ -248,7 +259,9 @@ async def test_k18_a_suspended_delivery_takes_no_slot_of_its_subscription(db: An
     await worker.finish(other)
 
 
-async def test_g4_k18_a_suspended_delivery_holds_its_ordered_key_and_no_other(db: Any, worker: Worker) -> None:
+async def test_g4_k18_a_suspended_delivery_holds_its_ordered_key_and_no_other(
+    db: Any, worker: Worker
+) -> None:
     await suspended(db, worker, ordered=True)
     behind = await insert(db, "order.placed", 2)
     assert await worker.take() == []
@@ -259,7 +272,9 @@ async def test_g4_k18_a_suspended_delivery_holds_its_ordered_key_and_no_other(db
     assert [each.id for each in await worker.take()] == [behind]
 
 
-async def test_k18_a_suspended_delivery_is_cancelled_at_once_and_its_waits_end(db: Any, worker: Worker) -> None:
+async def test_k18_a_suspended_delivery_is_cancelled_at_once_and_its_waits_end(
+    db: Any, worker: Worker
+) -> None:
     taken = await suspended(db, worker)
     answer = await db.fetchval("select stream_cancel($1, outcome => 'done')", taken.id)
     assert [each["state"] for each in answer["deliveries"]] == ["ended"]
@@ -291,7 +306,8 @@ async def test_k18_what_waits_is_told(db: Any, worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("filter_", "value", "fits"),
     [
-        ({"a": 1}, {"a": 1.0, "b": 2}, True), ({"a": "1"}, {"a": 1}, False), ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, True),
+        ({"a": 1}, {"a": 1.0, "b": 2}, True), ({"a": "1"}, {"a": 1}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, True),
         ({"a": True}, {"a": True}, True), ({"a": None}, {"a": None}, True), ({"a": None}, {}, False),
         ([1], [2, 1], True), (7, 7, True), (7, [7], True), ({}, {"a": 1}, True), ({}, 1, False), (None, None, True),
         ({"a": "x" * 500}, {"a": "x" * 500}, True), ({"a": "x" * 500}, {"a": "x" * 499 + "y"}, False),

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from runtime import Agent, Context, Retry, Stream, WaitFor, connect
-from runtime.errors import WaitTimeout
+from runtime import Agent, Context, Decision, Retry, Stream, WaitFor, connect
+from runtime.errors import Refused, WaitTimeout
 from tests.integration.conftest import connected, running, settled, until
 from tests.worker.test_steps import ended
 from tests.worker.test_worker import admin, direct
@@ -220,3 +221,65 @@ async def test_g13_waits_in_a_task_group_suspend_together(database: str) -> None
         await until(partial(ended, connection), seconds=60)
     assert got[-1] == "both"
     assert set(got) == {"a.one", "a.two", "both"}
+
+
+class Refund(BaseModel):
+    """What a person says with an approval."""
+
+    cents: int
+
+
+async def test_g13_people_decide_once_and_the_handler_goes_on_with_it(database: str) -> None:
+    agent, begun, got = Agent("shop"), list[int](), list[Decision]()
+
+    @agent.on("refund.wanted", retry=SOON)
+    async def refund(order: int, context: Context) -> None:
+        begun.append(order)
+        if len(begun) == 1:
+            await context.step("look", dict)
+        decision = await context.approve(
+            f"Refund order {order}?", details={"order": order}, answer=Refund, timeout="2d"
+        )
+        got.append(decision)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("refund.wanted", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        [asked] = await stream.operations.approvals()
+        assert (asked["title"], asked["details"], asked["subscription"]) == (
+            "Refund order 7?", {"order": 7}, "shop.refund",
+        )  # fmt: skip
+        assert asked["schema"]["required"] == ["cents"]
+        first = await stream.operations.decide(
+            asked["request"], True, answer={"cents": 50}, by="ada", why="kind"
+        )
+        second = await stream.operations.decide(asked["request"], False, by="bob")
+        await until(partial(ended, connection), seconds=60)
+        assert await stream.operations.approvals() == []
+        with pytest.raises(Refused, match="is no request for approval"):
+            await stream.operations.decide(asked["message"], True)
+    assert (first["decided"], second["decided"]) == (True, False)
+    assert (second["decision"]["by"], second["decision"]["why"]) == ("ada", "kind")
+    [decision] = got
+    assert decision
+    assert (decision.answer, decision.by, decision.why) == (Refund(cents=50), "ada", "kind")
+    assert len(begun) == 2
+
+
+async def test_g13_when_nobody_decides_the_time_does(database: str) -> None:
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("refund.wanted")
+    async def refund(order: int, context: Context) -> None:
+        got.append(bool(await context.approve("One?", timeout=0.1, on_timeout="approve")))
+        got.append(bool(await context.approve("Two?", timeout=0.1, on_timeout="reject")))
+        with pytest.raises(WaitTimeout, match=r"Nobody has decided in time: Three\?"):
+            await context.approve("Three?", timeout=0.1)
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("refund.wanted", 7)
+        await until(partial(ended, connection), seconds=60)
+        assert await connection.fetchval("select count(*) from runtime.dead_letters") == 0
+        requests = await stream.read("approval.requested")
+        assert [(await stream.operations.decide(each.id, True))["expired"] for each in requests] == [True] * 3
+    assert got == [True, False]

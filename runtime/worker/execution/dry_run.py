@@ -11,6 +11,7 @@ from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import RequestState, question_key
 from runtime.agent.services import AskOptions, Reads
+from runtime.agent.waiting import IsOver, Waited
 from runtime.encoding.json import decode
 from runtime.errors import RuntimeFault
 from runtime.message import Answer, Message
@@ -24,7 +25,7 @@ class Effect:
     """Something that a handler would have done to the stream.
 
     Attributes:
-        kind: emit, broadcast or ask.
+        kind: emit, broadcast, ask, or send for a message that is written at once.
         key: the key of the message.
         value: its value, as JSON data.
         options: the other fields of an emitted message.
@@ -34,6 +35,18 @@ class Effect:
     key: str
     value: Any
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class NoWaits:
+    """Ends no wait of a dry run: a worker would suspend the delivery."""
+
+    async def wait(self, waits: Sequence[Mapping[str, Any]], is_over: IsOver, seconds: float) -> Waited:
+        """Return at once."""
+        return self.wait_blocking(waits, is_over, seconds)
+
+    def wait_blocking(self, waits: Sequence[Mapping[str, Any]], is_over: IsOver, seconds: float) -> Waited:
+        """Return at once."""
+        return Waited([None] * len(waits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,11 @@ class StoredAnswers:
         found = self._found(context, key, value, options).best()
         assert found is not None, "nothing waits"
         return found.given()
+
+    async def send_now(self, context: Context, key: str, value: object, once: str) -> int:
+        """Note the message, which is not sent; returns no message's id."""
+        self._note(Effect("send", key, value))
+        return 0
 
     def _found(self, context: Context, key: str, value: object, options: AskOptions) -> RequestState:
         """Find the request of an earlier attempt, with its answers."""
@@ -164,6 +182,7 @@ async def dry_run(
             {agent.name: state},
             requests=StoredAnswers(story, answers or {}, effects.append),
             reads=reads,
+            wait_keeper=lambda _: NoWaits(),
             send_broadcast=lambda key, text: effects.append(Effect("broadcast", key, _value_of(text))),
         )
         attempts = Attempts([handler], {handler.name: 1}, services, _ignore, _ignore)

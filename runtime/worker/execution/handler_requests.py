@@ -56,6 +56,17 @@ class HandlerRequests:
         """Ask from a thread; see `Context.ask_blocking`."""
         return self._submit(context, key, value, seconds, options).result().given()
 
+    async def send_now(self, context: Context, key: str, value: object, once: str) -> int:
+        """Send a message at once; see `Requests.send_now`."""
+        message = context.message
+        same = question_key(message, context.handler, key, once, 0)
+        draft = Draft(
+            key, value,
+            agent=context.agent, dedup_key=same, correlation_id=message.correlation, parent_id=message.id,
+        )  # fmt: skip
+        [draft] = [draft] if self._spans is None else self._spans.emitting([draft])
+        return await asyncio.wrap_future(self._requester.submit(partial(self._requester.send, draft)))
+
     def _submit(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> "Future[Answer]":

@@ -1,0 +1,103 @@
+"""Approvals: what a handler asks people, and what they decide."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from runtime.agent.waiting import timeout_of
+from runtime.encoding.readback import read
+from runtime.errors import InvalidValue
+from runtime.message import Message
+
+_TITLE_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a person has decided.
+
+    Attributes:
+        approved: whether the answer is yes.
+        answer: the value that was given with it, as the type that the handler asked for; None without one.
+        by: who decided; None where time did.
+        why: the reason given.
+        at: when.
+        request: the id of the request.
+    """
+
+    approved: bool
+    answer: Any = None
+    by: str | None = None
+    why: str | None = None
+    at: datetime | None = None
+    request: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether it was approved: `if await context.approve(…):`."""
+        return self.approved
+
+
+def check_approval(title: object, timeout: Any, on_timeout: object) -> float | None:
+    """Check the arguments of `Context.approve`; returns the timeout in seconds.
+
+    Raises:
+        InvalidValue: one of them makes no sense.
+    """
+    if not isinstance(title, str) or not title.strip() or len(title) > _TITLE_CHARACTERS:
+        raise InvalidValue(
+            f"The title of an approval is the question in a line, of at most {_TITLE_CHARACTERS} characters: "
+            '`await context.approve("Refund 120 € to Ada?")`.'
+        )
+    if on_timeout not in ("raise", "approve", "reject"):
+        raise InvalidValue(f'on_timeout= is "raise", "approve" or "reject", not {on_timeout!r:.100}.')
+    if on_timeout != "raise" and timeout is None:
+        raise InvalidValue(f"on_timeout={on_timeout!r} needs a timeout=….")
+    return timeout_of(timeout)
+
+
+def request_value(title: str, details: Any, answer: Any, until: datetime | None) -> dict[str, Any]:
+    """Return the value of a request for approval: title, details, schema of the answer, and until when it is open.
+
+    Raises:
+        InvalidValue: the type of the answer has no schema.
+    """
+    value: dict[str, Any] = {"title": title}
+    if details is not None:
+        value["details"] = details
+    if answer is not None:
+        try:
+            value["schema"] = TypeAdapter(answer).json_schema()
+        except Exception as error:
+            raise InvalidValue(f"answer= is a type that pydantic knows, not {answer!r:.100}.") from error
+    if until is not None:
+        value["until"] = until.isoformat()
+    return value
+
+
+def decision_of(message: Message[Any], answer: Any) -> Decision:
+    """Return the decision that a message under `approval.decided` holds.
+
+    Args:
+        message: the message.
+        answer: the type of the value that comes with an approval; None for none.
+
+    Raises:
+        InvalidValue: the value does not fit that type.
+    """
+    told = message.value if isinstance(message.value, dict) else {}
+    approved = told.get("approved") is True
+    given = told.get("answer")
+    if approved and answer is not None:
+        try:
+            given = read(TypeAdapter(answer), given)
+        except ValidationError as refusal:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
+                for fault in refusal.errors(include_input=False, include_url=False)[:5]
+            )
+            raise InvalidValue(
+                f"The answer given with decision {message.id} does not fit: {faults}."
+            ) from None
+    return Decision(approved, given, told.get("by"), told.get("why"), message.created_at, told.get("request"))
