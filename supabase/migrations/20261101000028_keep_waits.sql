@@ -353,7 +353,7 @@ begin
         end if;
         update runtime.deliveries d set visible_at = case
             when is_over then now
-            when is_missed then least(l.until, now + make_interval(secs => least(0.01 * 1.5 ^ least(u.looked, 20), 1.0)))
+            when is_missed then least(l.until, now + make_interval(secs => least(0.1 * 1.5 ^ least(u.looked, 20), 1.0)))
             else coalesce(l.until, now + interval '100 years') end
         from (
             select min(x.until) as until from runtime.waits x
