@@ -71,7 +71,9 @@ begin
         if single.dedup_key is not null then
             perform runtime.keep_dedup(array[single.dedup_key], array[single.id]);
         end if;
-        if cardinality(single.subscriptions) = 0 and not starts_with(single.key, 'answer.') then
+        -- A message that a suspended handler may wait for goes to somebody.
+        if cardinality(single.subscriptions) = 0 and not single.somebody_waits
+            and not starts_with(single.key, 'answer.') then
             perform runtime.note_unheard(array[single.key]);
         end if;
         -- One insert of values per subscription costs half as much as one insert that reads them from the arrays.
@@ -140,7 +142,7 @@ begin
                or exists (select from runtime.waits w where w.pattern ~ '[*>]')
     into somebody_sleeps, unheard, somebody_waits;
 
-    if unheard is not null then
+    if unheard is not null and not somebody_waits then
         perform runtime.note_unheard(unheard);
     end if;
     if somebody_sleeps or is_stricter then

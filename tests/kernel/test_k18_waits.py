@@ -292,6 +292,13 @@ async def test_k18_what_a_handler_ended_without_is_forgotten(db: Any, worker: Wo
     assert await db.fetchval("select count(*) from runtime.waits") == 0
 
 
+async def test_k18_what_a_suspended_handler_waits_for_is_not_told_as_unheard(db: Any, worker: Worker) -> None:
+    await suspended(db, worker)
+    send = "select stream_send(jsonb_build_object('key', $1::text, 'value', 1))"
+    assert "unheard" in str(await db.fetchval(send, "payment.unheard"))
+    assert "unheard" not in str(await db.fetchval(send, "payment.settled"))
+
+
 async def test_k18_what_waits_is_told(db: Any, worker: Worker) -> None:
     taken = await suspended(db, worker, payment(filter={"order": 7}, seconds=3600))
     [told] = await db.fetchval("select stream_waits()")
