@@ -44,6 +44,7 @@ _ADVANCE: Final = (
     "update runtime.dead_letters set died_at = died_at - $1::interval",
     "update runtime.runs set ended_at = ended_at - $1::interval",
     "update runtime.limits set filled_at = filled_at - $1::interval",
+    "update runtime.waits set until = until - $1::interval, created_at = created_at - $1::interval",
 )
 
 _WAITING: Final = """
@@ -183,12 +184,50 @@ class Harness:
         raise NotDrained(await self._complaint(left, seconds))
 
     async def advance(self, seconds: float) -> None:
-        """Let so many seconds pass at once: delayed messages and retries come due, messages age and expire."""
+        """Let so many seconds pass at once: delays, retries, sleeps and deadlines come due, messages age and expire."""
         async with connected(self._admin_url) as connection, connection.transaction():
             for statement in _ADVANCE:
                 await connection.execute(statement.replace("$1", f"'{float(seconds)} s'"))
         for worker in self._workers:
             worker.look()
+
+    async def decide(
+        self,
+        approved: bool = True,
+        *,
+        title: str | None = None,
+        answer: Any = None,
+        by: str = "a test",
+        why: str | None = None,
+        seconds: float = 10,
+    ) -> dict[str, Any]:
+        """Decide what a handler asks by `context.approve`, as soon as it has asked; returns the request.
+
+        Args:
+            approved: yes or no.
+            title: of the request; by default the oldest open one.
+            answer: the value that goes with an approval.
+            by: who decides.
+            why: the reason.
+            seconds: how long to wait for the request.
+
+        Raises:
+            AssertionError: there is no such request after so many seconds; the message lists those there are.
+        """
+        found: list[dict[str, Any]] = []
+        async with connect(self.settings) as stream:
+            with anyio.move_on_after(seconds):
+                while True:
+                    found = await stream.operations.approvals()
+                    for each in found:
+                        if title in (None, each["title"]):
+                            await stream.operations.decide(
+                                each["request"], approved, answer=answer, by=by, why=why
+                            )
+                            return each
+                    await anyio.sleep(_LOOK_SECONDS)
+        titles = ", ".join(repr(each["title"]) for each in found) or "none"
+        raise AssertionError(f"No handler has asked {title or 'anything'} in {seconds:g} s. Open: {titles}")
 
     async def assert_emitted(
         self, key: str, value: object = _ANYTHING, *, times: int = 1

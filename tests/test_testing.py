@@ -186,3 +186,24 @@ async def test_agents_are_tested_under_faults(harness: Harness) -> None:
         await harness.send("order.placed", {"items": 3})
         await harness.drain()
     await harness.assert_no_dead_letters()
+
+
+async def test_a_test_decides_and_lets_the_time_of_a_sleep_pass(harness: Harness) -> None:
+    agent = Agent("shop")
+
+    @agent.on("refund.wanted", emits="refund.made")
+    async def refund(cents: int, context: Context) -> int:
+        await context.sleep("2h")
+        decision = await context.approve("Refund it?", answer=int)
+        return decision.answer if decision else 0
+
+    async with harness.running(agent):
+        await harness.send("refund.wanted", 120)
+        await harness.drain(seconds=60)
+        await harness.advance(7_200)
+        with pytest.raises(AssertionError, match=r"No handler has asked Another\? in 0.01 s"):
+            await harness.decide(title="Another?", seconds=0.01)
+        asked = await harness.decide(answer=60, seconds=60)
+        assert asked["title"] == "Refund it?"
+        await harness.drain(seconds=60)
+    await harness.assert_emitted("refund.made", 60)

@@ -8,8 +8,8 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Taken, Worker, advance, insert
+from tests.kernel.mutations import MUTATIONS
 from tests.kernel.schedule import transaction
-from tests.kernel.switch import switch_off
 
 pytestmark = pytest.mark.anyio
 
@@ -116,12 +116,16 @@ async def test_g13_k18_a_writer_that_was_under_way_when_the_wait_began_is_not_mi
     assert outcomes(await gone_on(worker)) == [answer]
 
 
+async def broken(db: Any, name: str) -> None:
+    """Carry out one of the mutations."""
+    [mutation] = [each for each in MUTATIONS if each.name == name]
+    await mutation.carry_out(db)
+
+
 async def test_k18_without_the_second_look_that_writer_is_missed(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
-    await switch_off(
-        db, "runtime.settle_waits", "elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then", "else"
-    )
+    await broken(db, "K18 no second look")
     taken = await begun(db, worker)
     async with connect() as writer, transaction(writer) as writing:
         await insert(writer, "payment.settled")
@@ -234,6 +238,30 @@ async def test_g13_k18_its_time_ends_a_wait(db: Any, worker: Worker) -> None:
     # A message that comes later does not change what was told.
     await insert(db, "payment.settled")
     assert (await wait(db, taken, payment(seconds=3600)))["outcomes"] == [{"timeout": True}]
+
+
+async def test_k18_without_the_fence_a_frozen_process_waits_for_its_successor(
+    db: Any, worker: Worker
+) -> None:
+    await broken(db, "K18 a wait needs no lease")
+    old = await begun(db, worker)
+    await db.execute("update runtime.deliveries set visible_at = clock_timestamp()")
+    await worker.take()
+    assert (await wait(db, old))["held"] is True
+
+
+async def test_k18_without_another_look_a_writer_that_rolls_back_takes_the_answer_along(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await broken(db, "K18 what a writer locks is not looked at again")
+    await suspended(db, worker)
+    async with connect() as writer, transaction(writer) as writing:
+        await insert(writer, "payment.settled", "rolled back")
+        await insert(db, "payment.settled", "stays")
+        await writing.rollback()
+    for _ in range(10):
+        await advance(db, 2)
+        assert await worker.take() == []
 
 
 async def test_k18_the_exchange_that_suspends_a_delivery_does_not_take_it(db: Any, worker: Worker) -> None:
