@@ -7,5 +7,6 @@ from tests.chaos.outgoing import OUTGOING
 from tests.chaos.requests import REQUESTS
 from tests.chaos.timers import TIMERS
 from tests.chaos.unruly import UNRULY
+from tests.chaos.waits import WAITS
 
-FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, HOSTILE, UNRULY)
+FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, WAITS, HOSTILE, UNRULY)

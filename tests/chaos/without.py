@@ -125,6 +125,12 @@ MECHANISMS = (
          "--feature", "requests", *_QUIET],
     ),
     Mechanism(
+        "a message lets go who waits for it",
+        [(f"{_MIGRATIONS}/20261101000028_keep_waits.sql",
+          "        perform runtime.go_on(over.ids, over.subscriptions);", "        null;")],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--feature", "waits", *_QUIET],
+    ),
+    Mechanism(
         "a request is stored once",
         [("runtime/client/requester.py",
           'dedup_key=check_dedup_key(options.get("dedup_key")) or dedup_key,', "dedup_key=None,")],
