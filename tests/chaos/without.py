@@ -128,7 +128,8 @@ MECHANISMS = (
         "a message lets go who waits for it",
         [(f"{_MIGRATIONS}/20261101000028_keep_waits.sql",
           "        perform runtime.go_on(over.ids, over.subscriptions);", "        null;")],
-        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--feature", "waits", *_QUIET],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
+         "--feature", "waits", *_QUIET],
     ),
     Mechanism(
         "a request is stored once",
