@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from random import Random
@@ -154,6 +154,7 @@ class Steps:
         kept: the results that earlier attempts have kept, as JSON data.
         keeper: keeps new ones; None outside of a worker, where they are kept nowhere.
         asked: the steps that the handler has come to.
+        span: makes the span of a step that runs, by its name.
     """
 
     handler: str
@@ -161,6 +162,7 @@ class Steps:
     kept: dict[StepPlace, Any] = field(default_factory=dict)
     keeper: StepKeeper | None = None
     asked: set[StepPlace] = field(default_factory=set)
+    span: Callable[[str], AbstractContextManager[object]] = nullcontext
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _running: set[tuple[str, str]] = field(default_factory=set)
     _bytes: int = -1
@@ -170,7 +172,8 @@ class Steps:
         """Return the kept result of a step, or work it out and keep it; see `Context.step`."""
         with self._begun(call) as place:
             if place not in self.kept:
-                text = self._text_of(call, await self._result(call, place))
+                with self.span(call.name):
+                    text = self._text_of(call, await self._result(call, place))
                 earlier = await self.keeper.keep(place, text) if self.keeper else []
                 self.kept[place] = earlier[0] if earlier else decode(text)
             return call.value_of(self.kept[place])
@@ -179,7 +182,8 @@ class Steps:
         """As `run`, in the thread of a plain handler."""
         with self._begun(call) as place:
             if place not in self.kept:
-                text = self._text_of(call, self._result_blocking(call, place))
+                with self.span(call.name):
+                    text = self._text_of(call, self._result_blocking(call, place))
                 earlier = self.keeper.keep_blocking(place, text) if self.keeper else []
                 self.kept[place] = earlier[0] if earlier else decode(text)
             return call.value_of(self.kept[place])

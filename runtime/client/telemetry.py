@@ -65,6 +65,20 @@ class Telemetry:
             yield span
 
     @contextmanager
+    def step(self, name: str) -> Iterator[Span]:
+        """Have a current span while the function of a step runs; a step whose result is kept has none."""
+        attributes = {"agent_runtime.step": name}
+        # Of an error the type alone: its text may be private.
+        with self._tracer.start_as_current_span(
+            f"step {name}", attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                _fail(span, type(error).__qualname__)
+                raise
+
+    @contextmanager
     def handling_batch(
         self, handler: str, worker: str, deliveries: Sequence[Delivery]
     ) -> Iterator[list[Span]]:

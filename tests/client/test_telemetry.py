@@ -93,6 +93,42 @@ async def test_a_request_and_its_answer_are_in_the_trace_of_whoever_asked(
     assert len({span.context.trace_id for span in spans.get_finished_spans()}) == 1
 
 
+async def test_a_step_has_a_span_where_it_runs_and_none_where_its_result_is_kept(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    agent, ended = Agent("shop"), anyio.Event()
+
+    async def charge() -> int:
+        with trace.get_tracer("user").start_as_current_span("calling"):
+            return 1
+
+    async def fail() -> None:
+        raise KeyError("a secret")
+
+    @agent.on("order.placed", retry=Retry(attempts=2, first_seconds=0, cap_seconds=0))
+    async def sell(order: int, context: Context) -> None:
+        await context.step("charge", charge)
+        with pytest.raises(KeyError):
+            await context.step(f"fail {context.attempt}", fail)
+        if context.attempt == 1:
+            raise ValueError("once more")
+        ended.set()
+
+    settings = direct(database, telemetry=True)
+    async with running([agent], settings), connect(settings) as stream:
+        await ready(database, "shop.sell")
+        await stream.send("order.placed", 7)
+        with anyio.fail_after(60):
+            await ended.wait()
+    step = named(spans, "step charge")
+    failed = named(spans, "step fail 1")
+    assert failed.attributes["error.type"] == "KeyError"
+    assert "secret" not in failed.to_json()
+    assert named(spans, "calling").parent.span_id == step.context.span_id
+    attempts = [span for span in spans.get_finished_spans() if span.name == "process order.placed"]
+    assert step.parent.span_id == min(attempts, key=lambda span: span.start_time).context.span_id
+
+
 async def test_one_trace_leads_through_agents_of_two_processes(
     database: str, spans: InMemorySpanExporter, tmp_path: Path
 ) -> None:

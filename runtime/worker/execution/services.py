@@ -31,6 +31,9 @@ class Spans(Protocol):
     def emitting(self, drafts: Sequence[Draft], span: Any = None) -> list[Draft]:
         """The drafts with the trace context in their headers: that of the span, or of the current one."""
 
+    def step(self, name: str) -> AbstractContextManager[Any]:
+        """The span of one step, current while its function runs."""
+
     def reported(self, span: Any, handler: str, report: Report) -> None:
         """How the attempt of this span ended."""
 
@@ -75,7 +78,10 @@ class HandlerServices:
 
     def _open_steps(self, delivery: Delivery, context: Context) -> Steps:
         keeper = None if self.keeper is None else self.keeper(delivery)
-        return Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
+        steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
+        if self.spans is not None:
+            steps.span = self.spans.step
+        return steps
 
     def _open_waits(self, handler: Handler, delivery: Delivery, steps: Steps) -> Waits:
         # A delivery to each process has no lease that it could give back.
