@@ -1,5 +1,19 @@
 -- Deliveries as they cross the wire, and how many of them fit in one answer.
 
+create function runtime.has_begun(message bigint, subscription integer) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return exists (
+        select from runtime.steps s
+        where s.message_id = message and s.subscription = has_begun.subscription
+    ) or exists (
+        select from runtime.waits w
+        where w.message_id = message and w.subscription = has_begun.subscription);
+end
+$$;
+comment on function runtime.has_begun(bigint, integer) is
+    'Whether an attempt of a delivery has kept a step or begun a wait: then it goes on though its message has expired.';
+
 create function runtime.describe(
     taken runtime.taken[], lease uuid, at timestamptz, out rows json, out is_whole boolean
 ) language plpgsql stable set search_path = '' as $$
@@ -15,13 +29,13 @@ begin
     -- offset 0: messages are looked up one by one. A planner that takes the table for empty would read it whole.
     cross join lateral (select * from public.consciousness_stream l where l.id = t.message_id offset 0) m
     cross join lateral (select case when t.heavy then runtime.steps_of(t.message_id, t.subscription) end as steps) kept
-    where (m.expires_at <= at) is not true;
+    where (m.expires_at <= at) is not true or (t.heavy and runtime.has_begun(t.message_id, t.subscription));
 end
 $$;
 comment on function runtime.describe(runtime.taken[], uuid, timestamptz) is
     'Deliveries as they cross the wire: [subscription, attempts, crashes, id, key, value, agent, created_at, '
     'correlation_id, parent_id, headers, priority, dedup_key, deliver_at, expires_at, lease, steps]; is_whole: every message '
-    'exists and had not expired at that time.';
+    'exists and had not expired at that time, before any step of its handler was kept.';
 
 create function runtime.weigh(value jsonb, headers jsonb, agent text, correlation_id text, exactly boolean) returns bigint
 language plpgsql stable set search_path = '' as $$

@@ -122,7 +122,8 @@ begin
         left join lateral (
             select l.id, l.expires_at from public.consciousness_stream l where l.id = t.message_id offset 0
         ) m on true
-        where m.id is null or m.expires_at <= at
+        where m.id is null
+           or (m.expires_at <= at and not (t.heavy and runtime.has_begun(t.message_id, t.subscription)))
     ), ended as (
         delete from runtime.deliveries d using hopeless h
         where d.ctid = h.place

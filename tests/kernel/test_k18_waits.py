@@ -311,6 +311,24 @@ async def test_k18_a_suspended_delivery_is_cancelled_at_once_and_its_waits_end(
     assert await worker.take() == []
 
 
+async def test_k18_a_handler_that_has_begun_goes_on_though_its_message_expires_meanwhile(
+    db: Any, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=order.placed")
+    sends = "select stream_send(jsonb_build_object('key', 'order.placed', 'value', 1, 'expires_in', 60))"
+    await db.fetchval(sends)
+    [taken] = await worker.take()
+    await wait(db, taken)
+    await suspend(worker, taken)
+    await settled(db, worker)
+    await db.fetchval(sends)
+    await advance(db, 120)
+    await insert(db, "payment.settled")
+    # The other one has not begun.
+    assert [each.id for each in await worker.take()] == [taken.id]
+    assert await db.fetchval("select count(*) from runtime.runs where outcome = 'expired'") == 1
+
+
 async def test_k18_what_a_handler_ended_without_is_forgotten(db: Any, worker: Worker) -> None:
     taken = await begun(db, worker)
     await wait(db, taken)
