@@ -86,6 +86,11 @@ def decode(text: str | bytes) -> Any:
     return _decode_with_care(text) if may_overflow(text) else data
 
 
+def encode_again(data: object) -> str:
+    """Return the JSON text of data that was read from the stream: also what a writer could not store by `encode`."""
+    return to_json(data).decode()
+
+
 def legible(value: object) -> str:
     """Return a decoded value as compact JSON text for people: an unreadable part is a marker, never an error."""
     try:

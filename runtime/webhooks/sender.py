@@ -20,7 +20,7 @@ from runtime.agent.target import Target
 from runtime.connection.allow_list import AllowList
 from runtime.connection.environment import environment, non_blank
 from runtime.connection.proxies import tls_context
-from runtime.encoding.json import decode, encode
+from runtime.encoding.json import decode, encode, encode_again
 from runtime.encoding.printable import printable
 from runtime.errors import InvalidPayload, PostFailed, SettingsError
 from runtime.message import Message
@@ -224,7 +224,7 @@ def body_of(message: Message[Any], context: Context) -> bytes:
         "subscription": context.handler, "attempt": message.attempt, "correlation_id": message.correlation_id,
         "parent_id": message.parent_id,
     }  # fmt: skip
-    return f'{encode(fields)[:-1]},"data":{encode(message.value)}}}'.encode()
+    return f'{encode(fields)[:-1]},"data":{encode_again(message.value)}}}'.encode()
 
 
 def trace_headers(given: Mapping[str, Any]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from runtime.webhooks.sender import (
 )
 from runtime.webhooks.signatures import new_secret
 from runtime.worker.worker import Worker
+from tests.integration.test_odd_rows import READABLE, UNREADABLE
 from tests.receiver import Answering, Received, Receiver, receiving
 
 pytestmark = pytest.mark.anyio
@@ -245,6 +246,23 @@ async def test_while_it_is_not_known_whether_a_target_is_well_again_one_request_
             await until(lambda: len(set(target.values)) == 30)
             await harness.drain()
     assert await harness.dead_letters() == []
+
+
+async def test_r1_rows_that_python_cannot_hold_are_dead_letters_and_hold_up_no_other(
+    harness: Harness,
+) -> None:
+    insert = "insert into public.consciousness_stream (key, value) values ('task.new', {})"
+    with receiving() as target:
+        async with posting(harness, target), connected(harness._admin_url) as connection:
+            for value in (*UNREADABLE.values(), *READABLE.values()):
+                await connection.execute(insert.format(value))
+            await harness.send("task.new", "the last")
+            await harness.drain(seconds=60)
+    letters = await harness.dead_letters()
+    assert len(letters) == len(UNREADABLE)
+    assert all("which Python cannot read" in letter["error"] for letter in letters)
+    assert len(target.values) == len(READABLE) + 1
+    assert target.values[-1] == "the last"
 
 
 @pytest.mark.parametrize(
