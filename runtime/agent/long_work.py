@@ -99,7 +99,7 @@ class LongWork:
             )
         return self._steps
 
-    async def sleep(self, seconds: float | str | timedelta) -> None:
+    async def sleep(self, seconds: float | str | timedelta, *, key: str = "") -> None:
         """Sleep without holding anything, if it takes more than a moment: no slot, no lease and no memory.
 
         A sleep of more than two seconds suspends the delivery: an exception that is not to be caught unwinds the
@@ -108,13 +108,14 @@ class LongWork:
 
         Args:
             seconds: how long; also a text such as "90s", "15m", "2h" or "7d". At most a year.
+            key: tells sleeps apart that go on at the same time.
 
         Raises:
             InvalidValue: it is no such time.
             LeaseLost: the delivery belongs to another worker by now.
             StoreError: the wait could not be stored.
         """
-        await self._opened_waits().sleep(seconds_of(seconds, "The time of a sleep"))
+        await self._opened_waits().sleep(seconds_of(seconds, "The time of a sleep"), key)
 
     async def wait_for(
         self,
@@ -176,10 +177,10 @@ class LongWork:
         """
         return await self._opened_waits().all(waits, timeout_of(timeout))
 
-    def sleep_blocking(self, seconds: float | str | timedelta) -> None:
+    def sleep_blocking(self, seconds: float | str | timedelta, *, key: str = "") -> None:
         """Do the same as `sleep` in a handler that is a plain function."""
         self._check_thread("sleep")
-        self._opened_waits().sleep_blocking(seconds_of(seconds, "The time of a sleep"))
+        self._opened_waits().sleep_blocking(seconds_of(seconds, "The time of a sleep"), key)
 
     def wait_for_blocking(
         self,

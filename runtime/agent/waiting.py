@@ -160,19 +160,19 @@ class Waits:
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _going: set[tuple[str, str]] = field(default_factory=set)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, key: str) -> None:
         """Sleep; see `Context.sleep`."""
         if seconds <= GRACE_SECONDS:
             await anyio.sleep(seconds)
         else:
-            await self._over({("sleep", ""): seconds}, grace=0.0)
+            await self._over({("sleep", key): seconds}, grace=0.0)
 
-    def sleep_blocking(self, seconds: float) -> None:
+    def sleep_blocking(self, seconds: float, key: str) -> None:
         """As `sleep`, in the thread of a plain handler."""
         if seconds <= GRACE_SECONDS:
             time.sleep(seconds)
         else:
-            self._over_blocking({("sleep", ""): seconds}, grace=0.0)
+            self._over_blocking({("sleep", key): seconds}, grace=0.0)
 
     async def all(self, waits: Sequence[WaitFor], limit: float | None = None) -> list[Message[Any]]:
         """Return the messages that these waits are for; see `Context.wait_all`."""

@@ -106,8 +106,8 @@ create table runtime.waits (
 comment on table runtime.waits is
     'What handlers wait for that has not come yet. A wait that is over is a step with its outcome.';
 create index waits_pattern on runtime.waits (pattern, probe);
--- Whether any pattern has a wildcard: else a message's own key is all that has to be looked up.
-create index waits_wildcard on runtime.waits (pattern) where pattern ~ '[*>]';
+-- One look-up tells a writer whether anything may wait for a key: a pattern with a wildcard may, whatever the key.
+create index waits_awaited on runtime.waits ((case when pattern ~ '[*>]' then '*' else pattern end));
 
 create table runtime.unsettled_waits (
     id bigint generated always as identity primary key,

@@ -55,8 +55,10 @@ begin
            exists (select from new_messages offset 1) as has_more,
            r.subscriptions, r.ordered, r.marks, r.sole,
            exists (select from runtime.workers w where w.asleep) as somebody_sleeps,
-           exists (select from runtime.waits w where w.pattern = n.key)
-               or exists (select from runtime.waits w where w.pattern ~ '[*>]') as somebody_waits
+           exists (
+               select from runtime.waits w
+               where case when w.pattern ~ '[*>]' then '*' else w.pattern end in (n.key, '*')
+           ) as somebody_waits
     into single
     from new_messages n
     left join lateral (
@@ -137,9 +139,9 @@ begin
     select exists (select from runtime.workers w where w.asleep),
            (select array_agg(r.key) from unnest(routes) as r
             where cardinality(r.subscriptions) = 0 and not starts_with(r.key, 'answer.')),
-           exists (select from unnest(routes) as r
-                   where exists (select from runtime.waits w where w.pattern = r.key offset 0))
-               or exists (select from runtime.waits w where w.pattern ~ '[*>]')
+           exists (select from unnest(routes) as r where exists (
+               select from runtime.waits w
+               where case when w.pattern ~ '[*>]' then '*' else w.pattern end in (r.key, '*') offset 0))
     into somebody_sleeps, unheard, somebody_waits;
 
     if unheard is not null and not somebody_waits then
