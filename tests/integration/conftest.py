@@ -46,10 +46,12 @@ async def until(
 
 
 @asynccontextmanager
-async def running(agents: list[Agent], settings: Settings, *, live: bool = True) -> AsyncIterator[Worker]:
+async def running(
+    agents: list[Agent], settings: Settings, *, live: bool = True, client: Any = None
+) -> AsyncIterator[Worker]:
     """A worker that runs, live or at least subscribed, and is stopped in good order in the end."""
     attempts: list[Attempt] = []
-    worker = Worker(agents, settings, observer=attempts.append)
+    worker = Worker(agents, settings, observer=attempts.append, client=client)
     worker.attempts = attempts  # type: ignore[attr-defined]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(worker.run)

@@ -1,20 +1,23 @@
 """A worker behind a way that breaks: no message is lost, and none is done twice, whatever the fault."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
 
+import supabase
 from runtime import Agent
 from runtime.local.faults import FaultyGateway
 from tests.integration.conftest import connected, outcomes, running, settings_of, settled, until
+from tests.wakeups.phoenix_server import IS_RECENT
 
 pytestmark = pytest.mark.anyio
 
 EXCHANGES = "stream_exchange"
 
-FAULTS: dict[str, Callable[[FaultyGateway], object]] = {
+WAKE_UP_FAULTS: dict[str, Callable[[FaultyGateway], object]] = {
     "rows dropped": lambda faults: faults.drop("rows"),
     "broadcasts dropped": lambda faults: faults.drop("broadcasts"),
     "broadcasts doubled": lambda faults: faults.double("broadcasts"),
@@ -28,6 +31,8 @@ FAULTS: dict[str, Callable[[FaultyGateway], object]] = {
     "accepted, then closed": lambda faults: faults.hang_up(1011, times=3),
     "closed": lambda faults: faults.close(1012),
     "reset": lambda faults: faults.reset(),
+}
+EXCHANGE_FAULTS: dict[str, Callable[[FaultyGateway], object]] = {
     "exchanges refused": lambda faults: faults.refuse("requests", 503, times=3, matching=EXCHANGES),
     "exchanges cut off": lambda faults: faults.drop("requests", times=3, matching=EXCHANGES),
     "exchanges delayed": lambda faults: faults.delay("requests", 0.3, times=5, matching=EXCHANGES),
@@ -37,8 +42,30 @@ FAULTS: dict[str, Callable[[FaultyGateway], object]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_g1_g3_every_message_is_done_once_in_spite_of(stack: Any, fault: str) -> None:
+FAULTS = WAKE_UP_FAULTS | EXCHANGE_FAULTS
+
+
+@asynccontextmanager
+async def a_client(url: str, key: str) -> AsyncIterator[Any]:
+    """A supabase client of the user's own, quicker to connect again than by default."""
+    if not IS_RECENT:
+        pytest.skip("the realtime package is older than 2.34")
+    client = await supabase.create_async_client(url, key)
+    client.realtime.initial_backoff = 0.05
+    yield client
+    await client.realtime.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_over_a_client"),
+    [
+        *(pytest.param(fault, False, id=fault) for fault in FAULTS),
+        *(pytest.param(fault, True, id=f"{fault}, over a client of the user's") for fault in WAKE_UP_FAULTS),
+    ],
+)
+async def test_g1_g3_every_message_is_done_once_in_spite_of(
+    stack: Any, fault: str, is_over_a_client: bool
+) -> None:
     seen: Counter[int] = Counter()
     agent = Agent("steady")
 
@@ -63,8 +90,14 @@ async def test_g1_g3_every_message_is_done_once_in_spite_of(stack: Any, fault: s
             stack, nonce_seconds=1, nonce_deadline_seconds=1, sweep_seconds=2, poll_slow_seconds=0.2
         )
         settings = settings.model_copy(update={"supabase_url": faults.url})
-        async with running([agent], settings) as worker, connected(stack.db_url) as connection:
+        async with (
+            a_client(faults.url, stack.service_role_key) if is_over_a_client else nullcontext() as client,
+            running([agent], settings, client=client) as worker,
+            connected(stack.db_url) as connection,
+        ):
             await until(lambda: settled(connection, "steady.note"))
+            if client is not None:
+                assert [each.topic for each in client.get_channels()] == [f"realtime:runtime:{worker.id}"]
             struck = FAULTS[fault](faults)
             if struck is not None:
                 await struck  # type: ignore[misc]
