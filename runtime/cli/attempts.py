@@ -1,22 +1,39 @@
 """The lines that `runtime run` prints of attempts: one each, and a count when they come too fast to read."""
 
 import asyncio
+import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from rich.text import Text
 
-from runtime.cli.output import line_of, print_line
+from runtime.cli.output import line_of, printed_line
 from runtime.worker.worker import Attempt
 
 _LINES_A_SECOND = 40
 _OUTCOME_STYLES = {"done": "green", "later": "yellow", "failed": "yellow", "dead": "bold red"}
 
 
-class AttemptLines:
-    """An observer that prints attempts as they end; above forty lines a second it counts them, and prints the count."""
+# Takes the id of a message, or 0, and a line about it, with its end.
+Tell = Callable[[int, str], None]
 
-    def __init__(self) -> None:
+
+def write(message: int, line: str) -> None:
+    """Print a line about an attempt."""
+    sys.stdout.write(line)
+    sys.stdout.flush()
+
+
+class AttemptLines:
+    """An observer that prints attempts as they end; above forty lines a second it counts them, and prints the count.
+
+    Args:
+        tell: prints a line.
+    """
+
+    def __init__(self, tell: Tell = write) -> None:
+        self._tell = tell
         self._second = 0
         self._printed = 0
         self._counted: Counter[tuple[str, str]] = Counter()
@@ -29,7 +46,7 @@ class AttemptLines:
             self._second, self._printed = second, 0
         if self._printed < _LINES_A_SECOND:
             self._printed += 1
-            print_line(_line(attempt))
+            self._tell(attempt.delivery.message.id, printed_line(_line(attempt)))
             return
         if not self._counted:
             # This may be the last attempt: print it even if no other one follows.
@@ -43,7 +60,7 @@ class AttemptLines:
                 Text.assemble(f"{handler} {count:,} ", (outcome, _OUTCOME_STYLES.get(outcome, "")))
                 for (handler, outcome), count in sorted(self._counted.items())
             ]
-            print_line(Text("… and ", style="dim").append_text(Text(", ").join(counts)))
+            self._tell(0, printed_line(Text("… and ", style="dim").append_text(Text(", ").join(counts))))
             self._counted.clear()
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +17,9 @@ from rich.text import Text
 from runtime.cli import streams
 from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.find_stream import find_settings, gone_stack
+from runtime.cli.message_first import AttemptPipe, MessageFirst
 from runtime.cli.options import Json
-from runtime.cli.output import err, print_message, start_logs
+from runtime.cli.output import err, start_logs
 from runtime.cli.progress import progress
 from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
@@ -31,6 +32,7 @@ from runtime.worker import event_loop
 
 _AGENTS = "agents"
 _RETRY_SECONDS = 1.0
+_LAST_SECONDS = 5.0
 
 
 def dev(
@@ -106,20 +108,44 @@ def _settings(port: int | None, shown: DevOutput) -> Iterator[Settings]:
 
 
 async def _dev(settings: Settings, paths: list[str], is_opened: bool, shown: DevOutput) -> None:
+    lines = MessageFirst(as_json=shown.as_json)
+    with closing(AttemptPipe(lines.tell)) as pipe:
+        await _run(settings, paths, is_opened, shown, lines, pipe)
+
+
+async def _run(
+    settings: Settings,
+    paths: list[str],
+    is_opened: bool,
+    shown: DevOutput,
+    lines: MessageFirst,
+    pipe: AttemptPipe,
+) -> None:
+    # Windows hands no descriptors on: there the agents' process prints by itself.
+    is_piped = os.name == "posix"
     reloading = Reloader(
         paths,
         _environment(settings),
         drain_seconds=settings.drain_seconds,
         say=shown.say,
-        options=["--json"] if shown.as_json else [],
+        options=[
+            *(["--json"] if shown.as_json else []),
+            *(["--attempts-to", str(pipe.number)] if is_piped else []),
+        ],
+        descriptors=[pipe.number] if is_piped else [],
     )
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, signals, reloading, shown)
-            tasks.start_soon(_tail, settings, shown)
+            tasks.start_soon(_tail, settings, shown, lines)
+            if is_piped:
+                tasks.start_soon(pipe.listen)
             tasks.start_soon(_show, settings, paths, is_opened, shown)
             await reloading.run()
             tasks.cancel_scope.cancel()
+    if is_piped:
+        pipe.take()
+    await _end(settings, shown, lines)
 
 
 async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader, shown: DevOutput) -> None:
@@ -137,22 +163,36 @@ async def _show(settings: Settings, paths: list[str], is_opened: bool, shown: De
         await anyio.sleep_forever()
 
 
-async def _tail(settings: Settings, shown: DevOutput) -> None:
+async def _tail(settings: Settings, shown: DevOutput, lines: MessageFirst) -> None:
     """Print messages as they are written; retry while the stream is away."""
     trouble = ""
     while True:
         try:
-            async with connect(settings) as stream:
+            async with connect(settings) as stream, anyio.create_task_group() as tasks:
+                tasks.start_soon(lines.find_late, stream.get)
                 async for message in stream.listen(">"):
                     trouble = ""
-                    print_message(message, as_json=shown.as_json)
+                    lines.show(message)
         except* StoreError as group:
+            lines.give_up()
             # The agents' own process logs the details.
             why = str(group.exceptions[0])
             if why != trouble:
                 trouble = why
                 shown.say("the stream cannot be read at the moment; looking again until it can")
         await anyio.sleep(_RETRY_SECONDS)
+
+
+async def _end(settings: Settings, shown: DevOutput, lines: MessageFirst) -> None:
+    """Print the lines about the last attempts, after their messages if these can be read soon."""
+    if lines.is_holding:
+        try:
+            with anyio.move_on_after(_LAST_SECONDS):
+                async with connect(settings) as stream:
+                    await lines.find(stream.get)
+        except* StoreError:
+            shown.say("the stream cannot be read at the moment")
+    lines.give_up()
 
 
 def _environment(settings: Settings) -> dict[str, str]:

@@ -82,16 +82,28 @@ def print_line(line: Text) -> None:
     out.print(on_one_line(line), no_wrap=True, overflow="ellipsis")
 
 
+def printed_line(line: Text) -> str:
+    """Return what `print_line` would print, with its end."""
+    with out.capture() as printed:
+        print_line(line)
+    return printed.get()
+
+
 def print_json(data: Any, *, indent: int | None = None) -> None:
     """Print one JSON text at once: on a line of its own, or indented."""
+    sys.stdout.write(json_text(data, indent=indent) + "\n")
+    sys.stdout.flush()
+
+
+def json_text(data: Any, *, indent: int | None = None) -> str:
+    """Return data as JSON text without unprintable characters: on one line, or indented."""
     text = json.dumps(data, ensure_ascii=False, default=_plain, indent=indent)
     if not text.isprintable():
         # Unprintable characters occur only within JSON strings, which have escapes for them.
         text = "".join(
             each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
         )
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    return text
 
 
 def print_found(

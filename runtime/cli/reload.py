@@ -38,6 +38,7 @@ class Reloader:
         drain_seconds: time limit of its running handlers at the end.
         say: prints a sentence.
         options: further ones of `runtime run`.
+        descriptors: those that the process inherits.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Reloader:
         drain_seconds: float,
         say: Say,
         options: Sequence[str] = (),
+        descriptors: Sequence[int] = (),
     ) -> None:
         self._paths = list(paths)
         self._environment = dict(environment)
         self._drain_seconds = drain_seconds
         self._say = say
         self._options = [*options, "--webhooks"]
+        self._descriptors = list(descriptors)
         self._process: Process | None = None
         self._changed = anyio.Event()
         self._stopped = anyio.Event()
@@ -104,7 +107,7 @@ class Reloader:
         await self._drain()
         if not self._stopped.is_set():
             self._process = await self._open(
-                [sys.executable, "-m", "runtime", "run", *self._paths, *self._options]
+                [sys.executable, "-m", "runtime", "run", *self._paths, *self._options], self._descriptors
             )
 
     async def _rest(self) -> None:
@@ -137,11 +140,12 @@ class Reloader:
     def _is_running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
-    async def _open(self, command: list[str]) -> Process:
+    async def _open(self, command: list[str], descriptors: Sequence[int] = ()) -> Process:
         # Its own process group: Ctrl-C in a terminal reaches only this process, which lets it drain.
         return await anyio.open_process(
-            command, stdin=None, stdout=None, stderr=None, env=self._environment, start_new_session=True
-        )
+            command, stdin=None, stdout=None, stderr=None, env=self._environment, start_new_session=True,
+            pass_fds=descriptors,
+        )  # fmt: skip
 
 
 def watched(paths: Sequence[str]) -> list[Path]:

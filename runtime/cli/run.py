@@ -16,10 +16,10 @@ import typer
 from runtime.agent.agent import Agent
 from runtime.agent.discovery import discover
 from runtime.cli import streams
-from runtime.cli.attempts import AttemptLines
+from runtime.cli.attempts import AttemptLines, Tell, write
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
-from runtime.cli.output import err, export_telemetry, logs_are_json, print_handlers, print_json, start_logs
+from runtime.cli.output import err, export_telemetry, json_text, logs_are_json, print_handlers, start_logs
 from runtime.errors import DiscoveryError
 from runtime.extras import need
 from runtime.settings import Settings
@@ -99,6 +99,7 @@ def run(
     as_json: Json = False,
     poison_messages: Annotated[PoisonMessages, typer.Option(hidden=True)] = PoisonMessages.ALSO,
     is_supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+    attempts_to: Annotated[int | None, typer.Option("--attempts-to", hidden=True)] = None,
 ) -> None:
     """Run agents until Ctrl-C or SIGTERM; then running handlers finish, and nothing is lost.
 
@@ -140,8 +141,9 @@ def run(
         raise typer.Exit(anyio.run(_supervise, supervisor))
     if settings.telemetry:
         export_telemetry()
-    lines = AttemptLines()
-    observer = None if quiet else _print_json if as_json else lines
+    tell = _teller(attempts_to)
+    lines = AttemptLines(tell)
+    observer = None if quiet else partial(_tell_json, tell) if as_json else lines
     crew: list[Worker | WebhookForwarder] = []
     if agents:
         crew.append(Worker(agents, settings, observer=observer, poison_messages=poison_messages))
@@ -292,8 +294,17 @@ async def _end_with_supervisor(crew: "Sequence[Worker | WebhookForwarder]") -> N
         each.stop()
 
 
-def _print_json(attempt: Attempt) -> None:
-    print_json(attempt_json(attempt))
+def _teller(descriptor: int | None) -> Tell:
+    """Return what lines about attempts are told to: `runtime dev`, through a pipe, or standard output."""
+    if descriptor is None:
+        return write
+    from runtime.cli.message_first import AttemptTeller
+
+    return AttemptTeller(descriptor)
+
+
+def _tell_json(tell: Tell, attempt: Attempt) -> None:
+    tell(attempt.delivery.message.id, json_text(attempt_json(attempt)) + "\n")
 
 
 def attempt_json(attempt: Attempt) -> dict[str, Any]:

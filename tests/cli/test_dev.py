@@ -150,6 +150,13 @@ def test_g9_a_reload_drains_and_loses_nothing(shell: Shell, stack: Any, terminal
     terminal.until(lambda: not fetch(stack.admin_url, "select from runtime.deliveries"))
     assert terminal.press_ctrl_c() == 0
     runs = fetch(stack.admin_url, "select message_id, outcome from runtime.runs")
+    # A reader sees a message before what became of it, whichever process was faster.
+    places: dict[tuple[str, bool], int] = {}
+    for place, line in enumerate(terminal.lines):
+        if found := re.search(r"#(\d+) +dev\.task +(dev\.work +done)?", line):
+            places.setdefault((found[1], bool(found[2])), place)
+    assert len(places) == 82, terminal.text
+    assert all(places[number, False] < place for (number, is_end), place in places.items() if is_end)
     # Nothing twice, nothing cut off, nothing left.
     assert sorted(row["outcome"] for row in runs) == ["done"] * 41
     assert len({row["message_id"] for row in runs}) == 41
@@ -176,6 +183,14 @@ def test_a_broken_file_is_told_and_the_agents_go_on(
     terminal.shows("second handled 2")
     assert "Traceback" not in terminal.text
     assert terminal.press_ctrl_c() == 0
+    # What was written before this terminal listened is shown too, before what became of it.
+    send(settings_of(stack), 3)
+    later = Terminal(shell, "dev")
+    terminals.append(later)
+    later.until(lambda: re.search(r"#3 +dev\.task +dev\.work +done", later.text) is not None)
+    told = [line for line in later.lines if re.search(r"#3 +dev\.task", line)]
+    assert ["done" in line for line in told] == [False, True]
+    assert later.press_ctrl_c() == 0
 
 
 def test_a_file_that_is_broken_from_the_beginning_is_waited_for(
