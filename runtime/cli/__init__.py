@@ -15,37 +15,48 @@ from runtime.errors import SettingsError
 from runtime.extras import needing
 
 # The summaries of the list of commands, here so that printing the list loads no command.
-COMMANDS: Final = {
-    "demo": "Watch four agents turn notes into a site.",
-    "init": "Put the migrations and a first agent into a Supabase project.",
-    "dev": "Run agents over a stack on this machine, and reload them on change.",
-    "doctor": "Check the set-up, and send one row all the way round.",
-    "run": "Run agents until Ctrl-C or SIGTERM.",
-    "serve": "Serve agents over HTTP, and take other programs' webhooks.",
-    "drain": "Run what is due, and end.",
-    "dashboard": "Watch the stream in a browser, and mend what is stuck.",
-    "send": "Write one message.",
-    "ask": "Send a request, and print what its handler answers.",
-    "tail": "Print messages as they are written.",
-    "read": "Print messages that are there.",
-    "top": "Watch what runs and what waits.",
-    "trace": "Tell one message's whole story, as a tree.",
-    "status": "Say who runs, what waits and what died.",
-    "subscriptions": "Show what listens, how far behind it is, and who serves it.",
-    "schedules": "Show the timers, and when they tick next.",
-    "waits": "Show what suspended handlers wait for.",
-    "webhooks": "Have messages posted to a URL: a handler in any language.",
-    "dead": "Show dead letters, deliver them again, or discard them.",
-    "approvals": "Show what agents ask people, and decide it.",
-    "cancel": "End what waits or runs for a message.",
-    "pause": "Let a subscription's work gather.",
-    "resume": "Take deliveries of a paused subscription again.",
-    "replay": "Deliver messages of the past to a subscription again.",
-    "prune": "Remove old messages.",
-    "graph": "Draw which agent writes what, and which reads it.",
-    "asyncapi": "Describe keys, agents and schemas as AsyncAPI 3.",
-    "local": "A Supabase-compatible stack on this machine, without Docker.",
+_GROUPS: Final = {
+    "Set up": {
+        "init": "Put the migrations and a first agent into a Supabase project.",
+        "local": "A Supabase-compatible stack on this machine, without Docker.",
+        "doctor": "Check the set-up, and send one row all the way round.",
+        "demo": "Watch four agents turn notes into a site.",
+    },
+    "Work with agents": {
+        "dev": "Run agents over a stack on this machine, and reload them on change.",
+        "run": "Run agents until Ctrl-C or SIGTERM.",
+        "serve": "Serve agents over HTTP, and take other programs' webhooks.",
+        "drain": "Run what is due, and end.",
+        "webhooks": "Have messages posted to a URL: a handler in any language.",
+        "graph": "Draw which agent writes what, and which reads it.",
+        "asyncapi": "Describe keys, agents and schemas as AsyncAPI 3.",
+    },
+    "Write and read": {
+        "send": "Write one message.",
+        "ask": "Send a request, and print what its handler answers.",
+        "tail": "Print messages as they are written.",
+        "read": "Print messages that are there.",
+        "approvals": "Show what agents ask people, and decide it.",
+    },
+    "Look": {
+        "dashboard": "Watch the stream in a browser, and mend what is stuck.",
+        "status": "Say who runs, what waits and what died.",
+        "top": "Watch what runs and what waits.",
+        "subscriptions": "Show what listens, how far behind it is, and who serves it.",
+        "schedules": "Show the timers, and when they tick next.",
+        "waits": "Show what suspended handlers wait for.",
+        "trace": "Tell one message's whole story, as a tree.",
+    },
+    "Mend": {
+        "dead": "Show dead letters, deliver them again, or discard them.",
+        "cancel": "End what waits or runs for a message.",
+        "pause": "Let a subscription's work gather.",
+        "resume": "Take deliveries of a paused subscription again.",
+        "replay": "Deliver messages of the past to a subscription again.",
+        "prune": "Remove old messages.",
+    },
 }
+COMMANDS: Final = {name: text for group in _GROUPS.values() for name, text in group.items()}
 
 # The extras of commands whose libraries a worker does not need.
 _EXTRAS: Final = {
@@ -63,6 +74,7 @@ class _LoadedWhenCalled(Commands):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = {name: Command(name, short_help=text) for name, text in COMMANDS.items()}
+        self.sections = {title: list(group) for title, group in _GROUPS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command these arguments begin with, and load it.

@@ -25,9 +25,17 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """A group of commands; an error of the runtime is one line, any other one is a bug and keeps its traceback."""
+    """A group of commands; an error of the runtime is one line, any other one is a bug and keeps its traceback.
+
+    Attributes:
+        sections: the names of its commands by the title they stand under in the help; under one title when empty.
+    """
 
     _as_json = False
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.sections: dict[str, list[str]] = {}
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""

@@ -70,20 +70,28 @@ def _lines(command: Any, context: Any, width: int) -> Iterator[str]:
     parts = {
         "Arguments": arguments(command),
         "Options": options(command, context),
-        "Commands": commands(command),
     }
     for title, entries in parts.items():
         if entries:
             yield ""
             yield f"{title}:"
             yield from _entries(entries, width)
+    entries = commands(command)
+    for title, names in (
+        getattr(command, "sections", {}) or {"Commands": [name for name, _ in entries]}
+    ).items():
+        if entries:
+            yield ""
+            yield f"{title}:"
+            # All sections have the column of the longest name.
+            yield from _entries([each for each in entries if each[0] in names], width, among=entries)
     if command.epilog:
         yield ""
         yield from _wrapped(command.epilog, width)
 
 
-def _entries(entries: Sequence[Entry], width: int) -> Iterator[str]:
-    names = [name for name, _ in entries if len(name) <= _NAMES]
+def _entries(entries: Sequence[Entry], width: int, *, among: Sequence[Entry] = ()) -> Iterator[str]:
+    names = [name for name, _ in among or entries if len(name) <= _NAMES]
     column = 4 if width < _NARROW else max(map(len, names), default=0) + 4
     for name, meaning in entries:
         if width < _NARROW or len(name) > _NAMES:

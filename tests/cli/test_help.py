@@ -32,6 +32,8 @@ def test_help_lists_every_command_with_a_line_about_it(nowhere: Shell) -> None:
     assert (ended.code, ended.stderr) == (0, "")
     for name, text in COMMANDS.items():
         assert any(f" {name} " in line and text[:40] in line for line in ended.stdout.splitlines()), name
+    titles = [line for line in ended.stdout.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Options:", "Set up:", "Work with agents:", "Write and read:", "Look:", "Mend:"]
     assert nowhere.run("-h").stdout == ended.stdout
     assert "Usage: runtime [OPTIONS] COMMAND" in nowhere.run().stdout + nowhere.run().stderr
 
