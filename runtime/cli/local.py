@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from runtime.cli.app import App
+from runtime.cli.confirm import confirm
 from runtime.cli.help import choices
 from runtime.cli.options import Json
 from runtime.cli.output import print_found, print_json
@@ -188,6 +189,27 @@ def reset(data_dir: DataDir = None, as_json: Json = False) -> None:
         _print_json(found, reset=True)
         return
     typer.echo("Reset the local stack" + (", which runs." if found.is_running else "."), err=True)
+
+
+@app.command()
+def remove(
+    data_dir: DataDir = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop the stack and delete it with all its data, keys and logs, for good."""
+    stack = LocalStack(data_dir)
+    if stack.exists:
+        confirm(f"Delete the stack in {stack.folder} with all its data, for good?", yes=yes)
+        with progress(as_json=as_json) as say:
+            say("Removing the stack")
+            has_removed = stack.remove()
+    else:
+        has_removed = False
+    if as_json:
+        print_json({"removed": has_removed})
+        return
+    typer.echo("Removed the local stack." if has_removed else "There is no local stack here.", err=True)
 
 
 @app.command()

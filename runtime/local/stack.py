@@ -1,33 +1,27 @@
 """The local stack: what `supabase start` gives a developer, with one command and without Docker."""
 
-import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-import anyio
 from pydantic import SecretStr
 
 from runtime.connection.local_stack import STATE, LocalProject
 from runtime.errors import LocalStackError
 from runtime.local import keys
-from runtime.local.bootstrap import change_password, check_decoding, prepare_cluster, prepare_database
 from runtime.local.cleanup import guarded
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.keys import Keys
-from runtime.local.migrations import apply_migrations, migrations_folder, read_migrations
 from runtime.local.ports import api_port_like, free_port, free_port_like, ports_of_others
 from runtime.local.postgres import DISPOSABLE, PostgresServer
+from runtime.local.preparation import prepare_foreign, prepare_server
 from runtime.local.signing import read_keys, rotate, sign
-from runtime.local.state import StackState, locked, place_cluster
+from runtime.local.state import StackState, locked, place_cluster, remove_files
 from runtime.local.status import StackStatus
 
-Result = TypeVar("Result")
 Say = Callable[[str], object]
 
 
@@ -88,6 +82,11 @@ class LocalStack:
                     stack.delete()
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was ever started, and not removed since."""
+        return (self.folder / STATE).exists()
 
     def __repr__(self) -> str:
         return f"<LocalStack {self.folder}>"
@@ -193,7 +192,10 @@ class LocalStack:
                 if not self._signing_keys.exists():
                     rotate(self._signing_keys)
                 say("Applying the migrations")
-                self._prepare(state, server)
+                if server is not None:
+                    prepare_server(server)
+                else:
+                    prepare_foreign(self._admin_url(state))
                 if gateway and not self._gateway_of(state).is_running:
                     say("Starting the gateway")
                 has_started_gateway = self._gateway_of(state).start() if gateway else False
@@ -275,28 +277,31 @@ class LocalStack:
             if (server := self._server(state)) is not None and state.cluster is not None:
                 server.delete()
 
+    def remove(self) -> bool:
+        """Stop the stack and delete its database, keys, ports and logs for good; a PostgreSQL that is not ours stays.
+
+        Returns:
+            False when there was no stack.
+
+        Raises:
+            LocalStackError: something does not end, or cannot be deleted.
+        """
+        if not self.exists:
+            return False
+        self.delete()
+        with locked(self.folder):
+            remove_files(self.folder)
+        return True
+
     def _stop(self, state: StackState) -> bool:
         has_stopped_gateway = self._gateway_of(state).stop()
         server = self._server(state)
         has_stopped_server = server.stop() if server is not None else False
         return has_stopped_gateway or has_stopped_server
 
-    def _prepare(self, state: StackState, server: PostgresServer | None) -> None:
-        if server is None:
-            url = self._admin_url(state)
-            _wait_for(check_decoding, url)
-            _wait_for(_prepare, url, url, False)
-            return
-        if server.has_published_password:
-            password = secrets.token_urlsafe(32)
-            _wait_for(change_password, server.url(), password)
-            server.keep_password(password)
-        # Not as a superuser: migrations call code that other users may have put into the database.
-        _wait_for(_prepare, server.url(), server.url(user=keys.DB_USER), True)
-
     def _state(self) -> StackState:
         """Return the stored state, or the state that a start would store."""
-        if not (self.folder / STATE).exists():
+        if not self.exists:
             usual = StackState.for_project(self._project)
             usual.api_port = self._api_port or usual.api_port
             usual.db_port = self._db_port or usual.db_port
@@ -304,7 +309,7 @@ class LocalStack:
         return StackState.load(self.folder)
 
     def _state_to_start(self, say: Say) -> StackState:
-        is_known = (self.folder / STATE).exists()
+        is_known = self.exists
         remembered = StackState.load(self.folder) if is_known else StackState.for_project(self._project)
         wanted = StackState(
             api_port=self._api_port or remembered.api_port,
@@ -386,15 +391,3 @@ class LocalStack:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LocalStackError(f"{self.folder} could not be made: {error}") from error
-
-
-async def _prepare(url: str, migrating_url: str, is_ours: bool) -> None:
-    await prepare_cluster(url, passwords=is_ours)
-    await prepare_database(url)
-    await apply_migrations(migrating_url, read_migrations(migrations_folder()))
-
-
-def _wait_for(function: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
-    # In a thread, so that it works whether or not the caller's has an event loop already.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(anyio.run, function, *arguments).result()

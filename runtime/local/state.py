@@ -90,6 +90,23 @@ class StackState(BaseModel):
             raise LocalStackError(f"{folder} cannot be written: {error}") from error
 
 
+def remove_files(folder: Path) -> None:
+    """Delete a stopped stack's own files, and its folder if it holds nothing else.
+
+    Raises:
+        LocalStackError: a file cannot be deleted.
+    """
+    try:
+        # The state goes last but for the lock: a removal that was cut short can be repeated.
+        for pattern in ("gateway.*", "signing_keys.json*", f"{STATE}.*", STATE, "lock"):
+            for file in folder.glob(pattern):
+                file.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise LocalStackError(f"{folder} could not be deleted: {error}") from error
+
+
 def place_cluster(folder: Path) -> Path:
     """Where a stack's cluster can live: in its data folder, or where the account of PostgreSQL can reach it.
 

@@ -69,6 +69,17 @@ def test_a_day_with_the_stack(stack: LocalStack) -> None:
     assert (stopped.exit_code, json.loads(stopped.stdout)) == (0, {"stopped": True})
     assert run("status").exit_code == 1
 
+    beside = stack.folder / "notes.txt"
+    beside.write_text("not the stack's")
+    asked = run("remove")
+    assert asked.exit_code == 2
+    assert "--yes" in asked.stderr
+    removed = run("remove", "--yes", "--json")
+    assert (removed.exit_code, json.loads(removed.stdout)) == (0, {"removed": True})
+    assert list(stack.folder.iterdir()) == [beside]
+    again = run("remove")
+    assert (again.exit_code, again.stdout, again.stderr) == (0, "", "There is no local stack here.\n")
+
 
 def test_commands_and_scripts_use_the_stack_of_the_folder_they_are_called_in(
     stack: LocalStack, nowhere: Shell
