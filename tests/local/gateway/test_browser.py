@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import FileResponse, HTMLResponse
 from starlette.routing import Route
 
-from runtime import Agent
+from runtime.agent.discovery import discover
 from tests.integration.conftest import connected, running, settings_of, settled, until
 from tests.local.gateway.conftest import QuietServer, make_token
 from tests.node import installed
@@ -88,18 +88,14 @@ async def browser() -> AsyncIterator[Browser]:
             await started.close()
 
 
-async def test_the_page_of_the_document(stack: Any) -> None:
-    oracle = Agent("oracle")
-
-    @oracle.on("question.asked", emits="answer.given")
-    async def answer(value: dict[str, str]) -> str:
-        return f"42 to {value['text']}"
-
+async def test_the_page_of_the_document(stack: Any, tmp_path: Path) -> None:
+    (tmp_path / "oracle.py").write_text(block("python"))
+    agents = discover([str(tmp_path / "oracle.py")])
     tokens = [make_token(role="authenticated", sub=user, secret=stack.jwt_secret) for user in USERS]
     silent = page(stack, tokens[1]).replace("ask('What is the answer?')", "document.title = 'listening'")
     async with (
         connected(stack.db_url) as connection,
-        running([oracle], settings_of(stack)),
+        running(agents, settings_of(stack)),
         served({"asking": page(stack, tokens[0]), "silent": silent}) as url,
         browser() as chromium,
     ):
