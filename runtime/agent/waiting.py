@@ -1,6 +1,7 @@
 """Waits: a handler that waits for longer than a moment is suspended, and runs from the top when its wait is over."""
 
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from runtime.encoding.json import encode
 from runtime.errors import InvalidValue, RuntimeFault, WaitTimeout
 from runtime.keys import check_pattern
 from runtime.message import Message
+from runtime.tracebacks import members_of
 
 GRACE_SECONDS: Final = 2.0
 """So long a wait goes on within the process; one that takes longer suspends the delivery."""
@@ -316,15 +318,15 @@ def timeout_of(given: float | str | timedelta | None) -> float | None:
 
 def suspension(error: BaseException) -> Suspended | None:
     """Return the suspension that ended an attempt: the error itself, or one in a task group's."""
-    if isinstance(error, Suspended):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        found = [suspension(each) for each in error.exceptions]
-        suspended = [each for each in found if each is not None]
-        if len(suspended) == len(found):
-            places = [place for each in suspended for place in each.places]
-            return Suspended(places, min(each.delay for each in suspended))
-    return None
+    # By the type: what a handler raises may lie about its class.
+    found = [each for each in members_of(error) if not issubclass(type(each), CancelledError)]
+    suspended = [each for each in found if type(each) is Suspended]
+    if not suspended or len(suspended) < len(found):
+        return None
+    if len(suspended) == 1:
+        return suspended[0]
+    places = [place for each in suspended for place in each.places]
+    return Suspended(places, min(each.delay for each in suspended))
 
 
 def _messages(outcomes: Sequence[Outcome]) -> list[Message[Any]]:
