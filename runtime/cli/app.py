@@ -1,5 +1,6 @@
 """The commands and groups of the command line: one form of help, one end of a command that fails."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -51,7 +52,16 @@ class Commands(TyperGroup):
         Raises:
             typer.Exit: the reader of the output has left, or an error was printed.
         """
-        self._as_json = "--json" in args
+        self._as_json = "--json" in args[: args.index("--") if "--" in args else None]
+        if self._as_json:
+            # Not at the top: it loads Rich, which the list of commands does without.
+            from runtime.cli.output import start_logs
+
+            # Until a command starts its own log: warnings of the settings are JSON lines too.
+            start_logs("warning", as_json=True)
+        elif parent is None and (output := sys.modules.get("runtime.cli.output")) is not None:
+            # A command that was called before in this process may have asked for JSON.
+            output.err.is_json = False
         with told(as_json=self._as_json):
             return super().make_context(info_name, args, parent, **extra)
 

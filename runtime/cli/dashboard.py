@@ -11,7 +11,7 @@ import typer
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
-from runtime.cli.output import err, print_json, start_logs
+from runtime.cli.output import err, print_json, print_last_words, start_logs
 from runtime.dashboard.server import serving
 from runtime.settings import Settings
 from runtime.worker import event_loop
@@ -45,7 +45,10 @@ def dashboard(
     """Show the stream in a browser until Ctrl-C: what is written, who handles it, what is stuck; and mend it."""
     streams.go_on()
     settings = find_settings()
-    start_logs("warning" if settings.log_level == "info" else settings.log_level, as_json=as_json)
+    start_logs(
+        "warning" if settings.log_level == "info" else settings.log_level,
+        as_json=as_json or settings.log_format == "json",
+    )
     number = event_loop.run(_serve, settings, paths or [], host, port, token, is_opened, as_json)
     if number is not None:
         raise typer.Exit(128 + number)
@@ -66,7 +69,7 @@ async def _serve(
 
     def stop(number: signal.Signals) -> None:
         soon(stopping.set)
-        if number == signal.SIGINT and not as_json:
+        if number == signal.SIGINT:
             err.print("The dashboard has ended; the agents go on.", style="dim")
 
     async with anyio.create_task_group() as tasks:
@@ -75,7 +78,7 @@ async def _serve(
             hurried.append(number)
             soon(tasks.cancel_scope.cancel)
 
-        with heeded(stop, hurry, drain_seconds=0):
+        with heeded(stop, hurry, drain_seconds=0, say=print_last_words):
             async with serving(settings, host=host, port=port, token=token, paths=paths) as url:
                 if as_json:
                     print_json({"url": url})

@@ -67,7 +67,7 @@ def demo(
         raise DiscoveryError(f"There are no Markdown notes (*.md) in {notes}.")
     # The newsroom reads its two folders from the environment.
     os.environ |= {"NEWSROOM_NOTES": str(notes), "NEWSROOM_OUTPUT": str(output.resolve())}
-    start_logs("warning", as_json=as_json)
+    start_logs("warning", as_json=as_json or Settings.load().log_format == "json")
     began = time.monotonic()
     with _ended_by_sigterm(), LocalStack.temporary() as stack:
         with err.status("Starting PostgreSQL and the gateway …"):
@@ -98,9 +98,8 @@ class Show:
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        """Print a sentence, except with --json."""
-        if not self.as_json:
-            err.print(text, style="dim")
+        """Print a sentence on stderr."""
+        err.print(text, style="dim")
 
     def __call__(self, attempt: Attempt) -> None:
         """Observe one attempt."""
@@ -138,7 +137,8 @@ class Show:
     def begin(self, notes: int, paths: Iterable[str]) -> None:
         """Print the head of the lines and start the clock."""
         self.say(f"Live, woken by {' and '.join(sorted(paths))}. {notes} notes go in.\n")
-        self.say("     s  msg key               handled by            ms  note")
+        if not self.as_json:
+            self.say("     s  msg key               handled by            ms  note")
         self.began = time.monotonic()
 
     def end(self, result: dict[str, Any], output: Path) -> None:

@@ -1,6 +1,5 @@
 """`runtime dev`: a stack, agents that reload when their files change, and their messages, in a browser too."""
 
-import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +18,7 @@ from runtime.cli.dashboard import PORT, open_browser
 from runtime.cli.find_stream import find_settings, gone_stack
 from runtime.cli.message_first import AttemptPipe, MessageFirst
 from runtime.cli.options import Json
-from runtime.cli.output import err, start_logs
+from runtime.cli.output import err, print_note, start_logs
 from runtime.cli.progress import progress
 from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
@@ -67,7 +66,7 @@ def dev(
             f"There is no folder {_AGENTS}/ here. Name your agents, or make some: runtime init"
         )
     streams.go_on()
-    start_logs("warning", as_json=as_json)
+    start_logs("warning", as_json=as_json or Settings.load().log_format == "json")
     shown = DevOutput(as_json)
     with _settings(port, shown) as settings:
         event_loop.run(_dev, settings, paths, is_opened, shown)
@@ -81,8 +80,8 @@ class DevOutput:
 
     def say(self, text: str) -> None:
         """Print a sentence on stderr: as a line of its own, or as the log's lines are."""
-        if self.as_json:
-            typer.echo(json.dumps({"level": "INFO", "logger": "runtime.dev", "message": text}), err=True)
+        if err.is_json:
+            print_note(text, logger="runtime.dev")
         else:
             err.print(Text(f"── {text}", style="bold blue"))
 
@@ -97,7 +96,7 @@ def _settings(port: int | None, shown: DevOutput) -> Iterator[Settings]:
         yield settings
         return
     stack = LocalStack(api_port=port)
-    with progress(as_json=shown.as_json) as say:
+    with progress(as_json=err.is_json) as say:
         has_started = stack.start(say=say)
     try:
         yield find_settings()
@@ -207,4 +206,4 @@ def _environment(settings: Settings) -> dict[str, str]:
         if value is not None
     }
     # A developer reads the log, also through a pipe.
-    return {"RUNTIME_LOG_FORMAT": "lines", **os.environ, **named}
+    return {"RUNTIME_LOG_FORMAT": "json" if err.is_json else "lines", **os.environ, **named}

@@ -33,7 +33,7 @@ def drain(
     """Run what is due for these agents, timers too, and end when nothing is, or when the time is up."""
     streams.go_on()
     settings = find_settings()
-    start_logs(settings.log_level, as_json=logs_are_json(settings.log_format))
+    start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     drained = event_loop.run(_drain, discover(paths), settings, budget)
     if as_json:
         print_json(asdict(drained))

@@ -34,8 +34,25 @@ class Terminal(Console):
     Nothing is cut or wrapped but at the edge of a terminal: a file or pipe has none.
     """
 
+    _is_json = False
+
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, stderr=stderr)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether each print is a line of the JSON log; then no spinner and no bar is drawn."""
+        return self._is_json
+
+    @is_json.setter
+    def is_json(self, is_json: bool) -> None:
+        # Rich draws nothing on a quiet console.
+        self._is_json = self.quiet = is_json
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person watches; a spinner would take over the streams that the JSON lines go to."""
+        return super().is_terminal and not self._is_json
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -53,6 +70,9 @@ class Terminal(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print; the further lines of a text are indented, so that none looks like a line of its own."""
+        if self._is_json:
+            print_note(" ".join(map(str, objects)).strip(), _level_of(str(options.get("style") or "")))
+            return
         super().print(*(_set_in(each) if isinstance(each, str) else each for each in objects), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -195,9 +215,33 @@ def print_handlers(handlers: Iterable[Handler]) -> None:
         err.print(f"{handler.name} for {', '.join(handler.patterns)}", style="dim", soft_wrap=True)
 
 
+def print_note(text: str, level: int = logging.INFO, logger: str = "runtime.cli") -> None:
+    """Print what a command says beside its results on stderr, as a line of the JSON log."""
+    record = logging.makeLogRecord(
+        {"name": logger, "levelno": level, "levelname": logging.getLevelName(level), "msg": text}
+    )
+    sys.stderr.write(_JsonFormatter().format(record) + "\n")
+    sys.stderr.flush()
+
+
+def print_last_words(text: str) -> None:
+    """Print why the process ends now; it takes no lock of the log or of Rich, which a dead thread may hold."""
+    if err.is_json:
+        print_note(text, logging.WARNING)
+    else:
+        sys.stderr.write(f"{text}.\n")
+
+
+def _level_of(style: str) -> int:
+    """Return the level of a text printed in a style."""
+    return logging.ERROR if "red" in style else logging.WARNING if "yellow" in style else logging.INFO
+
+
 def start_logs(level: str, *, as_json: bool) -> None:
-    """Send the log to stderr: lines for people, or JSON lines."""
+    """Send the log to stderr, and with it what the command says there: lines for people, or JSON lines."""
     handler: logging.Handler
+    err.is_json = as_json
+    logging.captureWarnings(as_json)
     if as_json:
         handler = logging.StreamHandler()
         handler.setFormatter(_JsonFormatter())

@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import Process
 from watchfiles import PythonFilter, awatch
 
+from runtime.cli.output import err
 from runtime.worker.supervisor import ending
 
 Say = Callable[[str], None]
@@ -20,12 +21,14 @@ Say = Callable[[str], None]
 _GRACE_SECONDS: Final = 5.0
 _TRIAL: Final = """
 import sys
+import typer
 from runtime.agent.discovery import discover
-from runtime.errors import RuntimeFault
+from runtime.cli.errors import told
 try:
-    discover(sys.argv[1:])
-except RuntimeFault as error:
-    sys.exit(f"Error: {error}")
+    with told(as_json=sys.argv[1] == "json"):
+        discover(sys.argv[2:])
+except typer.Exit as end:
+    sys.exit(end.exit_code)
 """
 
 
@@ -90,7 +93,7 @@ class Reloader:
 
     async def _can_start(self) -> bool:
         """Whether the files can be imported; if not, the error is on stderr already."""
-        command = [sys.executable, "-c", _TRIAL, *self._paths]
+        command = [sys.executable, "-c", _TRIAL, "json" if err.is_json else "lines", *self._paths]
         async with await self._open(command) as trial:
             # An import may never end: the next change of a file ends the trial.
             await _first(trial.wait, self._changed.wait, self._stopped.wait)

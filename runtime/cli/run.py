@@ -19,7 +19,15 @@ from runtime.cli import streams
 from runtime.cli.attempts import AttemptLines, Tell, write
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
-from runtime.cli.output import err, export_telemetry, json_text, logs_are_json, print_handlers, start_logs
+from runtime.cli.output import (
+    err,
+    export_telemetry,
+    json_text,
+    logs_are_json,
+    print_handlers,
+    print_last_words,
+    start_logs,
+)
 from runtime.errors import DiscoveryError
 from runtime.extras import need
 from runtime.settings import Settings
@@ -116,6 +124,8 @@ def run(
     if once is not None:
         from runtime.cli.once import answers_of, run_once
 
+        if debugs and as_json:
+            raise typer.BadParameter("the debugger is for a person: leave --json or --pdb out")
         start_logs(settings.log_level, as_json=as_json)
         work = partial(
             run_once, agents, settings, once,
@@ -277,7 +287,7 @@ async def _run(
             hurried.append(number)
             soon(tasks.cancel_scope.cancel)
 
-        with heeded(stop, hurry, drain_seconds=drain_seconds):
+        with heeded(stop, hurry, drain_seconds=drain_seconds, say=print_last_words):
             if is_supervised and os.name == "posix":
                 tasks.start_soon(_end_with_supervisor, crew)
             async with anyio.create_task_group() as working:

@@ -13,7 +13,15 @@ from runtime.asgi import WebhookApp, sources_in
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
-from runtime.cli.output import err, export_telemetry, logs_are_json, print_handlers, print_json, start_logs
+from runtime.cli.output import (
+    err,
+    export_telemetry,
+    logs_are_json,
+    print_handlers,
+    print_json,
+    print_last_words,
+    start_logs,
+)
 from runtime.connection.environment import non_blank
 from runtime.http_server import bound, is_loopback, served
 from runtime.worker import event_loop
@@ -52,7 +60,7 @@ def serve(
     if not is_loopback(host) and (secret := non_blank(settings.webhook_secret)) is not None:
         check_exposed(secret, "RUNTIME_WEBHOOK_SECRET")
     app = WebhookApp(agents, sources, settings=settings)
-    if not as_json:
+    if not err.is_json:
         for source in sources:
             err.print(f"/webhooks/{source.name} for {source.key}", style="dim", soft_wrap=True)
         print_handlers(handler for agent in agents for handler in agent.handlers)
@@ -70,10 +78,7 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float, as
     def stop(number: signal.Signals) -> None:
         soon(stopping.set)
         app.stop()
-        if not as_json:
-            err.print(
-                f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once."
-            )
+        err.print(f"{number.name}: no new work is taken, and what runs finishes. Once more to quit at once.")
 
     async with anyio.create_task_group() as tasks:
 
@@ -81,7 +86,7 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float, as
             hurried.append(number)
             soon(tasks.cancel_scope.cancel)
 
-        with heeded(stop, hurry, drain_seconds=drain_seconds):
+        with heeded(stop, hurry, drain_seconds=drain_seconds, say=print_last_words):
             async with served(listening, app, graceful_seconds=drain_seconds):
                 url = f"http://{shown}:{listening.getsockname()[1]}/"
                 if as_json:

@@ -27,15 +27,19 @@ _HURRY_SECONDS: Final = 1.0
 
 
 @contextmanager
-def heeded(stop: Heed, hurry: Heed, *, drain_seconds: float) -> Iterator[None]:
+def heeded(
+    stop: Heed, hurry: Heed, *, drain_seconds: float, say: Callable[[str], object] | None = None
+) -> Iterator[None]:
     """Heed the signals while the block lasts; entered on the main thread, on a loop that runs.
 
     Args:
         stop: called at the first, from any thread; it returns at once.
         hurry: called at each further one, likewise.
         drain_seconds: how long what runs may take after the first.
+        say: prints why the process ends though something still runs in it; it takes no lock. By default it is a line
+            on stderr.
     """
-    signals = _Signals(stop, hurry, drain_seconds)
+    signals = _Signals(stop, hurry, drain_seconds, say or _write)
     signals.begin()
     forget = fork.in_each_child(signals.forget)
     try:
@@ -48,10 +52,11 @@ def heeded(stop: Heed, hurry: Heed, *, drain_seconds: float) -> Iterator[None]:
 class _Signals:
     """The signals so far. Python reports each in two ways, and user code may replace either: the higher count holds."""
 
-    def __init__(self, stop: Heed, hurry: Heed, drain_seconds: float) -> None:
+    def __init__(self, stop: Heed, hurry: Heed, drain_seconds: float, say: Callable[[str], object]) -> None:
         self._stop = stop
         self._hurry = hurry
         self._drain_seconds = drain_seconds
+        self._say = say
         self._lock = threading.RLock()
         self._heard = {"descriptor": 0, "handler": 0}
         self._count = 0
@@ -119,7 +124,11 @@ class _Signals:
             threading.Event().wait(seconds)
             if why:
                 with suppress(BaseException):
-                    sys.stderr.write(f"{why}.\n")
+                    self._say(why)
             os._exit(code)
 
         threading.Thread(target=end, name="end", daemon=True).start()
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(f"{text}.\n")
