@@ -10,7 +10,17 @@ from starlette.types import ASGIApp
 
 from runtime.dashboard.context import FOLDER, DashboardContext, context_of
 from runtime.dashboard.events import events
-from runtime.dashboard.pages import agents, conversation, dead, map, message, overview, stream, write
+from runtime.dashboard.pages import (
+    agents,
+    approvals,
+    conversation,
+    dead,
+    map,
+    message,
+    overview,
+    stream,
+    write,
+)
 from runtime.dashboard.security import Guard, Guarded
 from runtime.errors import RuntimeFault, StoreUnavailable
 
@@ -49,6 +59,9 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
             Route("/message/{id:number}/story", message.story),
             Route("/message/{id:number}/deliver", message.deliver, methods=["POST"]),
             Route("/message/{id:number}/cancel", message.cancel, methods=["POST"]),
+            Route("/approvals", approvals.approvals_page),
+            Route("/approvals/open", approvals.open_requests),
+            Route("/approvals/{id:number}", approvals.decide, methods=["POST"]),
             Route("/dead", dead.dead_page),
             Route("/dead/groups", dead.groups),
             Route("/dead/group/{what}", dead.change_group, methods=["POST"]),

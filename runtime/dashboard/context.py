@@ -27,6 +27,7 @@ PAGES: Final = (
     ("overview", "/overview", "Overview", "o"),
     ("agents", "/agents", "Agents", "a"),
     ("map", "/map", "Map", "m"),
+    ("approvals", "/approvals", "Approvals", "p"),
     ("dead", "/dead", "Dead letters", "d"),
     ("write", "/write", "Write", "w"),
 )

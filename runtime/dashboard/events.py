@@ -94,6 +94,7 @@ class Follower:
                 yield _event("rows", rows, self._after)
         health = await self._context.health()
         text = self._context.text("_health.html", health=health)
+        text += self._context.text("_tally.html", health=health, is_late=True)
         if text != self._health:
             self._health = text
             yield _event("health", text)

@@ -3,6 +3,7 @@
 The dashboard imports no agent itself: their files change while it runs, and what they do at import is not its business.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,15 @@ from typing import Any, Final
 import anyio
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from runtime.encoding.json import decode
 
 _SHOWN_FAULTS: Final = 5
 _READ_SECONDS: Final = 20.0
+# Knows no other document: a schema out of the stream must not have the dashboard load an address.
+_ALONE: Final[Registry[Any]] = Registry()
 _READ: Final = """
 import json, sys
 from runtime.agent.discovery import discover
@@ -58,10 +63,10 @@ class Declared:
         if self.schema is None:
             return []
         try:
-            faults = sorted(
-                Draft202012Validator(self.schema).iter_errors(value), key=lambda fault: fault.json_path
-            )
-        except (SchemaError, RecursionError):
+            Draft202012Validator.check_schema(self.schema)
+            validator = Draft202012Validator(self.schema, registry=_ALONE)
+            faults = sorted(validator.iter_errors(value), key=lambda fault: fault.json_path)
+        except (SchemaError, Unresolvable, re.error, RecursionError):
             # A schema that the validator cannot read, or a value too deep for it: the handler itself will judge.
             return []
         return [

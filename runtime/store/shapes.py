@@ -27,6 +27,7 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_trace": ("message", "messages"), "stream_page": ("messages",), "stream_flow": ("messages", "written"),
     "stream_conversation": ("correlation", "totals", "messages"),
     "stream_activity": ("minute", "minutes"), "stream_last_good": ("id", "value"),
+    "stream_decide": ("request", "decided", "expired"),
     # Their members are named by data.
     "stream_handling": (), "stream_note_webhooks": (),
 })  # fmt: skip
@@ -36,6 +37,7 @@ LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_send": ("id", "duplicate"), "stream_read": ("id", "key", "value", "created_at"),
     "stream_dead": ("id", "message_id"), "stream_dead_groups": ("subscription",), "stream_answers": ("request",),
     "stream_schedules": ("name",), "stream_webhooks": ("name", "url"), "stream_serve_webhooks": ("name", "url"),
+    "stream_waits": ("message", "subscription"), "stream_approvals": ("request", "message"),
 })  # fmt: skip
 """Functions that return a list, with members that each of its objects always has."""
 

@@ -221,6 +221,7 @@ begin
             'last_message', (select max(m.id) from public.consciousness_stream m),
             'dead_letters', (select coalesce(sum(l.amount), 0) from runtime.buried() l),
             'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
+            'approvals', runtime.open_approvals(),
             'broadcast', runtime.realtime_is_there(),
             'warnings', runtime.disorders('{}') || array(select distinct r.warning from runtime.rivals() r),
             'oldest_transaction_seconds', (

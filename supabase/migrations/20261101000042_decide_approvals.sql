@@ -56,6 +56,18 @@ comment on function public.stream_decide(bigint, boolean, jsonb, text, text) is
     'one {id, approved, answer, by, why, at}. expired: its time was over. by is the name in the caller''s token, or the '
     'database role, unless it is given.';
 
+create function runtime.open_approvals() returns bigint
+language sql stable set search_path = '' as $$
+    select count(distinct r.id)
+    from runtime.waits w
+    cross join lateral (
+        select m.id from public.consciousness_stream m
+        where m.id = (w.filter ->> 'request')::bigint and m.key = 'approval.requested' offset 0
+    ) r
+    where w.pattern = 'approval.decided' and jsonb_typeof(w.filter -> 'request') = 'number'
+$$;
+comment on function runtime.open_approvals() is 'How many requests for approval nobody has decided yet.';
+
 create function public.stream_approvals(max integer default 100) returns json
 language plpgsql stable security definer set search_path = '' as $$
 declare

@@ -1,11 +1,12 @@
-"""Agents for the dashboard's tests: one that writes, one that publishes and fails where it is told to."""
+"""Agents for the dashboard's tests: one writes, one publishes and fails where it is told to, one asks people."""
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from runtime import Agent, Context, Retry
 
 writer = Agent("writer")
 publisher = Agent("publisher")
+cashier = Agent("cashier")
 
 
 class Note(BaseModel):
@@ -35,3 +36,20 @@ async def publish(draft: dict[str, object], context: Context) -> None:
     if "broken" in str(draft["title"]):
         raise ValueError(f"no template for {draft['title']!r}")
     context.emit("site.published", {"url": f"/{draft['title']}"})
+
+
+class Refund(BaseModel):
+    """What a person says with an approval."""
+
+    cents: int = Field(ge=1)
+
+
+@cashier.on("refund.wanted")
+async def refund(wanted: dict[str, object], context: Context) -> None:
+    """Ask people before money goes back."""
+    decision = await context.approve(
+        f"Refund {wanted['name']}?", details=wanted, answer=Refund if wanted.get("sum") else None
+    )
+    context.emit(
+        "refund.decided", {"approved": decision.approved, "cents": decision.answer and decision.answer.cents}
+    )

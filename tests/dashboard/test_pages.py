@@ -482,6 +482,7 @@ def test_it_is_worked_by_keys(stage: Stage, tab: Page) -> None:
         "o": "/overview",
         "a": "/agents",
         "m": "/map",
+        "p": "/approvals",
         "d": "/dead",
         "w": "/write",
         "s": "/",
@@ -502,6 +503,9 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
     axe = Path(spec.origin).with_name("axe.min.js").read_text()
     number = stage.send("note.added", {"title": "readable", "nested": {"list": [1, None, True]}})
     letter = dead(stage, "to read")
+    stage.send("refund.wanted", {"name": "a reader", "sum": 3})
+    while not (requests := stage.ask(stage.stream.operations.approvals)):
+        pass
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     tab = context.new_page()
     for path in (
@@ -510,6 +514,7 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
         "/overview",
         "/agents",
         "/map",
+        "/approvals",
         "/dead",
         "/write",
         f"/message/{number}",
@@ -526,3 +531,5 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
             tab.evaluate(axe)
             assert tab.evaluate(AXE) == [], path
     context.close()
+    for each in requests:
+        stage.ask(lambda request=each["request"]: stage.stream.operations.decide(request, False))
