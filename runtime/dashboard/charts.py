@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from runtime.message import moment
@@ -74,11 +74,13 @@ def waterfall(
         width: of the drawing, in its own units.
         label: how much of it the names take, on the left.
     """
-    starts, ends = [], []
+    starts, ends, now = [], [], datetime.now(UTC)
     for each in messages:
         starts.append(moment(each["created_at"]))
         ends.append(moment(each["created_at"]))
         ends += [moment(run["ended_at"]) for one in each["handled"] for run in one["runs"]]
+        # A suspended stretch goes on until now.
+        ends += [now for one in each["handled"] if _suspended_since(one)]
     zero = min(starts)
     total = max((max(ends) - zero).total_seconds(), 0.001)
 
@@ -95,6 +97,10 @@ def waterfall(
         for one in each["handled"]:
             y = len(lanes) * FALL_ROW
             bars = []
+            if since := _suspended_since(one):
+                left, right = place((since - zero).total_seconds()), place((now - zero).total_seconds())
+                title = f"suspended for {(now - since).total_seconds():.0f} s"
+                bars.append(Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, "held", title))
             for run in one["runs"]:
                 end = moment(run["ended_at"])
                 begin = end - timedelta(seconds=run["seconds"] or 0)
@@ -105,3 +111,9 @@ def waterfall(
             lanes.append(WaterfallRow(y, one["subscription"], each["id"], depth + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
     return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)
+
+
+def _suspended_since(handled: Mapping[str, Any]) -> datetime | None:
+    """Return since when a delivery is suspended; None if it is not."""
+    waits = handled["waits"] if handled["state"] == "suspended" else None
+    return min((moment(each["since"]) for each in waits or ()), default=None)

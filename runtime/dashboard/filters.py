@@ -127,12 +127,14 @@ def _is_shallow(value: Any) -> bool:
 
 
 def outcome_class(handled: Mapping[str, Any]) -> str:
-    """Return the colour of a state: good, bad, busy or calm."""
+    """Return the colour of a state: good, bad, busy, held or calm."""
     state = handled["state"]
     if state == "done":
         return "good"
     if state in ("failed", "dead", "crashed"):
         return "bad"
+    if state == "suspended":
+        return "held"
     return "busy" if state in ("running", "retrying") else "calm"
 
 

@@ -65,6 +65,26 @@ def is_answer(key: str) -> bool:
     return is_own(key) and key.startswith("answer.")
 
 
+def decision_of(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a person has decided, where a message is a decision; an agent's own message is none."""
+    value = message["value"]
+    if message["key"] != "approval.decided" or message["agent"] or not isinstance(value, dict):
+        return None
+    return value if isinstance(value.get("approved"), bool) and isinstance(value.get("by"), str) else None
+
+
+def awaited(waits: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return what a suspended handler waits for, in words: a decision about #12, payment.settled, its time."""
+    words = []
+    for each in waits or ():
+        about = each["where"].get("request") if isinstance(each["where"], dict) else None
+        if each["pattern"] == "approval.decided" and isinstance(about, int):
+            words.append(f"a decision about #{about}")
+        else:
+            words.append(each["pattern"] or "its time")
+    return " and ".join(dict.fromkeys(words))
+
+
 def parts_of(value: Any) -> list[tuple[str, Any]]:
     """Return a value as labelled parts, so that a template shows text as text: a label is empty for a whole value."""
     if (
@@ -119,7 +139,9 @@ def as_markdown(correlation: str, messages: Sequence[Mapping[str, Any]], totals:
 def _lines_of(entry: Entry) -> list[str]:
     message, handled, run = entry.message, entry.handled, entry.run
     if handled is None:
-        head = f"## {_inline(message['agent'] or 'from outside')}: `{message['key']}` #{message['id']}"
+        decision = decision_of(message)
+        writer = message["agent"] or ("from outside" if decision is None else decision["by"])
+        head = f"## {_inline(writer)}: `{message['key']}` #{message['id']}"
         if message["large"]:
             return [head, "", f"{clock(entry.at)}, a value of {message['large']} bytes"]
         lines = [head, "", clock(entry.at)]
@@ -133,7 +155,8 @@ def _lines_of(entry: Entry) -> list[str]:
         return lines
     name = _inline(handled["subscription"])
     if run is None:
-        return [f"- **{name}** on #{message['id']}: {handled['state']}"]
+        waits = f", waits for {_inline(awaited(handled['waits']))}" if handled["state"] == "suspended" else ""
+        return [f"- **{name}** on #{message['id']}: {handled['state']}{waits}"]
     spent = spent_text(run["usage"])
     how = f"attempt {run['attempt']}: {run['outcome']} after {duration(run['seconds'])}"
     text = f"- **{name}** on #{message['id']}, {how}"
@@ -155,4 +178,7 @@ def _fenced(text: str, is_text: bool) -> list[str]:
     return [fence + ("text" if is_text else "json"), text, fence]
 
 
-THREAD_FILTERS = {"is_answer": is_answer, "parts": parts_of, "spent": spent_text, "cost": cost_text}
+THREAD_FILTERS = {
+    "is_answer": is_answer, "decision": decision_of, "awaited": awaited, "parts": parts_of,
+    "spent": spent_text, "cost": cost_text,
+}  # fmt: skip
