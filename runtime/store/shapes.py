@@ -14,7 +14,7 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_version": ("version", "serves", "incarnation"), "stream_horizon": ("drawn", "xid", "xmin"),
     "stream_subscribe": ("worker", "subscriptions"), "stream_leave": ("worker", "left"),
     "stream_exchange": ("n",), "stream_step": ("held",), "stream_wait": ("held",), "stream_beat": ("nonce",),
-    "stream_due": ("due",),
+    "stream_due": ("due",), "stream_decide": ("request", "decided", "expired"),
     "stream_stats": ("now", "messages", "subscriptions", "workers"), "stream_examine": ("now", "migrations"),
     "stream_pause": ("subscription", "paused"), "stream_resume": ("subscription", "paused"),
     "stream_replay": ("subscription", "matching", "replayed"), "stream_remove": ("subscription", "removed"),
@@ -37,7 +37,7 @@ LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_send": ("id", "duplicate"), "stream_read": ("id", "key", "value", "created_at"),
     "stream_dead": ("id", "message_id"), "stream_dead_groups": ("subscription",), "stream_answers": ("request",),
     "stream_schedules": ("name",), "stream_webhooks": ("name", "url"), "stream_serve_webhooks": ("name", "url"),
-    "stream_waits": ("message", "subscription"), "stream_approvals": ("request", "message"),
+    "stream_waits": ("message", "subscription", "pattern"), "stream_approvals": ("request", "title"),
 })  # fmt: skip
 """Functions that return a list, with members that each of its objects always has."""
 
