@@ -407,19 +407,26 @@ begin
     perform runtime.check_between('max', max, 1, 10000);
     return (
         select coalesce(json_agg(row_to_json(x)), '[]') from (
-            select w.message_id as message, m.key as message_key, s.name as subscription, w.pattern, w.filter as "where",
+            select w.message_id as message, m.key as message_key, w.name as subscription, w.pattern, w.filter as "where",
                    w.created_at as since, w.until,
-                   not exists (
-                       select from runtime.deliveries d
-                       where d.message_id = w.message_id and d.subscription = w.subscription and d.lease is not null
-                   ) as suspended
-            from runtime.waits w
-            join runtime.subscriptions s on s.id = w.subscription
-            left join public.consciousness_stream m on m.id = w.message_id
-            where (stream_waits.subscription is null or s.name = stream_waits.subscription)
-              and (stream_waits.pattern is null or w.pattern = stream_waits.pattern)
-              and (caller is null or s.agent = caller)
-            order by w.created_at, w.message_id limit max
+                   coalesce((
+                       select d.lease is null from runtime.deliveries d
+                       where d.message_id = w.message_id and d.subscription = w.subscription
+                   ), true) as suspended
+            -- Those that are shown are chosen first, so that only their messages are read.
+            from (
+                select s.name, w.message_id, w.subscription, w.pattern, w.filter, w.created_at, w.until
+                from runtime.waits w
+                join runtime.subscriptions s on s.id = w.subscription
+                where (stream_waits.subscription is null or s.name = stream_waits.subscription)
+                  and (stream_waits.pattern is null or w.pattern = stream_waits.pattern)
+                  and (caller is null or s.agent = caller)
+                order by w.created_at, w.message_id limit max
+            ) w
+            left join lateral (
+                select m.key from public.consciousness_stream m where m.id = w.message_id offset 0
+            ) m on true
+            order by w.created_at, w.message_id
         ) x);
 end
 $$;

@@ -86,6 +86,8 @@ begin
                 where m.id = (w.filter ->> 'request')::bigint and m.key = 'approval.requested' offset 0
             ) r
             where w.pattern = 'approval.decided' and jsonb_typeof(w.filter -> 'request') = 'number'
+              -- Who else waits for the decision, to remind people of it for example, has not asked.
+              and r.parent_id = w.message_id
               and (caller is null or s.agent = caller)
             order by r.id limit max
         ) x);

@@ -356,6 +356,19 @@ async def test_k18_what_waits_is_told(db: Any, worker: Worker) -> None:
     assert handled["state"] == "suspended"
 
 
+async def test_k18_a_request_is_listed_for_the_handler_that_asked_alone(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.ask=order.placed", "a.remind=approval.requested")
+    order = await insert(db, "order.placed")
+    [asking] = await worker.take()
+    request = await insert(db, "approval.requested", {"title": "Send it?"}, parent_id=order)
+    [reminding] = await worker.take()
+    decision = {**payment(filter={"request": request}), "pattern": "approval.decided"}
+    for each in (asking, reminding):
+        await wait(db, each, decision)
+    listed = await db.fetchval("select stream_approvals()")
+    assert [(each["request"], each["subscription"]) for each in listed] == [(request, "a.ask")]
+
+
 @pytest.mark.parametrize(
     ("filter_", "value", "fits"),
     [

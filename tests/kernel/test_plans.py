@@ -68,6 +68,12 @@ async def _crowd(url: str) -> None:
             "select n, s.id, 'draft', '', 1 from generate_series(1, 100000) n, runtime.subscriptions s "
             "where s.name = 'a.one'"
         )
+        await db.execute(
+            "insert into runtime.waits (message_id, subscription, name, key, occurrence, pattern, filter, probe, "
+            "since_id, until, created_at) select n, s.id, 'payment.settled', '', 1, 'payment.settled', "
+            "jsonb_build_object('order', n + 1000), 'order=' || n + 1000, n, null, clock_timestamp() "
+            "from generate_series(1, 10000) n, runtime.subscriptions s where s.name = 'a.idle'"
+        )
         # What one bad deploy leaves behind, and some of others.
         definitions = await db.fetch(
             "select indexrelid::regclass::text as name, pg_get_indexdef(indexrelid) as definition from pg_index "
@@ -231,6 +237,58 @@ async def keep_steps(db: Any, worker: Worker) -> None:
         )  # fmt: skip
     await worker.fail(taken)
     assert [len(each.steps) for each in await worker.take(5) if each.id == taken.id and each.steps] == [2]
+
+
+@call
+async def wait_for_messages(db: Any, worker: Worker) -> None:
+    # Among many that wait for other things, and with a history of its own key and of a rare one.
+    ids = [await insert(db, "task.a", n, priority=1) for n in range(2)]
+    first, second = [each for each in await worker.take(2) if each.id in ids]
+    waits = [
+        {"name": name, "key": "", "occurrence": 1, "pattern": pattern, "filter": value, "seconds": 3600, "since": since}
+        for name, pattern, value, since in (
+            ("a", "task.a", {"order": 7}, ids[0]), ("b", "payment.*", {"order": 7}, None), ("sleep", None, None, None),
+            ("c", "rare.once", None, 0),
+        )
+    ]  # fmt: skip
+    places = [[each["name"], each["key"], each["occurrence"]] for each in waits[:3]]
+    for taken, asked in ((first, waits), (second, waits[:3])):
+        told = await db.fetchval(
+            "select stream_wait($1, $2, $3, $4)", taken.id, taken.subscription, UUID(taken.lease), asked
+        )
+        assert [outcome is None for outcome in told["outcomes"]] == [True, True, True, False][: len(asked)]
+        await worker.exchange(failed=[taken.report(outcome="suspended", waits=places)])
+    assert len(await db.fetchval("select stream_waits('a.one', max => 10)")) == 6
+    with anyio.fail_after(60):
+        # No writer can have missed a wait.
+        while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
+            await worker.exchange(want=0, due=True)
+    # One message ends a wait of both.
+    await insert(db, "payment.settled", {"order": 7})
+    with anyio.fail_after(60):
+        gone_on: list[int] = []
+        while len(gone_on) < len(ids):
+            gone_on += [each.id for each in await worker.take(2) if each.id in ids]
+    await db.fetchval("select stream_trace($1)", ids[0])
+
+
+@call
+async def ask_people(db: Any, worker: Worker) -> None:
+    (taken, *_others) = await worker.take(1)
+    [request] = await send(
+        db, {"key": "approval.requested", "value": {"title": "Send it?"}, "parent_id": taken.id}
+    )
+    wait = {
+        "name": "approval.decided", "key": "", "occurrence": 1, "pattern": "approval.decided",
+        "filter": {"request": request}, "since": request,
+    }  # fmt: skip
+    await db.fetchval(
+        "select stream_wait($1, $2, $3, $4)", taken.id, taken.subscription, UUID(taken.lease), [wait]
+    )
+    assert [each["request"] for each in await db.fetchval("select stream_approvals()")] == [request]
+    assert (await db.fetchval("select stream_decide($1, true)", request))["decided"]
+    assert not (await db.fetchval("select stream_decide($1, false)", request))["decided"]
+    assert await db.fetchval("select stream_approvals()") == []
 
 
 @call
