@@ -27,7 +27,6 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_trace": ("message", "messages"), "stream_page": ("messages",), "stream_flow": ("messages", "written"),
     "stream_conversation": ("correlation", "totals", "messages"),
     "stream_activity": ("minute", "minutes"), "stream_last_good": ("id", "value"),
-    "stream_decide": ("request", "decided", "expired"),
     # Their members are named by data.
     "stream_handling": (), "stream_note_webhooks": (),
 })  # fmt: skip
