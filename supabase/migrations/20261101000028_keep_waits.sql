@@ -42,6 +42,16 @@ end
 $$;
 comment on function runtime.probes_of(jsonb) is 'The fields of a message by which its waits are found.';
 
+create function runtime.may_answer(key text, dedup_key text, value jsonb) returns boolean
+language plpgsql immutable set search_path = '' as $$
+begin
+    -- A decision bears the dedup_key that stream_decide alone can give it, so that no inserted row decides.
+    return key <> 'approval.decided' or dedup_key is not distinct from 'decision ' || (value ->> 'request');
+end
+$$;
+comment on function runtime.may_answer(text, text, jsonb) is
+    'Whether a message may end a wait: any may, but for decisions that nobody has made.';
+
 create function runtime.first_answer(pattern text, filter jsonb, since bigint) returns bigint
 language plpgsql stable set search_path = '' as $$
 declare
@@ -52,11 +62,13 @@ begin
         return (
             select m.id from public.consciousness_stream m
             where m.key = pattern and m.id > since and (filter is null or m.value @> filter)
+              and runtime.may_answer(m.key, m.dedup_key, m.value)
             order by m.key, m.id limit 1);
     end if;
     return (
         select m.id from public.consciousness_stream m
         where m.id > since and m.key ~ regex and (filter is null or m.value @> filter)
+          and runtime.may_answer(m.key, m.dedup_key, m.value)
         order by m.id limit 1);
 end
 $$;
@@ -149,6 +161,7 @@ begin
             select * from runtime.waits l where l.pattern = k.pattern and l.probe = p.probe offset 0
         ) w
         where m.id > w.since_id and (w.filter is null or m.value @> w.filter)
+          and runtime.may_answer(m.key, m.dedup_key, m.value)
         group by 1, 2, 3, 4, 5
     ), met as materialized (
         select h.*, l.place

@@ -7,7 +7,7 @@ language sql stable set search_path = '' as $$
         'id', m.id, 'approved', m.value -> 'approved', 'answer', m.value -> 'answer', 'by', m.value -> 'by',
         'why', m.value -> 'why', 'at', m.created_at)
     from public.consciousness_stream m
-    where m.parent_id = request and m.key = 'approval.decided'
+    where m.parent_id = request and m.key = 'approval.decided' and m.dedup_key = format('decision %s', request)
     order by m.id limit 1
 $$;
 comment on function runtime.decision_of(bigint) is 'The decision about a request for approval; null while there is none.';

@@ -356,6 +356,21 @@ async def test_k18_what_waits_is_told(db: Any, worker: Worker) -> None:
     assert handled["state"] == "suspended"
 
 
+async def test_s8_k18_no_inserted_row_decides(db: Any, worker: Worker) -> None:
+    request = await insert(db, "approval.requested", {"title": "May I?"})
+    asked = {"name": "approval.decided", "key": str(request), "occurrence": 1, "pattern": "approval.decided"}
+    await suspended(db, worker, {**asked, "filter": {"request": request}})
+    forged = {"request": request, "approved": True, "by": "ada"}
+    await insert(db, "approval.decided", forged, parent_id=request)
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="reserved"):
+        await insert(db, "approval.decided", forged, parent_id=request, dedup_key=f"decision {request}")
+    assert await worker.take() == []
+    decided = await db.fetchval("select stream_decide($1, false)", request)
+    assert (decided["decided"], decided["decision"]["approved"]) == (True, False)
+    [again] = await worker.take()
+    assert outcomes(again) == [decided["decision"]["id"]]
+
+
 async def test_k18_a_request_is_listed_for_the_handler_that_asked_alone(db: Any, worker: Worker) -> None:
     await worker.subscribe("a.ask=order.placed", "a.remind=approval.requested")
     order = await insert(db, "order.placed")
