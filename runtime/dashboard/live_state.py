@@ -23,6 +23,9 @@ _RETRY_SECONDS = 2.0
 class CachedAnswer(Generic[T]):
     """The cached result of a query, which is repeated when it is too old; a slow query is cached for longer.
 
+    A failure is cached as well, for about as long as it took: else every page and viewer would wait for a failure of
+    its own, one after the other, while the database is away.
+
     Args:
         ask: makes the query.
         seconds: the least age at which it is repeated.
@@ -35,14 +38,28 @@ class CachedAnswer(Generic[T]):
         self._answer: T | None = None
         self._fresh_until = 0.0
         self._is_forgotten = False
+        self._fault: StoreError | None = None
+        self._failed_until = 0.0
         self.took_seconds = 0.0
 
     async def get(self) -> T:
-        """Return the result, from the cache if it is recent enough."""
+        """Return the result, from the cache if it is recent enough.
+
+        Raises:
+            StoreError: the query failed, now or a moment ago.
+        """
         async with self._lock:
+            if self._fault is not None and monotonic() < self._failed_until:
+                raise self._fault.with_traceback(None)
             if self._answer is None or monotonic() >= self._fresh_until:
                 began, self._is_forgotten = monotonic(), False
-                self._answer = await self._ask()
+                try:
+                    self._answer = await self._ask()
+                except StoreError as error:
+                    self._fault = error
+                    self._failed_until = monotonic() + max(self._seconds, monotonic() - began)
+                    raise
+                self._fault = None
                 self.took_seconds = monotonic() - began
                 # At most a tenth of the time is spent on one query. A result from before a change is not cached.
                 kept_seconds = 0.0 if self._is_forgotten else max(self._seconds, 10 * self.took_seconds)
@@ -51,7 +68,7 @@ class CachedAnswer(Generic[T]):
 
     def forget(self) -> None:
         """Repeat the query next time: the data has changed."""
-        self._fresh_until = 0.0
+        self._fresh_until = self._failed_until = 0.0
         self._is_forgotten = True
 
 

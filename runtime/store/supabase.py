@@ -162,6 +162,8 @@ class SupabaseStore(Store):
             return "This error comes from a proxy: check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return CERTIFICATE_CURE
+        if self._source and self._source.endswith("the local stack"):
+            return "The local stack has stopped, or its gateway has: `runtime local start` starts it again."
         said = f" The address comes from {self._source}." if self._source else ""
         if is_on_this_machine(self.place):
             start = "Nothing listens there: start the local stack with `runtime local start` (or `supabase start`)"
