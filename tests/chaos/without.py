@@ -49,7 +49,7 @@ _QUIET = ("--seconds", "20", "--messages", "120", "--settle", "20")
 MECHANISMS = (
     Mechanism(
         "fence",
-        [(f"{_MIGRATIONS}/20261101000022_report_attempts.sql",
+        [(f"{_MIGRATIONS}/20261101002200_report_attempts.sql",
           "r.subscription and d.lease = r.lease offset 0\n        ) l on true\n    ), gone as (",
           "r.subscription offset 0\n        ) l on true\n    ), gone as (")],
         ["--setting", "both/direct", "--fault", "worker SIGSTOP", *_LONG],
@@ -96,7 +96,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "dedup",
-        [(f"{_MIGRATIONS}/20261101000012_send_messages.sql",
+        [(f"{_MIGRATIONS}/20261101001200_send_messages.sql",
           "    sent := runtime.store(messages);",
           "    messages := (select jsonb_agg(m - 'dedup_key') from jsonb_array_elements(messages) as m);\n"
           "    sent := runtime.store(messages);")],
@@ -104,8 +104,8 @@ MECHANISMS = (
     ),
     Mechanism(
         "one tick a slot",
-        [(f"{_MIGRATIONS}/20261101000036_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
-         (f"{_MIGRATIONS}/20261101000036_keep_schedules.sql",
+        [(f"{_MIGRATIONS}/20261101003600_keep_schedules.sql", "if s.last_slot = after and reached", "if reached"),
+         (f"{_MIGRATIONS}/20261101003600_keep_schedules.sql",
           "'dedup_key', 'tick ' || s.name || ' ' || (t ->> 'slot'),\n", "\n")],
         ["--setting", "both/rest", "--fault", "worker SIGKILL", "--fault", "REST answer lost after its effect",
          "--feature", "timers", *_QUIET],
@@ -126,7 +126,7 @@ MECHANISMS = (
     ),
     Mechanism(
         "a message lets go who waits for it",
-        [(f"{_MIGRATIONS}/20261101000028_keep_waits.sql",
+        [(f"{_MIGRATIONS}/20261101002800_keep_waits.sql",
           "        perform runtime.go_on(over.ids, over.subscriptions);", "        null;")],
         ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
          "--feature", "waits", *_QUIET],

@@ -130,7 +130,7 @@ BROKEN = [
                  "enable trigger", id="trigger for replicas"),
     pytest.param("revoke select on realtime.messages from service_role", {"policies", "socket"},
                  "stream_install_realtime", id="no grant on messages"),
-    pytest.param("delete from supabase_migrations.schema_migrations where version = '20261101000011'", {"migrations"},
+    pytest.param("delete from supabase_migrations.schema_migrations where version = '20261101001100'", {"migrations"},
                  "runtime init", id="a migration missing"),
     pytest.param("create or replace function public.stream_version() returns json language sql as "
                  "$$ select json_build_object('version', 9, 'serves', 9, 'incarnation', 'x') $$", {"store"},
