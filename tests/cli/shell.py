@@ -1,5 +1,6 @@
 """The command `runtime` as a shell runs it: a process of its own, its streams and its exit code."""
 
+import json
 import os
 import subprocess
 import sys
@@ -96,6 +97,9 @@ def error_line(ended: Ended) -> str:
     """The one line in which a command said what was wrong: with exit code 1, no traceback, nothing on stdout."""
     assert (ended.code, ended.stdout) == (1, ""), ended
     (line,) = ended.stderr.splitlines()
+    if line.startswith("{"):
+        # A command whose log goes into this pipe as JSON lines writes its error as one of them.
+        return f"Error: {json.loads(line)['error']}"
     assert line.startswith("Error: ")
     return line
 

@@ -138,6 +138,7 @@ async def test_what_cannot_be_served_is_refused_at_the_start(
     with pytest.raises(AssertionError) as caught:
         async with serving(Nowhere, tmp_path, **more):
             pass
-    assert f"Error: {cure}" in str(caught.value)
+    # The log goes into a pipe as JSON lines, and the error is one of them.
+    assert f'{{"error": "{cure}' in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert SECRET not in str(caught.value)

@@ -88,7 +88,7 @@ MUTATIONS = (
     Mutation("K11 upkeep forgets too soon", "public.stream_maintain", "where f.forget_at < clock_timestamp()"),
     Mutation("K11 upkeep forgets nothing", "public.stream_maintain", "where f.forget_at < clock_timestamp()", "where false"),
     Mutation("K11 a batch stores twice", "runtime.reserve", "where d.forget_at < clock_timestamp()"),
-    Mutation("K12 delivers what has expired", "runtime.describe", "where (m.expires_at <= at) is not true"),
+    Mutation("K12 delivers what has expired", "runtime.describe", "where (m.expires_at <= at) is not true or (t.heavy and runtime.has_begun(t.message_id, t.subscription))"),
     Mutation("K12 anybody does the upkeep", "public.stream_maintain", "elected is distinct from worker or"),
     Mutation("K12 retention prunes nothing", "public.stream_maintain", "pruned := public.stream_prune(retention_seconds, max, after);", "null;"),
     Mutation("K12 removes what is served", "public.stream_remove", "if served > 0 then", "if false then"),
