@@ -75,6 +75,10 @@ def receiving(
             length = int(self.headers.get("content-length", 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Received(self.path, headers, self.rfile.read(length))
+            if len(request.body) < length:
+                # The sender was killed while it wrote: nobody asked anything, and nobody waits for an answer.
+                self.close_connection = True
+                return
             receiver.received.append(request)
             answering = receiver.answer(request)
             if answering.status is None:
