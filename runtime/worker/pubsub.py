@@ -187,6 +187,7 @@ class _Subscriber:
         self._fresh: list[Message[Any]] = []
         self._waiting: deque[Message[Any]] = deque()
         self._running = 0
+        self._is_stopping = False
         self._moved = anyio.Event()
         self._outbox: deque[Report] = deque()
         self._emitted = anyio.Event()
@@ -258,7 +259,8 @@ class _Subscriber:
 
     def _start(self) -> None:
         free = min(self._limit - self._running, len(self._waiting))
-        if free > 0:
+        # A page that was read while the worker was stopped comes after what waited was dropped.
+        if free > 0 and not self._is_stopping:
             self._running += free
             self._runner.hand_over([Delivery(self._number, self._waiting.popleft(), "") for _ in range(free)])
 
@@ -297,6 +299,7 @@ class _Subscriber:
 
     def drop_waiting(self) -> None:
         """Nothing more is to begin."""
+        self._is_stopping = True
         self._waiting.clear()
         self._moved.set()
 
