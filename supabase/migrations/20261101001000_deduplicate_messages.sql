@@ -48,13 +48,15 @@ create function runtime.keep_dedup(dedup_keys text[], ids bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare
     kept integer;
+    -- Set by stream_decide while it writes a decision.
+    deciding text := nullif(current_setting('runtime.deciding', true), '');
     forget_at timestamptz := clock_timestamp()
         + make_interval(secs => (runtime.rules()).dedup_seconds);
 begin
     -- stream_send has reserved its keys already (message_id is null); a plain insert reserves them here, and may not
     -- take a key that the runtime is about to use.
     perform runtime.refuse_reserved(min(n.dedup_key)) from unnest(dedup_keys) as n (dedup_key)
-    where runtime.is_reserved(n.dedup_key)
+    where runtime.is_reserved(n.dedup_key) and n.dedup_key is distinct from deciding
       and not exists (select from runtime.dedup d where d.dedup_key = n.dedup_key and d.message_id is null);
     insert into runtime.dedup as d (dedup_key, message_id, forget_at)
     select distinct on (n.dedup_key) n.dedup_key, n.id, forget_at
@@ -64,7 +66,13 @@ begin
         set message_id = excluded.message_id, forget_at = excluded.forget_at
         where d.message_id is null or d.forget_at < clock_timestamp();
     get diagnostics kept = row_count;
-    if kept < cardinality(dedup_keys) then
+    if kept < cardinality(dedup_keys) or (
+        -- A decision is final, however long ago its dedup_key was forgotten and whoever may see it.
+        deciding = any (dedup_keys) and exists (
+            select from public.consciousness_stream m
+            where m.parent_id = split_part(deciding, ' ', 2)::bigint and m.key = 'approval.decided'
+              and m.dedup_key = deciding and m.id <> all (ids))
+    ) then
         raise exception using
             errcode = '23505',
             message = 'a message with this dedup_key was stored before',

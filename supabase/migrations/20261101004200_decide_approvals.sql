@@ -1,60 +1,70 @@
 -- Approvals: a handler asks people, and is suspended until one of them decides. The request is a message, and so is the
 -- decision; all else follows from waits. The first decision counts, since its dedup_key is made of the request.
 
-create function runtime.decision_of(request bigint) returns jsonb
-language sql stable set search_path = '' as $$
-    select jsonb_build_object(
-        'id', m.id, 'approved', m.value -> 'approved', 'answer', m.value -> 'answer', 'by', m.value -> 'by',
-        'why', m.value -> 'why', 'at', m.created_at)
-    from public.consciousness_stream m
-    where m.parent_id = request and m.key = 'approval.decided' and m.dedup_key = format('decision %s', request)
-    order by m.id limit 1
-$$;
-comment on function runtime.decision_of(bigint) is 'The decision about a request for approval; null while there is none.';
-
+-- The caller's own rights and policies hold in here: who sees the request and may write a decision decides. So it calls
+-- no function of schema runtime, which are closed to callers.
 create function public.stream_decide(
     request bigint, approved boolean, answer jsonb default null, by text default null, why text default null
 ) returns json
-language plpgsql security definer set search_path = '' set lock_timeout = '5s' as $$
+language plpgsql security invoker set search_path = '' set lock_timeout = '5s' as $$
 declare
     claims jsonb := nullif(current_setting('request.jwt.claims', true), '')::jsonb;
-    asked public.consciousness_stream;
-    earlier jsonb;
-    sent jsonb;
+    decision text := format('decision %s', request);
+    requested jsonb;
+    conversation text;
+    has_decided boolean := false;
 begin
-    perform runtime.refuse_agent('decide');
+    if claims ->> 'role' = 'agent' then
+        raise exception using errcode = '42501', message = 'an agent''s identity may not decide';
+    end if;
     if approved is null then
         raise exception using errcode = '22023', message = 'approved must be true or false';
     end if;
-    select * into asked from public.consciousness_stream m
+    select m.value, m.correlation_id into requested, conversation from public.consciousness_stream m
     where m.id = request and m.key = 'approval.requested' and jsonb_typeof(m.value) = 'object';
     if not found then
         raise exception using errcode = '22023', message = format('message %s is no request for approval', request),
             hint = 'Open ones are listed by `runtime approvals list` (in SQL, stream_approvals()).';
     end if;
-    earlier := runtime.decision_of(request);
-    if earlier is null and (asked.value ->> 'until')::timestamptz <= clock_timestamp() then
-        return json_build_object('request', request, 'decided', false, 'expired', true);
-    end if;
-    if earlier is null then
-        sent := runtime.store(jsonb_build_array(jsonb_build_object(
-            'key', 'approval.decided', 'parent_id', request,
-            'correlation_id', coalesce(left(asked.correlation_id, 255), request::text),
-            'dedup_key', format('decision %s', request),
-            'value', jsonb_build_object(
+    if not exists (
+        select from public.consciousness_stream m
+        where m.parent_id = request and m.key = 'approval.decided' and m.dedup_key = decision
+    ) then
+        if (requested ->> 'until')::timestamptz <= clock_timestamp() then
+            return json_build_object('request', request, 'decided', false, 'expired', true);
+        end if;
+        begin
+            -- Such a dedup_key is for this function alone (runtime.keep_dedup).
+            perform set_config('runtime.deciding', decision, true);
+            insert into public.consciousness_stream (key, value, parent_id, correlation_id, dedup_key)
+            values ('approval.decided', jsonb_build_object(
                 'request', request, 'approved', approved, 'answer', answer, 'why', why,
-                'by', coalesce(by, claims ->> 'email', claims ->> 'sub', session_user::text)))))::jsonb;
-        earlier := runtime.decision_of(request);
+                -- Whom row-level security binds decides in their own name.
+                'by', coalesce(
+                    case when not row_security_active('public.consciousness_stream') then by end,
+                    claims ->> 'email', claims ->> 'sub', session_user::text)),
+                request, coalesce(left(conversation, 255), request::text), decision);
+            has_decided := true;
+        exception when unique_violation then
+            -- Somebody else was first.
+        end;
+        perform set_config('runtime.deciding', '', true);
     end if;
     return json_build_object(
-        'request', request, 'decided', sent is not null and not coalesce((sent -> 0 ->> 'duplicate')::boolean, false),
-        'expired', false, 'decision', earlier);
+        'request', request, 'decided', has_decided, 'expired', false, 'decision', (
+            select jsonb_build_object(
+                'id', m.id, 'approved', m.value -> 'approved', 'answer', m.value -> 'answer', 'by', m.value -> 'by',
+                'why', m.value -> 'why', 'at', m.created_at)
+            from public.consciousness_stream m
+            where m.parent_id = request and m.key = 'approval.decided' and m.dedup_key = decision
+            order by m.id limit 1));
 end
 $$;
 comment on function public.stream_decide(bigint, boolean, jsonb, text, text) is
     'Decides a request for approval: decided tells whether this was the first decision, which counts; decision is that '
-    'one {id, approved, answer, by, why, at}. expired: its time was over. by is the name in the caller''s token, or the '
-    'database role, unless it is given.';
+    'one {id, approved, answer, by, why, at}. expired: its time was over. It runs with the rights and under the policies '
+    'of its caller. by is the name in the caller''s token, or the database role, unless a caller whom row-level security '
+    'does not bind gives another.';
 
 create function runtime.open_approvals() returns bigint
 language sql stable set search_path = '' as $$

@@ -52,7 +52,8 @@ begin
         'open', (
             select coalesce(json_agg(p.oid::regprocedure::text order by p.proname), '[]') from pg_catalog.pg_proc p
             where p.pronamespace = 'public'::regnamespace and p.proname like 'stream\_%'
-              and (has_function_privilege('anon', p.oid, 'execute') or has_function_privilege('authenticated', p.oid, 'execute'))
+              and (has_function_privilege('anon', p.oid, 'execute')
+                   or (has_function_privilege('authenticated', p.oid, 'execute') and p.prosecdef))
         ),
         'unguarded', (
             select coalesce(json_agg(c.oid::regclass::text order by c.relname), '[]') from pg_catalog.pg_class c

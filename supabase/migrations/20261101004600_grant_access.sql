@@ -1,4 +1,4 @@
--- Who may touch what: service_role runs workers; nobody else sees or calls anything.
+-- Who may touch what: service_role runs workers; nobody else sees anything, or calls anything but stream_decide.
 -- A hosted project opens every new function of schema public to anon and authenticated, and a function that is replaced
 -- loses its planner settings: so each later migration ends, as this one does, with `select runtime.finish_migration();`.
 
@@ -33,11 +33,15 @@ begin
                      else 'revoke execute on function %s from service_role' end, f);
         end if;
     end loop;
+    if has_api then
+        -- It runs under the policies of its caller, and there is none until somebody makes one.
+        grant execute on function public.stream_decide(bigint, boolean, jsonb, text, text) to authenticated;
+    end if;
 end
 $$;
 comment on function runtime.finish_migration() is
     'Ends every migration: gives functions their planner settings, tables their row level security, and closes every '
-    'function to all but service_role, which may call the public ones.';
+    'function but stream_decide to all but service_role, which may call the public ones.';
 
 do $$
 begin

@@ -4,16 +4,21 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from runtime.local.migrations import migrations_folder, read_migrations
+from tests.document import blocks
 from tests.kernel.driver import Worker, insert, send
 from tests.kernel.schedule import transaction
 
 pytestmark = pytest.mark.anyio
+
+ASKING_PEOPLE = Path(__file__).parents[2] / "docs/how-to/asking-people.md"
 
 OUR_FUNCTIONS = (
     "select p.oid, p.oid::regprocedure::text as name, p.pronamespace = 'public'::regnamespace as is_public, "
@@ -38,7 +43,7 @@ MAY_REACH = """
 
 
 @asynccontextmanager
-async def acting_as(connection: Any, role: str, **claims: str) -> AsyncIterator[None]:
+async def acting_as(connection: Any, role: str, /, **claims: str) -> AsyncIterator[None]:
     """As PostgREST does it: the role and the token's claims, for one transaction that is taken back."""
     async with transaction(connection) as acting:
         await connection.execute(f"set local role {role}")
@@ -62,7 +67,8 @@ async def test_anon_and_authenticated_see_and_call_nothing(db: Any, worker: Work
     await insert(db, "task.output", "secret")
     for role in ("anon", "authenticated"):
         may_call = f"select array_agg(name) from ({OUR_FUNCTIONS}) f where has_function_privilege($1, f.oid, 'execute')"
-        assert await db.fetchval(may_call, role) is None
+        decides = ["stream_decide(bigint,boolean,jsonb,text,text)"] if role == "authenticated" else None
+        assert await db.fetchval(may_call, role) == decides
         assert await db.fetchval(MAY_REACH, role) is None
         async with acting_as(db, role):
             for statement in (
@@ -71,6 +77,7 @@ async def test_anon_and_authenticated_see_and_call_nothing(db: Any, worker: Work
                 "select stream_send('[]')",
                 "select stream_read()",
                 "select stream_stats()",
+                "select stream_decide(1, true)",
                 "select runtime.check_key('a')",
                 "select * from runtime.deliveries",
             ):
@@ -109,8 +116,10 @@ async def test_functions_run_as_their_owner_by_names_that_nobody_can_shadow(db: 
         name = function["name"]
         assert 'search_path=""' in (function["proconfig"] or ()), name
         assert function["owner"] == "postgres", name
-        # Beneath the public ones only the trigger of an insert has a caller that is not one of ours.
-        assert function["prosecdef"] is (function["is_public"] or name == "runtime.fan_out()"), name
+        # Beneath the public ones only the trigger of an insert has a caller that is not one of ours. People decide
+        # under their own policies.
+        as_owner = function["is_public"] and not name.startswith("stream_decide(")
+        assert function["prosecdef"] is (as_owner or name == "runtime.fan_out()"), name
 
 
 async def exchange_among_shadows(db: Any, worker: Worker) -> list[int]:
@@ -251,6 +260,48 @@ async def test_s8_an_agent_s_token_ends_no_worker_of_another(db: Any, worker: Wo
                 assert words in await denied(db, lambda s=leave: db.fetch(s))
             else:
                 assert (await db.fetchval(leave))["left"] is True
+
+
+async def test_signed_in_people_decide_under_their_own_policies_and_in_their_own_name(db: Any) -> None:
+    [rights] = [block.text for block in blocks(ASKING_PEOPLE) if block.language == "sql"]
+    may_see, _, may_write = rights.rpartition("create policy")
+    ada, bob = str(UUID(int=1)), str(UUID(int=2))
+    hers, his = [
+        await insert(db, "approval.requested", {"title": "May I?", "details": {"approver": who}})
+        for who in (ada, bob)
+    ]
+    decide = "select stream_decide($1, true, by => 'carl')"
+    await db.execute(may_see)
+    async with acting_as(db, "authenticated", sub=ada):
+        assert "row-level security" in await denied(db, lambda: db.fetchval(decide, hers))
+    await db.execute("create policy" + may_write)
+    async with acting_as(db, "authenticated", sub=ada):
+        decided = await db.fetchval(decide, hers)
+        assert (decided["decided"], decided["decision"]["by"]) == (True, ada)
+        again = await db.fetchval(decide, hers)
+        assert (again["decided"], again["decision"]) == (False, decided["decision"])
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="no request for approval"):
+            async with db.transaction():
+                await db.fetchval(decide, his)
+        forged = (
+            "insert into consciousness_stream (key, value, parent_id, dedup_key) "
+            "values ('approval.decided', '{}', $1, $2)"
+        )
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="reserved"):
+            async with db.transaction():
+                await db.execute(forged, his, f"decision {his}")
+    async with acting_as(db, "service_role", role="agent", agent="carl"):
+        assert "agent's identity" in await denied(db, lambda: db.fetchval(decide, his))
+    assert (await db.fetchval(decide, his))["decision"]["by"] == "carl"
+    # It stands for good: after its dedup_key was forgotten, and for those who may not see it.
+    await db.execute("delete from runtime.dedup")
+    await db.execute(
+        "create policy blind on public.consciousness_stream as restrictive for select to authenticated "
+        "using (key <> 'approval.decided')"
+    )
+    async with acting_as(db, "authenticated", sub=bob):
+        blind = await db.fetchval(decide, his)
+        assert (blind["decided"], blind["decision"]) == (False, None)
 
 
 async def test_s7_what_a_later_migration_makes_is_closed_at_its_end(db: Any) -> None:
