@@ -121,5 +121,5 @@ def test_installed_elsewhere_it_starts_a_stack_with_its_own_migrations(installed
 def test_installed_elsewhere_the_demo_runs_with_the_agents_that_ship(installed: Installed) -> None:
     ended = installed.run("runtime", "demo")
     assert ended.code == 0, ended.stderr
-    assert "54 from 13 notes" in ended.stdout
+    assert "56 from 13 notes" in ended.stdout
     assert (installed.folder / "site" / "index.html").is_file()

@@ -93,6 +93,7 @@ class Show:
     as_json: bool
     attempts: list[Attempt] = field(default_factory=list)
     pings: list[Attempt] = field(default_factory=list)
+    suspended: set[int] = field(default_factory=set)
     changed: anyio.Event = field(default_factory=anyio.Event)
     exact_keys: frozenset[str] = frozenset()
     began: float = field(default_factory=time.monotonic)
@@ -108,6 +109,8 @@ class Show:
                 self.pings.append(attempt)
         else:
             self.attempts.append(attempt)
+            if attempt.report.outcome == "suspended":
+                self.suspended.add(attempt.delivery.message.id)
             self._print(attempt)
         self.changed.set()
         self.changed = anyio.Event()
@@ -120,6 +123,9 @@ class Show:
         # The archivist handles every message: print its attempt only if no other handler listens to the key.
         if message.key in self.exact_keys and message.key not in attempt.handler.patterns:
             return
+        # What people are asked is told in a sentence.
+        if message.key.startswith("approval."):
+            return
         outcome = report.outcome or "done"
         print_line(
             Text.assemble(
@@ -129,8 +135,7 @@ class Show:
                 ("→ ", "dim"),
                 f"{attempt.handler.name:<17} ",
                 (f"{latency(attempt) * 1000:6.1f}  ", "green"),
-                "" if outcome == "done" else (f"{outcome}  ", "yellow"),
-                (plain(_subject(message.value)), "dim"),
+                (plain(_subject(message.value)), "dim") if outcome == "done" else (outcome, "yellow"),
             )
         )
 
@@ -170,6 +175,7 @@ async def _play(settings: Settings, agents: list[Agent], paths: list[str], show:
             await _until(lambda: worker.state == "live", "the worker is live")
             stats = await _settled(stream)
             show.begin(len(paths), worker.live_paths)
+            tasks.start_soon(_decide, stream, show)
             await stream.send_all([Draft("note.found", {"path": path}, agent="demo") for path in paths])
             stats = await _quiet(stream, show)
             flow = time.monotonic() - show.began
@@ -181,7 +187,9 @@ async def _play(settings: Settings, agents: list[Agent], paths: list[str], show:
                 await _until(lambda: len(show.pings) > number, f"message {number} is handled")  # noqa: B023
             stats = await _quiet(stream, show)
             worker.stop()
-    waits = [latency(attempt) for attempt in show.attempts]
+            tasks.cancel_scope.cancel()
+    # A person's time is not the runtime's.
+    waits = [latency(each) for each in show.attempts if each.delivery.message.id not in show.suspended]
     idle = [latency(attempt) for attempt in show.pings]
     keys = {attempt.delivery.message.id: attempt.delivery.message.key for attempt in show.attempts}
     left = {each["name"]: _waiting(each) for each in stats["subscriptions"] if _waiting(each)}
@@ -202,6 +210,20 @@ async def _play(settings: Settings, agents: list[Agent], paths: list[str], show:
         "left": left,
         "is_complete": not left and not stats["dead_letters"],
     }
+
+
+async def _decide(stream: Stream, show: Show) -> None:
+    """Approve what the newsroom asks people, once its handler is suspended."""
+    decided = 0
+    while True:
+        while decided == len(show.suspended):
+            await show.changed.wait()
+        decided = len(show.suspended)
+        for each in await stream.operations.approvals():
+            show.say(
+                f"       {each['title']} This demo says yes; you would: runtime approvals approve {each['request']}"
+            )
+            await stream.operations.decide(each["request"], True, by="the demo")
 
 
 def _pinged() -> Agent:
@@ -249,7 +271,7 @@ async def _until(condition: Callable[[], bool], what: str) -> None:
 
 
 def _waiting(subscription: dict[str, Any]) -> int:
-    return sum(subscription[name] for name in ("waiting", "running", "scheduled"))
+    return sum(subscription.get(name, 0) for name in ("waiting", "running", "scheduled", "suspended"))
 
 
 def _subject(value: Any) -> str:

@@ -81,9 +81,12 @@ def test_it_runs_the_newsroom_ends_by_itself_and_leaves_the_site_alone(shell: Sh
     assert sum("site.published" in line and "→ archivist.record" in line for line in lines) == 12
     for name in ("messages", "handled", "woken", "idle", "busy", "in all"):
         assert any(line.startswith(f"{name} ") for line in lines), name
-    assert "54 from 13 notes" in ended.stdout
-    assert "95 runs of 5 handlers" in ended.stdout
+    assert "56 from 13 notes" in ended.stdout
+    assert "98 runs of 5 handlers" in ended.stdout
     assert "0 dead letters" in ended.stdout
+    # One draft was mended: its handler is suspended until a person, here the demo, has decided.
+    assert sum("→ publisher.publish" in line and line.endswith("suspended") for line in lines) == 1
+    assert "runtime approvals approve" in ended.stderr
     assert "by broadcast" in ended.stdout
     assert "by postgres_changes" in ended.stdout
     assert "\x1b" not in ended.stdout + ended.stderr

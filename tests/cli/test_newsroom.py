@@ -1,4 +1,4 @@
-"""The newsroom, its handlers called as the plain functions they are, on real notes and a real folder."""
+"""The newsroom, its handlers called as the functions they are and run together, on real notes and a real folder."""
 
 import inspect
 import json
@@ -15,12 +15,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from runtime import Context, Message, Reject, RetryLater
+from runtime import Context, Message, Reject, RetryLater, connect
 from runtime.agent.dependencies import Dependencies
 from runtime.agent.discovery import discover
 from runtime.agent.handler import Handler
 from runtime.cli import newsroom
-from runtime.keys import matches
+from runtime.message import Draft
+from runtime.testing import Harness
 
 pytestmark = pytest.mark.anyio
 FOLDER = Path(newsroom.__file__).parent
@@ -73,19 +74,6 @@ async def run(call: Callable[[], object]) -> object:
     """Run an async function, or a plain one where we are."""
     result = call()
     return await result if inspect.isawaitable(result) else result
-
-
-async def work_through(first: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Hand each message to all who listen to its key, until none is left; all messages, in order."""
-    done: list[tuple[str, Any]] = []
-    waiting = list(first)
-    while waiting:
-        key, value = waiting.pop(0)
-        done.append((key, value))
-        for handler in handlers():
-            if any(matches(pattern, key) for pattern in handler.patterns):
-                waiting += await handle(handler.name, value, number=len(done), key=key)
-    return done
 
 
 class Html(HTMLParser):
@@ -207,12 +195,12 @@ async def test_a_page_escapes_what_the_note_says_and_leads_to_its_neighbours(sit
     assert Html(site / "index.html").links == ["deep/a.html"]
 
 
-def test_publishing_twice_leaves_the_same_files_and_nothing_besides(site: Path) -> None:
+async def test_publishing_twice_leaves_the_same_files_and_nothing_besides(site: Path) -> None:
     (handler,) = AGENTS["publisher"].handlers
     message = Message(1, "draft.approved", approval("a.md", PLAIN))
     states = []
     for _ in range(2):
-        handler.function(**handler.bind(message, Context(message, handler.name)))
+        await handler.function(**handler.bind(message, Context(message, handler.name)))
         states.append({str(file.relative_to(site)): file.read_bytes() for file in files_in(site)})
     assert set(states[0]) == {"a.html", "index.html", ".articles/a.md.json"}
     assert states[0] == states[1]
@@ -241,14 +229,23 @@ async def test_the_archive_has_each_message_once(site: Path) -> None:
     assert rows == [(5, "draft.approved", "Leases"), (6, "other", None)]
 
 
-async def test_the_shipped_notes_become_a_site_whose_links_all_lead_somewhere(site: Path) -> None:
+async def test_the_shipped_notes_become_a_site_whose_links_all_lead_somewhere(
+    site: Path, harness: Harness
+) -> None:
     notes = files_in(FOLDER / "notes")
-    messages = await work_through([("note.found", {"path": note.name}) for note in notes])
+    async with harness.running(*AGENTS.values()), connect(harness.settings) as stream:
+        await stream.send_all([Draft("note.found", {"path": note.name}) for note in notes])
+        # The one that was mended is asked about.
+        asked = await harness.decide(seconds=60)
+        assert asked["details"] == {"path": "polling-is-not-shame.md", "words": asked["details"]["words"]}
+        await harness.drain(seconds=60)
+    await harness.assert_no_dead_letters()
+    messages = [(message.key, message.value) for message in await harness.messages()]
     count = Counter(key for key, _ in messages)
     published = len(notes) - 1
     assert count == {
         "note.found": len(notes), "draft.written": len(notes) + 1, "draft.rejected": 2, "draft.abandoned": 1,
-        "draft.approved": published, "site.published": published,
+        "draft.approved": published, "site.published": published, "approval.requested": 1, "approval.decided": 1,
     }  # fmt: skip
     kinds = {fault["kind"] for key, value in messages if key == "draft.rejected" for fault in value["faults"]}
     assert kinds == {"dead link", "too short"}

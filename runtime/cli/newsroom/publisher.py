@@ -1,14 +1,18 @@
-"""The publisher renders what was approved into a static site: a page each, and a front page of them all."""
+"""The publisher renders what was approved into a static site: a page each, and a front page of them all.
+
+It asks people before it publishes a draft that was mended: the note's author has not seen that.
+"""
 
 import os
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+import anyio
 from jinja2 import Environment, FileSystemLoader
 from pydantic import BaseModel
 
-from runtime import Agent, Message, Reject, Retry
+from runtime import Agent, Context, Message, Reject, Retry
 
 from ._desk import Approval, Page, inside, output_folder
 from ._markdown import to_html
@@ -27,8 +31,23 @@ class Article(BaseModel):
 
 # Ordered: two workers that drew the front page at once could each leave out the other's article.
 @agent.on("draft.approved", emits="site.published", ordered=True, retry=Retry(on=(OSError,)))
-def publish(approval: Approval, message: Message[Approval]) -> Page:
+async def publish(approval: Approval, message: Message[Approval], context: Context) -> Page:
     """Write the article's page, then the front page. Doing it twice leaves the same files."""
+    draft = approval.draft
+    if draft.revision:
+        # Who runs the newsroom alone need not answer: after a minute it goes on.
+        decision = await context.approve(
+            f"Publish {draft.title!r}, from which links were dropped?",
+            details={"path": draft.path, "words": approval.words},
+            timeout="1m",
+            on_timeout="approve",
+        )
+        if not decision:
+            raise Reject(f"{decision.by} would not have it published: {decision.why}")
+    return await anyio.to_thread.run_sync(_render, approval, message.created_at.astimezone(UTC))
+
+
+def _render(approval: Approval, written: datetime) -> Page:
     draft, site = approval.draft, output_folder()
     url = _address(draft.path)
     target, record = inside(site, url), inside(site / ".articles", f"{draft.path}.json")
@@ -36,7 +55,6 @@ def publish(approval: Approval, message: Message[Approval]) -> Page:
         raise Reject(f"{draft.path!r} leads out of the site")
     page = Page(path=draft.path, url=url, title=draft.title)
     minutes = max(1, round(approval.words / 220))
-    written = message.created_at.astimezone(UTC)
     article = Article(page=page, approval=approval, minutes=minutes, written=written)
     html = to_html(draft.body, lambda file: _address(file) if file.endswith(".md") else file)
     _write(target, _template("article.html", article=article, html=html, root="../" * url.count("/")))
