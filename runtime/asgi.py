@@ -3,6 +3,7 @@
     POST /webhooks/NAME     another program's webhook, verified, as a message
     POST /wake              a Supabase Database Webhook on the stream, as a wake-up of the agents
     POST /drain             serverless: handle what is due, within a budget of time, and say what is left
+    GET  /approval          the page of a signed link, whose buttons decide a request for approval
     GET  /healthz, /readyz  for orchestrators
 
 Agents run in a worker beside the requests; serverless, only during a request. The variables RUNTIME_AGENTS,
@@ -12,7 +13,7 @@ RUNTIME_SOURCES and RUNTIME_SERVERLESS configure `runtime.asgi:app`.
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import anyio
 
 from runtime.agent.agent import Agent
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.discovery import discover_with_sources
 from runtime.agent.secrets import secrets_in
 from runtime.agent.source import Source
@@ -38,7 +40,7 @@ with needing("runtime.asgi", "serve"):
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse, PlainTextResponse, Response
-    from starlette.routing import Route
+    from starlette.routing import BaseRoute, Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from runtime.http_server import BodyRefused, read_body
@@ -103,6 +105,7 @@ class WebhookApp:
                 Route("/drain", self._drain, methods=["POST"]),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
+                *_decision_routes(self._settings, self._open),
             ],
             lifespan=self.lifespan,
         )
@@ -253,6 +256,15 @@ class WebhookApp:
             health["worker"] = self._worker.state if self._is_running else "stopped"
             is_ready = is_ready and self._is_running and self._worker.is_ready
         return JSONResponse(health, 200 if is_ready else 503)
+
+
+def _decision_routes(settings: Settings, open_store: Callable[[], Awaitable[Store]]) -> list[BaseRoute]:
+    """Return the routes of the page of signed links; none where the settings have no secret for them."""
+    if (links := DecisionLinks.of(settings)) is None:
+        return []
+    with needing("RUNTIME_APPROVAL_SECRET", "dashboard"):
+        from runtime.dashboard.pages.decision import DecisionPage
+    return DecisionPage(links, open_store).routes
 
 
 def _refused(name: str, refusal: WebhookRefusal) -> Response:

@@ -18,7 +18,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │       ├── Duplicate           the dedup_key was used before
 │       ├── NobodyListens       no handler listens to the key, and the sender required one
 │       └── Blocked             a proxy or firewall in front of the API refused
-├── BadSignature                a webhook's signature is wrong or too old
+├── BadSignature                the signature of a webhook or a link is wrong or too old
 ├── PostFailed                  a webhook's target did not accept a message
 ├── AskError                    a request failed
 │   ├── AskTimeout              no answer came in time; a late one is kept
@@ -163,7 +163,7 @@ class NobodyListens(Refused):
 
 
 class BadSignature(RuntimeFault):
-    """A webhook's signature is missing or wrong, or its time lies outside the replay window.
+    """The signature of a webhook or a link is missing or wrong, or its time lies outside the replay window.
 
     Attributes:
         is_stale: whether only the time is wrong.

@@ -29,6 +29,7 @@ from runtime.connection.allow_list import AllowList
 from runtime.connection.environment import non_blank
 from runtime.connection.local_stack import running_stack
 from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
+from runtime.connection.public_url import check_links
 from runtime.errors import SettingsError, nearest
 
 _log = logging.getLogger("runtime.settings")
@@ -41,6 +42,7 @@ _told: set[str] = set()
 # Optional settings: a blank, or empty quotes, counts as unset.
 _UNSET_WHEN_BLANK = (
     "supabase_url", "supabase_key", "database_url", "webhook", "webhook_secret", "metrics_port", "retention_days",
+    "approval_secret", "public_url",
 )  # fmt: skip
 
 
@@ -171,6 +173,16 @@ class Settings(BaseSettings):
         description="For `runtime.asgi:app` and `runtime serve`: sources of webhooks, as a JSON list of objects.",
     )
 
+    approval_secret: SecretStr | None = Field(
+        default=None,
+        description="Signs the links that decide approvals: 32 bytes at least, an old one after a space; with "
+        "RUNTIME_PUBLIC_URL.",
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="Where people reach `runtime serve`, or the host application, with the path it is mounted at.",
+    )
+
     telemetry: bool = Field(
         default=False, description="OpenTelemetry spans and metrics; needs the extra `otel`."
     )
@@ -296,6 +308,12 @@ class Settings(BaseSettings):
     def _paces_agree(self) -> Self:
         if self.poll_slow_seconds < self.poll_fast_seconds:
             raise ValueError("RUNTIME_POLL_SLOW_SECONDS must not be less than RUNTIME_POLL_FAST_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _links_are_whole(self) -> Self:
+        secret = self.approval_secret
+        check_links(None if secret is None else secret.get_secret_value(), self.public_url)
         return self
 
     @model_validator(mode="after")

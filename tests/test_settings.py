@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from runtime.errors import SettingsError
 from runtime.settings import Settings
 
+SIGNING = "a-secret-that-signs-links-of-approvals"
 # Every setting, by its name in the environment, with a value it does not have by default.
 GIVEN = {
     "SUPABASE_URL": ("supabase_url", "https://abc.supabase.co", "https://abc.supabase.co"),
@@ -27,6 +28,8 @@ GIVEN = {
     "RUNTIME_BUDGET_SECONDS": ("budget_seconds", "50", 50),
     "RUNTIME_AGENTS": ("agents", "shop/agents,till.py", "shop/agents,till.py"),
     "RUNTIME_SOURCES": ("sources", "[]", "[]"),
+    "RUNTIME_APPROVAL_SECRET": ("approval_secret", f"{SIGNING} {SIGNING}", SecretStr(f"{SIGNING} {SIGNING}")),
+    "RUNTIME_PUBLIC_URL": ("public_url", "https://agents.example/in", "https://agents.example/in"),
     "RUNTIME_TELEMETRY": ("telemetry", "true", True),
     "RUNTIME_METRICS_PORT": ("metrics_port", "9464", 9464),
     "RUNTIME_METRICS_HOST": ("metrics_host", "0.0.0.0", "0.0.0.0"),
@@ -47,6 +50,8 @@ GIVEN = {
     "RUNTIME_LOG_FORMAT": ("log_format", "json", "json"),
     "RUNTIME_LOG_LEVEL": ("log_level", "debug", "debug"),
 }
+# Each of them is refused without the other.
+TOGETHER = {"RUNTIME_APPROVAL_SECRET": "RUNTIME_PUBLIC_URL", "RUNTIME_PUBLIC_URL": "RUNTIME_APPROVAL_SECRET"}
 PASSWORD_CURE = "percent-encoded"
 NO_URL = "must look like https://"
 
@@ -77,6 +82,8 @@ def test_it_comes_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatc
     field, text, value = GIVEN[name]
     assert getattr(Settings.load(), field) != value
     monkeypatch.setenv(name, text)
+    if (other := TOGETHER.get(name)) is not None:
+        monkeypatch.setenv(other, GIVEN[other][1])
     assert getattr(Settings.load(), field) == value
 
 
@@ -84,10 +91,31 @@ def test_it_comes_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatc
 def test_it_comes_from_a_file_and_the_environment_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     field, text, value = GIVEN[name]
     Path(".env").write_text(f'{name}="{text}"\nSOMETHING_ELSE=1\n')
+    if (with_it := TOGETHER.get(name)) is not None:
+        monkeypatch.setenv(with_it, GIVEN[with_it][1])
     assert getattr(Settings.load(), field) == value
     other = {"lease_seconds": 40.0}
     monkeypatch.setenv("RUNTIME_LEASE_SECONDS", "40")
     assert Settings.load().lease_seconds == other["lease_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("secret", "url", "told"),
+    [
+        (SIGNING, None, "RUNTIME_PUBLIC_URL is not"),
+        (" ", "https://agents.example", "RUNTIME_APPROVAL_SECRET is not"),
+        (f"{SIGNING} short-old-one", "https://agents.example", "at least 32 bytes"),
+        (SIGNING, "agents.example", "must look like https://"),
+        (SIGNING, "https://agents.example/?in", "must look like https://"),
+        (SIGNING, "https://ada:word@agents.example", "must look like https://"),
+    ],
+)
+def test_links_need_a_secret_nobody_guesses_and_where_they_lead(
+    secret: str, url: str | None, told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told) as refused:
+        Settings.load(approval_secret=secret, public_url=url)
+    assert not [each for each in (SIGNING, "short-old", "word") if each in str(refused.value)]
 
 
 def test_what_is_given_wins_over_both(monkeypatch: pytest.MonkeyPatch) -> None:

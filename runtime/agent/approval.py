@@ -1,8 +1,8 @@
 """Approvals: what a handler asks people, and what they decide."""
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,6 +11,8 @@ from runtime.encoding.readback import read
 from runtime.errors import InvalidValue
 from runtime.message import Message
 
+REQUESTED: Final = "approval.requested"
+DECIDED: Final = "approval.decided"
 _TITLE_CHARACTERS = 500
 
 
@@ -74,6 +76,17 @@ def request_value(title: str, details: Any, answer: Any, until: datetime | None)
     if until is not None:
         value["until"] = until.isoformat()
     return value
+
+
+def deadline_of(value: object) -> datetime | None:
+    """Return until when a request is open, from its value; None if it is open for ever."""
+    until = value.get("until") if isinstance(value, dict) else None
+    try:
+        deadline = datetime.fromisoformat(until)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        # Any program may write under the key of requests.
+        return None
+    return deadline if deadline.tzinfo is not None else deadline.replace(tzinfo=UTC)
 
 
 def decision_of(message: Message[Any], answer: Any) -> Decision:

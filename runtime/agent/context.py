@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.long_work import LongWork
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
 from runtime.agent.step import Steps
@@ -47,6 +48,7 @@ class Context(LongWork):
         used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
         open_steps: opens the steps of its delivery; None where they are kept nowhere, as in such a test.
         open_waits: opens the waits of its delivery; None where it cannot wait.
+        decision_links: makes links that decide approvals; None where the settings have no secret for them.
     """
 
     message: Message[Any]
@@ -61,6 +63,7 @@ class Context(LongWork):
     used: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     open_steps: Callable[["Context"], Steps] | None = field(default=None, repr=False, compare=False)
     open_waits: Callable[[Steps], Waits] | None = field(default=None, repr=False, compare=False)
+    decision_links: DecisionLinks | None = field(default=None, repr=False, compare=False)
     _waits: Waits | None = field(default=None, init=False, repr=False, compare=False)
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
     _broadcasts: BroadcastSequence | None = field(default=None, init=False, repr=False)

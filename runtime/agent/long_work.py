@@ -5,12 +5,13 @@ from datetime import UTC, datetime, timedelta
 from inspect import Parameter
 from typing import Any, Literal
 
-from runtime.agent.approval import Decision, check_approval, decision_of, request_value
+from runtime.agent.approval import DECIDED, REQUESTED, Decision, check_approval, decision_of, request_value
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
 from runtime.agent.step import Step, StepCall, Steps
 from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
-from runtime.errors import WaitTimeout
+from runtime.errors import SettingsError, WaitTimeout
 from runtime.message import Message
 
 
@@ -20,7 +21,9 @@ class LongWork:
     __slots__ = ("_steps", "_waits")
 
     handler: str
+    message: Message[Any]
     asks: "Requests[Any] | None"
+    decision_links: DecisionLinks | None
     open_steps: "Callable[[Any], Steps] | None"
     open_waits: "Callable[[Steps], Waits] | None"
     _steps: Steps | None
@@ -229,13 +232,11 @@ class LongWork:
 
         async def request(step: Step) -> int:
             value = request_value(title, details, answer, until)
-            return await self._asker("approve", {}).send_now(
-                self, "approval.requested", value, step.idempotency_key
-            )
+            return await self._asker("approve", {}).send_now(self, REQUESTED, value, step.idempotency_key)
 
         # A step: an attempt that comes later asks nobody once more, and has the same deadline.
         number = await self.step(f"approve {title[:80]}", request)
-        wait = WaitFor("approval.decided", {"request": number}, seconds, since=number, key=str(number))
+        wait = WaitFor(DECIDED, {"request": number}, seconds, since=number, key=str(number))
         try:
             [decided] = await self._opened_waits().all([wait])
         except WaitTimeout:
@@ -243,6 +244,29 @@ class LongWork:
                 raise WaitTimeout(f"Nobody has decided in time: {title}") from None
             return Decision(approved=on_timeout == "approve", request=number)
         return decision_of(decided, answer)
+
+    def decision_link(self, request: Message[Any], *, by: str | None = None) -> str:
+        """Return a link to a page where a request for approval is decided, for a mail or a chat.
+
+        Opening it shows the request and decides nothing; the buttons of the page do. It counts until the request's
+        deadline, and for a week at most. Whoever has it may decide, so give it to nobody else.
+
+        Args:
+            request: the message under `approval.requested`, as a handler of that key gets it.
+            by: who the link is for, such as an address; kept as who decided. None has the page ask for a name.
+
+        Raises:
+            SettingsError: the worker has no RUNTIME_APPROVAL_SECRET.
+            InvalidValue: the message is no request for approval, or `by` is no name.
+        """
+        if self.decision_links is None:
+            raise SettingsError(
+                "Links that decide approvals are signed: set RUNTIME_APPROVAL_SECRET, and RUNTIME_PUBLIC_URL to where "
+                "`runtime serve` is reached."
+            )
+        # The handler's annotation may have made something else of the value.
+        is_handled = isinstance(request, Message) and request.id == self.message.id
+        return self.decision_links.url(self.message if is_handled else request, by=by)
 
     @property
     def suspended(self) -> Suspended | None:

@@ -45,15 +45,16 @@ def serve(
     """Serve `runtime.asgi` until Ctrl-C or SIGTERM; then what runs finishes, and nothing is lost.
 
     POST /webhooks/NAME takes the webhooks of a source, POST /wake a Database Webhook as a wake-up of the agents, which
-    run in this process; with --serverless they run only while POST /drain or /wake is answered. GET /healthz and
-    /readyz are for orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
+    run in this process; with --serverless they run only while POST /drain or /wake is answered. GET /approval is the
+    page of signed links that decide approvals, where RUNTIME_APPROVAL_SECRET is set. GET /healthz and /readyz are for
+    orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
     """
     streams.go_on()
     settings = find_settings(waits=True, serverless=serverless or None)
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
     sources += sources_in(settings)
-    if not agents and not sources:
+    if not (agents or sources or settings.approval_secret):
         raise typer.BadParameter("name agents or sources, or set RUNTIME_SOURCES: there is nothing to serve")
     if settings.telemetry:
         export_telemetry()

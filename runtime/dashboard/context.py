@@ -40,14 +40,7 @@ class DashboardContext:
         self.stream = stream
         self.live_state = live_state
         self.schemas = schemas
-        self._templates = Environment(
-            loader=FileSystemLoader(FOLDER / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(FILTERS | THREAD_FILTERS)
+        self._templates = make_templates()
         self._templates.globals.update(pages=PAGES, csrf=guard.csrf, place=stream.place)
 
     def text(self, template: str, **context: Any) -> str:
@@ -70,6 +63,19 @@ class DashboardContext:
         except StoreError as error:
             return {"fault": str(error), "stats": None}
         return {"fault": None, "stats": stats, "took": self.live_state.stats.took_seconds, **_ways(stats)}
+
+
+def make_templates() -> Environment:
+    """Return the templates, with their filters."""
+    templates = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(FILTERS | THREAD_FILTERS)
+    return templates
 
 
 def context_of(request: Request) -> DashboardContext:

@@ -20,7 +20,7 @@ from runtime.connection.environment import non_blank
 CSRF_HEADER = "x-csrf-token"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _SAFE = frozenset({"GET", "HEAD"})
-_HEADERS = {
+STRICT_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -136,7 +136,7 @@ class Guarded:
         async def strict(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
+                headers.update(STRICT_HEADERS)
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 

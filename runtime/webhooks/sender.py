@@ -13,7 +13,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import anyio
 import httpcore
 
+from runtime.agent.approval import REQUESTED
 from runtime.agent.context import Context
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.retry import Reject, RetryLater
 from runtime.agent.target import Target
@@ -87,6 +89,7 @@ class Sender:
     ) -> None:
         self._allowed = AllowList.parse(settings.webhooks_allow)
         self._trace = trace
+        self._links = DecisionLinks.of(settings)
         self._keys: dict[str, list[bytes]] = {}
         self.handlers = [self._equipped(handler) for handler in handlers]
         self._rests = CircuitBreakers(
@@ -139,7 +142,10 @@ class Sender:
         self, handler: Handler, target: Target, keys: Sequence[bytes], message: Message[Any], context: Context
     ) -> Any:
         """Post one message, and return what is to be emitted."""
-        headers, body = request_of(message, context, keys)
+        # To decide is not for targets that get all messages by a wildcard, such as a log.
+        is_asked = message.key == REQUESTED and REQUESTED in handler.patterns
+        link = self._links.url(message) if self._links is not None and is_asked else None
+        headers, body = request_of(message, context, keys, link)
         headers |= trace_headers({**message.headers, **self._trace()})
         async with self._rests.admitted(handler.name):
             try:
@@ -202,10 +208,10 @@ class Sender:
 
 
 def request_of(
-    message: Message[Any], context: Context, keys: Sequence[bytes]
+    message: Message[Any], context: Context, keys: Sequence[bytes], decision_link: str | None = None
 ) -> tuple[dict[str, str], bytes]:
     """The headers and the body that tell a target of a message, signed now."""
-    body = body_of(message, context)
+    body = body_of(message, context, decision_link)
     return sign(keys, webhook_id(context.handler, message), int(time.time()), body), body
 
 
@@ -217,12 +223,13 @@ def webhook_id(subscription: str, message: Message[Any]) -> str:
     return f"msg_{message.idempotency_key}_{subscription.replace('.', '/')}"
 
 
-def body_of(message: Message[Any], context: Context) -> bytes:
+def body_of(message: Message[Any], context: Context, decision_link: str | None = None) -> bytes:
     """The body of the request: type, timestamp and data, as Standard Webhooks has them, and where they come from."""
+    link = {} if decision_link is None else {"decision_link": decision_link}
     fields = {
         "type": message.key, "timestamp": message.created_at.isoformat(), "id": message.id, "agent": message.agent,
         "subscription": context.handler, "attempt": message.attempt, "correlation_id": message.correlation_id,
-        "parent_id": message.parent_id,
+        "parent_id": message.parent_id, **link,
     }  # fmt: skip
     return f'{encode(fields)[:-1]},"data":{encode_again(message.value)}}}'.encode()
 

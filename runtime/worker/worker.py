@@ -21,6 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime.agent.agent import Agent
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import reply_key
 from runtime.client.broadcaster import NO_TRANSPORT
@@ -222,7 +223,9 @@ class Worker:
     async def _run_handlers(self, tasks: TaskGroup, states: Mapping[str, Any]) -> None:
         """Run handlers on this loop, and everything else in a thread, until that has ended."""
         metrics, spans = _metrics(self._settings), open_telemetry(self._settings)
-        services = HandlerServices(self.name, states, spans=spans)
+        services = HandlerServices(
+            self.name, states, spans=spans, decision_links=DecisionLinks.of(self._settings)
+        )
         observers = [self._observer, None if metrics is None else metrics.observe]
         self._executor = executor = Executor(
             tasks,

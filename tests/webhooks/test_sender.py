@@ -12,10 +12,12 @@ from typing import Any
 
 import anyio
 import pytest
+from pydantic import SecretStr
 from standardwebhooks import Webhook
 
 from runtime import Agent, Message, Reject, Retry, connect
 from runtime.agent.context import Context
+from runtime.agent.decision_link import DecisionLinks
 from runtime.errors import DeclarationError, PostFailed, SettingsError
 from runtime.local.bootstrap import connected
 from runtime.message import Draft
@@ -391,6 +393,32 @@ def test_a_declaration_that_makes_no_sense_is_refused_with_the_cure(
         out("https://example.com/hook?key=hush", **options)
     assert cure in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+async def test_a_target_that_names_requests_for_approval_gets_a_link_that_decides_and_no_other_does(
+    harness: Harness,
+) -> None:
+    agent = Agent("out")
+    secret = SecretStr("a-secret-that-signs-links-of-approvals")
+    with receiving() as people, receiving() as log:
+        agent.post("approval.requested", "task.new", to=people.url, secret="OUT_SECRET", name="people")
+        agent.post("approval.*", to=log.url, secret="OUT_SECRET", name="log")
+        links = {"approval_secret": secret, "public_url": "https://agents.example"}
+        async with (
+            harness.running(agent, webhooks_allow="127.0.0.0/8", **links),
+            connect(harness.settings) as stream,
+        ):
+            await stream.send("approval.requested", {"title": "Refund it?"})
+            await stream.send("task.new", 1)
+            await until(lambda: len(people.received) == 2 and len(log.received) == 1)
+            [request] = await stream.read("approval.requested")
+    told = {body["type"]: body for body in (json.loads(each.body) for each in people.received)}
+    page, _, token = told["approval.requested"]["decision_link"].partition("?token=")
+    assert page == "https://agents.example/approval"
+    link = DecisionLinks([secret.get_secret_value()], page).read(token, now=time.time())
+    assert (link.identity, link.by) == (request.idempotency_key, None)
+    assert "decision_link" not in told["task.new"]
+    assert "decision_link" not in json.loads(log.received[0].body)
 
 
 def test_a_secret_that_is_missing_or_none_stops_a_worker_before_it_begins(

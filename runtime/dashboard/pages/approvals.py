@@ -39,7 +39,7 @@ async def decide(request: Request) -> HTMLResponse:
     try:
         # A request that is not among these is decided or over: the database says so, whatever the answer is.
         asked = next((each for each in await operations.approvals(_SHOWN) if each["request"] == number), None)
-        wanted = None if asked is None else _wanted(asked["schema"])
+        wanted = None if asked is None else wanted_of(asked["schema"])
         answer = answer_of(given["answer"], wanted) if is_approved and wanted is not None else None
         told = await operations.decide(
             number, is_approved, answer=answer, by=given["by"] or None, why=given["why"] or None
@@ -94,7 +94,7 @@ def _outcome(number: int, is_approved: bool, told: Mapping[str, Any]) -> dict[st
     return {"kind": "busy", "request": number, "text": text}
 
 
-def _wanted(schema: Any) -> Declared | None:
+def wanted_of(schema: Any) -> Declared | None:
     """Return the schema of an answer as a declaration; None where a plain yes or no is asked for."""
     return Declared((), schema=schema) if isinstance(schema, dict) and schema else None
 
@@ -102,7 +102,7 @@ def _wanted(schema: Any) -> Declared | None:
 async def _open(context: DashboardContext) -> dict[str, Any]:
     requests = await context.stream.operations.approvals(_SHOWN)
     for each in requests:
-        wanted = _wanted(each["schema"])
+        wanted = wanted_of(each["schema"])
         each["sample"] = None if wanted is None else pretty(sample_of(wanted))
     total = (await context.live_state.stats.get())["approvals"]
     return {"requests": requests, "total": max(total, len(requests))}

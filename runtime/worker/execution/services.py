@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from runtime.agent.batch import BatchContext
 from runtime.agent.context import Context
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.services import Reads, Requests
 from runtime.agent.step import StepKeeper, Steps
@@ -51,6 +52,7 @@ class HandlerServices:
         spans: makes a trace of the attempts, where one is wanted.
         keeper: returns what keeps the steps of a delivery.
         wait_keeper: returns what keeps the waits of a delivery.
+        decision_links: makes links that decide approvals, where the settings have a secret for them.
     """
 
     worker: str
@@ -61,6 +63,7 @@ class HandlerServices:
     spans: Spans | None = None
     keeper: Callable[[Delivery], StepKeeper] | None = None
     wait_keeper: Callable[[Delivery], WaitKeeper] | None = None
+    decision_links: DecisionLinks | None = None
 
     def context(self, handler: Handler, delivery: Delivery) -> Context:
         """Return the context of an attempt with one delivery."""
@@ -74,6 +77,7 @@ class HandlerServices:
             send_broadcast=self.send_broadcast,
             open_steps=partial(self._open_steps, delivery),
             open_waits=partial(self._open_waits, handler, delivery),
+            decision_links=self.decision_links,
         )
 
     def _open_steps(self, delivery: Delivery, context: Context) -> Steps:
@@ -100,5 +104,6 @@ class HandlerServices:
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
+            decision_links=self.decision_links,
             messages=messages,
         )
