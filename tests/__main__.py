@@ -1,11 +1,13 @@
 """Every check there is: `python -m tests`. Arguments go to pytest."""
 
+import compileall
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from tests.workspace import Workspace
 
@@ -25,6 +27,8 @@ def main() -> int:
     """Run the checks; all of them, even after one has failed."""
     with ThreadPoolExecutor(1) as beside, Workspace.opened() as workspace:
         others = {name: beside.submit(_passes, name, arguments) for name, arguments in _BESIDE}
+        if not sys.argv[1:]:
+            _compile()
         passed = {"tests": _passes("tests", ["-m", "pytest", *_TESTS], workspace)}
         left = workspace.end_processes()
         passed["no process left behind"] = not left
@@ -34,6 +38,23 @@ def main() -> int:
     if failed:
         print(f"\nfailed: {', '.join(failed)}", flush=True)
     return 1 if failed else 0
+
+
+def _compile() -> None:
+    """Write the bytecode of the package and of the tests, also where the environment asks Python not to write it.
+
+    Else each of the processes that the tests start compiles the modules it loads, which is a fifth of its start, and
+    each pytest worker rewrites every assertion: 15 s instead of 7 s for its collection.
+    """
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "--quiet"],
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+        # What cannot be collected is told by the tests.
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    for folder in ("runtime", "tests"):
+        compileall.compile_dir(Path(__file__).parents[1] / folder, quiet=1)
 
 
 def _passes(name: str, arguments: Sequence[str], workspace: Workspace | None = None) -> bool:
