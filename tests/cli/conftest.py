@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.preforked import Preforked
 from tests.cli.shell import Shell
+from tests.preforked import Preforked
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cli.preforked import Preforked
+from tests.preforked import RUNTIME, Forked, Preforked
 
 # What a developer's shell may hold and would mislead a test, or colour its output.
 _LEFT_OUT = (
@@ -41,21 +41,20 @@ class Shell:
         folder: the working directory; a `.env` in it is read.
         environment: on top of the tests' own, which names no stream.
         command: what starts `runtime`.
-        preforked: runs commands that end, in less time; None to start each by itself.
+        preforked: starts commands in less time; None to start each by itself.
     """
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = (sys.executable, "-m", "runtime")
     preforked: Preforked | None = None
-    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+    _started: list[subprocess.Popen[str] | Forked] = field(default_factory=list)
 
     def run(self, *arguments: str, given: str = "", **environment: str) -> Ended:
         """Run `runtime` with these arguments until it ends."""
         whole = self._environment(environment)
-        is_plain = self.command == Shell.command
-        if self.preforked is not None and is_plain and self.preforked.is_fit_for(whole):
-            ended = self.preforked.run(arguments, self.folder, whole, given, SECONDS)
+        if preforked := self._preforked_for(whole):
+            ended = preforked.run(arguments, self.folder, whole, given, SECONDS)
         else:
             ended = subprocess.run(
                 [*self.command, *arguments],
@@ -70,13 +69,19 @@ class Shell:
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         **environment: str,
-    ) -> subprocess.Popen[str]:
+    ) -> subprocess.Popen[str] | Forked:
         """Start `runtime` with these arguments and leave it running; its streams are pipes."""
-        process = subprocess.Popen(
-            [*self.command, *arguments],
-            cwd=self.folder, env=self._environment(environment), stdin=stdin,
-            stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
+        whole = self._environment(environment)
+        process: subprocess.Popen[str] | Forked
+        if preforked := self._preforked_for(whole):
+            command = [RUNTIME, *arguments]
+            process = preforked.start(command, self.folder, whole, stdin=stdin, stdout=stdout)
+        else:
+            process = subprocess.Popen(
+                [*self.command, *arguments],
+                cwd=self.folder, env=whole, stdin=stdin,
+                stdout=stdout, stderr=subprocess.PIPE, text=True, bufsize=1,
+            )  # fmt: skip
         self._started.append(process)
         return process
 
@@ -85,6 +90,10 @@ class Shell:
         for process in self._started:
             process.kill()
             process.wait(SECONDS)
+
+    def _preforked_for(self, environment: Mapping[str, str]) -> Preforked | None:
+        is_fit = self.preforked is not None and self.preforked.is_fit_for(environment)
+        return self.preforked if is_fit and self.command == Shell.command else None
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
