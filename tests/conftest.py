@@ -24,6 +24,7 @@ from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
 from tests.distribution import LongestFirst, longest_first
 from tests.forked_gateway import ForkedGateway, GatewayForks
+from tests.preforked import Preforked
 from tests.terminal import prepared
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every command they run inherits that.
@@ -150,6 +151,13 @@ def gateway_forks() -> Iterator[GatewayForks]:
     """What gateways are forked from."""
     with closing(GatewayForks()) as forks:
         yield forks
+
+
+@pytest.fixture(scope="session")
+def preforked() -> Iterator[Preforked]:
+    """What runs the commands of tests."""
+    with closing(Preforked()) as preforked:
+        yield preforked
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Shells in a folder of their own, as a reader of the documentation would have them open."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,43 +15,70 @@ from pathlib import Path
 from runtime.local.ports import free_port
 from runtime.local.stack import LocalStack
 from runtime.local.state import StackState
+from tests.preforked import RUNTIME, Forked, Preforked
 
 SECONDS = 240
+# What a shell has to read, outside quotes: variables, other streams, several commands, patterns of names.
+_QUOTED = re.compile(r"""'[^']*'|"[^"$`\\]*\"""")
+_NEEDS_SHELL = re.compile(r"[$`;&|<>()\\\n~*?]|^\w+=")
 
 
 class Terminal:
-    """Shells in one folder, with `runtime` in their path and a stack of their own; closing it ends what they left."""
+    """Shells in one folder, with `runtime` in their path and a stack of their own; closing it ends what they left.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where the commands are typed.
+        preforked: starts `runtime` and programs in Python in less time; None to leave them to the shell.
+    """
+
+    def __init__(self, folder: Path, preforked: Preforked | None = None) -> None:
         self.folder = folder
+        self._preforked = preforked
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
         scripts = Path(sys.executable).parent
         self._environment = {
             **kept, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}", "RUNTIME_LOCAL_DIR": str(folder / "stack"),
             "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
-        self._running: list[subprocess.Popen[str]] = []
+        self._running: list[subprocess.Popen[str] | Forked] = []
 
     def run(self, command: str) -> str:
         """Run a command until it ends; what it printed."""
-        ended = subprocess.run(
-            ["/bin/sh", "-c", command], cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
-        return ended.stdout
+        process = self._begun(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode == 0, f"{command}\n{out}\n{err}"
+        return out
 
     def start(self, command: str) -> "Printed":
         """Start a command in a terminal of its own."""
         printed = Printed(self.folder / f"terminal-{len(self._running)}")
         with printed.file.open("w") as file:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", f"exec {command}"], cwd=self.folder, env=self._environment,
-                stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True,
-            )  # fmt: skip
+            process = self._begun(f"exec {command}", stdout=file.fileno(), stderr=file.fileno())
         self._running.append(process)
         printed.process = process
         return printed
+
+    def _begun(self, command: str, *, stdout: int, stderr: int) -> subprocess.Popen[str] | Forked:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr}
+        words = self._forkable(command.removeprefix("exec "))
+        if self._preforked is not None and words:
+            return self._preforked.start(words, self.folder, self._environment, **streams)
+        return subprocess.Popen(
+            ["/bin/sh", "-c", command], cwd=self.folder, env=self._environment, text=True, **streams
+        )  # fmt: skip
+
+    def _forkable(self, command: str) -> list[str]:
+        """The words of a command without a shell, where it is `runtime` or a file in Python; else none."""
+        if _NEEDS_SHELL.search(_QUOTED.sub("", command)):
+            return []
+        program, *arguments = shlex.split(command)
+        if program == "python" and arguments and arguments[0].endswith(".py"):
+            return arguments
+        return [program, *arguments] if program == RUNTIME else []
 
     def close(self) -> None:
         """End what runs, and the stack, also where a command does not end when it is asked to."""
@@ -73,7 +102,7 @@ class Printed:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | Forked | None = None
 
     def check(self) -> None:
         """Fail if it has ended otherwise than well."""
@@ -113,7 +142,7 @@ def prepared() -> Iterator[Path]:
 
 
 @contextmanager
-def opened(stack: Path) -> Iterator[Terminal]:
+def opened(stack: Path, preforked: Preforked | None = None) -> Iterator[Terminal]:
     """A terminal in a folder with a copy of this stack on free ports; a page's own commands take these."""
     with _open_to_everybody() as folder:
         copy = folder / "stack"
@@ -122,7 +151,7 @@ def opened(stack: Path) -> Iterator[Terminal]:
         state = StackState.load(copy)
         moved = {"api_port": free_port(), "db_port": free_port(), "cluster": copy / "postgres"}
         state.model_copy(update=moved).save(copy)
-        terminal = Terminal(folder)
+        terminal = Terminal(folder, preforked)
         try:
             yield terminal
         finally:

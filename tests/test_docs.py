@@ -12,6 +12,7 @@ import pytest
 
 from tests.document import LANGUAGES, Reader, blocks, reference
 from tests.node import installed
+from tests.preforked import Preforked
 from tests.terminal import Terminal, opened
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def terminal(prepared_stack: Path) -> Iterator[Terminal]:
+def terminal(prepared_stack: Path, preforked: Preforked) -> Iterator[Terminal]:
     """A terminal with a stack of its own."""
-    with opened(prepared_stack) as terminal:
+    with opened(prepared_stack, preforked) as terminal:
         yield terminal
 
 

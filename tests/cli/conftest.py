@@ -12,17 +12,10 @@ from tests.preforked import Preforked
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path) -> Iterator[Shell]:
+def nowhere(tmp_path: Path, preforked: Preforked) -> Iterator[Shell]:
     """A shell in which nothing says where the stream is."""
-    with closing(Shell(tmp_path)) as shell:
+    with closing(Shell(tmp_path, preforked=preforked)) as shell:
         yield shell
-
-
-@pytest.fixture(scope="session")
-def preforked() -> Iterator[Preforked]:
-    """What runs the commands of these tests."""
-    with closing(Preforked()) as preforked:
-        yield preforked
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tests.cli.shell import Shell
 from tests.conftest import GatewayStack, _stack
 from tests.dashboard.crowd import crowd
 from tests.forked_gateway import GatewayForks
+from tests.preforked import Preforked
 
 AGENTS = Path(__file__).parent / "newsroom.py"
 QUIET = [
@@ -92,13 +93,13 @@ def large_stack(cluster: Cluster, gateway_forks: GatewayForks) -> Iterator[Gatew
 
 
 @pytest.fixture(scope="package")
-def shell(large_stack: GatewayStack, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def shell(large_stack: GatewayStack, tmp_path_factory: pytest.TempPathFactory, preforked: Preforked) -> Shell:
     """A shell whose environment names that stack."""
     named = {
         "SUPABASE_URL": large_stack.api_url,
         "SUPABASE_SERVICE_ROLE_KEY": large_stack.service_role_key,
     }
-    return Shell(tmp_path_factory.mktemp("dashboard"), named)
+    return Shell(tmp_path_factory.mktemp("dashboard"), named, preforked=preforked)
 
 
 @pytest.fixture(scope="package")

@@ -17,6 +17,7 @@ from runtime.dashboard.server import serving
 from tests.cli.shell import Shell
 from tests.integration.conftest import connected, running, settings_of, settled, until
 from tests.integration.test_odd_rows import INSERT, READABLE, UNREADABLE
+from tests.preforked import Preforked
 
 # Each command is a process of its own.
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -102,7 +103,7 @@ async def test_r1_the_dashboard_shows_every_row(store: str, stack: Any) -> None:
                         break
 
 
-async def test_r1_every_command_shows_every_row(stack: Any, tmp_path: Path) -> None:
+async def test_r1_every_command_shows_every_row(stack: Any, tmp_path: Path, preforked: Preforked) -> None:
     numbers = await written(stack)
     letters = await died(stack)
     named = {
@@ -110,7 +111,7 @@ async def test_r1_every_command_shows_every_row(stack: Any, tmp_path: Path) -> N
         "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key,
         "TZ": "Asia/Tokyo",
     }
-    with closing(Shell(tmp_path, named)) as shell:
+    with closing(Shell(tmp_path, named, preforked=preforked)) as shell:
         commands = [
             ["read", "odd.>"], ["read", "odd.>", "--latest"], ["trace", str(numbers[0])], ["status"], ["dead", "list"],
             *(["dead", "show", str(letter["id"])] for letter in letters[-4:]),

@@ -15,6 +15,7 @@ from runtime.errors import DeclarationError, StoreUnavailable
 from tests.cli.shell import Shell
 from tests.integration.conftest import connected, settings_of, until
 from tests.integration.test_webhooks_in import WAKING, serving, signed
+from tests.preforked import Preforked
 
 pytestmark = pytest.mark.anyio
 
@@ -252,10 +253,10 @@ async def test_what_nothing_is_kept_for_cannot_be_drained(stack: Any) -> None:
         await drain([agent], store_of(stack, "direct"))
 
 
-def test_runtime_drain_is_a_job_for_a_scheduler(stack: Any, tmp_path: Path) -> None:
+def test_runtime_drain_is_a_job_for_a_scheduler(stack: Any, tmp_path: Path, preforked: Preforked) -> None:
     (tmp_path / "till.py").write_text(SOURCE)
     named = {"SUPABASE_URL": stack.api_url, "SUPABASE_SERVICE_ROLE_KEY": stack.service_role_key}
-    shell = Shell(tmp_path, named)
+    shell = Shell(tmp_path, named, preforked=preforked)
     assert shell.run("send", "shop.order.paid", '{"number": 1}').code == 0
     ended = shell.run("drain", "till.py", "--json")
     assert (ended.code, json.loads(ended.stdout)) == (
