@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -260,9 +260,9 @@ async def staged(environment: dict[str, str], features: tuple[Feature, ...] = ()
             trust=True,
         )
         await anyio.to_thread.run_sync(server.start)
-        cluster = Cluster(server)
-        await cluster.prepare()
-        database = await anyio.to_thread.run_sync(cluster.make_database)
+        with closing(Cluster(server)) as cluster:
+            await cluster.prepare()
+            database = await anyio.to_thread.run_sync(cluster.make_database)
         gateway = GatewayProcess(folder, port=free_port(), database_url=server.url(database))
         await anyio.to_thread.run_sync(gateway.start)
         async with FaultyGateway(f"http://127.0.0.1:{gateway.port}") as faults:
