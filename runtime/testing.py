@@ -10,7 +10,7 @@ import anyio
 from pydantic import SecretStr
 
 from runtime.agent.agent import Agent
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import encode, legible
 from runtime.extras import needing

@@ -53,6 +53,7 @@ _GROUPS: Final = {
         "pause": "Let a subscription's work gather.",
         "resume": "Take deliveries of a paused subscription again.",
         "replay": "Deliver messages of the past to a subscription again.",
+        "fork": "Try what follows a step again, beside the first time.",
         "prune": "Remove old messages.",
     },
 }

@@ -1,6 +1,7 @@
 """`runtime dead`: the deliveries that failed for good."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -12,10 +13,12 @@ from runtime.cli.app import App
 from runtime.cli.completion import handlers, patterns
 from runtime.cli.confirm import confirm
 from runtime.cli.find_stream import find_settings
-from runtime.cli.options import DryRun, Json, Yes
+from runtime.cli.json_value import edits_of
+from runtime.cli.options import DryRun, Edits, FromStep, Json, Yes
 from runtime.cli.output import err, out, plain, print_json, print_line, printable_lines, with_words
 from runtime.cli.times import ago, counted, span, took
-from runtime.client.admin import Admin, DeadLetterFilter
+from runtime.client.admin import Admin
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import legible
 from runtime.errors import Refused
@@ -137,13 +140,22 @@ def redrive(
     older_than: OlderThan = None,
     error: Error = None,
     everything: Everything = False,
+    from_step: FromStep = None,
+    edit: Edits = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Deliver dead letters again, with fresh attempts."""
+    """Deliver dead letters again, with fresh attempts; what steps have kept stays.
+
+    With --from or --edit only letters are meant that have kept these steps. Of several steps with one name, each is
+    named as runtime trace shows it: "mail [ada] (2)".
+    """
     which = _letters(ids, subscription, key, older_than, error)
-    _change("Redrive", "redriven", Admin.redrive, which, everything, dry_run, yes, as_json)
+    edits = edits_of(edit or [])
+    preview = partial(Admin.preview, from_step=from_step, edits=edits)
+    change = partial(Admin.redrive, from_step=from_step, edits=edits)
+    _change("Redrive", "redriven", preview, change, which, everything, dry_run, yes, as_json)
 
 
 @app.command()
@@ -160,7 +172,7 @@ def discard(
 ) -> None:
     """Remove dead letters for good; a key that one of them held up goes on."""
     which = _letters(ids, subscription, key, older_than, error)
-    _change("Discard", "discarded", Admin.discard, which, everything, dry_run, yes, as_json)
+    _change("Discard", "discarded", Admin.preview, Admin.discard, which, everything, dry_run, yes, as_json)
 
 
 def _letters(
@@ -178,6 +190,7 @@ def _letters(
 def _change(
     verb: str,
     done: str,
+    preview: Callable[[Admin, DeadLetterFilter], Awaitable[dict[str, int]]],
     change: Callable[[Admin, DeadLetterFilter], AsyncIterator[int]],
     which: DeadLetterFilter,
     everything: bool,
@@ -188,7 +201,7 @@ def _change(
     """Show which letters are meant, ask, and change them with a progress bar."""
     if which == DeadLetterFilter() and not everything:
         raise typer.BadParameter("say which dead letters: numbers, a condition, or --all")
-    meant = anyio.run(_with, lambda it: it.preview(which))
+    meant = anyio.run(_with, lambda it: preview(it, which))
     total = sum(meant.values())
     if not as_json:
         for name, count in sorted(meant.items()):

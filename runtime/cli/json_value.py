@@ -36,6 +36,22 @@ def value_of(given: str | None, *, as_text: bool) -> Any:
         return text
 
 
+def edits_of(given: list[str]) -> dict[str, Any]:
+    """Return the new results of steps, each given as STEP=JSON, by the names of the steps."""
+    edits: dict[str, Any] = {}
+    for each in given:
+        step, equals, text = each.partition("=")
+        try:
+            edits[step] = json.loads(text)
+        except (ValueError, RecursionError):
+            equals = ""
+        if not (step and equals):
+            raise typer.BadParameter(
+                f"{each!r:.100} is not STEP=JSON, such as draft='\"a text\"' or total=7", param_hint="--edit"
+            )
+    return edits
+
+
 def _read(given: str) -> str:
     """Return the text itself, or the content of a file or stdin."""
     try:

@@ -16,8 +16,8 @@ from runtime.agent.handler import Handler
 from runtime.agent.services import ReadOptions
 from runtime.cli.attempts import milliseconds
 from runtime.cli.output import err, out, plain, print_json, printable_lines
-from runtime.client.admin import DeadLetterFilter
 from runtime.client.blocking import BlockingStream
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.client.stream import Stream, connect
 from runtime.encoding.json import legible
 from runtime.errors import RuntimeFault

@@ -1,116 +1,21 @@
-"""Operations on a stream: cancel, pause, resume, replay, redrive, discard, remove, prune."""
+"""Operations on a stream: cancel, pause, resume, replay, redrive, fork, discard, remove, prune."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from runtime.agent.target import check_url
+from runtime.client.dead_letters import DeadLetters
 from runtime.encoding.json import encode
 from runtime.keys import check_pattern
-from runtime.store import Store
-
-_ALL = 10_000_000
-_BATCH = 500
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetterFilter:
-    """A choice of dead letters: those that meet all given conditions.
-
-    Args:
-        ids: their numbers.
-        subscription: the subscription they died at, as `agent.handler`.
-        pattern: a pattern that matches the message's key.
-        older_than_seconds: they died at least so long ago.
-        error: a part of the error's text, in upper or lower case.
-
-    Raises:
-        InvalidKey: `pattern` is no pattern.
-    """
-
-    ids: Sequence[int] | None = None
-    subscription: str | None = None
-    pattern: str | None = None
-    older_than_seconds: float | None = None
-    error: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.pattern is not None:
-            check_pattern(self.pattern)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the conditions as arguments of the SQL functions."""
-        given = {name: getattr(self, name) for name in self.__slots__}
-        return {
-            name: list(value) if name == "ids" else value
-            for name, value in given.items()
-            if value is not None
-        }
-
-
-class Admin:
+class Admin(DeadLetters):
     """Changes a stream on an operator's behalf.
 
     Every method raises `StoreError` when the store cannot be reached or refuses, and its subclass `Refused` for an
     unknown subscription.
     """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def dead_letters(
-        self, which: DeadLetterFilter, *, before: int | None = None, limit: int = 100, details: bool = False
-    ) -> list[dict[str, Any]]:
-        """Return dead letters, the newest first.
-
-        Args:
-            which: the conditions.
-            before: only those with a lower number, to page on.
-            limit: how many at most.
-            details: with the message, the traceback and every attempt.
-        """
-        found: list[dict[str, Any]] = await self._store.operate(
-            "stream_dead", **which.arguments(), before=before, max=limit, details=details
-        )
-        return found
-
-    async def preview(self, which: DeadLetterFilter) -> dict[str, int]:
-        """Return how many dead letters of each subscription meet the conditions, without touching them."""
-        answer = await self._store.operate("stream_discard", **which.arguments(), max=_ALL, dry_run=True)
-        found: dict[str, int] = answer["matching"]
-        return found
-
-    def redrive(self, which: DeadLetterFilter) -> AsyncIterator[int]:
-        """Deliver dead letters again, with fresh attempts, in batches; yields the size of each."""
-        return self._in_batches("redrive", which)
-
-    def discard(self, which: DeadLetterFilter) -> AsyncIterator[int]:
-        """Remove dead letters for good, in batches; yields the size of each."""
-        return self._in_batches("discard", which)
-
-    async def _in_batches(
-        self, what: Literal["redrive", "discard"], which: DeadLetterFilter
-    ) -> AsyncIterator[int]:
-        counted = {"redrive": "redriven", "discard": "discarded"}[what]
-        while True:
-            answer = await self._store.operate(f"stream_{what}", **which.arguments(), max=_BATCH)
-            if not answer[counted]:
-                return
-            yield answer[counted]
-
-    async def amend(self, letter: int, value: object) -> int:
-        """Write a dead letter's message again with another value, for its subscription alone; the letter is removed.
-
-        Returns:
-            The id of the new message.
-
-        Raises:
-            InvalidValue: the value cannot be stored.
-            Refused: there is no such letter, or its subscription was removed.
-        """
-        answer = await self._store.operate("stream_amend", letter=letter, value=encode(value))
-        return int(answer["id"])
 
     async def cancel(
         self, message: int, subscription: str | None = None, *, outcome: Literal["dead", "done"] = "dead"

@@ -40,7 +40,8 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "ids": "bigint[]", "dry_run": "boolean",
     },
     "stream_dead": {**_FILTER, "before": "bigint", "details": "boolean"},
-    "stream_redrive": {**_FILTER, "dry_run": "boolean"},
+    "stream_redrive": {**_FILTER, "dry_run": "boolean", "from_step": "text", "edits": "jsonb"},
+    "stream_fork": {"message": "bigint", "from_step": "text", "subscription": "text", "edits": "jsonb"},
     "stream_discard": {**_FILTER, "dry_run": "boolean"},
     "stream_remove": {"subscription": "text", "dry_run": "boolean"},
     "stream_cancel": {"message": "bigint", "subscription": "text", "outcome": "text"},
@@ -82,7 +83,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
 """The types of the arguments of each function, by name. JSON arguments travel as text, encoded once."""
 
 ONCE = frozenset({
-    "stream_replay", "stream_beat", "stream_amend", "stream_broadcast",
+    "stream_replay", "stream_beat", "stream_amend", "stream_fork", "stream_broadcast",
     "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",
 })  # fmt: skip
 """Functions that are never called again after a lost answer: a second call would do it all again, book a nonce that

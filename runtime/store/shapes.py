@@ -20,6 +20,7 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_replay": ("subscription", "matching", "replayed"), "stream_remove": ("subscription", "removed"),
     "stream_redrive": ("matching", "redriven"), "stream_discard": ("matching", "discarded"),
     "stream_cancel": ("message", "known", "deliveries"), "stream_amend": ("id", "letter"),
+    "stream_fork": ("id", "message", "subscriptions"),
     "stream_prune": ("pruned", "last"), "stream_maintain": ("elected", "last"),
     "stream_schedule": ("now", "known", "schedules"), "stream_tick": ("current", "now"),
     "stream_add_webhook": ("name", "secret"), "stream_rotate_webhook": ("name", "secret"),

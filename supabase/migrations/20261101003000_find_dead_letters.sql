@@ -29,7 +29,7 @@ comment on function runtime.dead_keys(text, integer) is
 
 create function runtime.find_letters(
     ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text, before bigint,
-    max integer, newest boolean
+    max integer, newest boolean, steps text[] default '{}'
 ) returns bigint[]
 language plpgsql stable set search_path = '' as $$
 declare
@@ -47,7 +47,8 @@ declare
             ' order by y.died_at desc limit 1000) x)' end,
         case when error <> '' then ' and position($4 in lower(l.error)) > 0' end,
         case when before is not null then ' and l.id < $5' end,
-        case when caller is not null then ' and split_part(l.subscription_name, ''.'', 1) = $6' end);
+        case when caller is not null then ' and split_part(l.subscription_name, ''.'', 1) = $6' end,
+        case when cardinality(steps) > 0 then ' and runtime.has_steps(l.message_id, l.subscription, $10)' end);
     keys text[];
     source text := 'runtime.dead_letters l where true';
     found bigint[];
@@ -69,12 +70,13 @@ begin
     execute format('select array(select l.id from %s%s order by l.id %s limit $9)', source, conditions, direction)
     into found
     using ids, subscription, clock_timestamp() - make_interval(secs => older_than_seconds), lower(error), before, caller,
-        keys, runtime.regex_of(pattern), max;
+        keys, runtime.regex_of(pattern), max, steps;
     return found;
 end
 $$;
-comment on function runtime.find_letters(bigint[], text, text, double precision, text, bigint, integer, boolean) is
-    'The ids of dead letters for which all given conditions hold, the newest or the oldest first.';
+comment on function runtime.find_letters(bigint[], text, text, double precision, text, bigint, integer, boolean, text[]) is
+    'The ids of dead letters for which all given conditions hold, the newest or the oldest first; of those that have '
+    'kept all of these steps.';
 
 create function public.stream_dead(
     ids bigint[] default null, subscription text default null, pattern text default null,

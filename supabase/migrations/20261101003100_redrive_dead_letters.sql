@@ -98,15 +98,34 @@ end
 $$;
 comment on function runtime.discard(bigint[]) is 'Removes these dead letters; a key that one of them held up goes on.';
 
+create function runtime.check_steps(l runtime.dead_letters, steps text[]) returns void
+language plpgsql stable set search_path = '' as $$
+begin
+    if not runtime.has_steps(l.message_id, l.subscription, steps) then
+        raise exception using
+            errcode = 'P0002',
+            message = format('dead letter %s has not kept %s', l.id, array_to_string(steps, ' and ')),
+            hint = format('It has kept %s.', runtime.labels_of(l.message_id, l.subscription));
+    end if;
+end
+$$;
+comment on function runtime.check_steps(runtime.dead_letters, text[]) is
+    'Refuses a step that was asked for by name and that a dead letter has not kept.';
+
 create function runtime.end_letters(
     action text, ids bigint[], subscription text, pattern text, older_than_seconds double precision, error text,
-    max integer, dry_run boolean
+    max integer, dry_run boolean, from_step text default null, edits jsonb default null
 ) returns json
 language plpgsql set search_path = '' as $$
 declare
-    letters bigint[] := runtime.find_letters(ids, subscription, pattern, older_than_seconds, error, null, max, false);
+    steps text[] := runtime.labels_in(from_step, edits);
+    letters bigint[] := runtime.find_letters(
+        ids, subscription, pattern, older_than_seconds, error, null, max, false, steps);
     counts jsonb;
 begin
+    if ids is not null and cardinality(steps) > 0 then
+        perform runtime.check_steps(l, steps) from runtime.dead_letters l where l.id = any (ids);
+    end if;
     letters := array(
         select l.id from runtime.dead_letters l where l.id = any (letters) order by l.id for update skip locked
     );
@@ -124,6 +143,16 @@ begin
     if dry_run then
         letters := '{}';
     elsif action = 'redriven' then
+        perform runtime.mend_steps(l.message_id, l.subscription, from_step, edits)
+        from (
+            select distinct d.message_id, d.subscription from runtime.dead_letters d
+            where cardinality(steps) > 0 and d.id = any (letters)
+        ) l
+        -- What a replay has made due again meanwhile goes on as it is.
+        where not exists (
+            select from runtime.deliveries d
+            where d.message_id = l.message_id and d.subscription = l.subscription
+              and d.lease is distinct from runtime.dead_lease());
         perform runtime.redrive(letters);
     else
         perform runtime.discard(letters);
@@ -131,22 +160,26 @@ begin
     return json_build_object('matching', counts, action, cardinality(letters));
 end
 $$;
-comment on function runtime.end_letters(text, bigint[], text, text, double precision, text, integer, boolean) is
+comment on function
+    runtime.end_letters(text, bigint[], text, text, double precision, text, integer, boolean, text, jsonb) is
     'Chooses dead letters by the given conditions, and redrives or discards them; with dry_run, only counts.';
 
 create function public.stream_redrive(
     ids bigint[] default null, subscription text default null, pattern text default null,
     older_than_seconds double precision default null, error text default null,
-    max integer default 1000, dry_run boolean default false
+    max integer default 1000, dry_run boolean default false, from_step text default null, edits jsonb default null
 ) returns json
 language plpgsql security definer set search_path = '' as $$
 begin
-    return runtime.end_letters('redriven', ids, subscription, pattern, older_than_seconds, error, max, dry_run);
+    return runtime.end_letters(
+        'redriven', ids, subscription, pattern, older_than_seconds, error, max, dry_run, from_step, edits);
 end
 $$;
-comment on function public.stream_redrive(bigint[], text, text, double precision, text, integer, boolean) is
+comment on function public.stream_redrive(bigint[], text, text, double precision, text, integer, boolean, text, jsonb) is
     'Delivers dead letters again, with fresh attempts; a pruned message comes back from its copy. The same conditions '
-    'as stream_dead, the oldest first; with dry_run, only counts.';
+    'as stream_dead, the oldest first; with dry_run, only counts. Kept steps stay: with from_step, that one and what '
+    'finished after it are forgotten, and edits {step: result} gives others new results; then only letters that have '
+    'kept these steps are meant.';
 
 create function public.stream_discard(
     ids bigint[] default null, subscription text default null, pattern text default null,

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from runtime import Agent, BatchContext, Context, Message, Reject, Retry, connect
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.client.stream import Stream
 from runtime.errors import AskFailed, AskTimeout, InvalidValue, NobodyAnswers, RuntimeFault
 from runtime.testing import Harness

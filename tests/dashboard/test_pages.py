@@ -70,7 +70,7 @@ def dead(stage: Stage, title: str) -> int:
 
 def letters(stage: Stage) -> list[dict[str, int]]:
     """All dead letters."""
-    from runtime.client.admin import DeadLetterFilter
+    from runtime.client.dead_letters import DeadLetterFilter
 
     found: list[dict[str, int]] = stage.ask(lambda: stage.stream.operations.dead_letters(DeadLetterFilter()))
     return found
@@ -333,7 +333,7 @@ def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage:
 
 async def _discard(stage: Stage, number: int) -> None:
     """The letters of other tests are counted."""
-    from runtime.client.admin import DeadLetterFilter
+    from runtime.client.dead_letters import DeadLetterFilter
 
     found = await stage.stream.operations.dead_letters(DeadLetterFilter())
     ids = [each["id"] for each in found if each["message_id"] == number]

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from runtime import Agent, Context, Message, connect
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.encoding.unreadable import find_unreadable
 from runtime.errors import AskFailed
 from tests.integration.conftest import connected, running, settings_of, settled, until

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from runtime import Agent, Retry, connect
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.dashboard.server import serving
 from tests.cli.shell import Shell
 from tests.integration.conftest import connected, running, settings_of, settled, until

@@ -17,7 +17,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from runtime import connect
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.local.ports import free_port
 from runtime.message import Draft
 from runtime.webhooks.signatures import new_secret, read_secret, sign

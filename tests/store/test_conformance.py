@@ -10,7 +10,8 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from runtime.client.admin import Admin, DeadLetterFilter
+from runtime.client.admin import Admin
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.errors import (
     Duplicate,
     InvalidValue,

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.dashboard.context import DashboardContext, context_of, number_of
 from runtime.dashboard.filters import pretty
 from runtime.encoding.json import decode

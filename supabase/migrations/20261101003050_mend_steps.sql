@@ -1,0 +1,77 @@
+-- Mending steps: the kept results of a handler are forgotten from one on, or given other values, before it runs again.
+
+create function runtime.label_of(s runtime.steps) returns text
+language sql immutable set search_path = '' as $$
+    select s.name || case when s.key <> '' then format(' [%s]', s.key) else '' end
+                  || case when s.occurrence > 1 then format(' (%s)', s.occurrence) else '' end
+$$;
+comment on function runtime.label_of(runtime.steps) is
+    'A step as runtime trace shows it: its name, its key in brackets, and its occurrence where it is not the first.';
+
+create function runtime.labels_of(message bigint, subscription integer) returns text
+language sql stable set search_path = '' as $$
+    select coalesce(string_agg(runtime.label_of(s), ', ' order by s.created_at, s.name), 'nothing') from runtime.steps s
+    where s.message_id = message and s.subscription = labels_of.subscription
+$$;
+comment on function runtime.labels_of(bigint, integer) is 'The steps of a delivery, for an error.';
+
+create function runtime.has_steps(message bigint, subscription integer, labels text[]) returns boolean
+language sql stable set search_path = '' as $$
+    select not exists (
+        select from unnest(labels) as l (label)
+        where not exists (
+            select from runtime.steps s
+            where s.message_id = message and s.subscription = has_steps.subscription
+              and l.label in (s.name, runtime.label_of(s))))
+$$;
+comment on function runtime.has_steps(bigint, integer, text[]) is
+    'Whether a delivery has kept all these steps, each given by its name or its label.';
+
+create function runtime.labels_in(from_step text, edits jsonb) returns text[]
+language plpgsql immutable set search_path = '' as $$
+begin
+    if edits is not null and jsonb_typeof(edits) <> 'object' then
+        raise exception using errcode = '22023', message = 'edits is an object: {"step": its new result}';
+    end if;
+    return array(select from_step where from_step is not null union all select jsonb_object_keys(edits));
+end
+$$;
+comment on function runtime.labels_in(text, jsonb) is 'The steps that a mending names.';
+
+create function runtime.mend_steps(message bigint, subscription integer, from_step text, edits jsonb) returns void
+language plpgsql set search_path = '' as $$
+declare
+    edit record;
+    edited runtime.steps[];
+begin
+    -- By the time at which each finished: its place in the handler is not known here.
+    delete from runtime.steps s
+    where s.message_id = message and s.subscription = mend_steps.subscription
+      and s.created_at >= (
+          select min(f.created_at) from runtime.steps f
+          where f.message_id = message and f.subscription = mend_steps.subscription
+            and from_step in (f.name, runtime.label_of(f)));
+    for edit in select e.key as label, e.value from jsonb_each(edits) as e loop
+        edited := array(
+            select s from runtime.steps s
+            where s.message_id = message and s.subscription = mend_steps.subscription
+              and edit.label in (s.name, runtime.label_of(s)));
+        if cardinality(edited) <> 1 then
+            raise exception using
+                errcode = '22023',
+                message = format('%s steps of message %s are meant by %L', cardinality(edited), message, edit.label),
+                hint = format('Name one of those that are kept: %s.', runtime.labels_of(message, mend_steps.subscription));
+        elsif starts_with(edited[1].name, 'wait.') then
+            raise exception using
+                errcode = '22023',
+                message = format('%L is a wait, and its outcome is a message', edit.label),
+                hint = 'Have the handler wait anew, by from_step, and write the message that it waits for.';
+        end if;
+        update runtime.steps s set value = edit.value
+        where s.message_id = message and s.subscription = mend_steps.subscription
+          and s.name = edited[1].name and s.key = edited[1].key and s.occurrence = edited[1].occurrence;
+    end loop;
+end
+$$;
+comment on function runtime.mend_steps(bigint, integer, text, jsonb) is
+    'Forgets a step of a delivery and what finished after it, and gives other steps new results: {step: result}.';
