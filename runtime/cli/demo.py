@@ -271,7 +271,7 @@ async def _until(condition: Callable[[], bool], what: str) -> None:
 
 
 def _waiting(subscription: dict[str, Any]) -> int:
-    return sum(subscription.get(name, 0) for name in ("waiting", "running", "scheduled", "suspended"))
+    return sum(subscription[name] for name in ("waiting", "running", "scheduled", "suspended"))
 
 
 def _subject(value: Any) -> str:

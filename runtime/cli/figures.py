@@ -10,7 +10,7 @@ from runtime.cli.tables import Rows
 from runtime.cli.times import amount, duration
 
 WORK: Final = ("waiting", "running", "scheduled")
-HEADS: Final = (*WORK, "dead", "lag")
+HEADS: Final = (*WORK, "suspended", "dead", "lag")
 
 _GONE_SECONDS: Final = 60
 _LAG_SECONDS: Final = 1.0
@@ -28,8 +28,16 @@ def backlog(subscription: dict[str, Any]) -> Iterator[str | Text]:
     """Yield the cells under the heads `HEADS`."""
     dead, lag = subscription["dead"], subscription["lag_seconds"]
     yield from work(subscription)
+    yield amount(subscription["suspended"], is_about=subscription.get("about", False))
     yield Text(amount(dead, is_about=subscription.get("dead_about", False)), style="red" if dead else "")
     yield "" if lag is None else duration(lag)
+
+
+def awaited(subscription: dict[str, Any]) -> str:
+    """Return what its suspended deliveries wait for, the most frequent first: payment.settled (7), a time (2)."""
+    return ", ".join(
+        f"{each['pattern'] or 'a time'} ({each['count']:,})" for each in subscription.get("awaited", ())
+    )
 
 
 def workers(listed: dict[str, Any]) -> Text:

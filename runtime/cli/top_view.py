@@ -102,4 +102,4 @@ class TopView:
 
 def is_abandoned(subscription: dict[str, Any]) -> bool:
     """Whether no worker serves a subscription and nothing is due for it."""
-    return not any(subscription[name] for name in ("workers", "waiting", "running", "scheduled"))
+    return not any(subscription[name] for name in ("workers", "waiting", "running", "scheduled", "suspended"))

@@ -131,6 +131,7 @@ def _ways(stats: dict[str, Any]) -> dict[str, Any]:
         "gone": len(stats["workers"]) - len(here),
         "waiting": sum(each["waiting"] for each in stats["subscriptions"]),
         "scheduled": sum(each["scheduled"] for each in stats["subscriptions"]),
+        "suspended": sum(each["suspended"] for each in stats["subscriptions"]),
         "about": any(each.get("about") for each in stats["subscriptions"]),
         "running": sum(each["running"] for each in stats["subscriptions"]),
         "paused": sum(each["paused"] for each in stats["subscriptions"]),

@@ -42,9 +42,20 @@ $$;
 comment on function runtime.sampled_percent(regclass) is
     'The share of a table that a sample reads: some 300 blocks; all of a small table.';
 
+create function runtime.is_suspended(d runtime.deliveries) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return d.heavy and d.lease is null and d.visible_at > clock_timestamp() and d.visible_at < 'infinity' and exists (
+        select from runtime.waits w where w.message_id = d.message_id and w.subscription = d.subscription);
+end
+$$;
+comment on function runtime.is_suspended(runtime.deliveries) is
+    'Whether a handler waits with this delivery, for a message that has not come or a time that is not over.';
+
 create function runtime.backlog()
 returns table (
-    subscription integer, fresh bigint, running bigint, scheduled bigint, parked bigint, blocked bigint, oldest bigint, about boolean
+    subscription integer, fresh bigint, running bigint, scheduled bigint, suspended bigint, parked bigint, blocked bigint,
+    oldest bigint, about boolean
 )
 language plpgsql stable set search_path = '' as $$
 declare
@@ -57,14 +68,17 @@ begin
         select d.subscription as id,
                count(*) filter (where d.visible_at is null) as fresh,
                count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as running,
-               count(*) filter (where d.lease is null and d.visible_at < 'infinity') as scheduled,
+               count(*) filter (where d.lease is null and d.visible_at < 'infinity') as unleased,
+               -- Most deliveries are not heavy, which tells without a call.
+               count(*) filter (where d.heavy and runtime.is_suspended(d)) as suspended,
                count(*) filter (where d.lease is null and d.visible_at = 'infinity') as parked,
                count(*) filter (where d.lease is not null and d.visible_at = 'infinity') as blocked
         from runtime.deliveries d tablesample system (portion) repeatable (1) group by 1
     ), counted as materialized (
         -- Up to a thousand are counted exactly, by the indexes that taking uses.
-        select s.id, f.fresh, h.running, h.blocked, w.scheduled, p.parked, least(o.oldest, h.oldest, w.oldest) as oldest,
-               greatest(f.fresh, h.running + h.blocked, w.scheduled, p.parked) > most and portion < 100 as about
+        select s.id, f.fresh, h.running, h.blocked, w.unleased, w.suspended, p.parked,
+               least(o.oldest, h.oldest, w.oldest) as oldest,
+               greatest(f.fresh, h.running + h.blocked, w.unleased, p.parked) > most and portion < 100 as about
         from runtime.subscriptions s
         cross join lateral (
             select count(*) as fresh from (
@@ -88,9 +102,12 @@ begin
                 limit most + 1) x
         ) h
         cross join lateral (
-            select count(*) as scheduled, min(x.message_id) as oldest from unnest('{0,1}'::integer[]) as c (standing)
+            -- What is suspended waits for others, so it is no sign of being late.
+            select count(*) as unleased, count(*) filter (where x.is_suspended) as suspended,
+                   min(x.message_id) filter (where not x.is_suspended) as oldest
+            from unnest('{0,1}'::integer[]) as c (standing)
             cross join lateral (
-                select d.message_id from runtime.deliveries d
+                select d.message_id, d.heavy and runtime.is_suspended(d) as is_suspended from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at < 'infinity'
                   and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = c.standing
                 limit most + 1) x
@@ -108,7 +125,11 @@ begin
     select c.id,
            case when c.fresh > most then greatest(c.fresh, (x.fresh * 100 / portion)::bigint) else c.fresh end,
            case when c.running > most then greatest(c.running, (x.running * 100 / portion)::bigint) else c.running end,
-           case when c.scheduled > most then greatest(c.scheduled, (x.scheduled * 100 / portion)::bigint) else c.scheduled end,
+           case when c.unleased > most
+                then greatest(c.unleased - c.suspended, ((x.unleased - x.suspended) * 100 / portion)::bigint)
+                else c.unleased - c.suspended end,
+           case when c.unleased > most then greatest(c.suspended, (x.suspended * 100 / portion)::bigint)
+                else c.suspended end,
            case when c.parked > most then greatest(c.parked, (x.parked * 100 / portion)::bigint) else c.parked end,
            case when c.blocked > most then greatest(c.blocked, (x.blocked * 100 / portion)::bigint) else c.blocked end,
            c.oldest, c.about
@@ -118,6 +139,25 @@ $$;
 comment on function runtime.backlog() is
     'What waits for each subscription, and its oldest message. A small table is counted whole, and so is up to a '
     'thousand of a kind; about: larger figures are estimated from a sample of the table''s blocks.';
+
+create function runtime.awaited() returns table (subscription integer, awaited json)
+language plpgsql stable set search_path = '' as $$
+declare
+    portion constant real := runtime.sampled_percent('runtime.waits');
+begin
+    return query
+    select x.subscription, json_agg(json_build_object('pattern', x.pattern, 'count', x.amount) order by x.place)
+    from (
+        select w.subscription, w.pattern, (count(*) * 100 / portion)::bigint as amount,
+               row_number() over (partition by w.subscription order by count(*) desc, w.pattern) as place
+        from runtime.waits w tablesample system (portion) repeatable (1) group by 1, 2
+    ) x
+    where x.place <= 5 group by 1;
+end
+$$;
+comment on function runtime.awaited() is
+    'What the handlers of each subscription wait for: the five patterns with most waits, null for a time. Of many '
+    'waits, estimated from a sample of the table''s blocks.';
 
 create function runtime.rate_of(s runtime.subscriptions) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -234,6 +274,7 @@ begin
                     'rate', runtime.rate_of(s), 'concurrency_total', s.concurrency_total,
                     'waiting', coalesce(b.fresh + b.parked, 0), 'running', coalesce(b.running, 0),
                     'scheduled', coalesce(b.scheduled, 0), 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
+                    'suspended', coalesce(b.suspended, 0), 'awaited', coalesce(a.awaited, '[]'),
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
                     'lag_seconds', (
@@ -248,6 +289,7 @@ begin
                 ) order by s.name)
                 from runtime.subscriptions s
                 left join runtime.backlog() b on b.subscription = s.id
+                left join runtime.awaited() a on a.subscription = s.id
                 left join runtime.buried() l on l.subscription = s.id
                 left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
             'workers', coalesce((

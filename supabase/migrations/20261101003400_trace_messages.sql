@@ -14,9 +14,7 @@ language sql stable set search_path = '' as $$
                    when d.visible_at = 'infinity' and d.lease is null then 'parked'
                    when d.visible_at = 'infinity' then 'blocked'
                    when d.lease is not null then 'running'
-                   when d.heavy and d.visible_at > clock_timestamp() and exists (
-                       select from runtime.waits w
-                       where w.message_id = d.message_id and w.subscription = d.subscription) then 'suspended'
+                   when d.heavy and runtime.is_suspended(d) then 'suspended'
                    when d.attempts + d.crashes > 0 then 'retrying'
                    else 'scheduled'
                end as state

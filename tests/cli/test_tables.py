@@ -22,8 +22,8 @@ LONG = "summarizer_of_articles.summarise_and_publish"
 def subscription(name: str, **more: Any) -> dict[str, Any]:
     return {
         "name": name, "patterns": ["note.found", "note.imported.from.elsewhere"], "workers": 1, "waiting": 12_345,
-        "running": 3, "scheduled": 7, "dead": 2, "lag_seconds": 90.0, "done_last_minute": 61, "failed_last_minute": 4,
-        "paused": False, "settled": True, "blocked": 0, "last_error": None, **more,
+        "running": 3, "scheduled": 7, "suspended": 5, "dead": 2, "lag_seconds": 90.0, "done_last_minute": 61,
+        "failed_last_minute": 4, "paused": False, "settled": True, "blocked": 0, "last_error": None, **more,
     }  # fmt: skip
 
 
@@ -47,10 +47,11 @@ TABLES = {
 }  # fmt: skip
 # What no width may lose: the heads of the columns, and what stands in them.
 PARTS = {
-    "subscriptions": ["workers", "waiting", "12,345", "running", "scheduled", "dead", "lag", "90 s", "per min", "61",
-                      "paused", "patterns", "note.found", "note.imported.from.elsewhere", "last error", "ValueError"],
-    "status": ["workers", "waiting", "12,345", "running", "scheduled", "dead", "lag", "90 s", "paused", "patterns",
-               "note.found", "note.imported.from.elsewhere"],
+    "subscriptions": ["workers", "waiting", "12,345", "running", "scheduled", "suspended", "dead", "lag", "90 s",
+                      "per min", "61", "paused", "patterns", "note.found",
+                      "note.imported.from.elsewhere", "last error", "ValueError"],
+    "status": ["workers", "waiting", "12,345", "running", "scheduled", "suspended", "dead", "lag", "90 s",
+               "paused", "patterns", "note.found", "note.imported.from.elsewhere"],
     "schedules": ["clock.strike", "last slot", "next", "01 Jan 2099", "workers", "12,345", "paused", "schedule",
                   "0 7 * * * Europe/Berlin", "morning.bell"],
     "webhooks": ["workers", "waiting", "12,345", "running", "scheduled", "last success", "failing", "patterns",
@@ -105,7 +106,7 @@ STATS: dict[str, Any] = {
     "workers": [],
     "subscriptions": [
         *(
-            subscription(f"old.n{number}", workers=0, waiting=0, running=0, scheduled=0)
+            subscription(f"old.n{number}", workers=0, waiting=0, running=0, scheduled=0, suspended=0)
             for number in range(40)
         ),
         subscription("busy.one", done_last_minute=600),

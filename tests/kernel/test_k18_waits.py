@@ -356,6 +356,21 @@ async def test_k18_what_waits_is_told(db: Any, worker: Worker) -> None:
     assert handled["state"] == "suspended"
 
 
+async def test_k18_what_is_suspended_is_counted_apart_with_what_it_waits_for(db: Any, worker: Worker) -> None:
+    async def told() -> list[Any]:
+        [subscription] = (await db.fetchval("select stream_stats()"))["subscriptions"]
+        return [subscription[name] for name in ("suspended", "scheduled", "awaited", "lag_seconds")]
+
+    # Of two waits the one for a time is no sign that the other is over.
+    sleep = {"name": "sleep", "key": "", "occurrence": 1, "pattern": None, "seconds": 3600.0}
+    await suspended(db, worker, payment(), sleep)
+    awaited = [{"pattern": "payment.settled", "count": 1}, {"pattern": None, "count": 1}]
+    assert await told() == [1, 0, awaited, None]
+    await insert(db, "payment.settled", 1)
+    counted = await told()
+    assert (counted[:3], counted[3] is None) == ([0, 1, awaited[1:]], False)
+
+
 async def test_s8_k18_no_inserted_row_decides(db: Any, worker: Worker) -> None:
     request = await insert(db, "approval.requested", {"title": "May I?"})
     asked = {"name": "approval.decided", "key": str(request), "occurrence": 1, "pattern": "approval.decided"}

@@ -236,7 +236,11 @@ async def keep_steps(db: Any, worker: Worker) -> None:
             taken.id, taken.subscription, UUID(taken.lease), occurrence,
         )  # fmt: skip
     await worker.fail(taken)
-    assert [len(each.steps) for each in await worker.take(5) if each.id == taken.id and each.steps] == [2]
+    [again] = [each for each in await worker.take(5) if each.id == taken.id and each.steps]
+    assert len(again.steps) == 2
+    await worker.fail(again, outcome="dead")
+    await db.fetchval("select stream_fork($1, 'draft (2)', null, '{\"draft\": 2}')", taken.id)
+    await db.fetchval("select stream_redrive(pattern => 'task.>', from_step => 'draft (2)', max => 2)")
 
 
 @call

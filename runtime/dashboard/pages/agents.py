@@ -107,7 +107,13 @@ async def _agents(request: Request) -> dict[str, Any]:
         }
         # A failure of long ago that left dead letters comes after all that goes on.
         told["trouble"] = (severity(each, hour), each["dead"] > 0)
-        is_idle = not (each["waiting"] or each["scheduled"] or told["done_hour"] or told["failed_hour"])
+        is_idle = not (
+            each["waiting"]
+            or each["scheduled"]
+            or each["suspended"]
+            or told["done_hour"]
+            or told["failed_hour"]
+        )
         if told["state"] == "no worker" and is_idle and not webhook:
             gone.append(told)
         else:
