@@ -48,10 +48,11 @@ declare
         case when error <> '' then ' and position($4 in lower(l.error)) > 0' end,
         case when before is not null then ' and l.id < $5' end,
         case when caller is not null then ' and split_part(l.subscription_name, ''.'', 1) = $6' end,
-        -- Most letters have kept no step, which the first look tells without a call.
+        -- Most letters have kept no such step, which the first look tells without a call.
         case when cardinality(steps) > 0 then
             ' and exists (select from runtime.steps s where s.message_id = l.message_id'
-            ' and s.subscription = l.subscription offset 0)'
+            ' and s.subscription = l.subscription'
+            ' and (s.name = any ($10) or s.key <> '''' or s.occurrence > 1) offset 0)'
             ' and runtime.has_steps(l.message_id, l.subscription, $10)' end);
     keys text[];
     source text := 'runtime.dead_letters l where true';
