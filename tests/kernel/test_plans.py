@@ -240,7 +240,7 @@ async def keep_steps(db: Any, worker: Worker) -> None:
     assert len(again.steps) == 2
     await worker.fail(again, outcome="dead")
     await db.fetchval("select stream_fork($1, 'draft (2)', null, '{\"draft\": 2}')", taken.id)
-    await db.fetchval("select stream_redrive(pattern => 'task.>', from_step => 'draft (2)', max => 2)")
+    await db.fetchval("select stream_redrive(pattern => 'other.k10', from_step => 'draft', max => 2)")
 
 
 @call
