@@ -96,6 +96,8 @@ class Agent:
         within: float | None = None,
         rate: str | None = None,
         concurrency_total: int | None = None,
+        version: str | None = None,
+        pin: bool = False,
         **unknown: Never,
     ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
@@ -120,6 +122,9 @@ class Agent:
             within: with `batch`, seconds to wait for more after the first message; 0 by default.
             rate: how many messages all workers together take: "10/s", "600/m", "1000/h".
             concurrency_total: how many messages all workers together may be handling.
+            version: the version of the function, such as "2", kept with each step that it finishes.
+            pin: only workers of this version go on with what it has begun: with a message of which it has finished a
+                step, or for which it waits. Others take what nobody has begun.
             unknown: refused, with the name of the option that was probably meant.
 
         Raises:
@@ -131,7 +136,7 @@ class Agent:
         options = HandlerOptions(
             retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
             timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate,
-            concurrency_total=concurrency_total,
+            concurrency_total=concurrency_total, version=version, pin=pin,
         )  # fmt: skip
         fields = {"patterns": check_patterns(patterns), **handler_fields(options)}
         return self._registering(name, fields, sys._getframe(1).f_locals)
@@ -153,7 +158,7 @@ class Agent:
             interval: `"90s"`, `"5m"`, `"12h"`, a number of seconds or a timedelta; whole seconds.
             missed: which ticks are written for slots at which no worker ran: the last ("one"), "all", or "none".
             key: the key of the ticks; `timer.agent.function` by default. Other handlers may listen to it too.
-            options: as for `on`: retry, concurrency, emits, timeout, name.
+            options: as for `on`: retry, concurrency, emits, timeout, name, version, pin.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
@@ -178,7 +183,7 @@ class Agent:
                 runs right after the gap; one that comes twice in autumn runs once.
             missed: as for `every`.
             key: as for `every`.
-            options: as for `on`: retry, concurrency, emits, timeout, name.
+            options: as for `on`: retry, concurrency, emits, timeout, name, version, pin.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.

@@ -160,6 +160,7 @@ def _extensions(handler: Handler) -> dict[str, Any]:
         "x-batch": None if handler.batch is None else handler.batch.size,
         "x-rate": None if handler.rate is None else str(handler.rate),
         "x-concurrency-total": handler.concurrency_total,
+        "x-version": handler.version,
         "x-posts-to": None if handler.target is None else handler.target.shown,
     }
     return {name: given for name, given in found.items() if given is not None}

@@ -71,6 +71,8 @@ class Handler:
     batch: Batching | None = None
     rate: Rate | None = None
     concurrency_total: int | None = None
+    version: str | None = None
+    pin: bool = False
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
     dependencies: Dependencies | None = field(default=None, repr=False, compare=False)
     target: Target | None = None

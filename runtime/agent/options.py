@@ -21,12 +21,13 @@ from runtime.agent.validation import (
     check_retry,
     check_start,
     check_timeout,
+    check_version,
 )
 from runtime.errors import DeclarationError, did_you_mean
 
 
-class TimerOptions(TypedDict, total=False):
-    """The options of `Agent.every` and `Agent.cron`."""
+class SharedOptions(TypedDict, total=False):
+    """The options that every declaration takes."""
 
     retry: Retry | None
     concurrency: int | None
@@ -35,7 +36,14 @@ class TimerOptions(TypedDict, total=False):
     name: str | None
 
 
-class PostOptions(TimerOptions, total=False):
+class TimerOptions(SharedOptions, total=False):
+    """The options of `Agent.every` and `Agent.cron`."""
+
+    version: str | None
+    pin: bool
+
+
+class PostOptions(SharedOptions, total=False):
     """The options of `Agent.post`."""
 
     ordered: bool
@@ -45,7 +53,7 @@ class PostOptions(TimerOptions, total=False):
     concurrency_total: int | None
 
 
-class HandlerOptions(PostOptions, total=False):
+class HandlerOptions(TimerOptions, PostOptions, total=False):
     """The options of `Agent.on`: all there are."""
 
     deliver: Deliver
@@ -88,5 +96,7 @@ def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             options.get("concurrency_total"), batch.size if batch else 1
         ),
         "batch": batch,
+        "version": check_version(options.get("version"), options.get("pin", False), batch),
+        "pin": bool(options.get("pin", False)),
         "deliver": check_deliver(options),
     }

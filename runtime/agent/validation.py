@@ -30,6 +30,7 @@ _NOT_WITH_EACH = {
     "dead_blocks": "Without kept deliveries there are no dead letters: leave it out.",
     "start": "It gets what is written while it runs; to read older messages, use stream.listen(pattern, since=…).",
     "batch": "Messages are handled as they come: leave batch out, or leave deliver out.",
+    "pin": "Each process gets each message, and goes on with no other's: leave pin out, or leave deliver out.",
     "rate": "Messages are handled as they come: leave rate out, or leave deliver out.",
     "concurrency_total": "Each process gets each message: write concurrency=… for one process, or leave deliver out.",
 }
@@ -130,6 +131,31 @@ def check_deliver(options: Mapping[str, Any]) -> Deliver:
         if options.get(option) not in (None, False, "latest"):
             raise DeclarationError(f'@agent.on(deliver="each") takes no {option}=…. {cure}')
     return "each"
+
+
+def check_version(version: object, pin: object, batch: Batching | None) -> str | None:
+    """Return the version of a handler, or None."""
+    if version is None:
+        if pin:
+            raise DeclarationError(
+                '@agent.on(pin=True) needs a version, as in @agent.on(…, version="1", pin=True): only workers of that '
+                "version go on with what it has begun."
+            )
+        return None
+    if (
+        not isinstance(version, str)
+        or not version
+        or "\0" in version
+        or len(version.encode(errors="replace")) > 255
+    ):
+        raise DeclarationError(
+            f"@agent.on(version=…) is a text of at most 255 bytes, not {short_repr(version)}."
+        )
+    if pin and batch is not None:
+        raise DeclarationError(
+            "@agent.on(batch=…) takes no pin=True: a batch has no steps that a later attempt could go on with."
+        )
+    return version
 
 
 def check_timeout(seconds: object) -> float | None:

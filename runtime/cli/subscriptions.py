@@ -78,6 +78,10 @@ def state(subscription: dict[str, Any]) -> str:
         return "paused"
     if not subscription["settled"]:
         return "settling"
+    if held_back := subscription.get("held_back"):
+        return ", ".join(
+            f"{each['count']:,} due for version {plain(each['version'])} alone" for each in held_back
+        )
     if subscription["blocked"]:
         return f"{counted(subscription['blocked'], 'key')} blocked"
     total = subscription.get("concurrency_total")

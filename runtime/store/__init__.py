@@ -64,6 +64,9 @@ class Subscription:
     rate_amount: int | None = None
     rate_seconds: float | None = None
     concurrency_total: int | None = None
+    version: str | None = None
+    # Only workers of this version go on with what it has begun.
+    pin: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration as `stream_subscribe` takes it."""

@@ -55,6 +55,8 @@ def subscription_of(handler: Handler) -> Subscription:
         rate_amount=None if handler.rate is None else handler.rate.amount,
         rate_seconds=None if handler.rate is None else handler.rate.seconds,
         concurrency_total=handler.concurrency_total,
+        version=handler.version,
+        pin=handler.pin,
     )
 
 

@@ -39,6 +39,17 @@ begin
 end
 $$;
 
+-- In steps of two: of each pair of lanes the second one is for poison messages.
+create table runtime.pins (
+    lane integer primary key generated always as identity (start with 4 increment by 2),
+    subscription integer not null references runtime.subscriptions on delete cascade,
+    version text not null check (octet_length(version) <= 255),
+    declared_at timestamptz not null default clock_timestamp(),
+    unique (subscription, version)
+);
+comment on table runtime.pins is
+    'The versions of handlers that alone go on with what they have begun, each with the lane its deliveries wait in.';
+
 create table runtime.patterns (
     pattern text collate "C" not null,
     subscription integer not null references runtime.subscriptions on delete cascade,
@@ -73,6 +84,7 @@ comment on table runtime.routes is
 
 -- Each table is closed where it is made: a later statement would lock it against workers that run already.
 alter table runtime.subscriptions enable row level security;
+alter table runtime.pins enable row level security;
 alter table runtime.patterns enable row level security;
 alter table runtime.routing enable row level security;
 alter table runtime.routes enable row level security;

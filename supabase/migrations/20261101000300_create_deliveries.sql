@@ -20,6 +20,9 @@ create table runtime.deliveries (
     heavy boolean not null default false,
     -- The message's key, for an ordered subscription only.
     ordered_key text collate "C",
+    -- The lane (runtime.pins) of the version that has begun it, which alone goes on with it. Such a delivery is never
+    -- fresh, so that fresh ones are taken without a look at this.
+    pinned integer,
     primary key (message_id, subscription)
 ) with (
     -- Leaves room on each page for a second version of every row: a delivery that is taken stays on its page.
@@ -33,9 +36,10 @@ comment on table runtime.deliveries is
 -- The + 0 makes this the only index in the order of taking. By the plain column the primary key would serve it too, by a
 -- walk through every subscription's deliveries, and statistics make the planner think that cheaper.
 create index deliveries_fresh on runtime.deliveries (subscription, priority, (message_id + 0)) where visible_at is null;
--- First by standing, so that a crowd of due deliveries hides neither an expired lease (2) nor a poison message (1).
+-- First by standing, so that a crowd of due deliveries hides neither an expired lease (2) nor a poison message (1), nor
+-- what a version of its handler alone may take: its lane, or the one after it for a poison message.
 create index deliveries_due on runtime.deliveries (
-    subscription, (case when lease is not null then 2 when crashes >= 2 then 1 else 0 end), visible_at
+    subscription, (case when lease is not null then 2 else coalesce(pinned, 0) + (crashes >= 2)::integer end), visible_at
 ) where visible_at is not null;
 -- Of each key first the leased delivery (0), then the parked ones (1), then the rest (2), also a dead letter that holds
 -- up its key: the first entry of a key tells whether one of its deliveries runs.

@@ -15,6 +15,8 @@ create table runtime.workers (
     subscriptions integer[] not null default '{}',
     -- The patterns it declared, by subscription: so that two programs of one name are noticed.
     declared jsonb not null default '{}',
+    -- The lanes of its handlers' versions, by subscription; null where no handler is pinned.
+    pins jsonb,
     -- How far its sweeps have come in healing ordered keys; null: at the beginning.
     healed_lane integer,
     healed_key text collate "C",

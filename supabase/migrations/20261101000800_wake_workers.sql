@@ -68,7 +68,9 @@ $$;
 comment on function runtime.wake_everybody(text[]) is
     'Wakes every sleeping worker; in stricter isolation every worker, by a common channel.';
 
-create function runtime.wake_sleepers(matched integer[], keys text[], but uuid default null) returns void
+create function runtime.wake_sleepers(
+    matched integer[], keys text[], but uuid default null, lanes integer[] default '{}'
+) returns void
 language plpgsql set search_path = '' as $$
 declare
     target record;
@@ -86,7 +88,7 @@ begin
             -- offset 0: the clock is read once, not for each row.
             offset 0
         ) called
-        cross join unnest(matched) as m (subscription)
+        cross join unnest(matched, lanes) as m (subscription, lane)
         cross join lateral (
             select w.id, w.announce, w.pump, e.n, c.is_called
             from runtime.workers w
@@ -106,6 +108,7 @@ begin
             -- A worker without a fresh heartbeat, or one that has left a call unanswered, is probably dead and must not
             -- swallow the only wake-up: the former is never called, the latter only where there are not two others.
             where w.asleep and w.free @> array[m.subscription] and w.id is distinct from but
+              and (m.lane is null or (w.pins ->> m.subscription::text)::integer = m.lane)
               and (w.seen_at > called.fresh_since) is not false
             order by c.standing, random()
             limit 2
@@ -117,9 +120,10 @@ begin
     end loop;
 end
 $$;
-comment on function runtime.wake_sleepers(integer[], text[], uuid) is
+comment on function runtime.wake_sleepers(integer[], text[], uuid, integer[]) is
     'Wakes, for each subscription, two sleeping workers with free slots for it, chosen at random and never the caller, '
-    'unless two are being woken already. Workers that left a call unanswered are chosen last.';
+    'unless two are being woken already. Workers that left a call unanswered are chosen last. With a lane, only workers '
+    'whose version takes from it.';
 
 create function runtime.alive_since() returns timestamptz
 language plpgsql stable set search_path = '' as $$
@@ -211,6 +215,11 @@ declare
 begin
     if cardinality(waiting) > 0 then
         perform runtime.wake_sleepers(waiting, '{}', but => me.id);
+        if me.pins is not null then
+            perform runtime.wake_sleepers(
+                array_agg(w), '{}', but => me.id, lanes => array_agg((me.pins ->> w::text)::integer))
+            from unnest(waiting) as w where me.pins ? w::text;
+        end if;
     end if;
 end
 $$;

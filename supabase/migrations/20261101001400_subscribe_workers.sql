@@ -117,11 +117,22 @@ begin
         end if;
     end loop;
 
-    update runtime.workers w set subscriptions = served.ids, declared = coalesce(served.declared, '{}')
+    insert into runtime.pins (subscription, version)
+    select s.id, d.version from jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text, version text, pin boolean)
+    join runtime.subscriptions s on s.name = d.name
+    where d.pin and d.version is not null
+    order by s.id
+    -- Its upkeep leaves alone what was declared lately.
+    on conflict on constraint pins_subscription_version_key do update set declared_at = clock_timestamp();
+    update runtime.workers w
+    set subscriptions = served.ids, declared = coalesce(served.declared, '{}'), pins = served.pins
     from (
-        select coalesce(array_agg(s.id), '{}') as ids, jsonb_object_agg(s.id, d.patterns) as declared
+        select coalesce(array_agg(s.id), '{}') as ids, jsonb_object_agg(s.id, d.patterns) as declared,
+               jsonb_object_agg(s.id, p.lane) filter (where p.lane is not null) as pins
         from runtime.subscriptions s
-        join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text, patterns jsonb) on d.name = s.name
+        join jsonb_to_recordset(stream_subscribe.subscriptions) as d (name text, patterns jsonb, version text)
+            on d.name = s.name
+        left join runtime.pins p on p.subscription = s.id and p.version = d.version
     ) served
     where w.id = me.id
     returning w.* into me;
@@ -143,8 +154,8 @@ end
 $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Registers the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
-    'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total}]; a '
-    'declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
+    'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total, '
+    'version, pin}]; a declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
     'last messages match a new one and are not delivered, and warnings: faults of the set-up, and declarations that '
     'have given way.';
 

@@ -80,7 +80,7 @@ comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer)
     'cursors, and which of the wanted subscriptions are ordered.';
 
 create function runtime.take_due(
-    want jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer,
+    want jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer, pins jsonb default null,
     out taken runtime.taken[], out heavy boolean
 ) language plpgsql set search_path = '' as $$
 begin
@@ -91,7 +91,8 @@ begin
         cross join lateral (
             select one.ctid as place from runtime.deliveries one
             where one.subscription = s.id and one.visible_at <= (select clock_timestamp())
-              and case when one.lease is not null then 2 when one.crashes >= 2 then 1 else 0 end = alone::integer
+              and case when one.lease is not null then 2 else coalesce(one.pinned, 0) + (one.crashes >= 2)::integer end
+                  = coalesce((pins ->> w.key)::integer, 0) + alone::integer
             order by one.visible_at
             limit w.value::integer
             for update skip locked
@@ -109,28 +110,56 @@ begin
     from taken t;
 end
 $$;
-comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer) is
+comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer, jsonb) is
     'Leases delayed and retrying deliveries that are due; with alone, poison messages, which have crashed their worker '
-    'twice.';
+    'twice. With pins, those of these lanes, by subscription.';
+
+create function runtime.lanes_of(target integer) returns integer[]
+language plpgsql stable set search_path = '' as $$
+begin
+    return array(
+        select 0 union all select 1
+        union all select p.lane + poison from runtime.pins p, unnest(array[0, 1]) as poison where p.subscription = target);
+end
+$$;
+comment on function runtime.lanes_of(integer) is
+    'Where deliveries of a subscription wait: for any version of its handler, and for each that is pinned.';
+
+create function runtime.left_of(want jsonb, taken runtime.taken[]) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+begin
+    return (
+        select jsonb_object_agg(w.key, w.value::integer - coalesce(t.amount, 0))
+        from jsonb_each_text(want) as w
+        left join (select t.subscription, count(*) as amount from unnest(taken) as t group by 1) t
+            on t.subscription = w.key::integer
+    );
+end
+$$;
+comment on function runtime.left_of(jsonb, runtime.taken[]) is 'How many of the wanted deliveries are not taken yet.';
 
 create function runtime.take_due_too(
-    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer
+    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, pins jsonb default null
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
     overdue record := runtime.take_due(want, false, until, new_lease, pump);
+    pinned record;
     left_over jsonb;
 begin
+    if pins is not null then
+        left_over := runtime.left_of(want, overdue.taken);
+        pinned := runtime.take_due(
+            (select jsonb_object_agg(w.key, w.value) from jsonb_each(left_over) as w where pins ? w.key),
+            false, until, new_lease, pump, pins);
+        overdue.taken := overdue.taken || pinned.taken;
+        overdue.heavy := coalesce(overdue.heavy, false) or coalesce(pinned.heavy, false);
+    end if;
     if overdue.taken is null then
         return runtime.take_fresh(want, cursors, until, new_lease, pump);
     end if;
-    left_over := (
-        select jsonb_object_agg(w.key, w.value::integer - coalesce(t.amount, 0))
-        from jsonb_each_text(want) as w
-        left join (select t.subscription, count(*) as amount from unnest(overdue.taken) as t group by 1) t
-            on t.subscription = w.key::integer
-    );
+    left_over := runtime.left_of(want, overdue.taken);
     result := runtime.take_fresh(left_over, cursors, until, new_lease, pump);
     result.taken := overdue.taken || result.taken;
     result.heavy := overdue.heavy or coalesce(result.heavy, false);
@@ -141,10 +170,10 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer) is
+comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, jsonb) is
     'Leases due deliveries of the wanted unordered subscriptions, and fresh ones where those are fewer than wanted.';
 
-create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer)
+create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer, pins jsonb default null)
 returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
@@ -159,23 +188,25 @@ begin
     -- The longest due first: a poison message that fails again and again, or waits for the answer of another one, holds
     -- up no other.
     for lane in
-        select s.id, s.ordered
+        select s.id, s.ordered, p.lane
         from jsonb_each_text(want) as w
         join runtime.subscriptions s on s.id = w.key::integer
+        cross join unnest(array[0, (pins ->> w.key)::integer]) as p (lane)
         cross join lateral (
             select n.visible_at from runtime.deliveries n
             where n.subscription = s.id and n.visible_at <= (select clock_timestamp())
-              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = 1
+              and case when n.lease is not null then 2 else coalesce(n.pinned, 0) + (n.crashes >= 2)::integer end = p.lane + 1
             order by n.visible_at limit 1
         ) d
         where s.settled and s.paused_at is null and w.value::integer > 0
         order by d.visible_at
     loop
         if lane.ordered then
-            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump);
+            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump, nullif(lane.lane, 0));
             result.look_again := result.look_again or one.look_again;
         else
-            one := runtime.take_due(jsonb_build_object(lane.id, 1), true, until, new_lease, pump);
+            one := runtime.take_due(
+                jsonb_build_object(lane.id, 1), true, until, new_lease, pump, jsonb_build_object(lane.id, lane.lane));
         end if;
         if one.taken is not null then
             result.taken := one.taken;
@@ -187,7 +218,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer) is
+comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer, jsonb) is
     'Leases one poison message, which has crashed its worker twice, and nothing else.';
 
 create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]
@@ -204,7 +235,8 @@ $$;
 comment on function runtime.filled(runtime.taking, jsonb) is
     'The subscriptions that gave as many deliveries as were wanted of them, so that there may be more.';
 
-create function runtime.next_due_seconds(wanted jsonb, since timestamptz) returns double precision
+create function runtime.next_due_seconds(wanted jsonb, since timestamptz, pins jsonb default null)
+returns double precision
 language plpgsql stable set search_path = '' as $$
 begin
     return (
@@ -213,33 +245,43 @@ begin
             then greatest(0, extract(epoch from min(d.visible_at) - clock_timestamp()))::double precision end
         from jsonb_each_text(wanted) as w
         join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
-        cross join unnest(array[0, 1, 2]) as standing
+        cross join unnest(
+            case when pins ? w.key then array[0, 1, 2, (pins ->> w.key)::integer, (pins ->> w.key)::integer + 1]
+                 else array[0, 1, 2] end) as standing
         cross join lateral (
             select n.visible_at from runtime.deliveries n
             -- A delivery that came due while this exchange was taking counts as due now: it came too late for this
-            -- exchange, and too early for a timer. Poison messages (1) are reported apart, also those made just now.
+            -- exchange, and too early for a timer. Poison messages (odd) are reported apart, also those made just now.
             where n.subscription = w.key::integer and n.visible_at < 'infinity'
-              and n.visible_at > case when standing = 1 then (select clock_timestamp()) else since end
-              and case when n.lease is not null then 2 when n.crashes >= 2 then 1 else 0 end = standing
+              and n.visible_at > case when standing % 2 = 1 then (select clock_timestamp()) else since end
+              and case when n.lease is not null then 2 else coalesce(n.pinned, 0) + (n.crashes >= 2)::integer end = standing
             order by n.visible_at limit 1
         ) d);
 end
 $$;
-comment on function runtime.next_due_seconds(jsonb, timestamptz) is
+comment on function runtime.next_due_seconds(jsonb, timestamptz, jsonb) is
     'Seconds until the next delayed, retrying or leased delivery comes due that was not due at this time; null for '
     'none.';
 
-create function runtime.has_poison_messages(wanted jsonb) returns boolean
+create function runtime.has_poison_messages(wanted jsonb, pins jsonb default null) returns boolean
 language plpgsql stable set search_path = '' as $$
 begin
     return (
         select exists (
             select from jsonb_each_text(wanted) as w
             join runtime.subscriptions s on s.id = w.key::integer and s.settled and s.paused_at is null
-            join runtime.deliveries d on d.subscription = s.id and d.visible_at <= (select clock_timestamp())
-            where case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 1
+            cross join unnest(case when pins ? w.key then array[1, (pins ->> w.key)::integer + 1] else array[1] end)
+                as poison (standing)
+            -- limit: looked up lane by lane.
+            cross join lateral (
+                select from runtime.deliveries d
+                where d.subscription = s.id and d.visible_at <= (select clock_timestamp())
+                  and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end
+                      = poison.standing
+                limit 1
+            ) found
         ));
 end
 $$;
-comment on function runtime.has_poison_messages(jsonb) is
+comment on function runtime.has_poison_messages(jsonb, jsonb) is
     'Whether a delivery that has crashed its worker twice waits to be taken alone.';

@@ -3,7 +3,7 @@
 
 create function runtime.take_ordered(
     wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
-    out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
+    pinned integer default null, out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
     -- Each delivery taken locks its key, and the server has room for some thousands of locks.
@@ -29,10 +29,20 @@ begin
         overdue := array(
             select f.message_id from runtime.deliveries f
             where f.subscription = wanted and f.visible_at <= (select clock_timestamp())
-              and case when f.lease is not null then 2 when f.crashes >= 2 then 1 else 0 end = alone::integer
+              and case when f.lease is not null then 2 else coalesce(f.pinned, 0) + (f.crashes >= 2)::integer end = alone::integer
             order by f.visible_at limit 4 * amount
             for update skip locked
         );
+        if pinned is not null then
+            overdue := overdue || array(
+                select f.message_id from runtime.deliveries f
+                where f.subscription = wanted and f.visible_at <= (select clock_timestamp())
+                  and case when f.lease is not null then 2 else coalesce(f.pinned, 0) + (f.crashes >= 2)::integer end
+                      = take_ordered.pinned + alone::integer
+                order by f.visible_at limit 4 * amount
+                for update skip locked
+            );
+        end if;
     end if;
     -- Where many keys take turns the first look is enough; behind a hot key the second one looks further.
     foreach looks in array array[amount, 4 * amount] loop
@@ -138,12 +148,14 @@ begin
     );
 end
 $$;
-comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer) is
+comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer, integer) is
     'Leases at most one delivery per key of an ordered subscription, the lowest, and none while another of its key is '
-    'leased. Where that is fewer than wanted, parks the deliveries behind them.';
+    'leased. Where that is fewer than wanted, parks the deliveries behind them. With a lane in pinned, also those that '
+    'wait in it.';
 
 create function runtime.take_in_order(
-    so_far runtime.taking, want jsonb, due boolean, until timestamptz, new_lease uuid, pump integer
+    so_far runtime.taking, want jsonb, due boolean, until timestamptz, new_lease uuid, pump integer,
+    pins jsonb default null
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
@@ -152,7 +164,8 @@ declare
     one record;
 begin
     foreach lane in array so_far.ordered loop
-        one := runtime.take_ordered(lane, (want ->> lane::text)::integer, due, false, until, new_lease, pump);
+        one := runtime.take_ordered(
+            lane, (want ->> lane::text)::integer, due, false, until, new_lease, pump, (pins ->> lane::text)::integer);
         result.look_again := result.look_again or one.look_again;
         if one.is_full then
             result.filled := result.filled || lane;
@@ -167,7 +180,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timestamptz, uuid, integer) is
+comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timestamptz, uuid, integer, jsonb) is
     'Adds deliveries of the ordered subscriptions to those taken so far.';
 
 create function runtime.unpark(subscriptions integer[], keys text[], below bigint[] default '{}') returns void
@@ -193,7 +206,7 @@ begin
         ) lowest
     )
     update runtime.deliveries d
-    set visible_at = case when d.crashes > 0 then clock_timestamp() end
+    set visible_at = case when d.crashes > 0 or d.pinned is not null then clock_timestamp() end
     from next where d.ctid = next.place;
 end
 $$;

@@ -146,7 +146,7 @@ begin
         -- Given back untouched: deliveries that do not fit in this answer come with the next.
         update runtime.deliveries d
         set lease = null,
-            visible_at = case when d.attempts + d.crashes > 0 then clock_timestamp() end
+            visible_at = case when d.attempts + d.crashes > 0 or d.pinned is not null then clock_timestamp() end
         from unnest(so_far.taken[fitting + 1:]) as t
         cross join lateral (
             select l.ctid as place from runtime.deliveries l

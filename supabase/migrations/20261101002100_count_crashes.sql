@@ -65,7 +65,7 @@ begin
     cross join lateral (
         select c.message_id, c.subscription from runtime.deliveries c
         where c.subscription = w.key::integer and c.visible_at <= (select clock_timestamp())
-          and case when c.lease is not null then 2 when c.crashes >= 2 then 1 else 0 end = 2
+          and case when c.lease is not null then 2 else coalesce(c.pinned, 0) + (c.crashes >= 2)::integer end = 2
         order by c.visible_at
         limit 500
         for update skip locked

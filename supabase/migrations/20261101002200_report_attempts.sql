@@ -150,7 +150,7 @@ begin
             attempts = d.attempts + (r.verdict = 'failed')::integer,
             visible_at = case
                 when r.verdict <> 'released' then clock_timestamp() + make_interval(secs => coalesce(r.delay, 0))
-                when d.crashes > 0 then clock_timestamp()
+                when d.crashes > 0 or d.pinned is not null then clock_timestamp()
             end
         from report r
         where d.ctid = r.place and r.verdict <> 'dead'
@@ -219,7 +219,7 @@ begin
         -- Also leases that have run out and are not counted as crashes yet: the pump knows that none of these attempts
         -- has begun.
         where d.lease = held and d.visible_at <= until
-          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+          and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = 2
         for update of d
     ), renewed as (
         update runtime.deliveries d set visible_at = until from mine m where d.ctid = m.place

@@ -46,7 +46,7 @@ begin
     return (
         select count(*) from runtime.deliveries d
         where d.subscription = target and d.visible_at > (select clock_timestamp()) and d.visible_at < 'infinity'
-          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2);
+          and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = 2);
 end
 $$;
 comment on function runtime.leased_now(integer) is
@@ -57,11 +57,11 @@ language plpgsql stable set search_path = '' as $$
 begin
     return exists (select from runtime.deliveries d where d.subscription = target and d.visible_at is null)
         or exists (
-            select from unnest(array[0, 1, 2]) as standing
+            select from unnest(runtime.lanes_of(target) || 2) as standing
             cross join lateral (
                 select d.message_id from runtime.deliveries d
                 where d.subscription = target and d.visible_at <= (select clock_timestamp())
-                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = standing
+                  and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = standing
                 limit 1
             ) due
         );
@@ -114,7 +114,7 @@ begin
                         from runtime.deliveries d
                         where d.subscription = one.subscription and d.visible_at > (select clock_timestamp())
                           and d.visible_at < 'infinity'
-                          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2);
+                          and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = 2);
                 end if;
             end if;
             allowed := least(allowed, one.amount);

@@ -141,14 +141,15 @@ begin
             select * into allowed, bound from runtime.allow(want);
         end if;
         if alone then
-            taking := runtime.take_alone(allowed, until, new_lease, mine.number);
+            taking := runtime.take_alone(allowed, until, new_lease, mine.number, me.pins);
         elsif due then
-            taking := runtime.take_due_too(allowed, options -> 'cursors', until, new_lease, mine.number);
+            taking := runtime.take_due_too(
+                allowed, options -> 'cursors', until, new_lease, mine.number, me.pins);
         else
             taking := runtime.take_fresh(allowed, options -> 'cursors', until, new_lease, mine.number);
         end if;
         if taking.ordered is not null then
-            taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number);
+            taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number, me.pins);
         end if;
         if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
             taking := runtime.fit(
@@ -185,8 +186,8 @@ begin
             'full', taking.filled, 'cursors', taking.cursors, 'look_again', taking.look_again);
         if due then
             answer := answer || jsonb_build_object(
-                'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want, looked_at) end,
-                'poison', runtime.has_poison_messages(want));
+                'next_due', case when taking.more_due then 0 else runtime.next_due_seconds(want, looked_at, me.pins) end,
+                'poison', runtime.has_poison_messages(want, me.pins));
         end if;
     end if;
 

@@ -8,6 +8,7 @@ language plpgsql security definer set search_path = '' set lock_timeout = '2s' a
 declare
     caller text := case when current_setting('request.jwt.claims', true) <> '' then runtime.caller_agent() end;
     is_known boolean;
+    is_pinned boolean;
     earlier record;
 begin
     if caller is not null then
@@ -15,7 +16,7 @@ begin
     end if;
     -- The row is locked until the commit: whoever takes the delivery next finds the step. Other steps of the same
     -- attempt may be stored at the same time.
-    select d.heavy into is_known from runtime.deliveries d
+    select d.heavy, d.pinned is not null into is_known, is_pinned from runtime.deliveries d
     where d.message_id = message and d.subscription = stream_step.subscription and d.lease = stream_step.lease
     for key share;
     if not found then
@@ -35,12 +36,28 @@ begin
         update runtime.deliveries d set heavy = true
         where d.message_id = message and d.subscription = stream_step.subscription;
     end if;
+    if version is not null and not is_pinned then
+        perform runtime.pin(message, subscription);
+    end if;
     return json_build_object('held', true);
 end
 $$;
 comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text) is
     'Keeps the result of a step for the later attempts of a delivery, by its current lease: held tells whether that '
     'was so. A step that is kept already stays as it is; its value is then told as [earlier].';
+
+create function runtime.pin(message bigint, subscription integer) returns void
+language plpgsql set search_path = '' as $$
+begin
+    update runtime.deliveries d set pinned = (w.pins ->> pin.subscription::text)::integer
+    from runtime.pumps p
+    join runtime.workers w on w.id = p.worker
+    where d.message_id = message and d.subscription = pin.subscription and d.pinned is null
+      and p.number = d.holder and w.pins ? pin.subscription::text;
+end
+$$;
+comment on function runtime.pin(bigint, integer) is
+    'Leaves what is begun with a delivery to the version of the handler that has it in hand, if that is pinned.';
 
 create function runtime.told(outcome jsonb) returns jsonb
 language sql stable set search_path = '' as $$

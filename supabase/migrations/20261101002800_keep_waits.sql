@@ -112,7 +112,7 @@ begin
         update runtime.deliveries d
         set visible_at = clock_timestamp() + make_interval(secs => (f.turn - 1) * 0.0005), heavy = true
         from free f where d.ctid = f.place
-        returning d.message_id, d.subscription
+        returning d.message_id, d.subscription, d.pinned
     ), missed as (
         -- Locked by another writer, who lets it go just now, and may yet roll back.
         insert into runtime.unsettled_waits (message_id, subscription, places)
@@ -123,9 +123,15 @@ begin
         where not exists (
             select from due u where u.message_id = s.message_id and u.subscription = s.subscription)
     )
-    select array_agg(distinct u.subscription) as subscriptions into woken from due u;
+    select array_agg(distinct u.subscription) as subscriptions, array_agg(u.subscription) filter (where u.pinned is not null) as pinned,
+           array_agg(u.pinned) filter (where u.pinned is not null) as lanes
+    into woken from due u;
     if woken.subscriptions is not null then
         perform runtime.wake_sleepers(woken.subscriptions, '{}');
+    end if;
+    if woken.pinned is not null then
+        perform runtime.wake_sleepers(array_agg(t.subscription), '{}', lanes => array_agg(t.lane))
+        from (select distinct x.* from unnest(woken.pinned, woken.lanes) as x (subscription, lane)) t;
     end if;
     -- A handler that still waits within its process asks again when it is told.
     for busy in
@@ -216,6 +222,9 @@ begin
     for key share;
     if not found then
         return json_build_object('held', false);
+    end if;
+    if exists (select from runtime.pins) then
+        perform runtime.pin(message, subscription);
     end if;
     for asked in
         select x.* from jsonb_to_recordset(waits) as x (

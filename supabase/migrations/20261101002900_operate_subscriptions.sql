@@ -20,6 +20,8 @@ begin
     perform runtime.forget_rest(s.name);
     update runtime.subscriptions x set paused_at = null where x.id = s.id;
     perform runtime.wake_sleepers(array[s.id], '{}');
+    perform runtime.wake_sleepers(array_agg(p.subscription), '{}', lanes => array_agg(p.lane))
+    from runtime.pins p where p.subscription = s.id having count(*) > 0;
     return json_build_object('subscription', s.name, 'paused', false);
 end
 $$;

@@ -58,7 +58,7 @@ begin
         where l.id = any (letters)
         order by l.message_id, l.subscription
         on conflict on constraint deliveries_pkey do update
-            set lease = null, visible_at = null, attempts = 0, crashes = 0
+            set lease = null, visible_at = null, attempts = 0, crashes = 0, pinned = null
             where deliveries.lease = runtime.dead_lease()
         returning deliveries.subscription
     )

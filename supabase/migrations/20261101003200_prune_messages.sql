@@ -105,6 +105,16 @@ begin
         select f.dedup_key from runtime.dedup f
         where f.forget_at < clock_timestamp() order by f.forget_at limit max
     );
+    -- Versions of a day ago and more that no worker has, and no delivery waits for.
+    delete from runtime.pins p
+    where p.declared_at < clock_timestamp() - interval '1 day'
+      and not exists (
+          select from runtime.workers w where (w.pins ->> p.subscription::text)::integer = p.lane)
+      and not exists (
+          select from runtime.deliveries d
+          where d.subscription = p.subscription and d.pinned = p.lane and d.visible_at is not null
+            and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end
+                = any (array[2, p.lane, p.lane + 1]));
     if retention_seconds is not null then
         pruned := public.stream_prune(retention_seconds, max, after);
     end if;

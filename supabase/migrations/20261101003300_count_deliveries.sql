@@ -98,27 +98,27 @@ begin
             from (
                 select d.visible_at, d.message_id from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at is not null
-                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+                  and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = 2
                 limit most + 1) x
         ) h
         cross join lateral (
             -- What is suspended waits for others, so it is no sign of being late.
             select count(*) as unleased, count(*) filter (where x.is_suspended) as suspended,
                    min(x.message_id) filter (where not x.is_suspended) as oldest
-            from unnest('{0,1}'::integer[]) as c (standing)
+            from unnest(runtime.lanes_of(s.id)) as c (standing)
             cross join lateral (
                 select d.message_id, d.heavy and runtime.is_suspended(d) as is_suspended from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at < 'infinity'
-                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = c.standing
+                  and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = c.standing
                 limit most + 1) x
         ) w
         cross join lateral (
             -- No oldest of these: a parked delivery waits behind an older one.
-            select count(*) as parked from unnest('{0,1}'::integer[]) as c (standing)
+            select count(*) as parked from unnest(runtime.lanes_of(s.id)) as c (standing)
             cross join lateral (
                 select from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at = 'infinity'
-                  and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = c.standing
+                  and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = c.standing
                 limit most + 1) x
         ) p
     )
@@ -158,6 +158,30 @@ $$;
 comment on function runtime.awaited() is
     'What the handlers of each subscription wait for: the five patterns with most waits, null for a time. Of many '
     'waits, estimated from a sample of the table''s blocks.';
+
+create function runtime.held_back() returns table (subscription integer, version text, amount bigint)
+language plpgsql stable set search_path = '' as $$
+begin
+    return query
+    select p.subscription, p.version, x.amount
+    from runtime.pins p
+    cross join lateral (
+        select count(*) as amount from unnest(array[0, 1]) as poison
+        cross join lateral (
+            select from runtime.deliveries d
+            where d.subscription = p.subscription and d.visible_at <= (select clock_timestamp())
+              and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end
+                  = p.lane + poison
+            limit 1000) y
+    ) x
+    where x.amount > 0 and not exists (
+        select from runtime.workers w
+        where w.seen_at > (select runtime.alive_since()) and (w.pins ->> p.subscription::text)::integer = p.lane);
+end
+$$;
+comment on function runtime.held_back() is
+    'The deliveries that are due and that no worker takes, since only one of a version that does not run may; up to two '
+    'thousand of each are counted.';
 
 create function runtime.rate_of(s runtime.subscriptions) returns text
 language plpgsql immutable set search_path = '' as $$
@@ -216,7 +240,7 @@ begin
     cross join lateral (
         select d.holder from runtime.deliveries d
         where d.subscription = s.id and d.visible_at is not null
-          and case when d.lease is not null then 2 when d.crashes >= 2 then 1 else 0 end = 2
+          and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = 2
           and d.visible_at < 'infinity'
         limit 1000) x
     join runtime.pumps u on u.number = x.holder
@@ -263,7 +287,12 @@ begin
             'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
             'approvals', runtime.open_approvals(),
             'broadcast', runtime.realtime_is_there(),
-            'warnings', runtime.disorders('{}') || array(select distinct r.warning from runtime.rivals() r),
+            'warnings', runtime.disorders('{}') || array(select distinct r.warning from runtime.rivals() r) || array(
+                select format(
+                    'Work that version %s of %s has begun waits for a worker of that version, and none runs (%s due). Run '
+                    'one, or cancel the messages and redrive their dead letters, which any version takes.',
+                    h.version, s.name, h.amount)
+                from runtime.held_back() h join runtime.subscriptions s on s.id = h.subscription order by s.name, h.version),
             'oldest_transaction_seconds', (
                 select extract(epoch from clock_timestamp() - min(a.xact_start)) from pg_catalog.pg_stat_activity a
                 where a.backend_xid is not null and a.pid <> pg_backend_pid()),
@@ -275,6 +304,9 @@ begin
                     'waiting', coalesce(b.fresh + b.parked, 0), 'running', coalesce(b.running, 0),
                     'scheduled', coalesce(b.scheduled, 0), 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
                     'suspended', coalesce(b.suspended, 0), 'awaited', coalesce(a.awaited, '[]'),
+                    'held_back', coalesce((
+                        select json_agg(json_build_object('version', h.version, 'count', h.amount) order by h.version)
+                        from runtime.held_back() h where h.subscription = s.id), '[]'),
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
                     'lag_seconds', (

@@ -65,7 +65,7 @@ begin
         cross join lateral (
             select y.message_id, y.subscription, y.holder, y.visible_at from runtime.deliveries y
             where y.subscription = s.id and y.visible_at > (select clock_timestamp() + slack) and y.visible_at < 'infinity'
-              and case when y.lease is not null then 2 when y.crashes >= 2 then 1 else 0 end = 2
+              and case when y.lease is not null then 2 else coalesce(y.pinned, 0) + (y.crashes >= 2)::integer end = 2
             for update skip locked
         ) x
         join runtime.pumps p on p.number = x.holder
@@ -77,11 +77,11 @@ begin
     -- waits for this.
     update runtime.deliveries d set visible_at = d.visible_at - jump
     from runtime.subscriptions s
-    cross join unnest(array[0, 1]) as standing
+    cross join unnest(runtime.lanes_of(s.id)) as standing
     cross join lateral (
         select y.message_id, y.subscription, y.attempts, y.crashes from runtime.deliveries y
         where y.subscription = s.id and y.visible_at > (select clock_timestamp() + jump) and y.visible_at < 'infinity'
-          and case when y.lease is not null then 2 when y.crashes >= 2 then 1 else 0 end = standing
+          and case when y.lease is not null then 2 else coalesce(y.pinned, 0) + (y.crashes >= 2)::integer end = standing
         order by y.visible_at limit 10000
         for update skip locked
     ) r

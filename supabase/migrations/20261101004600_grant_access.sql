@@ -47,7 +47,7 @@ do $$
 begin
     if exists (select from pg_roles where rolname = 'service_role') then
         grant select on
-            runtime.subscriptions, runtime.patterns, runtime.routing, runtime.routes, runtime.deliveries, runtime.runs,
+            runtime.subscriptions, runtime.pins, runtime.patterns, runtime.routing, runtime.routes, runtime.deliveries, runtime.runs,
             runtime.steps, runtime.waits, runtime.unsettled_waits, runtime.dead_letters, runtime.dedup, runtime.unmarked,
             runtime.workers, runtime.pumps, runtime.calls,
             runtime.beats, runtime.policy

@@ -182,7 +182,9 @@ async def test_g6_k8_without_it_one_poison_message_goes_first_for_ever(db: Any, 
 
 
 async def test_k8_without_it_the_poison_is_handed_out_among_its_neighbours(db: Any, worker: Worker) -> None:
-    await switch_off(db, "runtime.take_due", "= alone::integer", "in (0, 1)")
+    await switch_off(
+        db, "runtime.take_due", "= coalesce((pins ->> w.key)::integer, 0) + alone::integer", "in (0, 1)"
+    )
     poisoned, neighbours = await poison(db, worker)
     assert sorted((await worker.exchange(want=10, due=True)).ids) == [poisoned, *neighbours]
 

@@ -272,7 +272,7 @@ async def test_a_step_that_is_not_asked_for_any_more_is_told_once(
 ) -> None:
     agent = Agent("shop")
 
-    @agent.on("task.input", retry=SOON)
+    @agent.on("task.input", retry=SOON, version="3")
     async def sell(order: int, context: Context) -> None:
         if context.attempt == 1:
             await context.step("old name", lambda: 1)
@@ -280,9 +280,11 @@ async def test_a_step_that_is_not_asked_for_any_more_is_told_once(
 
     caplog.set_level(logging.WARNING, "runtime.handlers")
     await deliver(database, agent, 7)
-    told = [record.getMessage() for record in caplog.records if "without step" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "no longer asks" in record.getMessage()]
     assert len(told) == 1
-    assert "'old name'" in told[0]
+    assert (
+        "step 'old name' is stored for message 1, and shop.sell of version 3 no longer asks for it" in told[0]
+    )
 
 
 PROGRAM = """

@@ -156,7 +156,7 @@ class Attempts:
                     "Exception instead, or let it pass."
                 ) from swallowed
             if delivery.steps and (unasked := context.unasked_steps):
-                self._say_unasked(handler, unasked)
+                self._say_unasked(handler, delivery, unasked)
             emitted: Sequence[Draft] = context.emitted
             if self._spans is not None and emitted:
                 emitted = _signed(self._spans.emitting, emitted)
@@ -178,15 +178,16 @@ class Attempts:
         emits = tuple([draft.json for draft in emitted])
         return Report(delivery, time.monotonic() - clock, emits=emits, usage=context.used)
 
-    def _say_unasked(self, handler: Handler, names: Sequence[str]) -> None:
+    def _say_unasked(self, handler: Handler, delivery: Delivery, names: Sequence[str]) -> None:
         """Tell once of steps that are kept and not asked for any more: a new version may have renamed them."""
+        version = f" of version {handler.version}" if handler.version else ""
         for name in names:
             if (handler.name, name) not in self._told_unasked:
                 self._told_unasked.add((handler.name, name))
                 _log.warning(
-                    "%s has finished a message without step %r, which an earlier attempt of it had kept: was the step "
-                    "renamed or removed? Its result is not used",
-                    handler.name, name,
+                    "step %r is stored for message %s, and %s%s no longer asks for it: was it renamed or removed? Its "
+                    "result is not used",
+                    name, delivery.message.id, handler.name, version,
                 )  # fmt: skip
 
     async def _many(

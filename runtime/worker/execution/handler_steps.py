@@ -24,12 +24,14 @@ class DeliverySteps:
         store: where messages live.
         submit: runs work on the loop of the store, from any thread.
         delivery: whose steps they are.
+        version: that of the handler, which is kept with each.
     """
 
-    def __init__(self, store: Store, submit: Submit, delivery: Delivery) -> None:
+    def __init__(self, store: Store, submit: Submit, delivery: Delivery, version: str | None = None) -> None:
         self._store = store
         self._submit = submit
         self._delivery = delivery
+        self._version = {} if version is None else {"version": version}
 
     async def keep(self, place: StepPlace, text: str) -> list[Any]:
         """Keep a result; see `StepKeeper.keep`."""
@@ -47,7 +49,7 @@ class DeliverySteps:
             partial(
                 self._store.operate, "stream_step",
                 message=message, subscription=subscription, lease=lease,
-                name=name, key=key, occurrence=occurrence, value=text,
+                name=name, key=key, occurrence=occurrence, value=text, **self._version,
             ),
             Outage(first=0.1, cap=2.0),
             on=StoreUnavailable,

@@ -61,7 +61,7 @@ class HandlerServices:
     reads: Reads | None = None
     send_broadcast: SendBroadcast | None = None
     spans: Spans | None = None
-    keeper: Callable[[Delivery], StepKeeper] | None = None
+    keeper: Callable[[Delivery, str | None], StepKeeper] | None = None
     wait_keeper: Callable[[Delivery], WaitKeeper] | None = None
     decision_links: DecisionLinks | None = None
 
@@ -75,13 +75,13 @@ class HandlerServices:
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
-            open_steps=partial(self._open_steps, delivery),
+            open_steps=partial(self._open_steps, handler, delivery),
             open_waits=partial(self._open_waits, handler, delivery),
             decision_links=self.decision_links,
         )
 
-    def _open_steps(self, delivery: Delivery, context: Context) -> Steps:
-        keeper = None if self.keeper is None else self.keeper(delivery)
+    def _open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
+        keeper = None if self.keeper is None else self.keeper(delivery, handler.version)
         steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
         if self.spans is not None:
             steps.span = self.spans.step
