@@ -215,6 +215,10 @@ async def test_operations(store: Store, key: str) -> None:
     assert await operations.dead_letters(letters, before=5, details=True) == []
     assert await operations.preview(letters) == {}
     assert [size async for size in operations.redrive(letters)] == []
+    mended = operations.redrive(DeadLetterFilter(pattern=key), from_step="draft", edits={"mail": None})
+    assert [size async for size in mended] == []
+    with pytest.raises(Refused, match=f"no handler {name} has kept draft and mail for message {sent.id}"):
+        await operations.fork(sent.id, from_step="draft", subscription=name, edits={"mail": [1]})
     assert [size async for size in operations.discard(DeadLetterFilter(subscription=name))] == []
     assert await operations.prune(3600 * 24.0) == (0, 0)
     upkeep = {"worker": str(worker.id), "retention_seconds": 3600.0, "after": 0, "max": 10}
