@@ -84,9 +84,14 @@ begin
         ),
         -- Realtime names its partitions by the day in UTC.
         'messages_partition', messages is not null and to_regclass(
-            'realtime.' || to_char(timezone('utc', clock_timestamp()), '"messages_"YYYY_MM_DD')) is not null
+            'realtime.' || to_char(timezone('utc', clock_timestamp()), '"messages_"YYYY_MM_DD')) is not null,
+        'held_back', (
+            select coalesce(json_agg(json_build_object('subscription', s.name, 'version', h.version, 'count', h.amount)
+                                     order by s.name, h.version), '[]')
+            from runtime.held_back() h join runtime.subscriptions s on s.id = h.subscription)
     );
 end
 $$;
 comment on function public.stream_examine() is
-    'Facts about the set-up: publication, grants, policies, partitions, triggers, migrations and the clock.';
+    'Facts about the set-up: publication, grants, policies, partitions, triggers, migrations, the clock, and versions of '
+    'handlers that work waits for.';

@@ -72,7 +72,7 @@ async def test_a_healthy_stack_has_nothing_wrong_and_nothing_is_left_behind(stac
     assert {name for name, each in found.items() if each.verdict is Verdict.WARNING} == set()
     assert {name for name, each in found.items() if each.verdict is Verdict.OK} == {
         "url", "key", "token", "store", "clock", "migrations", "isolation", "publication", "grants", "row security",
-        "trigger",
+        "trigger", "versions",
         "policies", "partition", "socket", "broadcast", "postgres_changes", "round trip",
     }  # fmt: skip
     assert set(found["round trip"].details["legs"]) == {"insert", "insert to handler", "handler to answer"}

@@ -43,9 +43,9 @@ select jsonb_build_object(
 """
 
 _RESET = """
-truncate public.consciousness_stream, runtime.subscriptions, runtime.patterns, runtime.deliveries, runtime.runs,
-    runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats, runtime.calls,
-    runtime.limits, runtime.cancels, realtime.messages restart identity;
+truncate public.consciousness_stream, runtime.subscriptions, runtime.pins, runtime.patterns, runtime.deliveries,
+    runtime.runs, runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats,
+    runtime.calls, runtime.limits, runtime.cancels, realtime.messages restart identity;
 select setval('runtime.settle_fence', 0);
 """
 

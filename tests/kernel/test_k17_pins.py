@@ -122,6 +122,8 @@ async def test_k17_work_that_waits_for_a_version_nobody_runs_is_told_and_a_redri
     new = await serving(db, "2")
     held_back, warnings = await told()
     assert (held_back, len(warnings)) == ([{"version": "1", "count": 1}], 1)
+    examined = await db.fetchval("select stream_examine()")
+    assert examined["held_back"] == [{"subscription": "a.one", "version": "1", "count": 1}]
     await db.fetchval("select stream_cancel($1)", taken.id)
     await db.fetchval("select stream_redrive()")
     [again] = await new.take()

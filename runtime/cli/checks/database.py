@@ -173,6 +173,21 @@ def check_partition(facts: Facts) -> Finding:
     return ok("partition", "realtime.messages has a partition for today.")
 
 
+def check_versions(facts: Facts) -> Finding:
+    """Check that the versions of handlers run that alone go on with what they have begun."""
+    if held_back := facts["held_back"]:
+        which = ", ".join(
+            f"{each['subscription']} of version {each['version']} ({each['count']:,} due)"
+            for each in held_back
+        )
+        return warning(
+            "versions",
+            f"Work waits for a version that no worker runs: {which}.",
+            "Run a worker of that version, or cancel the message and redrive its dead letter, which any version takes.",
+        )
+    return ok("versions", "Nothing waits for a version of a handler that no worker runs.")
+
+
 def plugin_cure(facts: Facts) -> str | None:
     """Return the cure if the server refuses Realtime the output plugin that reads rows from the log.
 
@@ -191,5 +206,5 @@ def plugin_cure(facts: Facts) -> str | None:
 
 CHECKS: Sequence[Callable[[Facts], Finding]] = (
     check_isolation, check_publication, check_grants, check_row_security, check_trigger, check_policies,
-    check_partition,
+    check_partition, check_versions,
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The dead letters by error; redrive one, a group, or an edited value, or discard them."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import unified_diff
 from typing import Any, Final
@@ -59,7 +60,8 @@ async def change_letter(request: Request) -> Response:
     """Redrive or discard one."""
     context, number = context_of(request), request.path_params["id"]
     letters = await context.stream.operations.dead_letters(DeadLetterFilter(ids=[number]))
-    await _change(context, request.path_params["what"], [number])
+    from_step = str((await request.form()).get("from_step", "")) or None
+    await _change(context, request.path_params["what"], [number], from_step)
     is_redriven = request.path_params["what"] == "redrive" and letters
     return _go(f"/message/{letters[0]['message_id']}" if is_redriven else "/dead")
 
@@ -76,11 +78,13 @@ async def amend(request: Request) -> Response:
     return _go(f"/message/{written}")
 
 
-async def _change(context: DashboardContext, what: str, ids: list[int]) -> int:
+async def _change(context: DashboardContext, what: str, ids: list[int], from_step: str | None = None) -> int:
     if not ids:
         return 0
     operations, which = context.stream.operations, DeadLetterFilter(ids=ids)
-    batches = operations.redrive(which) if what == "redrive" else operations.discard(which)
+    batches = (
+        operations.redrive(which, from_step=from_step) if what == "redrive" else operations.discard(which)
+    )
     done = sum([each async for each in batches])
     context.live_state.changed()
     return done
@@ -142,9 +146,28 @@ async def _letter(context: DashboardContext, number: int) -> HTMLResponse:
     value = letter["message"]["value"]
     return await context.page(
         "letter.html", active="dead", events="", letter=letter, value=value, good=good, said=None,
-        diff=[] if good is None else diff(good["value"], value),
+        diff=[] if good is None else diff(good["value"], value), steps=await _steps(context, letter),
         complaints=_complaints(context, letter["subscription"], value),
     )  # fmt: skip
+
+
+async def _steps(context: DashboardContext, letter: dict[str, Any]) -> list[str]:
+    """Return the steps of a dead letter as `runtime trace` names them, in the order in which they finished."""
+    story = await context.stream.views.trace(letter["message_id"], limit=1)
+    return [
+        label_of(step)
+        for message in story["messages"]
+        if message["id"] == letter["message_id"]
+        for handled in message["handled"]
+        if handled["subscription"] == letter["subscription"]
+        for step in handled["steps"]
+    ]
+
+
+def label_of(step: Mapping[str, Any]) -> str:
+    """Return the name of a step with its key, and its occurrence if that is not the first, as SQL has it."""
+    key = f" [{step['key']}]" if step["key"] else ""
+    return f"{step['name']}{key}" + (f" ({step['occurrence']})" if step["occurrence"] > 1 else "")
 
 
 def _complaints(context: DashboardContext, subscription: str, value: object) -> list[str]:
