@@ -241,6 +241,7 @@ def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], words
         ({"deliver": "each", "retry": Retry(attempts=3)}, "takes no retry=.*tried again"),
         ({"deliver": "each", "batch": 10}, "takes no batch=.*leave deliver out"),
         ({"deliver": "each", "ordered": True}, "takes no ordered=.*concurrency=1"),
+        ({"deliver": "each", "version": "1", "pin": True}, "takes no pin=.*leave pin out"),
         ({"deliver": "each", "start": "earliest"}, r"takes no start=.*stream\.listen"),
     ],
 )
@@ -333,3 +334,16 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None
 
     with pytest.raises(DeclarationError, match="declare the handler with `async def`"):
         declared(plain).emit_result(later(), Context(Message(7, "task.input", {}), "writer.plain"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pin": True}, r"pin=True\) needs a version"),
+        ({"version": 2}, r"version=…\) is a text of at most 255 bytes, not 2"),
+        ({"version": "1", "pin": True, "batch": 2}, "takes no pin=True: a batch has no steps"),
+    ],
+)
+def test_a_version_is_a_text_and_a_pin_needs_one(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        Agent("a").on("a.b", **options)

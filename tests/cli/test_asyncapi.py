@@ -218,13 +218,14 @@ def test_a_webhook_is_an_operation_that_tells_its_target_without_what_may_be_sec
 def test_it_tells_how_messages_come_where_it_is_not_one_by_one() -> None:
     meter = Agent("meter")
 
-    @meter.on("reading.*", batch=100, rate="10/s", concurrency_total=200, emits="reading.kept")
+    @meter.on("reading.*", batch=100, rate="10/s", concurrency_total=200, version="2", emits="reading.kept")
     async def keep(readings: list[Message[int]]) -> list[str | None]:
         return [None for _ in readings]
 
     document = asyncapi_of([meter], title="A meter", version="1")
     receives, sends = document["operations"]["meter.keep"], document["operations"]["meter.keep.emits"]
     assert (receives["x-batch"], receives["x-rate"], receives["x-concurrency-total"]) == (100, "10/s", 200)
+    assert receives["x-version"] == "2"
     assert "x-batch" not in sends
     # The schemas are those of one message and of what it causes.
     for operation, kind in ((receives, "integer"), (sends, "string")):

@@ -133,7 +133,7 @@ def test_the_version_is_the_package_s(nowhere: Shell) -> None:
 
 
 def test_a_command_that_is_none_is_a_matter_of_usage_with_a_guess(nowhere: Shell) -> None:
-    assert "No such command 'statu'. Did you mean 'status'?" in usage_error(nowhere.run("statu"))
+    assert "No such command 'stats'. Did you mean 'status'" in usage_error(nowhere.run("stats"))
     assert "No such command" in usage_error(nowhere.run("local", "begin"))
     assert "No such option: --colour" in usage_error(nowhere.run("status", "--colour"))
 
