@@ -304,9 +304,7 @@ begin
                     'waiting', coalesce(b.fresh + b.parked, 0), 'running', coalesce(b.running, 0),
                     'scheduled', coalesce(b.scheduled, 0), 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
                     'suspended', coalesce(b.suspended, 0), 'awaited', coalesce(a.awaited, '[]'),
-                    'held_back', coalesce((
-                        select json_agg(json_build_object('version', h.version, 'count', h.amount) order by h.version)
-                        from runtime.held_back() h where h.subscription = s.id), '[]'),
+                    'held_back', coalesce(k.held_back, '[]'),
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
                     'lag_seconds', (
@@ -322,6 +320,11 @@ begin
                 from runtime.subscriptions s
                 left join runtime.backlog() b on b.subscription = s.id
                 left join runtime.awaited() a on a.subscription = s.id
+                left join (
+                    select h.subscription,
+                           json_agg(json_build_object('version', h.version, 'count', h.amount) order by h.version) as held_back
+                    from runtime.held_back() h group by 1
+                ) k on k.subscription = s.id
                 left join runtime.buried() l on l.subscription = s.id
                 left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
             'workers', coalesce((
