@@ -85,8 +85,8 @@ class BatchContext(Context):
 
     def _opened_steps(self) -> Steps:
         raise DeclarationError(
-            f"{self.handler} handles batches, and a step belongs to one message: leave batch=… out, or emit a message "
-            "for each and have a handler of it take the steps."
+            f"{self.handler} handles batches, and a step or a transaction belongs to one message: leave batch=… "
+            "out, or emit a message for each and have a handler of it take the steps."
         )
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:

@@ -13,6 +13,7 @@ from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.long_work import LongWork
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
 from runtime.agent.step import Steps
+from runtime.agent.transaction import OpenTransaction
 from runtime.agent.usage import add_usage
 from runtime.agent.waiting import Waits
 from runtime.broadcast import BroadcastSequence, SendBroadcast
@@ -66,6 +67,7 @@ class Context(LongWork):
     decision_links: DecisionLinks | None = field(default=None, repr=False, compare=False)
     _waits: Waits | None = field(default=None, init=False, repr=False, compare=False)
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
+    _transaction: OpenTransaction | None = field(default=None, init=False, repr=False, compare=False)
     _broadcasts: BroadcastSequence | None = field(default=None, init=False, repr=False)
     _emitted_bytes: int = field(default=0, init=False, repr=False, compare=False)
 

@@ -10,12 +10,13 @@ from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
 from runtime.agent.step import Step, StepCall, Steps
+from runtime.agent.transaction import Transactional, Transactions
 from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
 from runtime.errors import SettingsError, WaitTimeout
 from runtime.message import Message
 
 
-class LongWork:
+class LongWork(Transactional):
     """The part of a context that lets a handler work for hours or days: steps, waits and approvals."""
 
     __slots__ = ("_steps", "_waits")
@@ -50,6 +51,7 @@ class LongWork:
         returns: Any = Parameter.empty,
         retry: Retry | None = None,
         timeout: float | None = None,
+        transaction: bool = False,
     ) -> Any:
         """Call a function and keep its result: a later attempt of this delivery gets that without calling it again.
 
@@ -67,6 +69,9 @@ class LongWork:
             returns: the type of the result, where the function's annotation does not say it.
             retry: how often the function is called within this attempt; once by default.
             timeout: seconds that one call may take.
+            transaction: the function gets a connection first, for statements of its own: they are committed together
+                with its result, or neither is. An async function gets asyncpg's, a plain one the same queries as
+                `BlockingConnection` has them. It needs a direct connection to the database, DATABASE_URL.
 
         Raises:
             InvalidValue: the result or an option cannot be kept, or two steps of one name run at the same time.
@@ -75,7 +80,7 @@ class LongWork:
             TimeoutError: the function took too long.
         """
         return await self._opened_steps().run(
-            StepCall(name, function, arguments, key=key, returns=returns, retry=retry, timeout=timeout)
+            StepCall(name, function, arguments, key, returns, retry, timeout, transaction)
         )
 
     def step_blocking(
@@ -87,10 +92,11 @@ class LongWork:
         key: str = "",
         returns: Any = Parameter.empty,
         retry: Retry | None = None,
+        transaction: bool = False,
     ) -> Any:
         """Do the same as `step` in a handler that is a plain function, with a plain function, in its thread."""
         return self._opened_steps().run_blocking(
-            StepCall(name, function, arguments, key=key, returns=returns, retry=retry)
+            StepCall(name, function, arguments, key, returns, retry, transaction=transaction)
         )
 
     def _opened_steps(self) -> Steps:
@@ -101,6 +107,9 @@ class LongWork:
                 else self.open_steps(self)
             )
         return self._steps
+
+    def _opened_transactions(self) -> Transactions | None:
+        return self._opened_steps().transactions
 
     async def sleep(self, seconds: float | str | timedelta, *, key: str = "") -> None:
         """Sleep without holding anything, if it takes more than a moment: no slot, no lease and no memory.

@@ -15,19 +15,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from runtime.agent.callables import globals_of, innermost, is_async, place_of
 from runtime.agent.retry import LONGEST_SECONDS, Retry, is_number, later_seconds, short_repr
+from runtime.agent.transaction import Transactions, kept_together, kept_together_blocking
 from runtime.encoding.annotations import core
 from runtime.encoding.json import decode, encode
 from runtime.encoding.readback import read
-from runtime.errors import DeclarationError, InvalidValue, NotAwaited
+from runtime.errors import DeclarationError, InvalidValue, LeaseLost, NotAwaited
+
+StepPlace: TypeAlias = tuple[str, str, int]
+"""The name, the key and the occurrence of a step, which are its identity within a delivery."""
 
 MAX_STEP_BYTES: Final = 2**20
 # The steps of a delivery travel with it, so together they have to fit in an answer.
 MAX_STEPS: Final = 1_000
 MAX_STEPS_BYTES: Final = 4 * 2**20
 _MAX_NAME_BYTES: Final = 255
-
-StepPlace: TypeAlias = tuple[str, str, int]
-"""The name, the key and the occurrence of a step, which are its identity within a delivery."""
 
 
 class StepKeeper(Protocol):
@@ -72,6 +73,7 @@ class StepCall:
         returns: the type of the result; that of the function's annotation by default.
         retry: how often the function is called again within this attempt of the handler; once where None.
         timeout: seconds that one call of the function may take.
+        transaction: whether the function gets a connection first, in the transaction that keeps its result.
     """
 
     name: str
@@ -81,6 +83,7 @@ class StepCall:
     returns: Any = inspect.Parameter.empty
     retry: Retry | None = None
     timeout: float | None = None
+    transaction: bool = False
 
     def __post_init__(self) -> None:
         for what, text in (("name", self.name), ("key", self.key)):
@@ -112,10 +115,10 @@ class StepCall:
                 f"Step {self.name!r}: timeout= is a number of seconds above 0, not {short_repr(self.timeout)}."
             )
 
-    def bound(self, step: Step) -> Callable[[], Any]:
+    def bound(self, step: Step, *first: Any) -> Callable[[], Any]:
         """Return the call of the function, with the step for the parameter that is annotated so."""
         wanted = _annotations_of(self.function).step
-        return partial(self.function, *self.arguments, **({} if wanted is None else {wanted: step}))
+        return partial(self.function, *first, *self.arguments, **({} if wanted is None else {wanted: step}))
 
     def value_of(self, data: Any) -> Any:
         """Return a result from its JSON data, as the type that it has.
@@ -153,6 +156,7 @@ class Steps:
         idempotency_key: that of the delivery.
         kept: the results that earlier attempts have kept, as JSON data.
         keeper: keeps new ones; None outside of a worker, where they are kept nowhere.
+        transactions: opens transactions that keep them; None outside of a worker.
         asked: the steps that the handler has come to.
         span: makes the span of a step that runs, by its name.
     """
@@ -161,6 +165,7 @@ class Steps:
     idempotency_key: str
     kept: dict[StepPlace, Any] = field(default_factory=dict)
     keeper: StepKeeper | None = None
+    transactions: Transactions | None = None
     asked: set[StepPlace] = field(default_factory=set)
     span: Callable[[str], AbstractContextManager[object]] = nullcontext
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -173,8 +178,9 @@ class Steps:
         with self._begun(call) as place:
             if place not in self.kept:
                 with self.span(call.name):
-                    text = self._text_of(call, await self._result(call, place))
-                earlier = await self.keeper.keep(place, text) if self.keeper else []
+                    text, earlier = await self._result(call, place)
+                if self.keeper and not call.transaction:
+                    earlier = await self.keeper.keep(place, text)
                 self.kept[place] = earlier[0] if earlier else decode(text)
             return call.value_of(self.kept[place])
 
@@ -183,8 +189,9 @@ class Steps:
         with self._begun(call) as place:
             if place not in self.kept:
                 with self.span(call.name):
-                    text = self._text_of(call, self._result_blocking(call, place))
-                earlier = self.keeper.keep_blocking(place, text) if self.keeper else []
+                    text, earlier = self._result_blocking(call, place)
+                if self.keeper and not call.transaction:
+                    earlier = self.keeper.keep_blocking(place, text)
                 self.kept[place] = earlier[0] if earlier else decode(text)
             return call.value_of(self.kept[place])
 
@@ -230,21 +237,35 @@ class Steps:
         call.value_of(decode(text))
         return text
 
-    async def _result(self, call: StepCall, place: StepPlace) -> Any:
+    async def _result(self, call: StepCall, place: StepPlace) -> tuple[str, list[Any]]:
+        """Return the result as JSON text, and where it was kept in a transaction what was kept before."""
         attempt = 0
         while True:
             attempt += 1
-            bound = call.bound(self._step(place, attempt))
+            step = self._step(place, attempt)
             try:
+                if call.transaction:
+                    return await kept_together(
+                        self.transactions, place, partial(self._text_with, call, step), call.timeout
+                    )
                 with anyio.fail_after(call.timeout):
-                    return await _called(bound, is_async(call.function))
+                    result = await _called(call.bound(step), is_async(call.function))
+                return self._text_of(call, result), []
             except Exception as error:
                 delay = self._delay(call, error, attempt)
                 if delay is None:
                     raise
             await anyio.sleep(delay)
 
-    def _result_blocking(self, call: StepCall, place: StepPlace) -> Any:
+    async def _text_with(self, call: StepCall, step: Step, connection: Any, blocking: Any) -> str:
+        on_loop = is_async(call.function)
+        bound = call.bound(step, connection if on_loop else blocking)
+        return self._text_of(call, await _called(bound, on_loop))
+
+    def _text_with_blocking(self, call: StepCall, step: Step, connection: Any) -> str:
+        return self._text_of(call, _plain_result(call, call.bound(step, connection)()))
+
+    def _result_blocking(self, call: StepCall, place: StepPlace) -> tuple[str, list[Any]]:
         if call.timeout is not None:
             raise InvalidValue(
                 f"Step {call.name!r}: a plain function cannot be stopped in its thread, so step_blocking takes no "
@@ -253,8 +274,15 @@ class Steps:
         attempt = 0
         while True:
             attempt += 1
+            step = self._step(place, attempt)
             try:
-                return _plain_result(call, call.bound(self._step(place, attempt))())
+                if call.transaction:
+                    return kept_together_blocking(
+                        self.transactions,
+                        place,
+                        partial(self._text_with_blocking, call, step),
+                    )
+                return self._text_of(call, _plain_result(call, call.bound(step)())), []
             except Exception as error:
                 delay = self._delay(call, error, attempt)
                 if delay is None:
@@ -268,7 +296,7 @@ class Steps:
 
     def _delay(self, call: StepCall, error: Exception, attempt: int) -> float | None:
         """The seconds until the function is called again; None where the error ends the attempt of the handler."""
-        if call.retry is None or later_seconds(error) is not None:
+        if call.retry is None or later_seconds(error) is not None or isinstance(error, LeaseLost):
             return None
         return call.retry.decide(error, attempt, self._random)
 

@@ -24,10 +24,13 @@ from runtime.wakeups import Path, Wakeups
 
 if TYPE_CHECKING:
     from runtime.client.telemetry import Telemetry
+    from runtime.store.postgres import PostgresStore
     from runtime.wakeups.client_channel import OwnClient
     from runtime.wakeups.realtime_socket import Endpoint
     from supabase import AsyncClient
 
+# The most transactions of handlers at once, in one process.
+_TRANSACTIONS = 8
 _log = logging.getLogger("runtime.client.factories")
 _NOWHERE = (
     "Nothing says where the stream is. Set SUPABASE_URL and SUPABASE_SECRET_KEY (or SUPABASE_SERVICE_ROLE_KEY), or "
@@ -66,6 +69,20 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
         settings.supabase_key.get_secret_value(),
         request_seconds=settings.request_seconds,
         source=settings.origin.url and named(settings.origin.url),
+    )
+
+
+def open_transactions(settings: Settings) -> "PostgresStore | None":
+    """Return a direct store with connections for the transactions of handlers; None without a DATABASE_URL."""
+    if settings.database_url is None:
+        return None
+    from runtime.store.postgres import PostgresStore
+
+    return PostgresStore(
+        settings.database_url.get_secret_value(),
+        connections=_TRANSACTIONS,
+        request_seconds=settings.request_seconds,
+        source=settings.origin.database and named(settings.origin.database),
     )
 
 

@@ -145,6 +145,7 @@ class Report:
         delay: seconds until the delivery is due again.
         usage: what the handler told of the models it used, as `Context.used` holds it.
         waits: the places of the waits that a suspended delivery waits for.
+        answer: the answer to it, where the handler's own transaction has carried it already.
     """
 
     delivery: Delivery
@@ -157,6 +158,7 @@ class Report:
     delay: float | None = None
     usage: Mapping[str, Any] | None = None
     waits: Sequence[tuple[str, str, int]] | None = None
+    answer: "ExchangeAnswer | None" = None
 
     def to_wire(self) -> str:
         """Return the report as a JSON object."""

@@ -1,6 +1,7 @@
 """The SQL functions that the stores call."""
 
 from collections.abc import Mapping
+from functools import cache
 
 # Select the dead letters that an operation is about.
 _FILTER = {
@@ -22,7 +23,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_step": {
         "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
-        "occurrence": "integer", "value": "jsonb", "version": "text",
+        "occurrence": "integer", "value": "jsonb", "version": "text", "asking": "boolean",
     },
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},
@@ -88,3 +89,11 @@ ONCE = frozenset({
 })  # fmt: skip
 """Functions that are never called again after a lost answer: a second call would do it all again, book a nonce that
 is booked once, or draw another secret."""
+
+
+@cache
+def statement_of(function: str, arguments: tuple[str, ...]) -> str:
+    """Return the statement that calls a function with these arguments, in their order."""
+    kinds = FUNCTIONS[function]
+    named = ", ".join(f"{name} => ${place}::{kinds[name]}" for place, name in enumerate(arguments, start=1))
+    return f"select public.{function}({named})"

@@ -51,6 +51,11 @@ class Pool:
         self._open: dict[Connection, float] = {}
         self._idle: list[_IdleConnection] = []
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether each connection is in use."""
+        return self._free.value == 0
+
     def acquire_idle(self) -> "Connection | None":
         """Return an idle connection that needs no check, or None."""
         if not self._idle:

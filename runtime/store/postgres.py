@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import Any, NoReturn
 
 import anyio
@@ -15,10 +14,11 @@ from runtime.connection.pooler import is_transaction_pooled
 from runtime.connection.project import is_on_this_machine
 from runtime.encoding.json import decode
 from runtime.errors import Refused, SettingsError, StoreError, StoreUnavailable, Unauthorized
-from runtime.store import Store
-from runtime.store.functions import FUNCTIONS
+from runtime.store import Store, persist
+from runtime.store.functions import statement_of
 from runtime.store.pool import Connection, Pool
 from runtime.store.sqlstates import UNFIT, fault_of
+from runtime.store.transaction import PostgresTransaction
 
 _log = logging.getLogger("runtime.store")
 
@@ -67,7 +67,7 @@ class PostgresStore(Store):
 
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
         """Call one SQL function once; see `Store.call`."""
-        statement = _statement(function, tuple(arguments))
+        statement = statement_of(function, tuple(arguments))
         pool = self._pool or await self._open()
         try:
             return decode(await self._fetch(pool, statement, arguments))
@@ -80,6 +80,51 @@ class PostgresStore(Store):
             # Not closed yet: other requests may still use or await its connections.
             self._pool, self._retired = None, pool
         return decode(await self._fetch(await self._open(), statement, arguments))
+
+    async def begin(self, *, idle_seconds: float) -> PostgresTransaction:
+        """Begin a transaction for statements of the caller's own.
+
+        Args:
+            idle_seconds: so long it may stand still; then the database ends it, as for a process that is frozen.
+
+        Raises:
+            StoreUnavailable: the database was not reached, or each connection is in use.
+            Unauthorized: the database refused the connection.
+        """
+        return await persist(lambda: self._begin(idle_seconds), repeatable=True, random=self._random)
+
+    async def _begin(self, idle_seconds: float) -> PostgresTransaction:
+        pool = self._pool or await self._open()
+        try:
+            with self._entry_errors():
+                connection = await pool.acquire(seconds=self._request_seconds)
+        except StoreUnavailable as error:
+            if not pool.is_exhausted:
+                raise
+            raise StoreUnavailable(
+                f"All {self._connections} connections for transactions were in use for {self._request_seconds:g} s: "
+                "keep what does not belong into a transaction out of it, such as calls of other programs.",
+                nature="slow",
+                maybe_applied=False,
+            ) from error
+        begun = PostgresTransaction(connection, pool, self._request_seconds, keeps_session=self._prepares)
+        try:
+            await begun.begin(idle_seconds)
+        except (pg.PostgresError, *_AWAY) as error:
+            begun.drop()
+            self._complain(error)
+        except BaseException:
+            begun.drop()
+            raise
+        return begun
+
+    def complain(self, error: Exception) -> NoReturn:
+        """Raise the error of a statement of the runtime's own in such a transaction as the store's own.
+
+        Raises:
+            StoreError: always.
+        """
+        self._complain(error)
 
     async def close(self) -> None:
         """Close the pool, at once if it does not close by itself within a second."""
@@ -223,13 +268,6 @@ class PostgresStore(Store):
         if isinstance(error, OSError):
             return f" Is it running, and is DATABASE_URL right?{said}"
         return said
-
-
-@cache
-def _statement(function: str, arguments: tuple[str, ...]) -> str:
-    kinds = FUNCTIONS[function]
-    named = ", ".join(f"{name} => ${place}::{kinds[name]}" for place, name in enumerate(arguments, start=1))
-    return f"select public.{function}({named})"
 
 
 def _text_of(error: BaseException) -> str:

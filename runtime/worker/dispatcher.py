@@ -242,7 +242,10 @@ class Dispatcher:
             self._is_signalled = False
             self._signal = anyio.Event()
             while self._inbox:
-                plan.finished([self._inbox.popleft()])
+                report = self._inbox.popleft()
+                plan.finished([report])
+                if report.answer is not None:
+                    self._note_done([report], report.answer)
             if plan.stopping and (not plan.held or self._exchanger.stop_asking.is_set()):
                 await self._give_back_what_is_left()
                 return
@@ -300,7 +303,7 @@ class Dispatcher:
             self._soon(self._runner.hand_over, answer.taken)
         self.counts["exchanges"] += 1
         self.counts["taken"] += len(answer.taken)
-        self.counts["done"] += sum(report.delivery.place not in answer.refused for report in look.done)
+        self._note_done(look.done, answer)
         for message, subscription in answer.refused:
             self.counts["refused"] += 1
             _log.warning(
@@ -320,12 +323,16 @@ class Dispatcher:
             self._soon(self._runner.call_off, called_off)
         if look.beat:
             self._warn(answer.warnings)
-        if answer.unheard:
-            self._unheard.note_emitted(
-                [(self._name(each.delivery.subscription), each.emits) for each in look.done], answer.unheard
-            )
         if self.plan.unannounced:
             self._wakeups.doubt()
+
+    def _note_done(self, reports: Sequence[Report], answer: ExchangeAnswer) -> None:
+        """Count what was finished, and tell of the keys it has emitted that nobody listens to."""
+        self.counts["done"] += sum(report.delivery.place not in answer.refused for report in reports)
+        if answer.unheard:
+            self._unheard.note_emitted(
+                [(self._name(each.delivery.subscription), each.emits) for each in reports], answer.unheard
+            )
 
     def _warn(self, warnings: Sequence[str]) -> None:
         """Log the warnings of the database, each once while it lasts."""

@@ -139,7 +139,13 @@ class Plan:
     def finished(self, reports: Iterable[Report]) -> None:
         """Attempts ended: their slots are free, and they are reported with the next exchange."""
         for report in reports:
-            self.outbox.add(report)
+            if report.answer is None:
+                self.outbox.add(report)
+            else:
+                # Reported in a transaction of the handler's own: look for what was behind it.
+                self.leases.let_go(report.delivery)
+                self._hints.give()
+                self._rescan_at = self._rescanned_at
             lane = self.lanes[report.delivery.subscription]
             lane.held -= 1
             lane.finished += 1

@@ -11,10 +11,10 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import anyio
@@ -53,7 +53,7 @@ from runtime.worker.execution.handler_steps import DeliverySteps
 from runtime.worker.execution.handler_waits import DeliveryWaits, WaitHints
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
-from runtime.worker.execution.services import HandlerServices
+from runtime.worker.execution.services import HandlerServices, transactions_of
 from runtime.worker.parts import WorkerParts
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.process_stats import ProcessStats
@@ -211,8 +211,14 @@ class Worker:
             give_up=self.stop,
         )
         try:
-            async with lifespans.kept(self._seconds_left), anyio.create_task_group() as tasks:
-                await self._run_handlers(tasks, lifespans.states)
+            async with (
+                transactions_of(self._settings, self.id) as transactions,
+                lifespans.kept(self._seconds_left),
+                anyio.create_task_group() as tasks,
+            ):
+                await self._run_handlers(
+                    tasks, HandlerServices(self.name, lifespans.states, transactions=transactions)
+                )
         except BaseExceptionGroup as group:
             # One fault of ours needs no group around it.
             faults, rest = group.split(RuntimeFault)
@@ -220,12 +226,10 @@ class Worker:
                 raise first_fault(faults) from None
             raise
 
-    async def _run_handlers(self, tasks: TaskGroup, states: Mapping[str, Any]) -> None:
+    async def _run_handlers(self, tasks: TaskGroup, services: HandlerServices) -> None:
         """Run handlers on this loop, and everything else in a thread, until that has ended."""
-        metrics, spans = _metrics(self._settings), open_telemetry(self._settings)
-        services = HandlerServices(
-            self.name, states, spans=spans, decision_links=DecisionLinks.of(self._settings)
-        )
+        metrics, services.spans = _metrics(self._settings), open_telemetry(self._settings)
+        services.decision_links = DecisionLinks.of(self._settings)
         observers = [self._observer, None if metrics is None else metrics.observe]
         self._executor = executor = Executor(
             tasks,

@@ -2,7 +2,7 @@
 
 create function public.stream_step(
     message bigint, subscription integer, lease uuid, name text, key text, occurrence integer, value jsonb,
-    version text default null
+    version text default null, asking boolean default false
 ) returns json
 language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
 declare
@@ -21,6 +21,16 @@ begin
     for key share;
     if not found then
         return json_build_object('held', false);
+    end if;
+    if asking then
+        -- Asked after a commit without an answer: whoever may be keeping the step has ended before this lock is granted.
+        perform from runtime.deliveries d
+        where d.message_id = message and d.subscription = stream_step.subscription
+        for update;
+        return json_build_object('held', true, 'earlier', coalesce((
+            select json_agg(s.value) from runtime.steps s
+            where s.message_id = message and s.subscription = stream_step.subscription
+              and s.name = stream_step.name and s.key = stream_step.key and s.occurrence = stream_step.occurrence), '[]'));
     end if;
     insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version)
     values (message, subscription, name, key, occurrence, value, version)
@@ -42,9 +52,10 @@ begin
     return json_build_object('held', true);
 end
 $$;
-comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text) is
+comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text, boolean) is
     'Keeps the result of a step for the later attempts of a delivery, by its current lease: held tells whether that '
-    'was so. A step that is kept already stays as it is; its value is then told as [earlier].';
+    'was so. A step that is kept already stays as it is; its value is then told as [earlier]. Who is asking '
+    'keeps nothing, and is told whether the step is kept, once a transaction that may be keeping it has ended.';
 
 create function runtime.pin(message bigint, subscription integer) returns void
 language plpgsql set search_path = '' as $$

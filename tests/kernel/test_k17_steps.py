@@ -122,6 +122,45 @@ async def test_k17_a_step_whose_answer_was_lost_is_kept_once(db: Any, worker: Wo
     assert await keep(db, taken, "nothing", None) == {"held": True, "earlier": [None]}
 
 
+async def asked(connection: Any, taken: Taken) -> dict[str, Any]:
+    """Ask whether the step `charge` is kept, as a worker does whose commit was not answered."""
+    answer = await connection.fetchval(
+        "select stream_step(message => $1, subscription => $2, lease => $3, name => 'charge', key => '', "
+        "occurrence => 1, value => null, asking => true)",
+        taken.id, taken.subscription, taken.lease,
+    )  # fmt: skip
+    return dict(answer)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_g14_k17_who_asks_for_a_step_waits_for_who_may_be_keeping_it(
+    db: Any, worker: Worker, connect: Connect, is_kept: bool
+) -> None:
+    taken = await taken_once(db, worker)
+    assert await asked(db, taken) == {"held": True, "earlier": []}
+    async with connect() as other, connect() as asking, transaction(other) as keeping:
+        await keep(other, taken, "charge", 7)
+        async with started(lambda: asked(asking, taken)) as answer:
+            await until_waiting(db, asking)
+            await (keeping.commit() if is_kept else keeping.rollback())
+            assert await answer.outcome() == {"held": True, "earlier": [7] if is_kept else []}
+    await abandon(db)
+    await worker.take()
+    assert (await asked(db, taken))["held"] is False
+
+
+async def test_k17_without_the_lock_a_step_is_denied_that_is_being_kept(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await switch_off(db, "public.stream_step", "for update;", ";")
+    taken = await taken_once(db, worker)
+    async with connect() as other, transaction(other) as keeping:
+        await keep(other, taken, "charge", 7)
+        assert await asked(db, taken) == {"held": True, "earlier": []}
+        await keeping.commit()
+    assert await asked(db, taken) == {"held": True, "earlier": [7]}
+
+
 async def test_k17_steps_are_weighed_with_their_message(db: Any, worker: Worker) -> None:
     await worker.subscribe("a.one=task.output")
     for number in range(3):

@@ -160,6 +160,10 @@ class Attempts:
             emitted: Sequence[Draft] = context.emitted
             if self._spans is not None and emitted:
                 emitted = _signed(self._spans.emitting, emitted)
+            emits = tuple([draft.json for draft in emitted])
+            report = Report(delivery, time.monotonic() - clock, emits=emits, usage=context.used)
+            if (finish := context.finish) is not None:
+                await finish(report)
         except BaseException as error:
             if self._generation != fork.Generation.number:
                 fork.leave(error)
@@ -173,10 +177,11 @@ class Attempts:
                 report = failure(handler, delivery, seconds, error, self._random)
             report.usage = context.used
             return report
+        finally:
+            await context.close_transaction()
         if self._generation != fork.Generation.number:
             fork.leave()
-        emits = tuple([draft.json for draft in emitted])
-        return Report(delivery, time.monotonic() - clock, emits=emits, usage=context.used)
+        return report
 
     def _say_unasked(self, handler: Handler, delivery: Delivery, names: Sequence[str]) -> None:
         """Tell once of steps that are kept and not asked for any more: a new version may have renamed them."""

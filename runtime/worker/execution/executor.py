@@ -221,11 +221,9 @@ class Executor:
         """Remove a delivery that has not begun; returns whether it waited here."""
         if (gathering := self._gathering.get(delivery.subscription)) is not None:
             return gathering.remove(delivery)
-        waiting = self._waiting[delivery.subscription]
-        if delivery not in waiting:
-            return False
-        waiting.remove(delivery)
-        return True
+        if is_waiting := delivery in (waiting := self._waiting[delivery.subscription]):
+            waiting.remove(delivery)
+        return is_waiting
 
     def _call(self) -> None:
         # One call covers every delivery that arrives before it is made.
@@ -378,8 +376,10 @@ class Executor:
         """Report an attempt, and tell the observer of it."""
         if self._called_off and id(report.delivery) in self._called_off:
             self._called_off.discard(id(report.delivery))
-            report = Report(report.delivery, report.seconds, "cancelled", usage=report.usage)
-            _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
+            # One that was finished in its handler's own transaction was faster.
+            if report.answer is None:
+                report = Report(report.delivery, report.seconds, "cancelled", usage=report.usage)
+                _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
         self._tell(report)
         if self._observers and report.outcome != "released":
             self._observe(Attempt(handler, report.delivery, began, report))
@@ -392,8 +392,8 @@ class Executor:
             try:
                 observer(attempt)
             except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
-                places = ", ".join(places_of(error))
-                _log.error("the observer failed; the work goes on: %s (at %s)", text_of(error), places)
+                told = text_of(error), ", ".join(places_of(error))
+                _log.error("the observer failed; the work goes on: %s (at %s)", *told)
 
     def _cancel(self) -> None:
         for scope in self._scopes:

@@ -1,10 +1,11 @@
 """What the runtime gives to handlers beside their messages."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
+from uuid import UUID
 
 from runtime.agent.batch import BatchContext
 from runtime.agent.context import Context
@@ -12,10 +13,30 @@ from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.services import Reads, Requests
 from runtime.agent.step import StepKeeper, Steps
+from runtime.agent.transaction import Transactions
 from runtime.agent.waiting import WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
+from runtime.client.factories import open_transactions
 from runtime.message import Draft, Message
+from runtime.settings import Settings
 from runtime.store import Delivery, Report
+
+TransactionsOf: TypeAlias = Callable[[Handler, Delivery], Transactions]
+"""Returns what opens the transactions of a delivery."""
+
+
+@asynccontextmanager
+async def transactions_of(settings: Settings, worker: UUID) -> AsyncIterator[TransactionsOf | None]:
+    """Have connections for the transactions of handlers, on this loop; None over the REST API."""
+    if (store := open_transactions(settings)) is None:
+        yield None
+        return
+    from runtime.worker.execution.handler_transactions import HandlerTransactions
+
+    try:
+        yield HandlerTransactions(store, worker).of
+    finally:
+        await store.close()
 
 
 class Spans(Protocol):
@@ -53,6 +74,7 @@ class HandlerServices:
         keeper: returns what keeps the steps of a delivery.
         wait_keeper: returns what keeps the waits of a delivery.
         decision_links: makes links that decide approvals, where the settings have a secret for them.
+        transactions: returns what opens the transactions of a delivery; None over the REST API.
     """
 
     worker: str
@@ -64,6 +86,7 @@ class HandlerServices:
     keeper: Callable[[Delivery, str | None], StepKeeper] | None = None
     wait_keeper: Callable[[Delivery], WaitKeeper] | None = None
     decision_links: DecisionLinks | None = None
+    transactions: TransactionsOf | None = None
 
     def context(self, handler: Handler, delivery: Delivery) -> Context:
         """Return the context of an attempt with one delivery."""
@@ -83,6 +106,8 @@ class HandlerServices:
     def _open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
         keeper = None if self.keeper is None else self.keeper(delivery, handler.version)
         steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
+        if self.transactions is not None:
+            steps.transactions = self.transactions(handler, delivery)
         if self.spans is not None:
             steps.span = self.spans.step
         return steps
