@@ -50,6 +50,7 @@ class Context(LongWork):
         open_steps: opens the steps of its delivery; None where they are kept nowhere, as in such a test.
         open_waits: opens the waits of its delivery; None where it cannot wait.
         decision_links: makes links that decide approvals; None where the settings have no secret for them.
+        tell_status: shows where its delivery is; None where nobody is shown it.
     """
 
     message: Message[Any]
@@ -65,6 +66,7 @@ class Context(LongWork):
     open_steps: Callable[["Context"], Steps] | None = field(default=None, repr=False, compare=False)
     open_waits: Callable[[Steps], Waits] | None = field(default=None, repr=False, compare=False)
     decision_links: DecisionLinks | None = field(default=None, repr=False, compare=False)
+    tell_status: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
     _waits: Waits | None = field(default=None, init=False, repr=False, compare=False)
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
     _transaction: OpenTransaction | None = field(default=None, init=False, repr=False, compare=False)
@@ -311,6 +313,19 @@ class Context(LongWork):
                 correlation_id=self.message.correlation,
             )
         self._broadcasts.send(key, value)
+
+    def status(self, text: str) -> None:
+        """Show where a long delivery is, such as "drafting 3 of 7".
+
+        It stands in `runtime trace`, `runtime top`, `runtime status` and on the message's page. The call returns at
+        once and never fails, from any thread, as often as you like: the last text of each second is stored. The last
+        one of all stays with the message, also on a dead letter. In a batch it is that of each message.
+
+        Args:
+            text: up to 200 characters; what is longer is cut.
+        """
+        if self.tell_status is not None:
+            self.tell_status(text)
 
     def usage(
         self, *, tokens_in: int = 0, tokens_out: int = 0, cost: float = 0.0, model: str | None = None

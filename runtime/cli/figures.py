@@ -47,6 +47,16 @@ def workers(listed: dict[str, Any]) -> Text:
     return Text(f"{count:,}" if count else "none", style="" if count else "red" if is_needed else "dim")
 
 
+def table_of_statuses(found: list[dict[str, Any]]) -> Rows:
+    """Return the table of where deliveries are that run now, as their handlers tell."""
+    table = Rows("running", figures=("message", "told"), texts=("status",))
+    for each in found:
+        table.add(
+            each["subscription"], f"#{each['message']}", f"{duration(each['seconds'] or 0)} ago", each["text"]
+        )
+    return table
+
+
 def table_of_workers(found: list[dict[str, Any]]) -> Rows:
     """Return the table of workers."""
     # Not whether it is asleep, which is about its next look: its handlers may be at work all the time.

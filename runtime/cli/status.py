@@ -35,6 +35,9 @@ def status(
     if stats["workers"]:
         out.print()
         out.print(figures.table_of_workers(stats["workers"]))
+    if stats["statuses"]:
+        out.print()
+        out.print(figures.table_of_statuses(stats["statuses"]))
     advised = advice(stats)
     if advised:
         out.print()

@@ -155,6 +155,8 @@ def picture(place: str, stats: dict[str, Any], view: TopView, away: str = "") ->
     if stats["workers"]:
         workers = sorted(stats["workers"], key=lambda each: -each["details"].get("cpu_percent", 0))
         parts += [Text(), figures.table_of_workers(workers)]
+    if stats["statuses"]:
+        parts += [Text(), figures.table_of_statuses(stats["statuses"])]
     return Group(*parts)
 
 

@@ -120,6 +120,8 @@ def _handled(handled: dict[str, Any]) -> Text:
         line.append(f"  {counted(attempts, 'attempt')}", style="yellow")
     if handled["error"] and state != "done":
         line.append(f"  {plain(handled['error'].splitlines()[0])}", style="red")
+    if handled["status"] is not None:
+        line.append(f"  {plain(handled['status']['text'])}", style="italic")
     if handled["letter"] is not None:
         line.append(f"  dead letter {handled['letter']}", style="dim")
     return line

@@ -25,6 +25,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
         "occurrence": "integer", "value": "jsonb", "version": "text", "asking": "boolean",
     },
+    "stream_status": {"statuses": "jsonb"},
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},
     "stream_decide": {"request": "bigint", "approved": "boolean", "answer": "jsonb", "by": "text", "why": "text"},

@@ -14,6 +14,7 @@ OBJECTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_version": ("version", "serves", "incarnation"), "stream_horizon": ("drawn", "xid", "xmin"),
     "stream_subscribe": ("worker", "subscriptions"), "stream_leave": ("worker", "left"),
     "stream_exchange": ("n",), "stream_step": ("held",), "stream_wait": ("held",), "stream_beat": ("nonce",),
+    "stream_status": ("told",),
     "stream_due": ("due",), "stream_decide": ("request", "decided", "expired"),
     "stream_stats": ("now", "messages", "subscriptions", "workers"), "stream_examine": ("now", "migrations"),
     "stream_pause": ("subscription", "paused"), "stream_resume": ("subscription", "paused"),

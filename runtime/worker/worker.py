@@ -49,6 +49,7 @@ from runtime.worker.execution.attempt import Attempt, Observer
 from runtime.worker.execution.executor import Executor
 from runtime.worker.execution.handler_reads import HandlerReads
 from runtime.worker.execution.handler_requests import HandlerRequests
+from runtime.worker.execution.handler_statuses import HandlerStatuses
 from runtime.worker.execution.handler_steps import DeliverySteps
 from runtime.worker.execution.handler_waits import DeliveryWaits, WaitHints
 from runtime.worker.execution.lifespan import Lifespans
@@ -308,6 +309,7 @@ class Worker:
             services.keeper = partial(DeliverySteps, store, requester.submit)
             hints = WaitHints()
             services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints)
+            services.statuses = statuses = HandlerStatuses(store)
             services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
             wakeups = Fanout(sources, [pubsub] if self._listening else [], [requester.wake, hints.wake])
@@ -340,12 +342,14 @@ class Worker:
                     tasks.start_soon(self._posts.keep, store)
                 if broadcaster is not None:
                     tasks.start_soon(broadcaster.run)
+                tasks.start_soon(statuses.run)
                 tasks.start_soon(requester.run)
                 tasks.start_soon(pubsub.run, dispatcher.ready)
                 await dispatcher.run()
                 # Handlers that still run are cancelled when the time to drain is over.
                 with anyio.move_on_after(self._drain_seconds + _LEAVE_SECONDS):
                     await pubsub.drained()
+                    await statuses.flush()
                 if broadcaster is not None:
                     await broadcaster.flush()
                 tasks.cancel_scope.cancel()

@@ -72,6 +72,9 @@ begin
         -- A replay starts anew: a step is kept for its delivery, and this is another one.
         delete from runtime.steps p using made
         where p.message_id = made.message_id and p.subscription = s.id
+    ), untold as (
+        delete from runtime.statuses t using made
+        where t.message_id = made.message_id and t.subscription = s.id
     ), ended as (
         delete from runtime.waits w using made
         where w.message_id = made.message_id and w.subscription = s.id

@@ -84,6 +84,10 @@ begin
         delete from runtime.steps p using discarded g
         where p.message_id = g.message_id and p.subscription = g.subscription
           and not exists (select from public.consciousness_stream m where m.id = p.message_id)
+    ), untold as (
+        delete from runtime.statuses t using discarded g
+        where t.message_id = g.message_id and t.subscription = g.subscription
+          and not exists (select from public.consciousness_stream m where m.id = t.message_id)
     ), ended as (
         delete from runtime.deliveries d using discarded g
         where d.message_id = g.message_id and d.subscription = g.subscription and d.lease = runtime.dead_lease()

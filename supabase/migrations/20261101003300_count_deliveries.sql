@@ -286,6 +286,7 @@ begin
             'dead_letters', (select coalesce(sum(l.amount), 0) from runtime.buried() l),
             'dead_about', (select coalesce(bool_or(l.about), false) from runtime.buried() l),
             'approvals', runtime.open_approvals(),
+            'statuses', runtime.statuses_now(),
             'broadcast', runtime.realtime_is_there(),
             'warnings', runtime.disorders('{}') || array(select distinct r.warning from runtime.rivals() r) || array(
                 select format(

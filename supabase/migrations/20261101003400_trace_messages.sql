@@ -36,6 +36,7 @@ language sql stable set search_path = '' as $$
         'due_seconds', case when w.state in ('scheduled', 'retrying')
             then extract(epoch from w.visible_at - clock_timestamp()) end,
         'letter', b.letter,
+        'status', runtime.status_of(p.message_id, p.subscription),
         'attempts', greatest(w.attempts, last.attempt, 0),
         'seconds', last.seconds, 'error', last.error, 'ended_at', last.ended_at,
         'worker', case when w.state = 'running'

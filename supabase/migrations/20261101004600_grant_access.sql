@@ -47,8 +47,9 @@ do $$
 begin
     if exists (select from pg_roles where rolname = 'service_role') then
         grant select on
-            runtime.subscriptions, runtime.pins, runtime.patterns, runtime.routing, runtime.routes, runtime.deliveries, runtime.runs,
-            runtime.steps, runtime.waits, runtime.unsettled_waits, runtime.dead_letters, runtime.dedup, runtime.unmarked,
+            runtime.subscriptions, runtime.pins, runtime.patterns, runtime.routing, runtime.routes, runtime.deliveries,
+            runtime.runs, runtime.steps, runtime.statuses, runtime.waits, runtime.unsettled_waits, runtime.dead_letters,
+            runtime.dedup, runtime.unmarked,
             runtime.workers, runtime.pumps, runtime.calls,
             runtime.beats, runtime.policy
         to service_role;

@@ -20,6 +20,7 @@ class Note(BaseModel):
 async def write(note: Note, context: Context) -> dict[str, object]:
     """Make a draft of a note."""
     context.usage(tokens_in=1200, tokens_out=34, cost=0.25, model="model-4")
+    context.status(f"drafting {note.title}")
     title = await context.step("title", note.title.strip)
     return {"title": title, "words": note.words}
 

@@ -271,6 +271,7 @@ def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:
     expect(tab.locator(".step")).to_have_count(1)
     tab.locator(".step summary").click()
     expect(tab.locator(".step")).to_contain_text('"story"')
+    expect(tab.locator(".attempts em")).to_have_text("drafting story")
     expect(tab.locator(".fall g")).to_have_count(5)
     assert tab.locator(".fall rect.good").count() == 2
     tab.get_by_role("button", name="Replay from here").click()

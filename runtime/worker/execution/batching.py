@@ -96,7 +96,7 @@ class Batch:
         self.handler = handler
         self.deliveries = deliveries
         self._random = random
-        self.context = services.batch_context(handler, tuple(delivery.message for delivery in deliveries))
+        self.context = services.batch_context(handler, deliveries)
 
     def bind(self) -> dict[str, Any]:
         """The arguments for those that are valid; the others have failed alone."""

@@ -17,9 +17,10 @@ from runtime.agent.transaction import Transactions
 from runtime.agent.waiting import WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
 from runtime.client.factories import open_transactions
-from runtime.message import Draft, Message
+from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Delivery, Report
+from runtime.worker.execution.handler_statuses import HandlerStatuses
 
 TransactionsOf: TypeAlias = Callable[[Handler, Delivery], Transactions]
 """Returns what opens the transactions of a delivery."""
@@ -74,6 +75,7 @@ class HandlerServices:
         keeper: returns what keeps the steps of a delivery.
         wait_keeper: returns what keeps the waits of a delivery.
         decision_links: makes links that decide approvals, where the settings have a secret for them.
+        statuses: shows where deliveries are.
         transactions: returns what opens the transactions of a delivery; None over the REST API.
     """
 
@@ -86,6 +88,7 @@ class HandlerServices:
     keeper: Callable[[Delivery, str | None], StepKeeper] | None = None
     wait_keeper: Callable[[Delivery], WaitKeeper] | None = None
     decision_links: DecisionLinks | None = None
+    statuses: HandlerStatuses | None = None
     transactions: TransactionsOf | None = None
 
     def context(self, handler: Handler, delivery: Delivery) -> Context:
@@ -101,7 +104,13 @@ class HandlerServices:
             open_steps=partial(self._open_steps, handler, delivery),
             open_waits=partial(self._open_waits, handler, delivery),
             decision_links=self.decision_links,
+            tell_status=self._status_of(handler, (delivery,)),
         )
+
+    def _status_of(self, handler: Handler, deliveries: Sequence[Delivery]) -> Callable[[str], None] | None:
+        # Nothing is kept of a message that each process gets.
+        is_shown = self.statuses is not None and handler.deliver == "once"
+        return partial(self.statuses.tell, deliveries) if is_shown and self.statuses else None
 
     def _open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
         keeper = None if self.keeper is None else self.keeper(delivery, handler.version)
@@ -119,8 +128,9 @@ class HandlerServices:
             handler.name, steps, self.wait_keeper(delivery) if is_kept and self.wait_keeper else None
         )
 
-    def batch_context(self, handler: Handler, messages: tuple[Message[Any], ...]) -> BatchContext:
-        """Return the context of an attempt with several messages."""
+    def batch_context(self, handler: Handler, deliveries: Sequence[Delivery]) -> BatchContext:
+        """Return the context of an attempt with several deliveries."""
+        messages = tuple([delivery.message for delivery in deliveries])
         return BatchContext(
             messages[0],
             handler.name,
@@ -130,5 +140,6 @@ class HandlerServices:
             reads=self.reads,
             send_broadcast=self.send_broadcast,
             decision_links=self.decision_links,
+            tell_status=self._status_of(handler, deliveries),
             messages=messages,
         )
