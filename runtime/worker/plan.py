@@ -144,8 +144,7 @@ class Plan:
             else:
                 # Reported in a transaction of the handler's own: look for what was behind it.
                 self.leases.let_go(report.delivery)
-                self._hints.give()
-                self._rescan_at = self._rescanned_at
+                self.sweep(self._rescanned_at)
             lane = self.lanes[report.delivery.subscription]
             lane.held -= 1
             lane.finished += 1

@@ -178,7 +178,8 @@ class Attempts:
             report.usage = context.used
             return report
         finally:
-            await context.close_transaction()
+            if context.finish is not None:
+                await context.close_transaction()
         if self._generation != fork.Generation.number:
             fork.leave()
         return report
