@@ -69,6 +69,11 @@ async def _crowd(url: str) -> None:
             "where s.name = 'a.one'"
         )
         await db.execute(
+            "insert into runtime.statuses (message_id, subscription, text, lease) "
+            "select n, s.id, 'drafting', gen_random_uuid() from generate_series(1, 100000) n, runtime.subscriptions s "
+            "where s.name = 'a.one'"
+        )
+        await db.execute(
             "insert into runtime.waits (message_id, subscription, name, key, occurrence, pattern, filter, probe, "
             "since_id, until, created_at) select n, s.id, 'payment.settled', '', 1, 'payment.settled', "
             "jsonb_build_object('order', n + 1000), 'order=' || n + 1000, n, null, clock_timestamp() "
@@ -235,6 +240,20 @@ async def keep_steps(db: Any, worker: Worker) -> None:
             "select stream_step($1, $2, $3, 'draft', '', $4, '1')",
             taken.id, taken.subscription, UUID(taken.lease), occurrence,
         )  # fmt: skip
+    await db.fetchval(
+        "select stream_step($1, $2, $3, 'draft', '', 1, null, asking => true)",
+        taken.id, taken.subscription, UUID(taken.lease),
+    )  # fmt: skip
+    status = {
+        "message": taken.id,
+        "subscription": taken.subscription,
+        "lease": taken.lease,
+        "text": "drafting",
+    }
+    assert await db.fetchval("select stream_status($1)", [status]) == {"told": 1}
+    assert [each["message"] for each in (await db.fetchval("select stream_stats()"))["statuses"]] == [
+        taken.id
+    ]
     await worker.fail(taken)
     [again] = [each for each in await worker.take(5) if each.id == taken.id and each.steps]
     assert len(again.steps) == 2
