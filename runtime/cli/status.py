@@ -35,9 +35,9 @@ def status(
     if stats["workers"]:
         out.print()
         out.print(figures.table_of_workers(stats["workers"]))
-    if stats["statuses"]:
+    if statuses := stats.get("statuses"):
         out.print()
-        out.print(figures.table_of_statuses(stats["statuses"]))
+        out.print(figures.table_of_statuses(statuses))
     advised = advice(stats)
     if advised:
         out.print()

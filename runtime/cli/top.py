@@ -148,15 +148,18 @@ def picture(place: str, stats: dict[str, Any], view: TopView, away: str = "") ->
         lines.append(Text(f"The store is away, these are the last figures: {away}", "red"))
     if view.height is not None:
         lines.append(Text(view.legend(), style="dim"))
-    shown, left_out = view.choose(stats["subscriptions"], len(stats["workers"]))
+    statuses = stats.get("statuses", ())
+    # A table of statuses has a head, and a blank line above.
+    below = len(stats["workers"]) + (len(statuses) + 2 if statuses else 0)
+    shown, left_out = view.choose(stats["subscriptions"], below)
     parts: list[RenderableType] = [*lines, Text(), _subscriptions(shown)]
     if left_out:
         parts.append(Text(left_out, style="dim"))
     if stats["workers"]:
         workers = sorted(stats["workers"], key=lambda each: -each["details"].get("cpu_percent", 0))
         parts += [Text(), figures.table_of_workers(workers)]
-    if stats["statuses"]:
-        parts += [Text(), figures.table_of_statuses(stats["statuses"])]
+    if statuses:
+        parts += [Text(), figures.table_of_statuses(statuses)]
     return Group(*parts)
 
 

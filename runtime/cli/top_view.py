@@ -80,14 +80,19 @@ class TopView:
             f"a {'fewer' if self.is_whole else 'all'}  q quit"
         )
 
-    def choose(self, subscriptions: list[dict[str, Any]], workers: int) -> tuple[list[dict[str, Any]], str]:
-        """Return the subscriptions to show, in order, and a line about those that are left out."""
+    def choose(self, subscriptions: list[dict[str, Any]], below: int) -> tuple[list[dict[str, Any]], str]:
+        """Return the subscriptions to show, in order, and a line about those that are left out.
+
+        Args:
+            subscriptions: all of them.
+            below: how many lines the other tables take: the workers, and what else changes.
+        """
         found = [each for each in subscriptions if self._is_meant(each)]
         alive = found if self.is_whole or self.filter else [each for each in found if not is_abandoned(each)]
         alive = sorted(alive, key=lambda each: (-_ORDERS[self.order](each), each["name"]))
         room = len(alive)
         if self.height is not None:
-            room = max(_FEWEST, self.height - _OTHER_LINES - workers)
+            room = max(_FEWEST, self.height - _OTHER_LINES - below)
         notes = []
         if len(alive) > room:
             notes.append(f"{len(alive) - room:,} more")

@@ -105,6 +105,7 @@ MUTATIONS = (
     Mutation("K16 the fence of before the call", "runtime.fall_asleep", "elsif called is not null", "elsif false"),
     Mutation("G4 emits nothing", "runtime.finish", "perform runtime.store(emits);", "null;"),
     Mutation("K17 takes what another version has begun", "runtime.take_due", "coalesce(one.pinned, 0)", "0", held_by="test_k17_pins.py"),
+    Mutation("K17 who asks for a step does not wait", "public.stream_step", "for update;", ";", held_by="test_k17_steps.py"),
     Mutation("K18 no second look", "runtime.settle_waits", "elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then", "else", held_by="test_k18_waits.py"),
     Mutation("K18 a wait needs no lease", "public.stream_wait", "and d.lease = stream_wait.lease", held_by="test_k18_waits.py"),
     Mutation("K18 what a writer locks is not looked at again", "runtime.answer_waits", "from met h where h.place is null", "from met h where false", held_by="test_k18_waits.py"),

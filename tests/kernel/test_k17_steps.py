@@ -7,6 +7,7 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Taken, Worker, insert
+from tests.kernel.mutations import MUTATIONS
 from tests.kernel.schedule import started, transaction, until_waiting
 from tests.kernel.switch import switch_off
 
@@ -152,7 +153,8 @@ async def test_g14_k17_who_asks_for_a_step_waits_for_who_may_be_keeping_it(
 async def test_k17_without_the_lock_a_step_is_denied_that_is_being_kept(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
-    await switch_off(db, "public.stream_step", "for update;", ";")
+    [mutation] = [each for each in MUTATIONS if each.name == "K17 who asks for a step does not wait"]
+    await mutation.carry_out(db)
     taken = await taken_once(db, worker)
     async with connect() as other, transaction(other) as keeping:
         await keep(other, taken, "charge", 7)
