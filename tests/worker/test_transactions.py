@@ -211,6 +211,36 @@ async def test_g14_a_frozen_process_commits_nothing(bookings: str, form: str) ->
         assert "another worker" in str(lost[0])
 
 
+async def test_what_waits_behind_a_delivery_goes_on_when_a_transaction_has_finished_it(bookings: str) -> None:
+    agent, order = Agent("lanes"), list[int]()
+
+    @agent.on("task.ordered", ordered=True)
+    async def lane(value: int, context: Context) -> None:
+        async with context.transaction() as connection:
+            await connection.execute(BOOK, "ordered", value)
+        context.emit("task.limited", value)
+
+    @agent.on("task.limited", concurrency_total=1)
+    async def limited(value: int, context: Context) -> int:
+        order.append(value)
+        async with context.transaction() as connection:
+            await connection.execute(BOOK, "limited", value)
+        return value
+
+    # Neither a sweep nor a lease that ends helps it along.
+    settings = direct(bookings, lease_seconds=600, sweep_seconds=600)
+    async with running([agent], settings), connected(admin(bookings)) as connection:
+        await until(lambda: settled(connection, "lanes.lane", "lanes.limited"))
+        async with connect(direct(bookings)) as stream:
+            for value in range(10):
+                await stream.send("task.ordered", value)
+            assert await stream.ask("task.limited", 10) == 10
+        await until(partial(ended, connection))
+    assert sorted(order) == list(range(11))
+    expected = [*(("limited", value) for value in range(11)), *(("ordered", value) for value in range(10))]
+    assert await booked(bookings) == expected
+
+
 async def test_transactions_work_behind_a_transaction_pooler(cluster: Cluster, bookings: str) -> None:
     agent = Agent("pooled")
 
