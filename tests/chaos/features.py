@@ -1,6 +1,7 @@
 """Which features take part? All that are named here."""
 
 from tests.chaos.batches import BATCHES
+from tests.chaos.bookings import BOOKINGS
 from tests.chaos.hostile import HOSTILE
 from tests.chaos.incoming import INCOMING
 from tests.chaos.outgoing import OUTGOING
@@ -9,4 +10,4 @@ from tests.chaos.timers import TIMERS
 from tests.chaos.unruly import UNRULY
 from tests.chaos.waits import WAITS
 
-FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, WAITS, HOSTILE, UNRULY)
+FEATURES = (TIMERS, REQUESTS, INCOMING, BATCHES, OUTGOING, WAITS, BOOKINGS, HOSTILE, UNRULY)

@@ -132,6 +132,12 @@ MECHANISMS = (
          "--feature", "waits", *_QUIET],
     ),
     Mechanism(
+        "a handler's own statements are committed with its end",
+        [("runtime/worker/execution/attempt.py", "await finish(report)", "await context._transaction._begun.commit()")],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "connections terminated",
+         "--feature", "bookings", *_QUIET],
+    ),
+    Mechanism(
         "a request is stored once",
         [("runtime/client/requester.py",
           'dedup_key=check_dedup_key(options.get("dedup_key")) or dedup_key,', "dedup_key=None,")],
