@@ -135,7 +135,7 @@ MECHANISMS = (
         "a handler's own statements are committed with its end",
         [("runtime/worker/execution/attempt.py", "await finish(report)", "await context._transaction._begun.commit()")],
         ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "connections terminated",
-         "--feature", "bookings", *_QUIET],
+         "--feature", "bookings", *_QUIET, "--seconds", "40"],
     ),
     Mechanism(
         "a request is stored once",
