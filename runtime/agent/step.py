@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from runtime.agent.callables import globals_of, innermost, is_async, place_of
 from runtime.agent.retry import LONGEST_SECONDS, Retry, is_number, later_seconds, short_repr
+from runtime.agent.step_names import NO_RETURN, UNDO_PREFIX, UNDONE, check_step_name
 from runtime.encoding.annotations import core
 from runtime.encoding.json import decode, encode
 from runtime.encoding.readback import read
@@ -24,7 +25,6 @@ MAX_STEP_BYTES: Final = 2**20
 # The steps of a delivery travel with it, so together they have to fit in an answer.
 MAX_STEPS: Final = 1_000
 MAX_STEPS_BYTES: Final = 4 * 2**20
-_MAX_NAME_BYTES: Final = 255
 
 StepPlace: TypeAlias = tuple[str, str, int]
 """The name, the key and the occurrence of a step, which are its identity within a delivery."""
@@ -33,10 +33,13 @@ StepPlace: TypeAlias = tuple[str, str, int]
 class StepKeeper(Protocol):
     """Keeps the results of the steps of one delivery."""
 
-    async def keep(self, place: StepPlace, text: str) -> list[Any]:
-        """Keep a result, given as JSON text; returns the data of one that is kept already, in a list, or none."""
+    async def keep(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
+        """Keep a result, given as JSON text; returns the data of one that is kept already, in a list, or none.
 
-    def keep_blocking(self, place: StepPlace, text: str) -> list[Any]:
+        `undo` says what undoes the step, as JSON text.
+        """
+
+    def keep_blocking(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """As `keep`, from a thread of user code."""
 
 
@@ -83,21 +86,7 @@ class StepCall:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for what, text in (("name", self.name), ("key", self.key)):
-            if (
-                not isinstance(text, str)
-                or "\0" in text
-                or len(text.encode(errors="replace")) > _MAX_NAME_BYTES
-            ):
-                raise InvalidValue(
-                    f"The {what} of a step is a text of at most {_MAX_NAME_BYTES} bytes, not {text!r:.100}."
-                )
-        if not self.name:
-            raise InvalidValue('A step needs a name: `await context.step("charge", charge, order)`.')
-        if self.name.startswith("wait."):
-            raise InvalidValue(
-                f"The name of a step does not begin with wait., as those of waits do: {self.name!r:.100}."
-            )
+        check_step_name(self.name, self.key)
         if not callable(self.function):
             raise InvalidValue(
                 f"Step {self.name!r} needs a function, not {type(self.function).__name__}: "
@@ -144,6 +133,10 @@ class StepCall:
             ) from None
 
 
+def _nothing(_: StepCall) -> str | None:
+    return None
+
+
 @dataclass(slots=True)
 class Steps:
     """The steps of one attempt: those that earlier attempts have kept, and the new ones.
@@ -155,6 +148,8 @@ class Steps:
         keeper: keeps new ones; None outside of a worker, where they are kept nowhere.
         asked: the steps that the handler has come to.
         span: makes the span of a step that runs, by its name.
+        undo_of: returns what undoes the step of a call, as JSON text; None for nothing.
+        has_undos: whether a finished step is undone if the delivery dies.
     """
 
     handler: str
@@ -163,6 +158,8 @@ class Steps:
     keeper: StepKeeper | None = None
     asked: set[StepPlace] = field(default_factory=set)
     span: Callable[[str], AbstractContextManager[object]] = nullcontext
+    undo_of: Callable[[StepCall], str | None] = _nothing
+    has_undos: bool = False
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _running: set[tuple[str, str]] = field(default_factory=set)
     _bytes: int = -1
@@ -172,27 +169,54 @@ class Steps:
         """Return the kept result of a step, or work it out and keep it; see `Context.step`."""
         with self._begun(call) as place:
             if place not in self.kept:
+                undo = self._undo_of(call)
                 with self.span(call.name):
-                    text = self._text_of(call, await self._result(call, place))
-                earlier = await self.keeper.keep(place, text) if self.keeper else []
-                self.kept[place] = earlier[0] if earlier else decode(text)
+                    text = self._text_of(call, await self.work_out(call, place), undo)
+                earlier = await self.keeper.keep(place, text, undo) if self.keeper else []
+                self._note(place, earlier[0] if earlier else decode(text), undo)
             return call.value_of(self.kept[place])
 
     def run_blocking(self, call: StepCall) -> Any:
         """As `run`, in the thread of a plain handler."""
         with self._begun(call) as place:
             if place not in self.kept:
+                undo = self._undo_of(call)
                 with self.span(call.name):
-                    text = self._text_of(call, self._result_blocking(call, place))
-                earlier = self.keeper.keep_blocking(place, text) if self.keeper else []
-                self.kept[place] = earlier[0] if earlier else decode(text)
+                    text = self._text_of(call, self._result_blocking(call, place), undo)
+                earlier = self.keeper.keep_blocking(place, text, undo) if self.keeper else []
+                self._note(place, earlier[0] if earlier else decode(text), undo)
             return call.value_of(self.kept[place])
+
+    async def end_undos(self) -> None:
+        """Keep the mark after which nothing is undone; see `Context.no_return`."""
+        if NO_RETURN not in self.kept and self.keeper is not None:
+            await self.keeper.keep(NO_RETURN, "true")
+        self._note(NO_RETURN, True, None)
+
+    def end_undos_blocking(self) -> None:
+        """As `end_undos`, in the thread of a plain handler."""
+        if NO_RETURN not in self.kept and self.keeper is not None:
+            self.keeper.keep_blocking(NO_RETURN, "true")
+        self._note(NO_RETURN, True, None)
+
+    def _undo_of(self, call: StepCall) -> str | None:
+        """Return what undoes the step; known before its function runs, so that it can always be kept."""
+        undo = self.undo_of(call)
+        if undo is not None and len(undo) > MAX_STEP_BYTES:
+            raise InvalidValue(
+                f"The arguments that the undo of step {call.name!r} takes are {len(undo) / 2**20:.1f} MB as JSON; at "
+                f"most {MAX_STEP_BYTES // 2**20} MB are kept. Have the undo work from the step's result."
+            )
+        return undo
+
+    def _note(self, place: StepPlace, data: Any, undo: str | None) -> None:
+        self.kept[place] = data
+        self.has_undos = (self.has_undos or undo is not None) and NO_RETURN not in self.kept
 
     def unasked(self) -> list[str]:
         """The names of the steps that are kept, and were not asked for in this attempt."""
-        return sorted(
-            {name for name, key, occurrence in self.kept if (name, key, occurrence) not in self.asked}
-        )
+        own = (UNDONE, NO_RETURN[0])
+        return sorted({place[0] for place in self.kept if place not in self.asked and place[0] not in own})
 
     @contextmanager
     def _begun(self, call: StepCall) -> Iterator[StepPlace]:
@@ -211,7 +235,7 @@ class Steps:
         finally:
             self._running.discard(lane)
 
-    def _text_of(self, call: StepCall, result: Any) -> str:
+    def _text_of(self, call: StepCall, result: Any, undo: str | None) -> str:
         """Return a result as the JSON text that is kept; one that later attempts could not use is refused now."""
         text = encode(result)
         if len(text) > MAX_STEP_BYTES:
@@ -221,7 +245,7 @@ class Steps:
             )
         if self._bytes < 0:
             self._bytes = sum(len(encode(data)) for data in self.kept.values())
-        self._bytes += len(text)
+        self._bytes += len(text) + len(undo or "")
         if len(self.kept) >= MAX_STEPS or self._bytes > MAX_STEPS_BYTES:
             raise InvalidValue(
                 f"{self.handler} keeps too much for one message: at most {MAX_STEPS:,} steps of together "
@@ -230,7 +254,8 @@ class Steps:
         call.value_of(decode(text))
         return text
 
-    async def _result(self, call: StepCall, place: StepPlace) -> Any:
+    async def work_out(self, call: StepCall, place: StepPlace) -> Any:
+        """Return the result of a step's function, called again as its retry says; nothing is kept."""
         attempt = 0
         while True:
             attempt += 1
@@ -264,7 +289,10 @@ class Steps:
     def _step(self, place: StepPlace, attempt: int) -> Step:
         name, key, occurrence = place
         own = "_".join((self.idempotency_key, name, *((key,) if key else ()), str(occurrence)))
-        return Step(name, key, occurrence, attempt, own)
+        done = [name.removeprefix(UNDO_PREFIX), key, occurrence]
+        # One that was undone is another one when it is done again: a bank would take it for the one it has refunded.
+        undone = sum(done in data for (other, *_), data in self.kept.items() if other == UNDONE)
+        return Step(name, key, occurrence, attempt, f"{own}_again{undone}" if undone else own)
 
     def _delay(self, call: StepCall, error: Exception, attempt: int) -> float | None:
         """The seconds until the function is called again; None where the error ends the attempt of the handler."""

@@ -22,7 +22,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_step": {
         "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
-        "occurrence": "integer", "value": "jsonb", "version": "text",
+        "occurrence": "integer", "value": "jsonb", "version": "text", "undo": "jsonb",
     },
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},

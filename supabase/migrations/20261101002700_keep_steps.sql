@@ -2,7 +2,7 @@
 
 create function public.stream_step(
     message bigint, subscription integer, lease uuid, name text, key text, occurrence integer, value jsonb,
-    version text default null
+    version text default null, undo jsonb default null
 ) returns json
 language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
 declare
@@ -21,8 +21,8 @@ begin
     if not found then
         return json_build_object('held', false);
     end if;
-    insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version)
-    values (message, subscription, name, key, occurrence, value, version)
+    insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version, undo)
+    values (message, subscription, name, key, occurrence, value, version, undo)
     on conflict on constraint steps_pkey do nothing;
     if not found then
         select s.value into earlier from runtime.steps s
@@ -38,9 +38,10 @@ begin
     return json_build_object('held', true);
 end
 $$;
-comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text) is
+comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text, jsonb) is
     'Keeps the result of a step for the later attempts of a delivery, by its current lease: held tells whether that '
-    'was so. A step that is kept already stays as it is; its value is then told as [earlier].';
+    'was so. A step that is kept already stays as it is; its value is then told as [earlier]. undo says what undoes the '
+    'step, {step, arguments}.';
 
 create function runtime.told(outcome jsonb) returns jsonb
 language sql stable set search_path = '' as $$
@@ -54,9 +55,10 @@ create function runtime.steps_of(message bigint, subscription integer) returns j
 language sql stable set search_path = '' as $$
     select json_agg(json_build_array(
         s.name, s.key, s.occurrence, case when starts_with(s.name, 'wait.') then runtime.told(s.value) else s.value end,
-        s.version) order by s.created_at, s.name)
+        s.version, s.undo) order by s.created_at, s.name)
     from runtime.steps s
     where s.message_id = message and s.subscription = steps_of.subscription
 $$;
 comment on function runtime.steps_of(bigint, integer) is
-    'The steps of a delivery as they cross the wire: [name, key, occurrence, value, version] of each; null for none.';
+    'The steps of a delivery as they cross the wire: [name, key, occurrence, value, version, undo] of each; null for '
+    'none.';

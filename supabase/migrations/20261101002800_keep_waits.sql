@@ -27,7 +27,7 @@ create function runtime.probes_of(value jsonb) returns text[]
 language plpgsql immutable set search_path = '' as $$
 begin
     if jsonb_typeof(value) <> 'object' then
-        return '{""}';
+        return '{""}'::text[];
     end if;
     -- runtime.probe, written out: a call for each field would take most of the time.
     return array(

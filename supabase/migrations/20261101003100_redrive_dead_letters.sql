@@ -48,6 +48,7 @@ begin
     where m.id = any (array(select l.message_id from runtime.dead_letters l where l.id = any (letters)))
     order by m.id for key share;
     perform runtime.restore_messages(letters);
+    perform runtime.forget_undone(letters);
     with made as (
         insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
         select distinct on (l.message_id, l.subscription)

@@ -17,6 +17,7 @@ language sql stable set search_path = '' as $$
                    when d.heavy and d.visible_at > clock_timestamp() and exists (
                        select from runtime.waits w
                        where w.message_id = d.message_id and w.subscription = d.subscription) then 'suspended'
+                   when d.heavy and runtime.is_undoing(d.message_id, d.subscription) then 'undoing'
                    when d.attempts + d.crashes > 0 then 'retrying'
                    else 'scheduled'
                end as state
@@ -34,7 +35,7 @@ language sql stable set search_path = '' as $$
         'state', coalesce(
             case when w.state = 'blocked' then 'dead' else w.state end,
             case when b.letter is not null then 'dead' end, last.outcome),
-        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked', 'suspended'),
+        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked', 'suspended', 'undoing'),
         'due_seconds', case when w.state in ('scheduled', 'retrying')
             then extract(epoch from w.visible_at - clock_timestamp()) end,
         'letter', b.letter,

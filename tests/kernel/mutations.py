@@ -88,7 +88,7 @@ MUTATIONS = (
     Mutation("K11 upkeep forgets too soon", "public.stream_maintain", "where f.forget_at < clock_timestamp()"),
     Mutation("K11 upkeep forgets nothing", "public.stream_maintain", "where f.forget_at < clock_timestamp()", "where false"),
     Mutation("K11 a batch stores twice", "runtime.reserve", "where d.forget_at < clock_timestamp()"),
-    Mutation("K12 delivers what has expired", "runtime.describe", "where (m.expires_at <= at) is not true"),
+    Mutation("K12 delivers what has expired", "runtime.describe", "where (m.expires_at <= at) is not true", "where true"),
     Mutation("K12 anybody does the upkeep", "public.stream_maintain", "elected is distinct from worker or"),
     Mutation("K12 retention prunes nothing", "public.stream_maintain", "pruned := public.stream_prune(retention_seconds, max, after);", "null;"),
     Mutation("K12 removes what is served", "public.stream_remove", "if served > 0 then", "if false then"),
@@ -106,6 +106,8 @@ MUTATIONS = (
     Mutation("G4 emits nothing", "runtime.finish", "perform runtime.store(emits);", "null;"),
     Mutation("K18 no second look", "runtime.settle_waits", "elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then", "else", held_by="test_k18_waits.py"),
     Mutation("K18 a wait needs no lease", "public.stream_wait", "and d.lease = stream_wait.lease", held_by="test_k18_waits.py"),
+    Mutation("K18 a death undoes nothing", "runtime.undo_first", "elsif runtime.has_undos(one.id, one.subscription) then", "elsif false then", held_by="test_k18_undos.py"),
+    Mutation("K18 undoing has no end", "runtime.undo_first", "if died is not null then", "if false then", held_by="test_k18_undos.py"),
     Mutation("K18 what a writer locks is not looked at again", "runtime.answer_waits", "from met h where h.place is null", "from met h where false", held_by="test_k18_waits.py"),
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ from runtime.worker.execution import fork
 from runtime.worker.execution.batching import Batch
 from runtime.worker.execution.cancellation import comes_from_outside
 from runtime.worker.execution.failure import failure
+from runtime.worker.execution.handler_undos import undo_steps
 from runtime.worker.execution.log_context import attempt as attempt_of_logs
 from runtime.worker.execution.middleware import surrounded
 from runtime.worker.execution.services import HandlerServices, Spans
@@ -143,6 +144,9 @@ class Attempts:
         context = self._services.context(handler, delivery)
         attempt_of_logs.set(context)
         try:
+            if delivery.undos and delivery.is_undoing:
+                await undo_steps(handler, delivery, self._services)
+                return Report(delivery, time.monotonic() - clock, "undone")
             result = await self._result(handler, context)
             handler.emit_result(result, context)
             # A request has headers, and most messages have none.
@@ -170,7 +174,7 @@ class Attempts:
                 # At once where a message may have come: the database looks, and puts it off further.
                 report = Report(delivery, seconds, "suspended", delay=suspended.delay, waits=suspended.places)
             else:
-                report = failure(handler, delivery, seconds, error, self._random)
+                report = failure(handler, delivery, seconds, error, self._random, undoes=context.undoes)
             report.usage = context.used
             return report
         if self._generation != fork.Generation.number:

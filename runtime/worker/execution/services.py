@@ -11,6 +11,8 @@ from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.services import Reads, Requests
 from runtime.agent.step import StepKeeper, Steps
+from runtime.agent.step_names import NO_RETURN
+from runtime.agent.undo import UndoContext
 from runtime.agent.waiting import WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
 from runtime.message import Draft, Message
@@ -72,13 +74,29 @@ class HandlerServices:
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
-            open_steps=partial(self._open_steps, delivery),
+            open_steps=partial(self.open_steps, handler, delivery),
             open_waits=partial(self._open_waits, handler, delivery),
         )
 
-    def _open_steps(self, delivery: Delivery, context: Context) -> Steps:
+    def undo_context(self, handler: Handler, delivery: Delivery) -> UndoContext:
+        """Return the context of undos."""
+        return UndoContext(
+            delivery.message,
+            handler.name,
+            self.worker,
+            state=self.states.get(handler.agent),
+            asks=self.requests,
+            reads=self.reads,
+            send_broadcast=self.send_broadcast,
+        )
+
+    def open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
+        """Return the steps of a delivery."""
         keeper = None if self.keeper is None else self.keeper(delivery)
         steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
+        if handler.undos is not None:
+            steps.undo_of = handler.undos.record
+            steps.has_undos = bool(delivery.undos) and NO_RETURN not in steps.kept
         if self.spans is not None:
             steps.span = self.spans.step
         return steps
