@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import reply_key
+from runtime.agent.step import StepKeeper
 from runtime.client.broadcaster import NO_TRANSPORT
 from runtime.client.factories import (
     compare_places,
@@ -84,6 +85,9 @@ class Worker:
             quarantine worker for them, the others never do, and it takes nothing else.
         drainage: for a worker that ends by itself when nothing is due any more; no socket wakes it.
 
+    Attributes:
+        step_keeper: keeps the steps of a delivery; a test puts another one in its place.
+
     Raises:
         DeclarationError: there is no handler, or two agents share a name.
         SettingsError: a webhook's secret is missing, or its target may not be reached.
@@ -99,6 +103,7 @@ class Worker:
         poison_messages: PoisonMessages = PoisonMessages.ALSO,
         drainage: Drain | None = None,
     ) -> None:
+        self.step_keeper: Callable[..., StepKeeper] = DeliverySteps
         settings = settings or Settings.load()
         self._client = client
         if client is not None:
@@ -298,7 +303,7 @@ class Worker:
             # No delivery has been taken yet: no handler runs before these are set.
             services.requests = HandlerRequests(self.handlers, requester, services.spans)
             services.reads = HandlerReads(store, requester)
-            services.keeper = partial(DeliverySteps, store, requester.submit)
+            services.keeper = partial(self.step_keeper, store, requester.submit)
             hints = WaitHints()
             services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints)
             services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send

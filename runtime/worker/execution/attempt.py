@@ -145,8 +145,7 @@ class Attempts:
         attempt_of_logs.set(context)
         try:
             if delivery.undos and delivery.is_undoing:
-                await undo_steps(handler, delivery, self._services)
-                return Report(delivery, time.monotonic() - clock, "undone")
+                return await self._undone(handler, delivery, clock)
             result = await self._result(handler, context)
             handler.emit_result(result, context)
             # A request has headers, and most messages have none.
@@ -181,6 +180,13 @@ class Attempts:
             fork.leave()
         emits = tuple([draft.json for draft in emitted])
         return Report(delivery, time.monotonic() - clock, emits=emits, usage=context.used)
+
+    async def _undone(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        """Run the undos of a delivery that has died."""
+        used = await _InOwnContext(undo_steps(handler, delivery, self._services))
+        if self._generation != fork.Generation.number:
+            fork.leave()
+        return Report(delivery, time.monotonic() - clock, "undone", usage=used)
 
     def _say_unasked(self, handler: Handler, names: Sequence[str]) -> None:
         """Tell once of steps that are kept and not asked for any more: a new version may have renamed them."""
@@ -291,7 +297,7 @@ class _InOwnContext:
     def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
         self._coroutine = coroutine
 
-    def __await__(self) -> Generator[Any, Any, object]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         context, coroutine = copy_context(), self._coroutine
         step: Callable[[], Any] = partial(coroutine.send, None)
         while True:

@@ -1,6 +1,8 @@
 """The second phase of a delivery that dies: the undos of its finished steps run, the last one first."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from runtime.agent.handler import Handler
 from runtime.agent.retry import later_seconds
@@ -18,8 +20,12 @@ _log = logging.getLogger("runtime.handlers")
 _ERROR_CHARACTERS = 500
 
 
-async def undo_steps(handler: Handler, delivery: Delivery, services: HandlerServices) -> None:
+async def undo_steps(
+    handler: Handler, delivery: Delivery, services: HandlerServices
+) -> Mapping[str, Any] | None:
     """Undo what no earlier attempt has undone; how each undo ended is kept, as a step.
+
+    Returns what the undos told of the models they used.
 
     Raises:
         RetryLater: by an undo; the delivery is put off, and goes on there.
@@ -35,14 +41,16 @@ async def undo_steps(handler: Handler, delivery: Delivery, services: HandlerServ
         undone = (f"{UNDO_PREFIX}{name}", key, occurrence)
         if undone not in steps.kept:
             error = await _undo(handler, delivery, context, steps, place)
+            steps.kept[undone] = True if error is None else {"error": error}
             if steps.keeper is not None:
-                await steps.keeper.keep(undone, "true" if error is None else encode({"error": error}))
-            (done if error is None else failed).append(name)
+                await steps.keeper.keep(undone, encode(steps.kept[undone]))
+        (done if steps.kept[undone] is True else failed).append(name)
     _log.warning(
         "%s on message %s is a dead letter now; undone: %s%s",
         handler.name, delivery.place[0], ", ".join(done) or "nothing",
         f"; could not be undone: {', '.join(failed)}" if failed else "",
     )  # fmt: skip
+    return context.used
 
 
 async def _undo(
