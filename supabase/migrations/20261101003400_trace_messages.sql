@@ -40,7 +40,10 @@ language sql stable set search_path = '' as $$
             then extract(epoch from w.visible_at - clock_timestamp()) end,
         'letter', b.letter,
         'attempts', greatest(w.attempts, last.attempt, 0),
-        'seconds', last.seconds, 'error', last.error, 'ended_at', last.ended_at,
+        'seconds', last.seconds,
+        -- The attempt that has run the undos may have none.
+        'error', coalesce(last.error, (select l.error from runtime.dead_letters l where l.id = b.letter)),
+        'ended_at', last.ended_at,
         'worker', case when w.state = 'running'
             then (select k.name from runtime.pumps u join runtime.workers k on k.id = u.worker where u.number = w.holder)
             else (select k.name from runtime.workers k where k.id = last.worker) end,
