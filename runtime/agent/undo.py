@@ -144,12 +144,12 @@ class Undos:
         Raises:
             DeclarationError: the declaration makes no sense.
         """
-        for function in (step, undo):
-            if not inspect.isroutine(function) and not isinstance(function, functools.partial):
-                raise DeclarationError(
-                    f"{declared_at()}: @agent.step(undo=refund) goes above a function, and undo= is one; "
-                    f"not {function!r}."
-                )
+        # A method is another object each time it is looked up, so no call of it would be recognized.
+        if not inspect.isfunction(step) or not callable(undo):
+            raise DeclarationError(
+                f"{declared_at()}: @agent.step(undo=refund) goes above a function, and undo= is one; not "
+                f"{undo if inspect.isfunction(step) else step!r}."
+            )
         refuse_methods(step, "@agent.step(…)")
         if not isinstance(retry, Retry):
             raise DeclarationError(

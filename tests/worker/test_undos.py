@@ -9,10 +9,11 @@ from pydantic import BaseModel
 
 from runtime import Agent, Context, Reject, Retry, RetryLater, Step, connect
 from runtime.agent.step import StepCall
+from runtime.agent.undo import Undos
 from runtime.client.admin import DeadLetterFilter
 from runtime.errors import DeclarationError, InvalidValue
 from runtime.testing import Harness
-from tests.integration.conftest import connected
+from tests.integration.conftest import connected, outcomes
 from tests.worker.test_steps import SOON, deliver, error_of
 from tests.worker.test_worker import admin
 
@@ -113,6 +114,34 @@ async def test_what_cannot_be_undone_is_said_and_the_rest_is_undone(database: st
         "Could not be undone: pack[one] (InvalidValue: The result of step 'pack' does not fit"
     )
     assert faults.endswith("charge (OSError: no such account)")
+
+
+async def test_a_version_without_the_undo_tries_again_and_then_says_so(database: str) -> None:
+    agent = Agent("shop")
+
+    @agent.step(undo=lambda: None)
+    def charge() -> None: ...
+
+    @agent.step(undo=lambda: None)
+    def pack() -> None: ...
+
+    @agent.on("task.input", retry=Retry(attempts=2, first_seconds=0))
+    async def sell(order: int, context: Context) -> None:
+        await context.step("pack", pack)
+        await context.step("charge", charge)
+        # As if another version went on from here.
+        agent.hooks.undos = Undos("shop")
+        agent.hooks.undos.declare(pack, lambda: None, Retry(), None, {})
+        object.__setattr__(agent.handlers[0], "undos", agent.hooks.undos)
+        raise Reject("no such address")
+
+    await deliver(database, agent, dead=1)
+    assert (await error_of(database)).splitlines()[1:] == [
+        "Undone: pack", "Could not be undone: charge (shop declares no undo of 'charge' any more)",
+    ]  # fmt: skip
+    assert await outcomes(admin(database)) == {
+        ("shop.sell", "dead"): 1, ("shop.sell", "failed"): 1, ("shop.sell", "undone"): 1,
+    }  # fmt: skip
 
 
 async def test_past_the_point_of_no_return_nothing_is_undone(database: str) -> None:
