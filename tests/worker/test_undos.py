@@ -188,8 +188,9 @@ async def test_a_suspended_delivery_that_is_cancelled_is_undone_and_redriven_cha
         for turn in (1, 2):
             if turn == 2:
                 _ = [done async for done in stream.operations.redrive(DeadLetterFilter())]
-            while not any(each["suspended"] for each in await stream.operations.waits()):
-                await anyio.sleep(0.005)
+            with anyio.fail_after(60):
+                while not any(each["suspended"] for each in await stream.operations.waits()):
+                    await anyio.sleep(0.005)
             answer = await stream.operations.cancel(sent.id)
             assert [each["state"] for each in answer["deliveries"]] == ["undoing"]
             await harness.drain(seconds=60)
