@@ -145,17 +145,29 @@ async def test_k18_the_next_of_an_ordered_key_waits_until_the_undos_have_run(db:
     assert [each.id for each in await worker.take()] == [later]
 
 
-async def test_k18_without_the_second_phase_nothing_is_undone(db: Any, worker: Worker) -> None:
-    [mutation] = [each for each in MUTATIONS if each.name == "K18 a death undoes nothing"]
+async def broken(db: Any, name: str) -> None:
+    """Carry out one of the mutations."""
+    [mutation] = [each for each in MUTATIONS if each.name == name]
     await mutation.carry_out(db)
+
+
+async def test_k18_without_the_rule_of_no_return_it_is_undone_all_the_same(db: Any, worker: Worker) -> None:
+    await broken(db, "K18 undone past the point of no return")
+    past = await charged(db, worker)
+    await keep(db, past, "no_return", undo=None)
+    await worker.fail(past, outcome="dead")
+    assert [each.id for each in await worker.take()] == [past.id]
+
+
+async def test_k18_without_the_second_phase_nothing_is_undone(db: Any, worker: Worker) -> None:
+    await broken(db, "K18 a death undoes nothing")
     await die(db, worker, await charged(db, worker), "dead")
     assert await worker.take() == []
     assert await letters(db) == [("failed", ERROR)]
 
 
 async def test_k18_without_the_mark_a_delivery_is_undone_for_ever(db: Any, worker: Worker) -> None:
-    [mutation] = [each for each in MUTATIONS if each.name == "K18 undoing has no end"]
-    await mutation.carry_out(db)
+    await broken(db, "K18 undoing has no end")
     await die(db, worker, await charged(db, worker), "dead")
     [taken] = await worker.take()
     with pytest.raises(Exception, match="steps_pkey"):
