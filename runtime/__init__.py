@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from runtime.agent.retry import Reject, Retry, RetryLater
     from runtime.agent.schedule import Tick
     from runtime.agent.source import Source
-    from runtime.agent.step import Step
+    from runtime.agent.step_call import Step
     from runtime.agent.waiting import WaitFor
     from runtime.broadcast import Broadcast
     from runtime.client.blocking import BlockingStream, connect_blocking
@@ -31,7 +31,7 @@ _HOMES = {
     "Broadcast": "broadcast", "Context": "agent.context",
     "Decision": "agent.approval", "Message": "message", "Priority": "message",
     "Reject": "agent.retry", "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source",
-    "Step": "agent.step", "Stream": "client.stream", "Tick": "agent.schedule",
+    "Step": "agent.step_call", "Stream": "client.stream", "Tick": "agent.schedule",
     "WaitFor": "agent.waiting", "Worker": "worker.worker",
     "connect": "client.stream", "connect_blocking": "client.blocking", "drain": "worker.serverless",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -10,14 +11,16 @@ import anyio
 from pydantic import SecretStr
 
 from runtime.agent.agent import Agent
+from runtime.agent.step_names import UNDO, UNDONE, WAIT_PREFIX
 from runtime.client.dead_letters import DeadLetterFilter
 from runtime.client.stream import connect
 from runtime.encoding.json import encode, legible
 from runtime.extras import needing
 from runtime.message import Message
 from runtime.settings import Settings
-from runtime.store import Sent
+from runtime.store import Delivery, Sent
 from runtime.worker.execution.attempt import Observer
+from runtime.worker.execution.deaths import Deaths, MortalSteps
 from runtime.worker.worker import Worker
 
 with needing("runtime.testing", "local"):
@@ -46,6 +49,11 @@ _ADVANCE: Final = (
     "update runtime.limits set filled_at = filled_at - $1::interval",
     "update runtime.waits set until = until - $1::interval, created_at = created_at - $1::interval",
 )
+
+_LAPSE: Final = """
+    update runtime.deliveries set lease = null, visible_at = clock_timestamp()
+    where message_id = $1 and subscription = $2
+"""
 
 _WAITING: Final = """
     select s.name, count(*) filter (where d.lease is not null) as running,
@@ -90,6 +98,7 @@ class Harness:
         # Settings by which workers that start in `faults` reach the stream.
         self._fault_settings: dict[str, Any] = {}
         self._workers: list[Worker] = []
+        self._deaths = Deaths(self._lapse)
 
     def __repr__(self) -> str:
         return f"<Harness [{len(self._workers)} workers]>"
@@ -130,6 +139,7 @@ class Harness:
         """
         update = {**self._fault_settings, **settings}
         worker = Worker(agents, self.settings.model_copy(update=update), observer=observer)
+        worker.step_keeper = partial(MortalSteps, self._deaths)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.run)
             self._workers.append(worker)
@@ -228,6 +238,95 @@ class Harness:
                     await anyio.sleep(_LOOK_SECONDS)
         titles = ", ".join(repr(each["title"]) for each in found) or "none"
         raise AssertionError(f"No handler has asked {title or 'anything'} in {seconds:g} s. Open: {titles}")
+
+    @asynccontextmanager
+    async def crash_after(self, *steps: str) -> AsyncIterator[list[str]]:
+        """Kill handlers within this block: an attempt that has kept one of these steps ends as if its process had died.
+
+        Each step of a message kills once, and another attempt goes on after it; such a death is not counted as a crash.
+        The code after the step does not run; its `finally` blocks do, which a real death would leave out.
+
+        Args:
+            steps: their names, `undo.charge` for the undo of `charge`; without any, every step kills in turn.
+
+        Yields:
+            The names of the steps after which attempts have died so far, in order.
+
+        Raises:
+            AssertionError: no attempt has died after one of the steps; a test that kills nothing proves nothing.
+        """
+        deaths = self._deaths
+        deaths.steps, deaths.died = frozenset(steps), []
+        try:
+            yield deaths.died
+        finally:
+            deaths.steps = None
+        if missed := (set(steps) - set(deaths.died)) or (set() if deaths.died else {"any step"}):
+            raise AssertionError(
+                f"No attempt died after {', '.join(sorted(missed))}. Died after: {deaths.died}"
+            )
+
+    async def assert_same_end(
+        self, key: str, value: object = None, *, values: bool = True, seconds: float = 30
+    ) -> None:
+        """Send a message undisturbed, and once more for each step of its handlers, which are killed after that step.
+
+        All have to come to the same end: the same messages caused, and the same states of their handlers.
+
+        Args:
+            key: of the message.
+            value: of the message.
+            values: whether the values of the caused messages have to be the same, too; False where they hold
+                something that differs from message to message, such as an idempotency key.
+            seconds: how long one of them may take.
+
+        Raises:
+            AssertionError: the handlers keep no step, or one that was killed came to another end.
+            NotDrained: something was due or running after so many seconds.
+        """
+        undisturbed, steps = await self._end(key, value, values, seconds)
+        if not steps:
+            raise AssertionError(
+                f"No handler of {key} keeps a step, so there is none after which to kill it."
+            )
+        for step in steps:
+            async with self.crash_after(step):
+                killed, _ = await self._end(key, value, values, seconds)
+            if killed != undisturbed:
+                raise AssertionError(
+                    f"Killed after step {step!r} it came to another end:\n{killed}\nUndisturbed:\n{undisturbed}"
+                )
+
+    async def _end(
+        self, key: str, value: object, values: bool, seconds: float
+    ) -> tuple[list[str], list[str]]:
+        """Send a message; returns what became of it and of all it caused, and the names of the steps."""
+        sent = await self.send(key, value)
+        await self.drain(seconds=seconds)
+        async with connect(self.settings) as stream:
+            found = (await stream.views.trace(sent.id, limit=1_000))["messages"]
+        steps = [step["name"] for each in found for handled in each["handled"] for step in handled["steps"]]
+        own = (UNDO, UNDONE)
+        ends = [
+            " ".join(
+                [
+                    each["key"],
+                    *([legible(each["value"])] if values else []),
+                    *sorted(f"{handled['subscription']}={handled['state']}" for handled in each["handled"]),
+                ]
+            )
+            for each in found
+        ]
+        kept = [step for step in steps if step not in own and not step.startswith(WAIT_PREFIX)]
+        return sorted(ends), list(dict.fromkeys(kept))
+
+    async def _lapse(self, delivery: Delivery) -> list[Any]:
+        """End the lease of a delivery; a worker takes it again at once."""
+        async with connected(self._admin_url) as connection:
+            await connection.execute(_LAPSE, *delivery.place)
+        for worker in self._workers:
+            worker.look()
+        return []
 
     async def assert_emitted(
         self, key: str, value: object = _ANYTHING, *, times: int = 1

@@ -207,3 +207,34 @@ async def test_a_test_decides_and_lets_the_time_of_a_sleep_pass(harness: Harness
         assert asked["title"] == "Refund it?"
         await harness.drain(seconds=60)
     await harness.assert_emitted("refund.made", 60)
+
+
+async def test_a_handler_is_killed_after_each_of_its_steps_and_one_that_minds_is_found_out(
+    harness: Harness,
+) -> None:
+    careful, careless = Agent("careful"), Agent("careless")
+    charged, begun = list[int](), list[int]()
+
+    def charge(order: int) -> int:
+        charged.append(order)
+        return order
+
+    @careful.on("order.placed", emits="order.paid")
+    def pay(order: int, context: Context) -> int:
+        return int(context.step_blocking("charge", charge, order)) + 1
+
+    @careless.on("order.returned", emits="order.refunded")
+    async def refund(order: int, context: Context) -> int:
+        begun.append(order)
+        await context.step("look", lambda: None)
+        return len(begun)
+
+    async with harness.running(careful, careless):
+        await harness.assert_same_end("order.placed", 7)
+        assert charged == [7, 7]
+        with pytest.raises(AssertionError, match="came to another end"):
+            await harness.assert_same_end("order.returned", 7)
+        assert len(begun) == 3
+        with pytest.raises(AssertionError, match="No attempt died after ship"):
+            async with harness.crash_after("ship"):
+                pass

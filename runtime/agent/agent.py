@@ -18,6 +18,7 @@ from runtime.agent.script import hint_at_running
 from runtime.agent.secrets import check_secret_name
 from runtime.agent.signature import Provider, read_signature
 from runtime.agent.target import POST_CONCURRENCY, POST_RETRY, POST_SECONDS, Target, check_url
+from runtime.agent.undo import Undos
 from runtime.agent.validation import (
     Deliver,
     Lifespan,
@@ -46,8 +47,10 @@ class Hooks:
         lifespan: set-up and tear-down of each process, around all handlers.
         middlewares: around each attempt, the outermost first.
         providers: the functions that give handlers their arguments, by the annotation of these.
+        undos: what undoes the steps of handlers.
     """
 
+    undos: Undos
     lifespan: Lifespan | None = None
     middlewares: list[Middleware] = field(default_factory=list)
     providers: dict[Any, Provider] = field(default_factory=dict)
@@ -71,7 +74,7 @@ class Agent:
     def __init__(self, name: str) -> None:
         self.name = check_segment(name, "An agent's name")
         self.handlers: list[Handler] = []
-        self.hooks = Hooks()
+        self.hooks = Hooks(Undos(self.name))
         self.place = declared_at()
         hint_at_running(sys._getframe(1))
         treat_as_own(self.place.rpartition(":")[0])
@@ -232,6 +235,31 @@ class Agent:
         self.hooks.middlewares.append(check_middleware(function))
         return function
 
+    def step(
+        self, *, undo: Callable[..., object], undo_retry: Retry | None = None, name: str | None = None
+    ) -> Callable[[Function], Function]:
+        """Declare how a function that handlers call by `context.step` is undone.
+
+        When a delivery dies, is rejected or cancelled, the undos of its finished steps run, the last one first, and
+        then it is a dead letter. The function itself is unchanged.
+
+        Args:
+            undo: undoes it, async or plain. A parameter with the name of one of the step's gets the same argument; one
+                annotated `Step` or `Context` gets that; the one that is left gets the step's result.
+            undo_retry: how often the undo is called, and how soon; five times with growing delays by default.
+            name: the name of the declaration instead of the function's; what was begun is undone by it.
+
+        Raises:
+            DeclarationError: the declaration makes no sense; the message says what to do.
+        """
+        local_names = sys._getframe(1).f_locals
+
+        def register(function: Function) -> Function:
+            self.hooks.undos.declare(function, undo, undo_retry or Retry(), name, local_names)
+            return function
+
+        return register
+
     def post(self, *patterns: str, to: str, secret: str, **options: Unpack[PostOptions]) -> None:
         """Have messages posted to a URL: a handler in any language, wherever it runs.
 
@@ -334,6 +362,7 @@ class Agent:
                 is_async=runs_on_loop,
                 signature=signature,
                 middlewares=self.hooks.middlewares,
+                undos=self.hooks.undos,
                 dependencies=Dependencies(signature.needs, is_async=runs_on_loop)
                 if signature.needs
                 else None,

@@ -14,6 +14,7 @@ from runtime.agent.retry import Retry
 from runtime.agent.schedule import Missed, Schedule
 from runtime.agent.signature import Signature
 from runtime.agent.target import Target
+from runtime.agent.undo import Undos
 from runtime.agent.validation import Deliver, Middleware, Rate, Start
 from runtime.errors import DeclarationError, InvalidValue, NotAwaited
 from runtime.message import Message
@@ -47,6 +48,7 @@ class Handler:
             function runs in a worker thread.
         timer: the schedule, for a handler of `every` or `cron`.
         middlewares: around each attempt, the outermost first; the agent's own list, which may still grow.
+        undos: what undoes the steps of the agent's handlers; the agent's own, which may still grow.
         dependencies: fills the parameters that providers give, where there are some.
         target: where its messages are posted to, for a handler of `post`.
 
@@ -74,6 +76,7 @@ class Handler:
     version: str | None = None
     pin: bool = False
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
+    undos: Undos | None = field(default=None, repr=False, compare=False)
     dependencies: Dependencies | None = field(default=None, repr=False, compare=False)
     target: Target | None = None
     _warned: set[str] = field(default_factory=set, repr=False, compare=False)

@@ -9,7 +9,8 @@ from runtime.agent.approval import DECIDED, REQUESTED, Decision, check_approval,
 from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
-from runtime.agent.step import Step, StepCall, Steps
+from runtime.agent.step import Steps
+from runtime.agent.step_call import Step, StepCall
 from runtime.agent.transaction import Transactional, Transactions
 from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
 from runtime.errors import SettingsError, WaitTimeout
@@ -98,6 +99,27 @@ class LongWork(Transactional):
         return self._opened_steps().run_blocking(
             StepCall(name, function, arguments, key, returns, retry, transaction=transaction)
         )
+
+    async def no_return(self) -> None:
+        """Mark the point after which this delivery only goes forward: if it dies later, nothing is undone.
+
+        The mark is stored before this returns, and holds in every later attempt.
+
+        Raises:
+            LeaseLost: the delivery belongs to another worker by now.
+            StoreError: the mark could not be stored.
+        """
+        await self._opened_steps().end_undos()
+
+    def no_return_blocking(self) -> None:
+        """Do the same as `no_return` in a handler that is a plain function."""
+        self._check_thread("no_return")
+        self._opened_steps().end_undos_blocking()
+
+    @property
+    def undoes(self) -> bool:
+        """Whether a finished step is undone if the delivery dies now."""
+        return self._steps is not None and self._steps.has_undos
 
     def _opened_steps(self) -> Steps:
         if self._steps is None:

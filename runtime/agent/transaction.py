@@ -24,8 +24,11 @@ class OpenTransaction(Protocol):
     def lock_out(self) -> None:
         """Let the handler run nothing more on the connection."""
 
-    async def keep(self, place: tuple[str, str, int], text: str) -> list[Any]:
-        """Keep the result of a step and commit; returns the data of one that is kept already, in a list, or none."""
+    async def keep(self, place: tuple[str, str, int], text: str, undo: str | None) -> list[Any]:
+        """Keep the result of a step, with what undoes it, and commit.
+
+        Returns the data of one that is kept already, in a list, or none.
+        """
 
     async def finish(self, report: Any) -> None:
         """Finish the delivery as the report says, with its emits, and commit."""
@@ -178,6 +181,7 @@ async def kept_together(
     transactions: Transactions | None,
     place: tuple[str, str, int],
     work: Callable[["Connection", BlockingConnection], Awaitable[str]],
+    undo: str | None,
     timeout: float | None,
 ) -> tuple[str, list[Any]]:
     """Await work with a connection, and keep the text that it returns as a step in the connection's transaction.
@@ -186,6 +190,7 @@ async def kept_together(
         transactions: opens one.
         place: which step it is.
         work: gets the connection, for a function on the loop or in a thread.
+        undo: what undoes the step, as JSON text; None for nothing.
         timeout: seconds that it may take.
 
     Returns:
@@ -199,11 +204,14 @@ async def kept_together(
         except BaseException:
             await opened.roll_back()
             raise
-    return text, await opened.keep(place, text)
+    return text, await opened.keep(place, text, undo)
 
 
 def kept_together_blocking(
-    transactions: Transactions | None, place: tuple[str, str, int], work: Callable[[BlockingConnection], str]
+    transactions: Transactions | None,
+    place: tuple[str, str, int],
+    work: Callable[[BlockingConnection], str],
+    undo: str | None,
 ) -> tuple[str, list[Any]]:
     """Do the same as `kept_together` in a thread of user code."""
     transactions = _needed(transactions)
@@ -213,7 +221,7 @@ def kept_together_blocking(
     except BaseException:
         transactions.from_thread(opened.roll_back)
         raise
-    return text, transactions.from_thread(lambda: opened.keep(place, text))
+    return text, transactions.from_thread(lambda: opened.keep(place, text, undo))
 
 
 def _needed(transactions: Transactions | None) -> Transactions:

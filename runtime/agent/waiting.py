@@ -14,6 +14,7 @@ from runtime.agent.retry import LONGEST_SECONDS, is_number, short_repr
 from runtime.agent.schedule import is_span
 from runtime.agent.schedule import seconds_of as seconds_of_span
 from runtime.agent.step import StepPlace, Steps
+from runtime.agent.step_names import WAIT_PREFIX
 from runtime.encoding.json import encode
 from runtime.errors import InvalidValue, RuntimeFault, WaitTimeout
 from runtime.keys import check_pattern
@@ -24,8 +25,6 @@ GRACE_SECONDS: Final = 2.0
 """So long a wait goes on within the process; one that takes longer suspends the delivery."""
 
 MAX_FILTER_BYTES: Final = 32_768
-# A message that ends a wait is found after the handler has come to it, so a wait has a place of its own among steps.
-_PREFIX: Final = "wait."
 
 Outcome: TypeAlias = Mapping[str, Any] | None
 """How a wait ended: {"answer": the message's row, "id": its id} or {"timeout": true}; None while it goes on."""
@@ -252,7 +251,7 @@ class Waits:
                 'which is which: give each wait a key of its own, `context.wait_for(…, key="second")`.'
             )
         places = {(lane[0], lane[1], self._occurrence(lane)): wait for lane, wait in waits.items()}
-        stored = [(place, (f"{_PREFIX}{place[0]}", *place[1:])) for place in places]
+        stored = [(place, (f"{WAIT_PREFIX}{place[0]}", *place[1:])) for place in places]
         self.steps.asked.update(kept for _, kept in stored)
         self._going |= waits.keys()
         try:
@@ -266,7 +265,7 @@ class Waits:
         """Go on with waits that are over, or suspend."""
         for place, outcome in begun.outcomes.items():
             if outcome is not None:
-                self.steps.kept[(f"{_PREFIX}{place[0]}", *place[1:])] = outcome
+                self.steps.kept[(f"{WAIT_PREFIX}{place[0]}", *place[1:])] = outcome
         if begun.is_over():
             return
         is_sleep = all(isinstance(wait, float | int) for wait in begun.waits.values())
@@ -279,7 +278,7 @@ class Waits:
         return count
 
     def _place(self, lane: tuple[str, str]) -> StepPlace:
-        return (f"{_PREFIX}{lane[0]}", lane[1], self._occurrence(lane))
+        return (f"{WAIT_PREFIX}{lane[0]}", lane[1], self._occurrence(lane))
 
     def _kept(self) -> WaitKeeper:
         if self.keeper is None:

@@ -12,7 +12,13 @@ from runtime.cli.output import line_of, printed_line
 from runtime.worker.worker import Attempt
 
 _LINES_A_SECOND = 40
-_OUTCOME_STYLES = {"done": "green", "later": "yellow", "failed": "yellow", "dead": "bold red"}
+_OUTCOME_STYLES = {
+    "done": "green",
+    "later": "yellow",
+    "failed": "yellow",
+    "dead": "bold red",
+    "undone": "yellow",
+}
 
 
 # Takes the id of a message, or 0, and a line about it, with its end.

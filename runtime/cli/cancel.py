@@ -45,7 +45,7 @@ def cancel(
     """End what waits or runs for a message, as a dead letter, which can be redriven, or as done.
 
     What waits ends at once. What runs is cancelled by its worker; a plain function cannot be stopped, so it runs to
-    its end, and its result is dropped.
+    its end, and its result is dropped. A dead letter has its finished steps undone first, where they have undos.
     """
     answer = anyio.run(_cancel, message, handler, outcome.value)
     found: list[dict[str, str]] = answer["deliveries"]
@@ -55,11 +55,13 @@ def cancel(
         name, state = each["subscription"], each["state"]
         if state == "ended":
             out.print(f"{name}: {_ENDED[outcome]}")
+        elif state == "undoing":
+            out.print(f"{name}: its finished steps are undone, then it is a dead letter")
         elif state == "told":
             out.print(f"{name}: its worker is told; {_TOLD[outcome]} as soon as the handler has stopped")
         else:
             out.print(f"{name}: it is dead already and holds up its key: redrive or discard it")
-    if not any(each["state"] in ("ended", "told") for each in found):
+    if not any(each["state"] in ("ended", "undoing", "told") for each in found):
         raise Refused(_nothing(message, handler, answer))
 
 

@@ -113,6 +113,9 @@ def show(
         is_in_traceback = attempt is letter["attempts"][-1] and letter["traceback"]
         if attempt["error"] and not is_in_traceback:
             out.print(Text(_lines(attempt["error"]), style="red"))
+    if letter["error"] and all(letter["error"] != attempt["error"] for attempt in letter["attempts"]):
+        # No attempt alone ended so: workers died too often, or steps were undone.
+        out.print(Text(f"\n{_lines(letter['error'])}", style="red"))
     if letter["traceback"]:
         out.print(Text(_lines(letter["traceback"])))
 

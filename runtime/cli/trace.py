@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
+from runtime.agent.step_names import UNDO
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import err, out, plain, print_json
@@ -22,6 +23,7 @@ _STYLES = {
     "retrying": "yellow",
     "running": "cyan",
     "suspended": "yellow",
+    "undoing": "yellow",
 }
 _VALUE_CHARACTERS = 60
 
@@ -97,8 +99,8 @@ def _wait(wait: dict[str, Any]) -> Text:
 
 
 def _step(step: dict[str, Any]) -> Text:
-    """Return a step whose result is kept."""
-    value = legible(step["value"])
+    """Return a step whose result is kept; of the one that says what its delivery has died of, the error alone."""
+    value = legible(step["value"]["error"] if step["name"] == UNDO else step["value"])
     of_several = f" [{step['key']}]" if step["key"] else ""
     of_several += f" ({step['occurrence']})" if step["occurrence"] > 1 else ""
     return Text.assemble(

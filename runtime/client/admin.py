@@ -32,7 +32,8 @@ class Admin(DeadLetters):
 
         Returns:
             `known`, whether there is such a message; and `deliveries`, each with its `subscription` and `state`:
-            ended, told (its worker was told to stop), or dead (it was dead already).
+            ended, undoing (its finished steps are undone first), told (its worker was told to stop), or dead (it was
+            dead already).
         """
         answer: dict[str, Any] = await self._store.operate(
             "stream_cancel", message=message, subscription=subscription, outcome=outcome

@@ -19,7 +19,7 @@ import anyio
 from runtime.broadcast import EVENT, TOPIC, topic_of
 from runtime.connection.proxies import request_options
 from runtime.encoding.json import encode
-from runtime.errors import InvalidValue, StoreError
+from runtime.errors import InvalidValue, SettingsError, StoreError
 from runtime.store import Store
 
 if TYPE_CHECKING:
@@ -263,3 +263,12 @@ class NotifyTransport:
 
     async def close(self) -> None:
         """Do nothing: the store belongs to the caller."""
+
+
+def refuse_broadcast(_key: str, _text: str) -> None:
+    """Refuse a broadcast that nothing carries.
+
+    Raises:
+        SettingsError: always.
+    """
+    raise SettingsError(NO_TRANSPORT)

@@ -135,7 +135,7 @@ def outcome_class(handled: Mapping[str, Any]) -> str:
         return "bad"
     if state == "suspended":
         return "held"
-    return "busy" if state in ("running", "retrying") else "calm"
+    return "busy" if state in ("running", "retrying", "undoing") else "calm"
 
 
 def conversation_of(message: Mapping[str, Any]) -> str:
@@ -146,7 +146,7 @@ def conversation_of(message: Mapping[str, Any]) -> str:
 def is_open(handled: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a delivery of a message may change soon."""
     return any(
-        each["state"] in ("waiting", "running", "scheduled", "retrying", "parked", "suspended")
+        each["state"] in ("waiting", "running", "scheduled", "retrying", "parked", "suspended", "undoing")
         for each in handled
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from runtime.dashboard.filters import clock, duration
+from runtime.dashboard.filters import clock, duration, is_open
 from runtime.dashboard.listeners import is_own
 from runtime.message import moment
 
@@ -53,7 +53,7 @@ def entries_of(messages: Sequence[Mapping[str, Any]], began_at: str | None) -> l
         for handled in message["handled"]:
             for run in handled["runs"]:
                 ended.append(Entry("attempt", since(run["ended_at"]), run["ended_at"], message, handled, run))
-            if handled["state"] in ("waiting", "running", "scheduled", "retrying", "parked", "suspended"):
+            if is_open([handled]):
                 pending.append(Entry("open", None, None, message, handled))
     # At the same moment a message comes before its attempts.
     ended.sort(key=lambda each: (each.seconds, each.message["id"], each.kind != "message"))

@@ -13,7 +13,7 @@ _OPTIONS = (
     "due", "alone", "sleep", "stay", "fence", "beat", "gauges", "nonce", "settle", "max_bytes", "bare",
 )  # fmt: skip
 
-Outcome = Literal["failed", "dead", "later", "released", "cancelled", "suspended"]
+Outcome = Literal["failed", "dead", "later", "released", "cancelled", "suspended", "undone"]
 
 
 class WireRow(NamedTuple):
@@ -109,6 +109,18 @@ class Delivery:
         if self._row is None or not self._row.steps:
             return {}
         return {(name, key, occurrence): value for name, key, occurrence, value, *_ in self._row.steps}
+
+    @property
+    def is_undoing(self) -> bool:
+        """Whether its attempts run the undos of its steps, and its handler no more."""
+        return self._row is not None and any(each[0] == "undo" for each in self._row.steps or ())
+
+    @property
+    def undos(self) -> dict[tuple[str, str, int], Any]:
+        """What undoes the steps that have undos, as JSON data by name, key and occurrence, in the order they ended."""
+        if self._row is None or not self._row.steps:
+            return {}
+        return {(each[0], each[1], each[2]): each[5] for each in self._row.steps if each[5] is not None}
 
 
 def _message(row: WireRow) -> Message[Any]:

@@ -23,7 +23,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_step": {
         "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
-        "occurrence": "integer", "value": "jsonb", "version": "text", "asking": "boolean",
+        "occurrence": "integer", "value": "jsonb", "version": "text", "undo": "jsonb", "asking": "boolean",
     },
     "stream_status": {"statuses": "jsonb"},
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},

@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ from runtime.agent.agent import Agent
 from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import reply_key
-from runtime.client.broadcaster import NO_TRANSPORT
+from runtime.agent.step import StepKeeper
+from runtime.client.broadcaster import refuse_broadcast
 from runtime.client.factories import (
     compare_places,
     open_broadcaster,
@@ -36,7 +37,7 @@ from runtime.client.factories import (
     settings_of,
 )
 from runtime.client.requester import Requester
-from runtime.errors import RuntimeFault, SettingsError, first_fault
+from runtime.errors import RuntimeFault, first_fault
 from runtime.extras import needing
 from runtime.settings import Settings
 from runtime.store import Store, WorkerCard
@@ -101,6 +102,8 @@ class Worker:
         poison_messages: PoisonMessages = PoisonMessages.ALSO,
         drainage: Drain | None = None,
     ) -> None:
+        # A test puts one in its place that dies.
+        self.step_keeper: Callable[..., StepKeeper] = DeliverySteps
         settings = settings or Settings.load()
         self._client = client
         if client is not None:
@@ -306,11 +309,11 @@ class Worker:
             # No delivery has been taken yet: no handler runs before these are set.
             services.requests = HandlerRequests(self.handlers, requester, services.spans)
             services.reads = HandlerReads(store, requester)
-            services.keeper = partial(DeliverySteps, store, requester.submit)
+            services.keeper = partial(self.step_keeper, store, requester.submit)
             hints = WaitHints()
             services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints)
             services.statuses = statuses = HandlerStatuses(store)
-            services.send_broadcast = _refuse_broadcast if broadcaster is None else broadcaster.send
+            services.send_broadcast = refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
             wakeups = Fanout(sources, [pubsub] if self._listening else [], [requester.wake, hints.wake])
             dispatcher = Dispatcher(
@@ -395,7 +398,3 @@ def _metrics(settings: Settings) -> "Metrics | None":
         from runtime.worker.metrics import Metrics
 
     return Metrics()
-
-
-def _refuse_broadcast(_key: str, _text: str) -> None:
-    raise SettingsError(NO_TRANSPORT)

@@ -63,7 +63,8 @@ create table runtime.runs (
     usage jsonb,
     primary key (message_id, subscription, ended_at)
 );
-comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed, cancelled or expired.';
+comment on table runtime.runs is 'One log line per finished attempt: done, failed, later, dead, crashed, cancelled, undone or '
+    'expired.';
 -- Attempts end nearly in the order of time, so a summary of blocks finds the last minute at hardly any cost.
 create index runs_ended on runtime.runs using brin (ended_at) with (pages_per_range = 16, autosummarize = on);
 create index runs_failed on runtime.runs (subscription, ended_at) where error is not null;
@@ -80,6 +81,8 @@ create table runtime.steps (
     -- Binary JSON takes more bytes than text does; a worker refuses texts of more than 1 MiB.
     value jsonb check (pg_column_size(value) <= 8388608),
     version text check (octet_length(version) <= 255),
+    -- What undoes it, and with which arguments: {"step": the declared name, "arguments": {…}}; null for nothing.
+    undo jsonb check (pg_column_size(undo) <= 8388608),
     created_at timestamptz not null default clock_timestamp(),
     primary key (message_id, subscription, name, key, occurrence)
 );

@@ -15,6 +15,12 @@ declare
     gone runtime.deliveries[];
     unleased jsonb;
 begin
+    -- Finished steps that have undos are undone first; then it comes here once more.
+    select u.* into ids, subscriptions, reasons, errors, tracebacks
+    from runtime.undo_first(ids, subscriptions, reasons, errors, tracebacks) u;
+    if ids is null then
+        return;
+    end if;
     with victims as (
         -- The caller has locked the rows, so their ctids hold.
         select v.*, d.place, s.name, s.ordered and s.dead_blocks as blocks

@@ -104,7 +104,8 @@ declare
     dead record;
 begin
     -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back), cancelled
-    -- (by an operator; due again where the cancellation was withdrawn), suspended (until its waits are over).
+    -- (by an operator; due again where the cancellation was withdrawn), suspended (until its waits are over), undone (its
+    -- steps are, as far as they can be: a dead letter).
     with report as (
         select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
     ), locked as (
@@ -153,7 +154,7 @@ begin
                 when d.crashes > 0 or d.pinned is not null then clock_timestamp()
             end
         from report r
-        where d.ctid = r.place and r.verdict <> 'dead'
+        where d.ctid = r.place and r.verdict not in ('dead', 'undone')
         returning d.message_id, d.subscription, d.ordered_key
     )
     select array_agg(r.message) as ids, array_agg(r.subscription) as subscriptions,
@@ -164,7 +165,7 @@ begin
            (select jsonb_agg(jsonb_build_array(w.message, w.subscription, coalesce(w.waits, '[]')))
             from report w where w.verdict = 'suspended') as suspended
     into dead
-    from report r where r.verdict = 'dead';
+    from report r where r.verdict in ('dead', 'undone');
 
     if dead.suspended is not null then
         perform runtime.suspend(array_agg((u ->> 0)::bigint), array_agg((u ->> 1)::integer), array_agg(u -> 2))

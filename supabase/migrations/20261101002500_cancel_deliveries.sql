@@ -149,7 +149,10 @@ begin
             perform runtime.end_cancelled(
                 array[one.message_id], array[one.subscription], stream_cancel.outcome, null);
             ended := ended || one.subscription;
-            became := became || jsonb_build_object('subscription', one.name, 'state', 'ended');
+            became := became || jsonb_build_object('subscription', one.name, 'state', case when exists (
+                select from runtime.deliveries d
+                where d.message_id = one.message_id and d.subscription = one.subscription and d.visible_at < 'infinity'
+            ) then 'undoing' else 'ended' end);
         end if;
     end loop;
     if cardinality(ended) > 0 then
@@ -164,4 +167,5 @@ end
 $$;
 comment on function public.stream_cancel(bigint, text, text) is
     'Ends the deliveries of a message, of one subscription or of all, as dead letters or as done: waiting ones at once '
-    '(ended), running ones when their workers have stopped them (told); dead: a dead letter already.';
+    '(ended), or when the undos of their steps have run (undoing); running ones when their workers have stopped them '
+    '(told); dead: a dead letter already.';

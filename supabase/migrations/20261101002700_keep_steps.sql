@@ -2,7 +2,7 @@
 
 create function public.stream_step(
     message bigint, subscription integer, lease uuid, name text, key text, occurrence integer, value jsonb,
-    version text default null, asking boolean default false
+    version text default null, undo jsonb default null, asking boolean default false
 ) returns json
 language plpgsql security definer set search_path = '' set lock_timeout = '2s' as $$
 declare
@@ -32,8 +32,8 @@ begin
             where s.message_id = message and s.subscription = stream_step.subscription
               and s.name = stream_step.name and s.key = stream_step.key and s.occurrence = stream_step.occurrence), '[]'));
     end if;
-    insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version)
-    values (message, subscription, name, key, occurrence, value, version)
+    insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version, undo)
+    values (message, subscription, name, key, occurrence, value, version, undo)
     on conflict on constraint steps_pkey do nothing;
     if not found then
         select s.value into earlier from runtime.steps s
@@ -52,10 +52,11 @@ begin
     return json_build_object('held', true);
 end
 $$;
-comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text, boolean) is
+comment on function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text, jsonb, boolean) is
     'Keeps the result of a step for the later attempts of a delivery, by its current lease: held tells whether that '
-    'was so. A step that is kept already stays as it is; its value is then told as [earlier]. Who is asking '
-    'keeps nothing, and is told whether the step is kept, once a transaction that may be keeping it has ended.';
+    'was so. A step that is kept already stays as it is; its value is then told as [earlier]. undo says what undoes the '
+    'step, {step, arguments}. Who is asking keeps nothing, and is told whether the step is kept, once a transaction that '
+    'may be keeping it has ended.';
 
 create function runtime.pin(message bigint, subscription integer) returns void
 language plpgsql set search_path = '' as $$
@@ -82,9 +83,10 @@ create function runtime.steps_of(message bigint, subscription integer) returns j
 language sql stable set search_path = '' as $$
     select json_agg(json_build_array(
         s.name, s.key, s.occurrence, case when starts_with(s.name, 'wait.') then runtime.told(s.value) else s.value end,
-        s.version) order by s.created_at, s.name)
+        s.version, s.undo) order by s.created_at, s.name)
     from runtime.steps s
     where s.message_id = message and s.subscription = steps_of.subscription
 $$;
 comment on function runtime.steps_of(bigint, integer) is
-    'The steps of a delivery as they cross the wire: [name, key, occurrence, value, version] of each; null for none.';
+    'The steps of a delivery as they cross the wire: [name, key, occurrence, value, version, undo] of each; null for '
+    'none.';

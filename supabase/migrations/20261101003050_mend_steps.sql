@@ -47,6 +47,8 @@ begin
     -- By the time at which each finished: its place in the handler is not known here.
     delete from runtime.steps s
     where s.message_id = message and s.subscription = mend_steps.subscription
+      -- What was undone once stays noted: its next time is another one for the outside world.
+      and s.name <> 'undone'
       and s.created_at >= (
           select min(f.created_at) from runtime.steps f
           where f.message_id = message and f.subscription = mend_steps.subscription

@@ -48,6 +48,7 @@ begin
     where m.id = any (array(select l.message_id from runtime.dead_letters l where l.id = any (letters)))
     order by m.id for key share;
     perform runtime.restore_messages(letters);
+    perform runtime.forget_undone(letters);
     with made as (
         insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
         select distinct on (l.message_id, l.subscription)
@@ -147,6 +148,8 @@ begin
     if dry_run then
         letters := '{}';
     elsif action = 'redriven' then
+        -- Before steps are forgotten that tell what was undone.
+        perform runtime.forget_undone(letters) where cardinality(steps) > 0;
         perform runtime.mend_steps(l.message_id, l.subscription, from_step, edits)
         from (
             select distinct d.message_id, d.subscription from runtime.dead_letters d

@@ -49,7 +49,14 @@ begin
     on conflict on constraint deliveries_pkey do update set sole = false, heavy = true;
     insert into runtime.steps (message_id, subscription, name, key, occurrence, value, version, created_at)
     select written, s.subscription, s.name, s.key, s.occurrence, s.value, s.version, s.created_at
-    from runtime.steps s where s.message_id = message and s.subscription = any (targets);
+    from runtime.steps s
+    where s.message_id = message and s.subscription = any (targets)
+      -- What undoes a step is the first message's affair, and a step that was undone is done again.
+      and s.name not in ('undo', 'undone') and not starts_with(s.name, 'undo.')
+      and not exists (
+          select from runtime.steps u
+          where u.message_id = s.message_id and u.subscription = s.subscription and u.name = 'undo.' || s.name
+            and u.key = s.key and u.occurrence = s.occurrence and u.value = 'true');
     perform runtime.mend_steps(written, t, from_step, edits) from unnest(targets) as t;
     perform runtime.wake_sleepers(targets, '{}');
     return json_build_object(

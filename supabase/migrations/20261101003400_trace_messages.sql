@@ -15,6 +15,7 @@ language sql stable set search_path = '' as $$
                    when d.visible_at = 'infinity' then 'blocked'
                    when d.lease is not null then 'running'
                    when d.heavy and runtime.is_suspended(d) then 'suspended'
+                   when d.heavy and runtime.is_undoing(d.message_id, d.subscription) then 'undoing'
                    when d.attempts + d.crashes > 0 then 'retrying'
                    else 'scheduled'
                end as state
@@ -32,13 +33,16 @@ language sql stable set search_path = '' as $$
         'state', coalesce(
             case when w.state = 'blocked' then 'dead' else w.state end,
             case when b.letter is not null then 'dead' end, last.outcome),
-        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked', 'suspended'),
+        'paused', s.paused_at is not null and w.state in ('waiting', 'scheduled', 'retrying', 'parked', 'suspended', 'undoing'),
         'due_seconds', case when w.state in ('scheduled', 'retrying')
             then extract(epoch from w.visible_at - clock_timestamp()) end,
         'letter', b.letter,
         'status', runtime.status_of(p.message_id, p.subscription),
         'attempts', greatest(w.attempts, last.attempt, 0),
-        'seconds', last.seconds, 'error', last.error, 'ended_at', last.ended_at,
+        'seconds', last.seconds,
+        -- The attempt that has run the undos may have none.
+        'error', coalesce(last.error, (select l.error from runtime.dead_letters l where l.id = b.letter)),
+        'ended_at', last.ended_at,
         'worker', case when w.state = 'running'
             then (select k.name from runtime.pumps u join runtime.workers k on k.id = u.worker where u.number = w.holder)
             else (select k.name from runtime.workers k where k.id = last.worker) end,

@@ -108,6 +108,9 @@ MUTATIONS = (
     Mutation("K17 who asks for a step does not wait", "public.stream_step", "for update;", ";", held_by="test_k17_steps.py"),
     Mutation("K18 no second look", "runtime.settle_waits", "elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then", "else", held_by="test_k18_waits.py"),
     Mutation("K18 a wait needs no lease", "public.stream_wait", "and d.lease = stream_wait.lease", held_by="test_k18_waits.py"),
+    Mutation("K18 a death undoes nothing", "runtime.undo_first", "elsif runtime.has_undos(one.id, one.subscription) then", "elsif false then", held_by="test_k18_undos.py"),
+    Mutation("K18 undone past the point of no return", "runtime.has_undos", "s.name = 'no_return'", "false", held_by="test_k18_undos.py"),
+    Mutation("K18 undoing has no end", "runtime.undo_first", "if died is not null then", "if false then", held_by="test_k18_undos.py"),
     Mutation("K18 what a writer locks is not looked at again", "runtime.answer_waits", "from met h where h.place is null", "from met h where false", held_by="test_k18_waits.py"),
 )  # fmt: skip
 

@@ -34,7 +34,7 @@ async def taken_once(db: Any, worker: Worker, **options: Any) -> Taken:
 
 
 def names(taken: Taken) -> list[Any]:
-    return [(name, key, occurrence, value) for name, key, occurrence, value, _ in taken.steps or ()]
+    return [(name, key, occurrence, value) for name, key, occurrence, value, *_ in taken.steps or ()]
 
 
 async def abandon(db: Any) -> None:

@@ -70,7 +70,7 @@ async def gone_on(worker: Worker) -> Taken:
 def outcomes(taken: Taken) -> list[Any]:
     """The outcomes of its waits: the id of a message, or a word."""
     return [
-        value.get("id") or next(iter(value)) for name, _, _, value, _ in taken.steps or () if "wait." in name
+        value.get("id") or next(iter(value)) for name, _, _, value, *_ in taken.steps or () if "wait." in name
     ]
 
 

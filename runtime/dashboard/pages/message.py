@@ -68,6 +68,7 @@ async def cancel(request: Request) -> HTMLResponse:
     else:
         said = {
             "ended": f"{name} will not handle #{number}: it is a dead letter now.",
+            "undoing": f"The finished steps of {name} are undone: then #{number} is a dead letter.",
             "told": f"The worker is told: #{number} is a dead letter as soon as {name} has stopped.",
         }.get(
             next((each["state"] for each in answer["deliveries"]), ""),

@@ -23,6 +23,7 @@ from runtime.worker.execution import fork
 from runtime.worker.execution.batching import Batch
 from runtime.worker.execution.cancellation import comes_from_outside
 from runtime.worker.execution.failure import failure
+from runtime.worker.execution.handler_undos import undo_steps
 from runtime.worker.execution.log_context import attempt as attempt_of_logs
 from runtime.worker.execution.middleware import surrounded
 from runtime.worker.execution.services import HandlerServices, Spans
@@ -143,6 +144,8 @@ class Attempts:
         context = self._services.context(handler, delivery)
         attempt_of_logs.set(context)
         try:
+            if delivery.undos and delivery.is_undoing:
+                return await self._undone(handler, delivery, clock)
             result = await self._result(handler, context)
             handler.emit_result(result, context)
             # A request has headers, and most messages have none.
@@ -174,7 +177,7 @@ class Attempts:
                 # At once where a message may have come: the database looks, and puts it off further.
                 report = Report(delivery, seconds, "suspended", delay=suspended.delay, waits=suspended.places)
             else:
-                report = failure(handler, delivery, seconds, error, self._random)
+                report = failure(handler, delivery, seconds, error, self._random, undoes=context.undoes)
             report.usage = context.used
             return report
         finally:
@@ -183,6 +186,13 @@ class Attempts:
         if self._generation != fork.Generation.number:
             fork.leave()
         return report
+
+    async def _undone(self, handler: Handler, delivery: Delivery, clock: float) -> Report:
+        """Run the undos of a delivery that has died."""
+        used = await _InOwnContext(undo_steps(handler, delivery, self._services))
+        if self._generation != fork.Generation.number:
+            fork.leave()
+        return Report(delivery, time.monotonic() - clock, "undone", usage=used)
 
     def _say_unasked(self, handler: Handler, delivery: Delivery, names: Sequence[str]) -> None:
         """Tell once of steps that are kept and not asked for any more: a new version may have renamed them."""
@@ -294,7 +304,7 @@ class _InOwnContext:
     def __init__(self, coroutine: Coroutine[Any, Any, object]) -> None:
         self._coroutine = coroutine
 
-    def __await__(self) -> Generator[Any, Any, object]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         context, coroutine = copy_context(), self._coroutine
         step: Callable[[], Any] = partial(coroutine.send, None)
         while True:

@@ -170,7 +170,7 @@ class Executor:
         for delivery in deliveries:
             name = id(delivery)
             if self._remove_waiting(delivery):
-                self._tell(Report(delivery, outcome="cancelled"))
+                self._tell(Report(delivery, outcome="cancelled", delay=0.0))
             elif name in self._attempts and name not in self._called_off:
                 self._called_off.add(name)
                 self._cancel_one(delivery)
@@ -364,7 +364,7 @@ class Executor:
         began, clock = time.time(), time.monotonic()
         report: Report | None = None
         try:
-            self._attempts[id(delivery)] = scope if handler.is_async else None
+            self._attempts[id(delivery)] = scope if handler.is_async or delivery.is_undoing else None
             report = await self._attempting.one(handler, delivery, clock)
         finally:
             del self._attempts[id(delivery)]
@@ -378,7 +378,7 @@ class Executor:
             self._called_off.discard(id(report.delivery))
             # One that was finished in its handler's own transaction was faster.
             if report.answer is None:
-                report = Report(report.delivery, report.seconds, "cancelled", usage=report.usage)
+                report = Report(report.delivery, report.seconds, "cancelled", delay=0.0, usage=report.usage)
                 _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
         self._tell(report)
         if self._observers and report.outcome != "released":

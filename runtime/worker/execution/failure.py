@@ -58,10 +58,24 @@ def _where(handler: Handler, places: Sequence[str], text: str) -> str:
 
 
 def failure(
-    handler: Handler, delivery: Delivery, seconds: float, error: BaseException, random: Random
+    handler: Handler,
+    delivery: Delivery,
+    seconds: float,
+    error: BaseException,
+    random: Random,
+    *,
+    undoes: bool = False,
 ) -> Report:
-    """Return the report on a delivery whose attempt ended in an error after so long, and log it."""
-    [report] = failures(handler, [delivery], seconds, error, random)
+    """Return the report on a delivery whose attempt ended in an error after so long, and log it.
+
+    `undoes`: if it dies, its finished steps are undone first.
+    """
+    told = _ErrorText.of(handler, error)
+    report = _report(handler, delivery, seconds, told, random)
+    _log_failure(handler, [report], told, undoes=undoes)
+    if undoes and report.delay is None:
+        # The undos are due at once, and most likely by this worker.
+        report.delay = 0.0
     return report
 
 
@@ -131,7 +145,9 @@ def _attempt(delivery: Delivery) -> int:
     return delivery.message.attempt - delivery.crashes
 
 
-def _log_failure(handler: Handler, reports: Sequence[Report], told: _ErrorText) -> None:
+def _log_failure(
+    handler: Handler, reports: Sequence[Report], told: _ErrorText, *, undoes: bool = False
+) -> None:
     first = reports[0].delivery.message
     details = {
         "agent": handler.agent, "handler": handler.name, "key": first.key, "message_id": first.id,
@@ -150,7 +166,9 @@ def _log_failure(handler: Handler, reports: Sequence[Report], told: _ErrorText) 
     soonest = min((report.delay for report in reports if report.delay is not None), default=None)
     dead = sum(report.delay is None for report in reports)
     then = (
-        f"{'it is a dead letter' if len(reports) == 1 else f'{dead} are dead letters'} now"
+        "its finished steps are undone now"
+        if dead and undoes
+        else f"{'it is a dead letter' if len(reports) == 1 else f'{dead} are dead letters'} now"
         if dead
         else f"trying again in {soonest:.1f} s"
     )

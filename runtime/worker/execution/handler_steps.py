@@ -33,23 +33,24 @@ class DeliverySteps:
         self._delivery = delivery
         self._version = {} if version is None else {"version": version}
 
-    async def keep(self, place: StepPlace, text: str) -> list[Any]:
+    async def keep(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """Keep a result; see `StepKeeper.keep`."""
-        return await asyncio.wrap_future(self._submit(partial(self._keep, place, text)))
+        return await asyncio.wrap_future(self._submit(partial(self._keep, place, text, undo)))
 
-    def keep_blocking(self, place: StepPlace, text: str) -> list[Any]:
+    def keep_blocking(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """Keep a result, from a thread; see `StepKeeper.keep_blocking`."""
-        return self._submit(partial(self._keep, place, text)).result()
+        return self._submit(partial(self._keep, place, text, undo)).result()
 
-    async def _keep(self, place: StepPlace, text: str) -> list[Any]:
+    async def _keep(self, place: StepPlace, text: str, undo: str | None) -> list[Any]:
         message, subscription = self._delivery.place
         (name, key, occurrence), lease = place, self._delivery.lease
+        more = {} if undo is None else {"undo": undo}
         # Tried until the attempt ends: a result that is dropped is worked out, and paid for, once more.
         answer = await retrying(
             partial(
                 self._store.operate, "stream_step",
                 message=message, subscription=subscription, lease=lease,
-                name=name, key=key, occurrence=occurrence, value=text, **self._version,
+                name=name, key=key, occurrence=occurrence, value=text, **self._version, **more,
             ),
             Outage(first=0.1, cap=2.0),
             on=StoreUnavailable,

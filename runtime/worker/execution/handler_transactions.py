@@ -118,16 +118,15 @@ class DeliveryTransaction:
         """Roll back; see `OpenTransaction.roll_back`."""
         await self._begun.roll_back()
 
-    async def keep(self, place: StepPlace, text: str) -> list[Any]:
+    async def keep(self, place: StepPlace, text: str, undo: str | None) -> list[Any]:
         """Keep the result of a step and commit; see `OpenTransaction.keep`."""
         (message, subscription), (name, key, occurrence) = self._delivery.place, place
         given = {
             "message": message, "subscription": subscription, "lease": self._delivery.lease,
             "name": name, "key": key, "occurrence": occurrence,
         }  # fmt: skip
-        kept = {**given, "value": text}
-        if self._version is not None:
-            kept["version"] = self._version
+        more = {"version": self._version, "undo": undo}
+        kept = {**given, "value": text, **{name: each for name, each in more.items() if each is not None}}
         answer = await self._call("stream_step", kept)
         await self._check_held(answer["held"], f"the result of step {name!r} and what its transaction wrote")
         if earlier := answer.get("earlier"):

@@ -13,7 +13,9 @@ from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.services import Reads, Requests
 from runtime.agent.step import StepKeeper, Steps
+from runtime.agent.step_names import NO_RETURN
 from runtime.agent.transaction import Transactions
+from runtime.agent.undo import UndoContext
 from runtime.agent.waiting import WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
 from runtime.client.factories import open_transactions
@@ -101,7 +103,7 @@ class HandlerServices:
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
-            open_steps=partial(self._open_steps, handler, delivery),
+            open_steps=partial(self.open_steps, handler, delivery),
             open_waits=partial(self._open_waits, handler, delivery),
             decision_links=self.decision_links,
             tell_status=self._status_of(handler, (delivery,)),
@@ -112,11 +114,28 @@ class HandlerServices:
         is_shown = self.statuses is not None and handler.deliver == "once"
         return partial(self.statuses.tell, deliveries) if is_shown and self.statuses else None
 
-    def _open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
+    def undo_context(self, handler: Handler, delivery: Delivery) -> UndoContext:
+        """Return the context of undos."""
+        return UndoContext(
+            delivery.message,
+            handler.name,
+            self.worker,
+            state=self.states.get(handler.agent),
+            asks=self.requests,
+            reads=self.reads,
+            send_broadcast=self.send_broadcast,
+            tell_status=self._status_of(handler, (delivery,)),
+        )
+
+    def open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
+        """Return the steps of a delivery."""
         keeper = None if self.keeper is None else self.keeper(delivery, handler.version)
         steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
         if self.transactions is not None:
             steps.transactions = self.transactions(handler, delivery)
+        if handler.undos is not None:
+            steps.undo_of = handler.undos.record
+            steps.has_undos = bool(delivery.undos) and NO_RETURN not in steps.kept
         if self.spans is not None:
             steps.span = self.spans.step
         return steps
