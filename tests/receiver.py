@@ -74,11 +74,12 @@ def receiving(
         def do_POST(self) -> None:
             length = int(self.headers.get("content-length", 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Received(self.path, headers, self.rfile.read(length))
-            if len(request.body) < length:
-                # The sender was killed while it wrote: nobody asked anything, and nobody waits for an answer.
+            body = self.rfile.read(length)
+            if len(body) < length:
+                # Its sender was killed while it wrote: that is no request.
                 self.close_connection = True
                 return
+            request = Received(self.path, headers, body)
             receiver.received.append(request)
             answering = receiver.answer(request)
             if answering.status is None:

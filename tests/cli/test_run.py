@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from subprocess import Popen
 from typing import Any
 
@@ -48,6 +49,7 @@ def begin(shell: Shell, seconds: str, *options: str) -> "Popen[str]":
     shell.run("send", "job", seconds)
     while not (shell.folder / f"began-{seconds}").exists():
         assert process.poll() is None
+        time.sleep(0.02)
     return process
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -86,6 +87,7 @@ def run(shell: Shell, key: str, *options: str, **environment: str) -> "subproces
     shell.run("send", key, "1")
     while not (shell.folder / "begun").exists():
         assert process.poll() is None
+        time.sleep(0.02)
     return process
 
 

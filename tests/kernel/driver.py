@@ -181,7 +181,7 @@ async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 12
     """Return when the condition holds; fail at the deadline."""
     with anyio.fail_after(seconds):
         while not await condition():
-            await anyio.sleep(0.005)
+            await anyio.sleep(0.02)
 
 
 async def advance(connection: Any, seconds: float) -> None:
