@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from runtime.agent.agent import Agent
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.services import ReadOptions
 from runtime.cli.attempts import milliseconds
@@ -73,6 +74,7 @@ async def run_once(
             story=story,
             answers=answers,
             reads=_ThreadReads(reading, thread),
+            decision_links=DecisionLinks.of(settings),
             at_failure=_debug if debugs else None,
         )
     _print(done, handler, message, as_json=as_json)

@@ -54,7 +54,7 @@ def serve(
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
     sources += sources_in(settings)
-    if not (agents or sources or settings.approval_secret):
+    if not agents and not sources and settings.approval_secret is None:
         raise typer.BadParameter("name agents or sources, or set RUNTIME_SOURCES: there is nothing to serve")
     if settings.telemetry:
         export_telemetry()

@@ -258,8 +258,8 @@ async def test_a_refusal_says_what_the_database_says(store: Store) -> None:
 
 
 async def test_a_database_without_migrations_says_which_command_mends_it(way: Way) -> None:
-    bare = f"bare_{uuid4().hex[:8]}"
-    await way.server.cluster._execute(f"create database {bare} owner postgres")
+    bare, cluster = f"bare_{uuid4().hex[:8]}", way.server.cluster
+    await anyio.to_thread.run_sync(cluster.execute, f"create database {bare} owner postgres")
     try:
         async with way.open(database=bare) as store:
             with pytest.raises(MigrationMissing, match="supabase db push") as missing:
@@ -268,7 +268,7 @@ async def test_a_database_without_migrations_says_which_command_mends_it(way: Wa
     finally:
         if way.is_rest:
             way.server.gateways.pop(bare).kill()
-        await way.server.cluster._drop(bare)
+        await anyio.to_thread.run_sync(cluster.drop_database, bare)
 
 
 async def test_a_function_of_another_release_is_told_apart_from_a_bad_request(way: Way, key: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.agent.agent import Agent
 from runtime.agent.context import Context
+from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import RequestState, question_key
 from runtime.agent.services import AskOptions, Reads
@@ -146,6 +147,7 @@ async def dry_run(
     story: Sequence[Mapping[str, Any]] = (),
     answers: Mapping[str, Any] | None = None,
     reads: Reads | None = None,
+    decision_links: DecisionLinks | None = None,
     at_failure: Callable[[Exception], None] | None = None,
 ) -> DryRun:
     """Run one attempt of a handler; the message is taken from nobody, and nothing is written.
@@ -157,6 +159,7 @@ async def dry_run(
         story: the rows of the message's tree, where answers are looked for.
         answers: answers by the key of the request.
         reads: reads the stream for the handler.
+        decision_links: makes links that decide approvals.
         at_failure: called with the error of the attempt while what the lifespan has opened is still there; then the
             attempt has no time limit.
     """
@@ -182,6 +185,7 @@ async def dry_run(
             {agent.name: state},
             requests=StoredAnswers(story, answers or {}, effects.append),
             reads=reads,
+            decision_links=decision_links,
             wait_keeper=lambda _: NoWaits(),
             send_broadcast=lambda key, text: effects.append(Effect("broadcast", key, _value_of(text))),
         )
