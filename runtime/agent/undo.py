@@ -187,7 +187,7 @@ class Undos:
                         f"{call.name!r:.100}."
                     )
                 return undo.recorded(given, named)
-            elif inspect.isroutine(each) and (agents := _declared.get(each)):
+            elif inspect.isfunction(each) and (agents := _declared.get(each)):
                 raise InvalidValue(
                     f"Step {call.name!r} calls {place_of(each)}, whose undo {', '.join(sorted(agents))} has "
                     f"declared; the handler is one of {self._agent}: declare it there too, by an @agent.step(undo=…)."

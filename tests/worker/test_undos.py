@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from runtime import Agent, Context, Reject, Retry, RetryLater, Step, connect
 from runtime.agent.step_call import StepCall
 from runtime.agent.undo import Undos
-from runtime.client.admin import DeadLetterFilter
+from runtime.client.dead_letters import DeadLetterFilter
 from runtime.errors import DeclarationError, InvalidValue
 from runtime.testing import Harness
 from tests.integration.conftest import connected, outcomes
