@@ -42,7 +42,7 @@ async def refund(wanted: dict, context: Context) -> dict:
 
 @desk.on("approval.requested", emits="link.made")
 async def tell(request: dict, message: Message, context: Context) -> dict:
-    return {"title": request["title"], "ada": context.decision_link(message, by="ada@example.com"),
+    return {"title": request.get("title"), "ada": context.decision_link(message, by="ada@example.com"),
             "any": context.decision_link(message)}
 """
 
@@ -182,3 +182,7 @@ async def _tells_nothing_without_a_signature_that_counts(people: People) -> None
     assert len(await people.stream.read("approval.decided")) == 2
     # The old secret still counts.
     assert "Dan?" in (await people.open(ours.url(asked))).text
+    # Any program may write under the key of requests.
+    bare = await people.stream.get((await people.stream.send("approval.requested", {})).id)
+    assert bare is not None
+    assert "A request without a title" in (await people.open(ours.url(bare))).text
