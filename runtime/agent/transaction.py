@@ -119,7 +119,7 @@ class Transactional:
 
         Raises:
             SettingsError: the worker has no direct connection.
-            StoreUnavailable: the database was not reached, or each connection for transactions is in use.
+            StoreError: the database was not reached, or each connection for transactions was in use for too long.
             InvalidValue: the attempt has had its block.
         """
         opened = await self._begun(self._needed_transactions())

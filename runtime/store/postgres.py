@@ -88,7 +88,8 @@ class PostgresStore(Store):
             idle_seconds: so long it may stand still; then the database ends it, as for a process that is frozen.
 
         Raises:
-            StoreUnavailable: the database was not reached, or each connection is in use.
+            StoreUnavailable: the database was not reached.
+            StoreError: each connection was in use for too long.
             Unauthorized: the database refused the connection.
         """
         return await persist(lambda: self._begin(idle_seconds), repeatable=True, random=self._random)
@@ -101,11 +102,10 @@ class PostgresStore(Store):
         except StoreUnavailable as error:
             if not pool.is_exhausted:
                 raise
-            raise StoreUnavailable(
+            raise StoreError(
                 f"All {self._connections} connections for transactions were in use for {self._request_seconds:g} s: "
                 "keep what does not belong into a transaction out of it, such as calls of other programs.",
                 nature="slow",
-                maybe_applied=False,
             ) from error
         begun = PostgresTransaction(connection, pool, self._request_seconds, keeps_session=self._prepares)
         try:

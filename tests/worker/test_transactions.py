@@ -16,8 +16,9 @@ import pytest
 
 from runtime import Agent, BatchContext, Context, Message, Retry, connect
 from runtime.agent.transaction import BlockingConnection
-from runtime.errors import LeaseLost, SettingsError
+from runtime.errors import LeaseLost, SettingsError, StoreError
 from runtime.local.test_cluster import Cluster
+from runtime.store.postgres import PostgresStore
 from tests.faulty_proxy import faulty_proxy
 from tests.integration.conftest import connected, outcomes, running, settled, until
 from tests.pgbouncer import pooler
@@ -285,6 +286,17 @@ async def test_nothing_is_left_in_the_session_for_the_next_transaction(bookings:
 
     await deliver(bookings, agent)
     assert found == ["90s", True, True, True]
+
+
+async def test_who_finds_each_connection_in_use_is_told_so(bookings: str) -> None:
+    store = PostgresStore(bookings, connections=1, request_seconds=1)
+    first = await store.begin(idle_seconds=60)
+    with pytest.raises(StoreError, match="All 1 connections for transactions"):
+        await store.begin(idle_seconds=60)
+    await first.roll_back()
+    second = await store.begin(idle_seconds=60)
+    await second.roll_back()
+    await store.close()
 
 
 async def catch(context: Context) -> None:
