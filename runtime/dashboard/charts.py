@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from runtime.message import moment
@@ -80,7 +81,7 @@ def waterfall(
         ends.append(moment(each["created_at"]))
         ends += [moment(run["ended_at"]) for one in each["handled"] for run in one["runs"]]
         # A suspended stretch goes on until now.
-        ends += [now for one in each["handled"] if _suspended_since(one)]
+        ends += [now for one in each["handled"] if one["state"] == "suspended"]
     zero = min(starts)
     total = max((max(ends) - zero).total_seconds(), 0.001)
 
@@ -96,24 +97,48 @@ def waterfall(
         lanes.append(WaterfallRow(y, f"#{each['id']} {each['key']}", each["id"], depth, True, [mark]))
         for one in each["handled"]:
             y = len(lanes) * FALL_ROW
-            bars = []
-            if since := _suspended_since(one):
-                left, right = place((since - zero).total_seconds()), place((now - zero).total_seconds())
-                title = f"suspended for {(now - since).total_seconds():.0f} s"
-                bars.append(Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, "held", title))
+            bars = [
+                _bar(
+                    place((begin - zero).total_seconds()), place((end - zero).total_seconds()), y, "held",
+                    f"suspended for {(end - begin).total_seconds():.0f} s",
+                )
+                for begin, end in _suspensions(one, now)
+            ]  # fmt: skip
             for run in one["runs"]:
-                end = moment(run["ended_at"])
-                begin = end - timedelta(seconds=run["seconds"] or 0)
-                left, right = place((begin - zero).total_seconds()), place((end - zero).total_seconds())
+                begin, end = _began(run), moment(run["ended_at"])
                 kind = "good" if run["outcome"] == "done" else "bad" if run["error"] else "calm"
                 title = f"attempt {run['attempt']}: {run['outcome']} after {run['seconds'] or 0:.3f} s"
-                bars.append(Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, kind, title))
+                left, right = place((begin - zero).total_seconds()), place((end - zero).total_seconds())
+                bars.append(_bar(left, right, y, kind, title))
+            for step in one["steps"]:
+                finished = (moment(step["created_at"]) - zero).total_seconds()
+                key = f" [{step['key']}]" if step["key"] else ""
+                title = f"step {step['name']}{key} finished after {finished:.3f} s"
+                bars.append(Bar(place(finished), y + 4, 2, 16, "step", title))
             lanes.append(WaterfallRow(y, one["subscription"], each["id"], depth + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
     return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)
 
 
-def _suspended_since(handled: Mapping[str, Any]) -> datetime | None:
-    """Return since when a delivery is suspended; None if it is not."""
-    waits = handled["waits"] if handled["state"] == "suspended" else None
-    return min((moment(each["since"]) for each in waits or ()), default=None)
+def _bar(left: float, right: float, y: int, kind: str, title: str) -> Bar:
+    return Bar(left, y + 6, max(3.0, round(right - left, 1)), 12, kind, title)
+
+
+def _began(run: Mapping[str, Any]) -> datetime:
+    return moment(run["ended_at"]) - timedelta(seconds=run["seconds"] or 0)
+
+
+def _suspensions(handled: Mapping[str, Any], now: datetime) -> list[tuple[datetime, datetime]]:
+    """Return the stretches for which a delivery was suspended, from one attempt to the next, or until now."""
+    runs = handled["runs"]
+    found = [
+        (moment(run["ended_at"]), _began(later))
+        for run, later in pairwise(runs)
+        if run["outcome"] == "suspended"
+    ]
+    if handled["state"] == "suspended":
+        begun = [moment(run["ended_at"]) for run in runs[-1:]] or [
+            moment(each["since"]) for each in handled["waits"]
+        ]
+        found += [(min(begun), now)] if begun else []
+    return found
