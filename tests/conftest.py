@@ -1,5 +1,6 @@
 """Servers of the tests' own: PostgreSQL 18 and 17 from wheels, 15 where Debian has it, databases by template."""
 
+import logging
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 from runtime.local import keys
 from runtime.local.gateway_process import GatewayProcess
@@ -36,6 +38,10 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
+# So is how long an answer takes: clients of tests that name no timeout have five seconds otherwise.
+DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = 120.0
+DEFAULT_TIMEOUT_CONFIG.write = DEFAULT_TIMEOUT_CONFIG.pool = 120.0
+
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 
@@ -53,6 +59,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give each worker of a run in parallel its tests in the same order."""
     if hasattr(config, "workerinput"):
         longest_first(items)
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """The log as it was, whatever a test, or a command that it calls in this process, makes of it."""
+    root, ours = logging.getLogger(), logging.getLogger("runtime")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    # Pytest's own come and go with the phases of a test.
+    root.handlers = [
+        each for each in root.handlers if each in handlers or type(each).__module__.startswith("_pytest")
+    ]
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session")

@@ -28,17 +28,6 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     caplog.handler.removeFilter(of_attempt)
 
 
-@pytest.fixture
-def own_log() -> Iterator[None]:
-    """The log as it was, whatever a test makes of it."""
-    root, ours = logging.getLogger(), logging.getLogger("runtime")
-    handlers, levels = root.handlers, (root.level, ours.level)
-    yield
-    root.handlers = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
-
-
 def told(record: logging.LogRecord) -> tuple[Any, ...]:
     return tuple(
         getattr(record, name, None) for name in ("agent", "handler", "key", "message_id", "attempt", "worker")
@@ -117,7 +106,6 @@ async def test_what_a_record_says_itself_stays(log: pytest.LogCaptureFixture) ->
     assert told(record)[:4] == ("a", "a.work", "my own", 1)
 
 
-@pytest.mark.usefixtures("own_log")
 @pytest.mark.parametrize("as_json", [True, False])
 async def test_the_log_of_a_worker_shows_it(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     agent = Agent("a")
@@ -151,7 +139,6 @@ async def test_the_log_of_a_worker_shows_it(as_json: bool, capsys: pytest.Captur
         assert shown[4] == "info    a.work #2, attempt 2  packed"
 
 
-@pytest.mark.usefixtures("own_log")
 def test_a_json_record_holds_the_traceback_and_what_the_code_gives_beside_the_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -141,11 +141,8 @@ async def test_a_promised_value_that_is_none_is_warned_of_once(caplog: pytest.Lo
 
 
 async def test_a_traceback_holds_the_user_s_frames_and_counts_ours(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", list(root.handlers))
-
     async def work(value: int) -> None:
         json.loads("{oops")
 
