@@ -25,8 +25,11 @@ def replay(
     since: Moment = None,
     until: Moment = None,
     key: Annotated[
-        str, typer.Option("--key", "-k", autocompletion=patterns, help="Only keys that this pattern matches.")
-    ] = ">",
+        str | None,
+        typer.Option(
+            "--key", "-k", autocompletion=patterns, help="Only keys that this pattern matches; '>' is all."
+        ),
+    ] = None,
     ids: Annotated[
         list[int] | None,
         typer.Option("--message", "-m", metavar="ID", help="Only this message; may be repeated."),
@@ -36,11 +39,11 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Deliver messages of the past to a subscription again; what still waits for it is left as it is."""
-    if since is None and until is None and key == ">" and not ids:
+    if since is None and until is None and key is None and not ids:
         raise typer.BadParameter(
             "say what to replay: --since, --until, --key or --message; --key '>' alone is all"
         )
-    options = {"since": since, "until": until, "pattern": key, "ids": ids or None}
+    options = {"since": since, "until": until, "pattern": key or ">", "ids": ids or None}
     meant = anyio.run(_replay, subscription, {**options, "dry_run": True})
     if not dry_run and meant["matching"]:
         confirm(f"Deliver {counted(meant['matching'], 'message')} to {subscription} again?", yes=yes)

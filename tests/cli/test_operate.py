@@ -197,6 +197,8 @@ def test_a_subscription_is_paused_and_resumed(shell: Shell, mess: list[int]) -> 
 def test_history_is_replayed_after_a_preview(shell: Shell, mess: list[int]) -> None:
     assert "say what to replay" in usage_error(shell.run("replay", "a.one", "--yes"))
     assert "is no time" in usage_error(shell.run("replay", "a.one", "--since", "yesterday"))
+    everything = lines(shell.run("replay", "a.one", "--key", ">", "--dry-run", "--json"))
+    assert everything == [{"subscription": "a.one", "matching": 3, "replayed": 0}]
     assert lines(shell.run("replay", "a.one", "--since", "1h", "--dry-run", "--json")) == [
         {"subscription": "a.one", "matching": 3, "replayed": 0}
     ]
