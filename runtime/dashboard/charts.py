@@ -114,7 +114,7 @@ def waterfall(
                 finished = (moment(step["created_at"]) - zero).total_seconds()
                 key = f" [{step['key']}]" if step["key"] else ""
                 title = f"step {step['name']}{key} finished after {finished:.3f} s"
-                bars.append(Bar(place(finished), y + 4, 2, 16, "step", title))
+                bars.append(Bar(place(finished), y + 4, 2, 16, "kept", title))
             lanes.append(WaterfallRow(y, one["subscription"], each["id"], depth + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]
     return Waterfall(lanes, len(lanes) * FALL_ROW, total, ticks)

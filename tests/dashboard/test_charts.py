@@ -22,7 +22,7 @@ def test_a_stretch_that_is_over_lies_between_the_attempts_that_it_parted() -> No
     _, lane = waterfall([message], width=108, label=0).lanes
     # A second is a unit wide: 100 seconds on what is left of the width.
     assert [(bar.kind, bar.x, bar.width) for bar in lane.bars] == [
-        ("held", 10.0, 80.0), ("calm", 0.0, 10.0), ("good", 90.0, 10.0), ("step", 5.0, 2),
+        ("held", 10.0, 80.0), ("calm", 0.0, 10.0), ("good", 90.0, 10.0), ("kept", 5.0, 2),
     ]  # fmt: skip
     assert lane.bars[0].title == "suspended for 80 s"
     assert lane.bars[-1].title == "step charge [7] finished after 5.000 s"

@@ -274,6 +274,7 @@ def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:
     expect(tab.locator(".attempts em")).to_have_text("drafting story")
     expect(tab.locator(".fall g")).to_have_count(5)
     assert tab.locator(".fall rect.good").count() == 2
+    expect(tab.locator(".fall rect.kept")).to_have_count(1)
     tab.get_by_role("button", name="Replay from here").click()
     expect(tab.locator("#said")).to_contain_text("is delivered to writer.write again")
     expect(tab.locator(".run")).to_have_count(2)
