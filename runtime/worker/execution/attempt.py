@@ -18,7 +18,7 @@ from runtime.agent.waiting import suspension
 from runtime.errors import RuntimeFault
 from runtime.message import Draft
 from runtime.store import Delivery, Report
-from runtime.tracebacks import text_of
+from runtime.tracebacks import places_of, text_of
 from runtime.worker.execution import fork
 from runtime.worker.execution.batching import Batch
 from runtime.worker.execution.cancellation import comes_from_outside
@@ -48,6 +48,16 @@ class Attempt:
 
 
 Observer = Callable[[Attempt], None]
+
+
+def tell(observers: Iterable[Observer], attempt: Attempt) -> None:
+    """Tell each observer of an attempt, whatever another one of them does."""
+    for observer in observers:
+        try:
+            observer(attempt)
+        except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
+            places = ", ".join(places_of(error))
+            _log.error("the observer failed; the work goes on: %s (at %s)", text_of(error), places)
 
 
 class Attempts:

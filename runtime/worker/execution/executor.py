@@ -13,9 +13,8 @@ from anyio.abc import TaskGroup
 
 from runtime.agent.handler import Handler
 from runtime.store import Delivery, Report
-from runtime.tracebacks import places_of, text_of
 from runtime.worker.event_loop import call_soon
-from runtime.worker.execution.attempt import Attempt, Attempts, Observer
+from runtime.worker.execution.attempt import Attempt, Attempts, Observer, tell
 from runtime.worker.execution.batching import BatchMember, PendingBatch
 from runtime.worker.execution.cancellation import TASK_STATES, leave_scopes, shake_off_cancellation
 from runtime.worker.execution.loggers import steady
@@ -221,9 +220,11 @@ class Executor:
         """Remove a delivery that has not begun; returns whether it waited here."""
         if (gathering := self._gathering.get(delivery.subscription)) is not None:
             return gathering.remove(delivery)
-        if is_waiting := delivery in (waiting := self._waiting[delivery.subscription]):
-            waiting.remove(delivery)
-        return is_waiting
+        waiting = self._waiting[delivery.subscription]
+        if delivery not in waiting:
+            return False
+        waiting.remove(delivery)
+        return True
 
     def _call(self) -> None:
         # One call covers every delivery that arrives before it is made.
@@ -382,18 +383,10 @@ class Executor:
                 _log.warning("%s on message %s was cancelled", handler.name, report.delivery.place[0])
         self._tell(report)
         if self._observers and report.outcome != "released":
-            self._observe(Attempt(handler, report.delivery, began, report))
+            tell(self._observers, Attempt(handler, report.delivery, began, report))
 
     def _tell(self, report: Report) -> None:
         self._report[report.delivery.subscription](report)
-
-    def _observe(self, attempt: Attempt) -> None:
-        for observer in self._observers:
-            try:
-                observer(attempt)
-            except BaseException as error:  # noqa: BLE001 - an onlooker must not end the work
-                told = text_of(error), ", ".join(places_of(error))
-                _log.error("the observer failed; the work goes on: %s (at %s)", *told)
 
     def _cancel(self) -> None:
         for scope in self._scopes:

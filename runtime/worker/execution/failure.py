@@ -70,24 +70,29 @@ def failure(
 
     `undoes`: if it dies, its finished steps are undone first.
     """
-    told = _ErrorText.of(handler, error)
-    report = _report(handler, delivery, seconds, told, random)
-    _log_failure(handler, [report], told, undoes=undoes)
-    if undoes and report.delay is None:
-        # The undos are due at once, and most likely by this worker.
-        report.delay = 0.0
+    (report,) = failures(handler, [delivery], seconds, error, random, undoes=undoes)
     return report
 
 
 def failures(
-    handler: Handler, deliveries: Sequence[Delivery], seconds: float, error: BaseException, random: Random
+    handler: Handler,
+    deliveries: Sequence[Delivery],
+    seconds: float,
+    error: BaseException,
+    random: Random,
+    *,
+    undoes: bool = False,
 ) -> list[Report]:
     """Return the reports on deliveries whose common attempt ended in an error, and log it once."""
     if not deliveries:
         return []
     told = _ErrorText.of(handler, error)
     reports = [_report(handler, delivery, seconds, told, random) for delivery in deliveries]
-    _log_failure(handler, reports, told)
+    _log_failure(handler, reports, told, undoes=undoes)
+    if undoes:
+        for report in reports:
+            # The undos are due at once, and most likely by this worker.
+            report.delay = 0.0 if report.delay is None else report.delay
     return reports
 
 
