@@ -47,6 +47,7 @@ _ADVANCE: Final = (
     "update runtime.dead_letters set died_at = died_at - $1::interval",
     "update runtime.runs set ended_at = ended_at - $1::interval",
     "update runtime.limits set filled_at = filled_at - $1::interval",
+    "update runtime.steps set created_at = created_at - $1::interval",
     "update runtime.waits set until = until - $1::interval, created_at = created_at - $1::interval",
 )
 

@@ -181,12 +181,13 @@ class Context(LongWork):
         """Send a request at once, and return what the handler of its key returns.
 
         The request stays when this attempt fails: another attempt that asks the same finds it, with its answer if
-        there is one. The lease is renewed meanwhile.
+        there is one. If the answer takes more than two seconds, the delivery is suspended, as `wait_for` does it, and
+        goes on with the answer.
 
         Args:
             key: the key to ask under.
             value: the request's value.
-            timeout: seconds to wait; None for ever.
+            timeout: seconds to wait, from the first asking on; None for ever.
             options: as for `emit`: expires_in, priority, dedup_key, correlation_id, headers. A dedup_key of your own
                 decides which requests are the same.
 

@@ -304,6 +304,13 @@ class LongWork(Transactional):
         """The exception that has suspended this attempt, if one has."""
         return None if self._waits is None else self._waits.suspended
 
+    @property
+    def kept_waits(self) -> Waits | None:
+        """The waits of the delivery; None where it cannot be suspended."""
+        if self.open_waits is None or self._opened_waits().keeper is None:
+            return None
+        return self._opened_waits()
+
     def _opened_waits(self) -> Waits:
         if self._waits is None:
             steps = self._opened_steps()

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from runtime.cli.tables import Rows
 from runtime.cli.times import amount, duration
+from runtime.encoding.json import legible
 
 WORK: Final = ("waiting", "running", "scheduled")
 HEADS: Final = (*WORK, "suspended", "dead", "lag")
@@ -38,6 +39,14 @@ def awaited(subscription: dict[str, Any]) -> str:
     return ", ".join(
         f"{each['pattern'] or 'a time'} ({each['count']:,})" for each in subscription.get("awaited", ())
     )
+
+
+def wait_text(wait: dict[str, Any]) -> str:
+    """Return what one wait is for: an answer to #12, payment.settled {"order":7}, or its time."""
+    if wait["parent"] is not None:
+        return f"an answer to #{wait['parent']}"
+    where = "" if wait["where"] is None else f" {legible(wait['where'])}"
+    return f"{wait['pattern']}{where}" if wait["pattern"] else "its time"
 
 
 def workers(listed: dict[str, Any]) -> Text:

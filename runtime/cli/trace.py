@@ -8,6 +8,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from runtime.agent.step_names import UNDO
+from runtime.cli.figures import wait_text
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import err, out, plain, print_json
@@ -89,11 +90,10 @@ def _line(message: dict[str, Any], *, is_asked: bool) -> Text:
 
 def _wait(wait: dict[str, Any]) -> Text:
     """Return what a suspended handler waits for."""
-    where = "" if wait["where"] is None else f" {legible(wait['where'])}"
     latest = "" if wait["until"] is None else f", goes on {until(wait['until'])} at the latest"
     return Text.assemble(
         ("waits for ", "yellow"),
-        plain(f"{wait['pattern']}{where}" if wait["pattern"] else "its time"),
+        plain(wait_text(wait)),
         (f"  {ago(wait['since'])}{latest}", "dim"),
     )
 

@@ -7,13 +7,13 @@ import typer
 from rich.text import Text
 
 from runtime.cli.completion import handlers
+from runtime.cli.figures import wait_text
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import plain, print_found
 from runtime.cli.tables import Rows
 from runtime.cli.times import ago, until
 from runtime.client.stream import connect
-from runtime.encoding.json import legible
 
 
 def waits(
@@ -43,12 +43,11 @@ async def _waits(subscription: str | None, count: int) -> list[dict[str, Any]]:
 def _table(found: list[dict[str, Any]]) -> Rows:
     table = Rows("message", texts=("key", "subscription", "waits for", "since", "until"))
     for each in found:
-        where = "" if each["where"] is None else f" {legible(each['where'])}"
         table.add(
             f"#{each['message']}",
             plain(each["message_key"] or ""),
             plain(each["subscription"]),
-            plain(f"{each['pattern']}{where}") if each["pattern"] else Text("its time", style="dim"),
+            plain(wait_text(each)) if each["pattern"] else Text(wait_text(each), style="dim"),
             ago(each["since"]),
             "for ever" if each["until"] is None else until(each["until"]),
         )

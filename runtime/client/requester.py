@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID, uuid4
 
@@ -23,8 +21,9 @@ from runtime.agent.request_reply import RequestState, asking_headers, reply_key
 from runtime.agent.services import AskOptions
 from runtime.backoff import Outage
 from runtime.client.factories import open_wakeups, reachable_by
+from runtime.client.pending_request import PendingRequest
 from runtime.client.wakeup_inbox import WakeupInbox
-from runtime.errors import AskTimeout, InvalidValue, RuntimeFault, StoreError, StoreUnavailable
+from runtime.errors import InvalidValue, StoreError, StoreUnavailable
 from runtime.message import Answer, Draft, Priority, check_dedup_key
 from runtime.settings import Settings
 from runtime.store import Sent, Store
@@ -44,35 +43,6 @@ _FREE_LOOKS = 3
 _PAUSE_SECONDS = (0.005, 0.05)
 
 Send = Callable[[list[Draft]], Awaitable[list[Sent]]]
-
-
-@dataclass(eq=False)
-class _PendingRequest:
-    """A request that is not settled yet."""
-
-    key: str
-    judge: Callable[[RequestState], object | None]
-    request: int | None = None
-    found: RequestState | None = None
-    settled: anyio.Event = field(default_factory=anyio.Event)
-    outcome: object | None = None
-    error: Exception | None = None
-
-    def note(self, found: RequestState) -> bool:
-        """Take note of the answers so far; returns whether they settle it."""
-        self.found = found
-        try:
-            self.outcome = self.judge(found)
-        except RuntimeFault as error:
-            self.error = error
-        if self.outcome is not None or self.error is not None:
-            self.settled.set()
-        return self.settled.is_set()
-
-    def fail(self, error: Exception) -> None:
-        """Settle it with an error: no more answers can be read."""
-        self.error = self.error or error
-        self.settled.set()
 
 
 class Requester:
@@ -105,7 +75,7 @@ class Requester:
         self._reach = reach
         self._slow_seconds = settings.poll_slow_seconds
         self._pace = Pace(min(_FIRST_LOOK_SECONDS, settings.poll_fast_seconds), settings.poll_slow_seconds)
-        self._waiting: list[_PendingRequest] = []
+        self._waiting: list[PendingRequest] = []
         self._woken = anyio.Event()
         self._idle_looks = 0
         self._outage = Outage(first=0.1, cap=2.0)
@@ -185,12 +155,9 @@ class Requester:
             StoreError: the request was not stored, or the answers cannot be read.
         """
         check_wait(seconds)
-        waiting = _PendingRequest(draft.key, RequestState.best)
-        outcome = await self._settle(draft, waiting, seconds)
-        if outcome is None:
-            raise self._timeout(waiting, seconds)
-        assert isinstance(outcome, Answer)
-        return outcome
+        pending = PendingRequest(draft, seconds, is_for_one=True)
+        await self.settle(pending, seconds)
+        return pending.answers()[0]
 
     async def ask_all(self, draft: Draft, count: int | None, seconds: float | None) -> list[Answer]:
         """Send a request and return its first answers; fewer at the deadline, or when no more can come.
@@ -206,36 +173,43 @@ class Requester:
             StoreError: the request was not stored, or the answers cannot be read.
         """
         check_wait(seconds, count)
-        waiting = _PendingRequest(draft.key, partial(RequestState.settled, count=count))
-        await self._settle(draft, waiting, seconds)
-        if waiting.request is None:
-            raise self._timeout(waiting, seconds)
-        return [] if waiting.found is None else list(waiting.found.answers[:count])
+        pending = PendingRequest(draft, seconds, count)
+        await self.settle(pending, seconds)
+        return pending.answers()
 
-    def _timeout(self, waiting: _PendingRequest, seconds: float | None) -> AskTimeout:
-        found = waiting.found
-        reply_to, left = (self.reply_to, None) if found is None else (found.reply_to, found.waiting)
-        return AskTimeout(waiting.key, waiting.request, reply_to, seconds or 0.0, left)
+    async def settle(
+        self, pending: PendingRequest, seconds: float | None, patience: float | None = None
+    ) -> None:
+        """Send a request that is not known to be stored, and wait until it is settled.
 
-    async def _settle(self, draft: Draft, waiting: _PendingRequest, seconds: float | None) -> object | None:
-        """Send, and wait until the request is settled; returns the outcome, or None at the deadline."""
+        Args:
+            pending: the request; it takes note of what is found.
+            seconds: how long to send and to wait; for ever where None.
+            patience: how long to wait for answers once it is sent, where that is shorter; 0 looks once.
+
+        Raises:
+            StoreError: the request was not stored, or the answers cannot be read.
+        """
         with anyio.move_on_after(seconds):
-            waiting.request = (await self._send([draft]))[0].id
-            self._waiting.append(waiting)
-            self._idle_looks = 0
-            self._pace.active()
-            self._woken.set()
-            try:
-                await waiting.settled.wait()
-            finally:
-                self._waiting.remove(waiting)
-        if waiting.request is not None and not waiting.settled.is_set():
+            if pending.request is None:
+                pending.request = (await self._send([pending.draft]))[0].id
+            if patience != 0:
+                await self._wait(pending, patience)
+        if pending.request is not None and not pending.settled.is_set():
             # The wake-up may have been lost.
             with anyio.move_on_after(_LAST_LOOK_SECONDS), suppress(StoreUnavailable):
-                await self._look([waiting])
-        if waiting.error is not None:
-            raise waiting.error
-        return waiting.outcome
+                await self._look([pending])
+
+    async def _wait(self, pending: PendingRequest, seconds: float | None) -> None:
+        self._waiting.append(pending)
+        self._idle_looks = 0
+        self._pace.active()
+        self._woken.set()
+        try:
+            with anyio.move_on_after(seconds):
+                await pending.settled.wait()
+        finally:
+            self._waiting.remove(pending)
 
     # Called from outside
 
@@ -322,7 +296,7 @@ class Requester:
         else:
             self._outage.over()
 
-    async def _look(self, waiting: Sequence[_PendingRequest]) -> None:
+    async def _look(self, waiting: Sequence[PendingRequest]) -> None:
         """Read the answers to these requests."""
         requests = sorted({each.request for each in waiting if each.request is not None})
         rows: list[Mapping[str, Any]] = await self._store.operate("stream_answers", requests=requests)

@@ -74,12 +74,14 @@ def decision_of(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def awaited(waits: Sequence[Mapping[str, Any]] | None) -> str:
-    """Return what a suspended handler waits for, in words: a decision about #12, payment.settled, its time."""
+    """Return what a suspended handler waits for, in words: a decision about #12, an answer to #12, payment.settled."""
     words = []
     for each in waits or ():
         about = each["where"].get("request") if isinstance(each["where"], dict) else None
         if each["pattern"] == "approval.decided" and isinstance(about, int):
             words.append(f"a decision about #{about}")
+        elif each["parent"] is not None:
+            words.append(f"an answer to #{each['parent']}")
         else:
             words.append(each["pattern"] or "its time")
     return " and ".join(dict.fromkeys(words))

@@ -101,8 +101,10 @@ create table runtime.waits (
     pattern text collate "C" check (length(pattern) <= 255),
     -- What the value of such a message contains; null for any.
     filter jsonb check (pg_column_size(filter) <= 65536),
-    -- One field of the filter as runtime.probe writes it, by which a message finds its waits; '' for none.
+    -- One field of the filter as runtime.probe writes it, or the parent, by which a message finds its waits; '' for none.
     probe text collate "C" not null default '',
+    -- The message whose answers end it; null where any message under the pattern may.
+    parent bigint,
     -- Messages up to this id do not count.
     since_id bigint not null,
     -- null: for ever.

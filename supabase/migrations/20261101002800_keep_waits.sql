@@ -52,13 +52,17 @@ $$;
 comment on function runtime.may_answer(text, text, jsonb) is
     'Whether a message may end a wait: any may, but for decisions that nobody has made.';
 
-create function runtime.first_answer(pattern text, filter jsonb, since bigint) returns bigint
+create function runtime.first_answer(pattern text, filter jsonb, since bigint, parent bigint) returns bigint
 language plpgsql stable set search_path = '' as $$
 declare
     prefix text collate "C" := runtime.prefix_of(pattern);
     regex text := runtime.regex_of(pattern);
 begin
-    if prefix is null then
+    if parent is not null then
+        return (
+            select min(m.id) from public.consciousness_stream m
+            where m.parent_id = parent and m.key = pattern and m.id > since and (filter is null or m.value @> filter));
+    elsif prefix is null then
         return (
             select m.id from public.consciousness_stream m
             where m.key = pattern and m.id > since and (filter is null or m.value @> filter)
@@ -72,8 +76,9 @@ begin
         order by m.id limit 1);
 end
 $$;
-comment on function runtime.first_answer(text, jsonb, bigint) is
-    'The first message after an id whose key matches and whose value contains the filter.';
+comment on function runtime.first_answer(text, jsonb, bigint, bigint) is
+    'The first message after an id whose key matches and whose value contains the filter; of those that a parent has '
+    'caused, where one is given.';
 
 create function runtime.keep_answer(w runtime.waits, answer bigint) returns void
 language sql set search_path = '' as $$
@@ -162,11 +167,12 @@ begin
         select w.message_id, w.subscription, w.name, w.key, w.occurrence, min(m.id) as answer
         from waited k
         join public.consciousness_stream m on m.key = k.key and m.id = any (ids)
-        cross join lateral unnest(runtime.probes_of(m.value)) as p (probe)
+        cross join lateral unnest(runtime.probes_of(m.value) || ('#' || m.parent_id)) as p (probe)
         cross join lateral (
             select * from runtime.waits l where l.pattern = k.pattern and l.probe = p.probe offset 0
         ) w
-        where m.id > w.since_id and (w.filter is null or m.value @> w.filter)
+        where m.id > w.since_id and (w.parent is null or w.parent = m.parent_id)
+          and (w.filter is null or m.value @> w.filter)
           and runtime.may_answer(m.key, m.dedup_key, m.value)
         group by 1, 2, 3, 4, 5
     ), met as materialized (
@@ -228,8 +234,16 @@ begin
     end if;
     for asked in
         select x.* from jsonb_to_recordset(waits) as x (
-            name text, key text, occurrence integer, pattern text, filter jsonb, since bigint, seconds double precision)
+            name text, key text, occurrence integer, pattern text, filter jsonb, parent bigint, since bigint,
+            seconds double precision)
     loop
+        if asked.parent is not null then
+            -- The asker has seen the answers up to this id, and waits for another one in the same place.
+            delete from runtime.steps s
+            where s.message_id = message and s.subscription = stream_wait.subscription
+              and s.name = 'wait.' || asked.name and s.key = asked.key and s.occurrence = asked.occurrence
+              and (s.value -> 'answer')::bigint <= asked.since;
+        end if;
         outcome := (
             select s.value from runtime.steps s
             where s.message_id = message and s.subscription = stream_wait.subscription
@@ -240,14 +254,28 @@ begin
               and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence
             for update skip locked;
             is_open := found;
+            if is_open and w.parent is not null and w.since_id < asked.since then
+                w.since_id := asked.since;
+                update runtime.waits x set since_id = asked.since
+                where x.message_id = message and x.subscription = stream_wait.subscription
+                  and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence;
+            end if;
             if not is_open then
                 if asked.pattern is not null then
                     perform runtime.check_pattern(asked.pattern);
                 end if;
                 w := row(
                     message, subscription, asked.name, asked.key, asked.occurrence, asked.pattern, asked.filter,
-                    runtime.probe_of(asked.filter), coalesce(asked.since, message),
-                    clock_timestamp() + make_interval(secs => asked.seconds), clock_timestamp());
+                    coalesce('#' || asked.parent, runtime.probe_of(asked.filter)), asked.parent,
+                    coalesce(asked.since, message),
+                    -- The time for an answer runs from the step that keeps the request, over all attempts.
+                    coalesce((
+                        select s.created_at from runtime.steps s
+                        where asked.parent is not null and s.message_id = message
+                          and s.subscription = stream_wait.subscription
+                          and s.name = asked.name and s.key = asked.key and s.occurrence = asked.occurrence
+                    ), clock_timestamp()) + make_interval(secs => asked.seconds),
+                    clock_timestamp());
                 insert into runtime.waits select w.* where not exists (
                     -- Its row is locked: a writer answers it just now.
                     select from runtime.waits x
@@ -257,7 +285,7 @@ begin
             end if;
             if is_open then
                 answer := case when w.pattern is not null then
-                    runtime.first_answer(w.pattern, w.filter, w.since_id) end;
+                    runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent) end;
                 if answer is not null or w.until <= clock_timestamp() then
                     perform runtime.keep_answer(w, answer);
                     outcome := case when answer is null then '{"timeout": true}'
@@ -276,8 +304,9 @@ end
 $$;
 comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
     'Has a delivery wait, by its current lease: held tells whether that was so. Of each wait [{name, key, occurrence, '
-    'pattern, filter, since, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes on; '
-    'seconds until the first one ends by time.';
+    'pattern, filter, parent, since, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes '
+    'on; seconds until the first one ends by time. A wait for answers names their parent, the request; an answer up to '
+    'since has been seen, and ends no wait again.';
 
 create function runtime.suspend(ids bigint[], subscriptions integer[], places jsonb[]) returns void
 language plpgsql set search_path = '' as $$
@@ -356,7 +385,7 @@ begin
                 for update skip locked;
                 if found then
                     answer := case when w.pattern is not null then
-                        runtime.first_answer(w.pattern, w.filter, w.since_id) end;
+                        runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent) end;
                     if answer is not null then
                         perform runtime.keep_answer(w, answer);
                         is_over := true;
@@ -382,9 +411,13 @@ begin
         update runtime.deliveries d set visible_at = case
             when is_over then now
             when is_missed then least(l.until, now + make_interval(secs => least(0.1 * 1.5 ^ least(u.looked, 20), 1.0)))
-            else coalesce(l.until, now + interval '100 years') end
+            else least(coalesce(l.until, now + interval '100 years'), l.look_again) end
         from (
-            select min(x.until) as until from runtime.waits x
+            -- The handlers of a request may all end without an answer, which no message tells.
+            select min(x.until) as until,
+                   case when bool_or(x.parent is not null) then
+                       now + interval '15 minutes' * (0.8 + 0.2 * random()) end as look_again
+            from runtime.waits x
             where x.message_id = u.message_id and x.subscription = u.subscription
         ) l
         where d.message_id = u.message_id and d.subscription = u.subscription
@@ -414,7 +447,7 @@ comment on function runtime.forget_waits(bigint[], integer[]) is 'Ends the waits
 create function runtime.waits_of(message bigint, subscription integer) returns json
 language sql stable set search_path = '' as $$
     select coalesce(json_agg(json_build_object(
-        'pattern', w.pattern, 'where', w.filter, 'key', w.key, 'occurrence', w.occurrence, 'since', w.created_at,
+        'pattern', w.pattern, 'where', w.filter, 'parent', w.parent, 'key', w.key, 'occurrence', w.occurrence, 'since', w.created_at,
         'until', w.until) order by w.created_at, w.name), '[]')
     from runtime.waits w where w.message_id = message and w.subscription = waits_of.subscription
 $$;
@@ -430,14 +463,14 @@ begin
     return (
         select coalesce(json_agg(row_to_json(x)), '[]') from (
             select w.message_id as message, m.key as message_key, w.name as subscription, w.pattern, w.filter as "where",
-                   w.created_at as since, w.until,
+                   w.parent, w.created_at as since, w.until,
                    coalesce((
                        select d.lease is null from runtime.deliveries d
                        where d.message_id = w.message_id and d.subscription = w.subscription
                    ), true) as suspended
             -- Those that are shown are chosen first, so that only their messages are read.
             from (
-                select s.name, w.message_id, w.subscription, w.pattern, w.filter, w.created_at, w.until
+                select s.name, w.message_id, w.subscription, w.pattern, w.filter, w.parent, w.created_at, w.until
                 from runtime.waits w
                 join runtime.subscriptions s on s.id = w.subscription
                 where (stream_waits.subscription is null or s.name = stream_waits.subscription)
@@ -453,5 +486,5 @@ begin
 end
 $$;
 comment on function public.stream_waits(text, text, integer) is
-    'What handlers wait for, the longest wait first: [{message, message_key, subscription, pattern, where, since, until, '
-    'suspended}]; pattern is null for a sleep.';
+    'What handlers wait for, the longest wait first: [{message, message_key, subscription, pattern, where, parent, since, '
+    'until, suspended}]; pattern is null for a sleep, parent the request whose answer it waits for.';

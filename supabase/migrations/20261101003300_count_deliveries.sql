@@ -148,9 +148,12 @@ begin
     return query
     select x.subscription, json_agg(json_build_object('pattern', x.pattern, 'count', x.amount) order by x.place)
     from (
-        select w.subscription, w.pattern, (count(*) * 100 / portion)::bigint as amount,
-               row_number() over (partition by w.subscription order by count(*) desc, w.pattern) as place
-        from runtime.waits w tablesample system (portion) repeatable (1) group by 1, 2
+        select w.subscription, v.pattern, (count(*) * 100 / portion)::bigint as amount,
+               row_number() over (partition by w.subscription order by count(*) desc, v.pattern) as place
+        from runtime.waits w tablesample system (portion) repeatable (1)
+        -- Each asker has a key of its own for its answers.
+        cross join lateral (select case when w.parent is null then w.pattern else 'answer.>' end as pattern) v
+        group by 1, 2
     ) x
     where x.place <= 5 group by 1;
 end

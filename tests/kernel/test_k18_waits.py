@@ -416,3 +416,45 @@ async def test_k18_a_filter_means_what_the_value_contains(
     await suspended(db, worker, payment(filter=filter_))
     await insert(db, "payment.settled", value)
     assert bool(await worker.take()) is fits
+
+
+async def test_g13_k18_a_wait_for_an_answer_ends_with_the_answers_to_its_request_alone(
+    db: Any, worker: Worker
+) -> None:
+    taken = await begun(db, worker)
+    mine, other = await insert(db, "price.wanted", "pen"), await insert(db, "price.wanted", "ink")
+    asked = {"name": "ask price.wanted", "key": "1", "occurrence": 1, "pattern": "answer.me", "parent": mine}
+    await db.fetchval(
+        "select stream_step($1, $2, $3, name => 'ask price.wanted', key => '1', occurrence => 1, value => $4)",
+        taken.id, taken.subscription, taken.lease, {"request": mine},
+    )  # fmt: skip
+    await db.execute("update runtime.steps set created_at = created_at - interval '5 s'")
+    asked |= {"since": mine, "seconds": 3600.0}
+    assert (await wait(db, taken, asked))["outcomes"] == [None]
+    await suspend(worker, taken, asked)
+    await settled(db, worker)
+    # An answer to another request of the same asker, and what is none.
+    await insert(db, "answer.me", 1, parent_id=other)
+    await insert(db, "answer.you", 1, parent_id=mine)
+    await insert(db, "answer.me", 1)
+    assert await worker.take() == []
+    [told] = await db.fetchval("select stream_waits()")
+    assert (told["pattern"], told["parent"], told["suspended"]) == ("answer.me", mine, True)
+    first = await insert(db, "answer.me", 2, parent_id=mine)
+    [again] = await worker.take()
+    assert outcomes(again) == [first]
+    # The same place waits for the next one, and its time runs from the step.
+    second = {**asked, "since": first}
+    assert (await wait(db, again, second))["outcomes"] == [None]
+    await suspend(worker, again, second)
+    await settled(db, worker)
+    assert await db.fetchval(
+        "select until - s.created_at = interval '1 hour' from runtime.waits join runtime.steps s using (message_id)"
+    )
+    # No message tells of a handler that ends without an answer: it is looked for after some minutes.
+    await advance(db, 900)
+    [looking] = await worker.take()
+    assert outcomes(looking) == []
+    assert (await wait(db, looking, second))["outcomes"] == [None]
+    last = await insert(db, "answer.me", 3, parent_id=mine)
+    assert [each["id"] for each in (await wait(db, looking, second))["outcomes"]] == [last]

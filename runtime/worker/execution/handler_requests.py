@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from runtime.agent.answer_wait import AnswerWait
 from runtime.agent.context import Context
 from runtime.agent.handler import Handler
 from runtime.agent.request_reply import question_key
 from runtime.agent.services import AskOptions
-from runtime.client.requester import Requester
+from runtime.agent.waiting import GRACE_SECONDS
+from runtime.client.pending_request import PendingRequest
+from runtime.client.requester import Requester, check_wait
 from runtime.errors import NobodyAnswers
 from runtime.message import Answer, Draft
+from runtime.worker.execution.asking import Asking
 from runtime.worker.execution.services import Spans
 
 
@@ -34,7 +37,9 @@ class HandlerRequests:
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> Any:
         """Ask, and return the first good answer's value; see `Context.ask`."""
-        return (await asyncio.wrap_future(self._submit(context, key, value, seconds, options))).given()
+        check_wait(seconds)
+        pending = PendingRequest(self._request(context, key, value, options), seconds, is_for_one=True)
+        return (await self._asking(context, pending).answers())[0].given()
 
     async def ask_all(
         self,
@@ -46,15 +51,17 @@ class HandlerRequests:
         options: AskOptions,
     ) -> list[Answer]:
         """Ask, and return so many answers; see `Context.ask_all`."""
-        draft = self._request(context, key, value, options)
-        send = partial(self._requester.ask_all, draft, count, seconds)
-        return await asyncio.wrap_future(self._requester.submit(send))
+        check_wait(seconds, count)
+        pending = PendingRequest(self._request(context, key, value, options), seconds, count)
+        return await self._asking(context, pending).answers()
 
     def ask_blocking(
         self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
     ) -> Any:
         """Ask from a thread; see `Context.ask_blocking`."""
-        return self._submit(context, key, value, seconds, options).result().given()
+        check_wait(seconds)
+        pending = PendingRequest(self._request(context, key, value, options), seconds, is_for_one=True)
+        return self._asking(context, pending).answers_blocking()[0].given()
 
     async def send_now(self, context: Context, key: str, value: object, once: str) -> int:
         """Send a message at once; see `Requests.send_now`."""
@@ -67,11 +74,13 @@ class HandlerRequests:
         [draft] = [draft] if self._spans is None else self._spans.emitting([draft])
         return await asyncio.wrap_future(self._requester.submit(partial(self._requester.send, draft)))
 
-    def _submit(
-        self, context: Context, key: str, value: object, seconds: float | None, options: AskOptions
-    ) -> "Future[Answer]":
-        draft = self._request(context, key, value, options)
-        return self._requester.submit(partial(self._requester.ask, draft, seconds))
+    def _asking(self, context: Context, pending: PendingRequest) -> Asking:
+        draft = pending.draft
+        assert draft.dedup_key is not None, "each request of a handler has one"
+        is_short = pending.seconds is not None and pending.seconds <= GRACE_SECONDS
+        waits = None if is_short else context.kept_waits
+        wait = None if waits is None else AnswerWait(waits, draft.key, draft.dedup_key, pending.seconds)
+        return Asking(self._requester, pending, wait)
 
     def _request(self, context: Context, key: str, value: object, options: AskOptions) -> Draft:
         message, handler = context.message, self._handlers[context.handler]
