@@ -73,6 +73,7 @@ def log_of_its_own() -> Iterator[None]:
     ]
     root.setLevel(levels[0])
     ours.setLevel(levels[1])
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="session")

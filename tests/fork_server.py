@@ -1,6 +1,8 @@
 """Processes forked from one in which modules are loaded already, since loading them is most of what a start costs."""
 
+import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -37,12 +39,28 @@ class ForkServer:
             os.close(each)
 
 
-def door() -> socket.socket:
-    """Where the requests come in, in the process that is forked."""
-    return socket.socket(fileno=int(sys.argv[1]))
+def fork_for_each_request(count: int) -> Sequence[int] | None:
+    """Fork for each request, in the process that is forked, until nobody can make one any more.
+
+    Args:
+        count: how many descriptors come with a request.
+
+    Returns:
+        In each fork the descriptors of its request, and None in the end in the process itself.
+    """
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while numbers := _next_request(requests, count):
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            requests.close()
+            return numbers
+        for each in numbers:
+            os.close(each)
+    return None
 
 
-def next_request(door: socket.socket, count: int) -> Sequence[int] | None:
-    """The descriptors of the next request; None when nobody can make one any more."""
-    said, descriptors, _, _ = socket.recv_fds(door, 1, count)
-    return descriptors if said else None
+def _next_request(requests: socket.socket, count: int) -> Sequence[int]:
+    said, descriptors, _, _ = socket.recv_fds(requests, 1, count)
+    return descriptors if said else ()

@@ -1,9 +1,7 @@
 """Gateways forked from a process in which their modules are loaded."""
 
-import gc
 import json
 import os
-import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
@@ -14,7 +12,7 @@ import psutil
 
 from runtime.local.gateway_process import GatewayProcess
 from runtime.local.logs import begin_log
-from tests.fork_server import ForkServer, door, next_request
+from tests.fork_server import ForkServer, fork_for_each_request
 
 
 class GatewayForks:
@@ -87,19 +85,10 @@ class ForkedGateway(GatewayProcess):
 
 def serve() -> None:
     """Fork a gateway for each request, until nobody can send one."""
-    requests = door()
     main = import_module("runtime.local.gateway.__main__").main
-    gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while numbers := next_request(requests, 3):
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            requests.close()
-            _become(*numbers)
-            main()
-            return
-        for each in numbers:
-            os.close(each)
+    if numbers := fork_for_each_request(3):
+        _become(*numbers)
+        main()
 
 
 def _become(request: int, answer: int, log: int) -> None:

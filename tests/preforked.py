@@ -5,7 +5,6 @@ read nothing of their environment as they are loaded. The command line loads its
 command's life: its arguments, environment, streams, working directory, exit code.
 """
 
-import gc
 import json
 import os
 import runpy
@@ -22,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TextIO
 
-from tests.fork_server import ForkServer, door, next_request
+from tests.fork_server import ForkServer, fork_for_each_request
 
 _MODULES = (
     "asyncpg", "anyio", "anyio._backends._asyncio", "anyio.streams.tls", "cronsim", "dotenv", "httpx", "jwt",
@@ -192,19 +191,10 @@ def _read(pipe: TextIO | None) -> str:
 
 def serve() -> None:
     """Fork a command for each request, until nobody can send one."""
-    requests = door()
     for module in _MODULES:
         import_module(module)
-    gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while numbers := next_request(requests, 5):
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            requests.close()
-            _watch(*numbers)
-            return
-        for each in numbers:
-            os.close(each)
+    if numbers := fork_for_each_request(5):
+        _watch(*numbers)
 
 
 def _watch(request: int, status: int, *streams: int) -> None:

@@ -82,13 +82,7 @@ class Steps:
             if place not in self.kept:
                 undo = self._undo_of(call)
                 with self.span(call.name):
-                    if call.transaction:
-                        text, earlier = await self._retried(
-                            call, place, partial(self._committed, call, place, undo)
-                        )
-                    else:
-                        text = self._text_of(call, await self.work_out(call, place), undo)
-                        earlier = []
+                    text, earlier = await self._result(call, place, undo)
                 if self.keeper and not call.transaction:
                     earlier = await self.keeper.keep(place, text, undo)
                 self._note(place, earlier[0] if earlier else decode(text), undo)
@@ -182,6 +176,24 @@ class Steps:
 
         return await self._retried(call, place, once)
 
+    async def _result(self, call: StepCall, place: StepPlace, undo: str | None) -> tuple[str, list[Any]]:
+        """Return the text of a result, and what a transaction found to be kept already, in a list."""
+        if call.transaction:
+            return await self._retried(call, place, partial(self._committed, call, place, undo))
+        return self._text_of(call, await self.work_out(call, place), undo), []
+
+    def _result_blocking(self, call: StepCall, place: StepPlace, undo: str | None) -> tuple[str, list[Any]]:
+        """As `_result`, in the thread of a plain handler."""
+        if call.timeout is not None:
+            raise InvalidValue(
+                f"Step {call.name!r}: a plain function cannot be stopped in its thread, so step_blocking takes no "
+                "timeout. Give the function's own client one."
+            )
+        if call.transaction:
+            return self._retried_blocking(call, place, partial(self._committed_blocking, call, place, undo))
+        result = self._retried_blocking(call, place, lambda step: _plain_result(call, call.bound(step)()))
+        return self._text_of(call, result, undo), []
+
     async def _retried(self, call: StepCall, place: StepPlace, once: Callable[[Step], Awaitable[T]]) -> T:
         attempt = 0
         while True:
@@ -193,6 +205,18 @@ class Steps:
                 if delay is None:
                     raise
             await anyio.sleep(delay)
+
+    def _retried_blocking(self, call: StepCall, place: StepPlace, once: Callable[[Step], T]) -> T:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return once(self._step(place, attempt))
+            except Exception as error:
+                delay = self._delay(call, error, attempt)
+                if delay is None:
+                    raise
+            time.sleep(delay)
 
     async def _committed(
         self, call: StepCall, place: StepPlace, undo: str | None, step: Step
@@ -211,26 +235,6 @@ class Steps:
             return self._text_of(call, _plain_result(call, call.bound(step, connection)()), undo)
 
         return kept_together_blocking(self.transactions, place, work, undo)
-
-    def _result_blocking(self, call: StepCall, place: StepPlace, undo: str | None) -> tuple[str, list[Any]]:
-        if call.timeout is not None:
-            raise InvalidValue(
-                f"Step {call.name!r}: a plain function cannot be stopped in its thread, so step_blocking takes no "
-                "timeout. Give the function's own client one."
-            )
-        attempt = 0
-        while True:
-            attempt += 1
-            step = self._step(place, attempt)
-            try:
-                if call.transaction:
-                    return self._committed_blocking(call, place, undo, step)
-                return self._text_of(call, _plain_result(call, call.bound(step)()), undo), []
-            except Exception as error:
-                delay = self._delay(call, error, attempt)
-                if delay is None:
-                    raise
-            time.sleep(delay)
 
     def _step(self, place: StepPlace, attempt: int) -> Step:
         name, key, occurrence = place

@@ -50,14 +50,8 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
     """
     if client is not None:
         _check_client(client)
-    if client is None and settings.database_url is not None:
-        from runtime.store.postgres import PostgresStore
-
-        return PostgresStore(
-            settings.database_url.get_secret_value(),
-            request_seconds=settings.request_seconds,
-            source=settings.origin.database and named(settings.origin.database),
-        )
+    elif (direct := _direct_store(settings)) is not None:
+        return direct
     from runtime.store.supabase import SupabaseStore
 
     if client is not None:
@@ -74,15 +68,19 @@ async def open_store(settings: Settings, client: "AsyncClient | None" = None) ->
 
 def open_transactions(settings: Settings) -> "PostgresStore | None":
     """Return a direct store with connections for the transactions of handlers; None without a DATABASE_URL."""
+    return _direct_store(settings, connections=_TRANSACTIONS)
+
+
+def _direct_store(settings: Settings, **options: int) -> "PostgresStore | None":
     if settings.database_url is None:
         return None
     from runtime.store.postgres import PostgresStore
 
     return PostgresStore(
         settings.database_url.get_secret_value(),
-        connections=_TRANSACTIONS,
         request_seconds=settings.request_seconds,
         source=settings.origin.database and named(settings.origin.database),
+        **options,
     )
 
 

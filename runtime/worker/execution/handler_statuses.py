@@ -37,7 +37,7 @@ class HandlerStatuses:
         self._outage = Outage()
 
     def tell(self, deliveries: Sequence[Delivery], text: str) -> None:
-        """Show where these deliveries are. From any thread; returns at once, and never fails."""
+        """Show where these deliveries are. From any thread; returns at once."""
         kept = str(text)[:_MAX_CHARACTERS].encode("utf-8", "replace").decode()
         kept = kept.replace("\0", "\N{REPLACEMENT CHARACTER}")
         with self._lock:
