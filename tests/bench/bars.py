@@ -140,6 +140,38 @@ BARS = (
         _gate(32, "workers asleep", "ungated NOTIFY"),
         1,
     ),
+    Bar("handlers of three steps: of DBOS", "steps", _to("steps/handlers of three", "dbos"), 5),
+    Bar("handlers of three steps: of Absurd", "steps", _to("steps/handlers of three", "absurd"), 10),
+    Bar("a step, p50: of a single send", "trips", _between("trips/step, p50", "trips/send, p50"), 1.5, True),
+    Bar(
+        "drain beside 100,000 suspended: of beside none",
+        "suspended",
+        _between("suspended/drain beside 100,000", "suspended/drain beside 0"),
+        0.95,
+    ),
+    Bar(
+        "memory beside 100,000 suspended: of beside none",
+        "suspended",
+        _between("suspended/memory beside 100,000", "suspended/memory beside 0"),
+        1.02,
+        True,
+    ),
+    *(
+        Bar(
+            f"{what}, 10,000 waits on other keys: of none",
+            "awaited",
+            _between(f"awaited/{what} beside 10,000", f"awaited/{what} beside 0"),
+            0.95,
+        )
+        for what in ("send of 1", "send of 100", "8 writers")
+    ),
+    Bar(
+        "from the message to the line after wait_for, p50: of a fresh delivery",
+        "resumed",
+        _between("resumed/after a wait, p50", "resumed/fresh delivery, p50"),
+        2,
+        True,
+    ),
     Bar("idle: queries", "idle", _of("idle/queries"), 1, True, "per 10 s"),
     Bar("idle: CPU", "idle", _of("idle/CPU"), 0.5, True, "%"),
     Bar("idle: memory", "idle", _of("idle/memory"), 60, True, "MB"),

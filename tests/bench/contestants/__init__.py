@@ -8,7 +8,12 @@ from typing import Protocol, cast
 from tests.bench.starts import Starts
 
 OURS = "ours"
-PEERS = ("pgqueuer", "pgmq", "oban", "procrastinate")
+QUEUES = ("pgqueuer", "pgmq", "oban", "procrastinate")
+# Their handlers consist of steps whose results are kept.
+DURABLE = ("dbos", "absurd")
+PEERS = (*QUEUES, *DURABLE)
+STEPS = ("reserve", "charge", "ship")
+"""The steps of a handler that has some."""
 
 
 class Sender(Protocol):
@@ -43,7 +48,7 @@ class Contestant(Protocol):
         """Open a sender."""
 
     async def work(self, url: str, starts: Starts) -> None:
-        """Handle messages by a handler that notes its start and does nothing, for ever."""
+        """Handle messages by a handler that notes its start and does nothing, or only its steps, for ever."""
 
 
 def contestant(name: str) -> Contestant:

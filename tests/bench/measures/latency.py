@@ -1,7 +1,7 @@
 """How long from commit to handler? Messages sent at a pace, against the moments at which their handlers started."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 import anyio
 
@@ -23,7 +23,7 @@ async def latency(server: Server, scale: Scale, name: str) -> AsyncIterator[Samp
     """Idle, and beside a thousand other messages a second; ours by the direct store and NOTIFY."""
     for load in (0, _LOAD):
         database = await server.fresh(name, Shape())
-        async for sample in _paced(server, scale, name, database, _figure("direct", load), load):
+        async for sample in paced(server, scale, name, database, _figure("direct", load), load):
             yield sample
 
 
@@ -44,7 +44,7 @@ async def paths(server: Server, scale: Scale, name: str) -> AsyncIterator[Sample
                 ("polling, direct", direct),
                 ("polling, REST", {**rest, **deaf}),
             ):
-                async for sample in _paced(
+                async for sample in paced(
                     server, scale, name, database, _figure(way, load), load, environment
                 ):
                     yield sample
@@ -54,17 +54,29 @@ def _figure(way: str, load: int) -> str:
     return f"latency/{way}, {'under load' if load else 'idle'}"
 
 
-async def _paced(
+async def paced(
     server: Server,
     scale: Scale,
     name: str,
     database: Database,
     figure: str,
-    load: int,
+    load: int = 0,
     environment: Mapping[str, str] | None = None,
+    agents: str = "fan_out",
+    prepare: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Sample]:
-    async with Workers.started(server.folder, name, database.url, environment=environment) as workers:
+    """Send at a pace that a worker keeps up with, and take the time until each start.
+
+    Args:
+        load: other messages a second.
+        environment: of ours, when not the direct store.
+        agents: the module that ours runs.
+        prepare: what is done once the worker is ready.
+    """
+    async with Workers.started(server.folder, name, database.url, agents, environment=environment) as workers:
         await ready(server, database, name, workers)
+        if prepare is not None:
+            await prepare()
         # Whatever it does at its start is over, and what it does at rest has begun.
         await anyio.sleep(_REST_SECONDS)
         await quiet(scale.quiet_seconds)

@@ -47,14 +47,15 @@ async def writers(server: Server, scale: Scale, name: str) -> AsyncIterator[Samp
                 if is_ungated := "and ungated" in label:
                     await listener.execute(_notifying("consciousness_stream"))
                 foreign = Foreign(lambda: server.pids)
-                rate = await _commits(server, database, table, crowd, scale.writing_seconds)
+                rate = await commits(server, database, table, crowd, scale.writing_seconds)
                 if is_ungated:
                     # Disabled, it would still cost every insert something.
                     await listener.execute("drop trigger notify_row on consciousness_stream")
                 yield Sample(f"{crowd} writers/{label}", name, rate, "/s", foreign.cores())
 
 
-async def _commits(server: Server, database: Database, table: str, crowd: int, seconds: float) -> float:
+async def commits(server: Server, database: Database, table: str, crowd: int, seconds: float) -> float:
+    """Commits a second of so many writers of single rows."""
     script = server.folder / "insert.sql"
     await anyio.Path(script).write_text(
         f"insert into {table} (key, value) values ('bench', jsonb_build_object({_PAIRS}));\n"
