@@ -78,6 +78,8 @@ async def test_k18_whatever_it_dies_of_its_undos_run_in_a_second_phase(
     assert names(second) == ["reserve", "look", "charge", "undo"]
     assert [undo and undo["step"] for *_, undo in second.steps or ()] == ["reserve", None, "charge", None]
     assert await db.fetchval("select count(*) from runtime.waits") == 0
+    [counted] = (await db.fetchval("select stream_stats()"))["subscriptions"]
+    assert [counted[name] for name in ("undoing", "running", "scheduled", "suspended")] == [1, 0, 0, 0]
     assert not (await keep(db, first, "late"))["held"]
     await keep(db, second, "undo.charge", value=True, undo=None)
     # In this phase its attempts are counted anew, and it does not die into a third one.
