@@ -1,13 +1,5 @@
 -- Mending steps: the kept results of a handler are forgotten from one on, or given other values, before it runs again.
 
-create function runtime.label_of(s runtime.steps) returns text
-language sql immutable set search_path = '' as $$
-    select s.name || case when s.key <> '' then format(' [%s]', s.key) else '' end
-                  || case when s.occurrence > 1 then format(' (%s)', s.occurrence) else '' end
-$$;
-comment on function runtime.label_of(runtime.steps) is
-    'A step as runtime trace shows it: its name, its key in brackets, and its occurrence where it is not the first.';
-
 create function runtime.labels_of(message bigint, subscription integer) returns text
 language sql stable set search_path = '' as $$
     select coalesce(string_agg(runtime.label_of(s), ', ' order by s.created_at, s.name), 'nothing') from runtime.steps s

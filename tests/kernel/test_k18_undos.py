@@ -142,7 +142,10 @@ async def test_k18_what_was_undone_is_not_edited_and_done_again_from_it_on(db: A
     [taken] = await worker.take()
     for name in ("undo.charge", "undo.reserve"):
         await keep(db, taken, name, value=True, undo=None)
+    await db.execute("update runtime.steps set key = '7', occurrence = 2 where name like '%charge'")
     await worker.fail(taken, outcome="undone", error=None)
+    # Its error names steps as commands take them.
+    assert [error for _, error in await letters(db)] == [f"{ERROR}\nUndone: charge [7] (2), reserve"]
     for call in ("stream_redrive(edits => $1)", f"stream_fork({taken.id}, edits => $1)"):
         with pytest.raises(asyncpg.InvalidParameterValueError, match=r"'reserve' .* was undone") as refused:
             await db.fetchval(f"select {call}", {"look": 1, "reserve": 2})
