@@ -59,6 +59,8 @@ _LAPSE: Final = """
 _WAITING: Final = """
     select s.name, count(*) filter (where d.lease is not null) as running,
            count(*) filter (where d.lease is null) as waiting,
+           (select string_agg(h.version, ', ' order by h.version)
+            from runtime.held_back() h where h.subscription = s.id) as held_back,
            not s.settled as is_settling, s.paused_at is not null as is_paused
     from runtime.subscriptions s
     left join runtime.deliveries d on d.subscription = s.id and d.visible_at is distinct from 'infinity'
@@ -378,6 +380,8 @@ class Harness:
         lines = [f"Work was left after {seconds:g} s:"]
         for row in left:
             state = (", not settled" if row["is_settling"] else "") + (", paused" if row["is_paused"] else "")
+            if row["held_back"]:
+                state += f", of which some wait for a worker of version {row['held_back']}"
             lines.append(f"{row['name']}: {row['waiting']} waiting, {row['running']} running{state}")
         if not self._workers:
             lines.append("No agent runs here: async with harness.running(agent): …")

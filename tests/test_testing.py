@@ -3,12 +3,14 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from runtime import Agent, Context, Message, Reject, Retry
 from runtime.testing import Harness, NotDrained
+from tests.integration.conftest import connected
 
 pytestmark = pytest.mark.anyio
 
@@ -219,9 +221,18 @@ async def test_a_handler_is_killed_after_each_of_its_steps_and_one_that_minds_is
         charged.append(order)
         return order
 
+    async def note(connection: Any, order: int) -> int:
+        await connection.execute("insert into public.orders values ($1)", order)
+        return order
+
     @careful.on("order.placed", emits="order.paid")
     def pay(order: int, context: Context) -> int:
+        context.step_blocking("note", lambda connection: connection.fetchval("select 1"), transaction=True)
         return int(context.step_blocking("charge", charge, order)) + 1
+
+    @careful.on("order.placed", emits="order.noted")
+    async def book(order: int, context: Context) -> int:
+        return await context.step("book", note, order, transaction=True)
 
     @careless.on("order.returned", emits="order.refunded")
     async def refund(order: int, context: Context) -> int:
@@ -229,9 +240,12 @@ async def test_a_handler_is_killed_after_each_of_its_steps_and_one_that_minds_is
         await context.step("look", lambda: None)
         return len(begun)
 
-    async with harness.running(careful, careless):
+    async with connected(harness._admin_url) as connection, harness.running(careful, careless):
+        await connection.execute("create table public.orders (number integer)")
         await harness.assert_same_end("order.placed", 7)
-        assert charged == [7, 7]
+        # Once undisturbed, and once for each of three steps, two of them kept by a transaction.
+        assert charged == [7] * 4
+        assert await connection.fetchval("select count(*) from public.orders") == 4
         with pytest.raises(AssertionError, match="came to another end"):
             await harness.assert_same_end("order.returned", 7)
         assert len(begun) == 3

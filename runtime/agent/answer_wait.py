@@ -73,11 +73,9 @@ class AnswerWait:
 
     def _wire(self, found: RequestState) -> dict[str, Any]:
         name, key, occurrence = self._place
-        # An answer of a handler that does not count has ended the wait, and is not among those that were found.
-        ended_by = (self._waits.steps.kept.get(self._ended) or {}).get("id", 0)
         return {
             "name": name, "key": key, "occurrence": occurrence, "pattern": found.reply_to, "parent": found.request,
-            "since": max(found.newest, ended_by), "seconds": self._seconds,
+            "since": found.request, "seen": found.seen, "seconds": self._seconds,
         }  # fmt: skip
 
     def _is_answered(self, waited: Waited) -> bool:

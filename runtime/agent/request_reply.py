@@ -30,7 +30,7 @@ class RequestState:
         waiting: how many of them have not finished.
         is_handled: whether one of them has succeeded.
         answers: one from each handler, in the order of writing.
-        newest: the highest id among its answers, or its own.
+        seen: the ids of all that was written as an answer, of whoever.
     """
 
     request: int
@@ -40,7 +40,7 @@ class RequestState:
     waiting: int
     is_handled: bool
     answers: tuple[Answer, ...]
-    newest: int
+    seen: tuple[int, ...]
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], key: str) -> "RequestState":
@@ -49,7 +49,7 @@ class RequestState:
         answers = [_answer(each, row["request"], key) for each in messages]
         return cls(
             row["request"], key, row["reply_to"], row["listeners"], row["waiting"], row["handled"],
-            tuple(_one_of_each(answers)), max([row["request"], *(each.id for each in messages)]),
+            tuple(_one_of_each(answers)), tuple(row["seen"]),
         )  # fmt: skip
 
     def settled(self, count: int | None) -> tuple[Answer, ...] | None:

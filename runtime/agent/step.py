@@ -41,6 +41,9 @@ class StepKeeper(Protocol):
     def keep_blocking(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """As `keep`, from a thread of user code."""
 
+    def along(self, transactions: Transactions) -> Transactions:
+        """Return what opens the transactions that keep the other steps of the delivery."""
+
 
 def _nothing(_: StepCall) -> str | None:
     return None

@@ -1,6 +1,7 @@
 """The names of steps, and those that the runtime keeps for steps of its own."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from runtime.errors import InvalidValue
 
@@ -15,6 +16,18 @@ MAX_NAME_BYTES: Final = 255
 # A message that ends a wait is found after the handler has come to it, so a wait has a place of its own among steps.
 WAIT_PREFIX: Final = "wait."
 UNDO_PREFIX: Final = "undo."
+
+
+def label_of(step: Mapping[str, Any]) -> str:
+    """Return a step as commands take it: its name, its key in brackets, and its occurrence if that is not the first.
+
+    `runtime.label_of` writes it the same.
+
+    Args:
+        step: its name, key and occurrence.
+    """
+    key = f" [{step['key']}]" if step["key"] else ""
+    return f"{step['name']}{key}" + (f" ({step['occurrence']})" if step["occurrence"] > 1 else "")
 
 
 def check_step_name(name: object, key: object) -> None:

@@ -271,7 +271,7 @@ async def _until(condition: Callable[[], bool], what: str) -> None:
 
 
 def _waiting(subscription: dict[str, Any]) -> int:
-    return sum(subscription[name] for name in ("waiting", "running", "scheduled", "suspended"))
+    return sum(subscription[name] for name in ("waiting", "running", "scheduled", "suspended", "undoing"))
 
 
 def _subject(value: Any) -> str:

@@ -1,13 +1,13 @@
 """The figures of subscriptions and workers as cells of tables, under the same heads in each command."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from rich.filesize import decimal
 from rich.text import Text
 
 from runtime.cli.tables import Rows
-from runtime.cli.times import amount, duration
+from runtime.cli.times import amount, counted, duration
 from runtime.encoding.json import legible
 
 WORK: Final = ("waiting", "running", "scheduled")
@@ -39,6 +39,15 @@ def awaited(subscription: dict[str, Any]) -> str:
     return ", ".join(
         f"{each['pattern'] or 'a time'} ({each['count']:,})" for each in subscription.get("awaited", ())
     )
+
+
+def long_work(subscriptions: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for each subscription that waits for something, or whose deliveries are being undone."""
+    for each in subscriptions:
+        if each["suspended"]:
+            yield f"{each['name']} waits for {awaited(each)}"
+        if each["undoing"]:
+            yield f"{each['name']} undoes the finished steps of {counted(each['undoing'], 'message')}"
 
 
 def wait_text(wait: dict[str, Any]) -> str:

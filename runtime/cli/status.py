@@ -27,11 +27,11 @@ def status(
     if stats["subscriptions"]:
         out.print()
         out.print(_subscriptions(stats))
-    suspended = [each for each in stats["subscriptions"] if each["suspended"]]
-    if suspended:
+    long = list(figures.long_work(stats["subscriptions"]))
+    if long:
         out.print()
-    for each in suspended:
-        out.print(Text(f"{plain(each['name'])} waits for {plain(figures.awaited(each))}", style="dim"))
+    for line in long:
+        out.print(Text(plain(line), style="dim"))
     if stats["workers"]:
         out.print()
         out.print(figures.table_of_workers(stats["workers"]))

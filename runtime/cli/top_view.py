@@ -107,4 +107,6 @@ class TopView:
 
 def is_abandoned(subscription: dict[str, Any]) -> bool:
     """Whether no worker serves a subscription and nothing is due for it."""
-    return not any(subscription[name] for name in ("workers", "waiting", "running", "scheduled", "suspended"))
+    return not any(
+        subscription[name] for name in ("workers", "waiting", "running", "scheduled", "suspended", "undoing")
+    )

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from runtime.agent.step_names import UNDO
+from runtime.agent.step_names import UNDO, label_of
 from runtime.cli.figures import wait_text
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
@@ -101,12 +101,9 @@ def _wait(wait: dict[str, Any]) -> Text:
 def _step(step: dict[str, Any]) -> Text:
     """Return a step whose result is kept; of the one that says what its delivery has died of, the error alone."""
     value = legible(step["value"]["error"] if step["name"] == UNDO else step["value"])
-    of_several = f" [{step['key']}]" if step["key"] else ""
-    of_several += f" ({step['occurrence']})" if step["occurrence"] > 1 else ""
     return Text.assemble(
         ("step ", "dim"),
-        plain(step["name"]),
-        plain(of_several),
+        plain(label_of(step)),
         (f"  {ago(step['created_at'])}  ", "dim"),
         plain(value if len(value) <= _VALUE_CHARACTERS else f"{value[: _VALUE_CHARACTERS - 1]}…"),
     )

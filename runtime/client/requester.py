@@ -308,7 +308,7 @@ class Requester:
                 # The request was pruned, or the database was reset.
                 row = {
                     "request": each.request, "reply_to": self.reply_to, "listeners": 1, "waiting": 0,
-                    "handled": False, "answers": (),
+                    "handled": False, "answers": (), "seen": (),
                 }  # fmt: skip
             settled = each.note(RequestState.from_row(row, each.key)) or settled
         self._idle_looks = 0 if settled else self._idle_looks + 1

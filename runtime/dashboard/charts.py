@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+from runtime.agent.step_names import label_of
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28
@@ -112,8 +113,7 @@ def waterfall(
                 bars.append(_bar(left, right, y, kind, title))
             for step in one["steps"]:
                 finished = (moment(step["created_at"]) - zero).total_seconds()
-                key = f" [{step['key']}]" if step["key"] else ""
-                title = f"step {step['name']}{key} finished after {finished:.3f} s"
+                title = f"step {label_of(step)} finished after {finished:.3f} s"
                 bars.append(Bar(place(finished), y + 4, 2, 16, "kept", title))
             lanes.append(WaterfallRow(y, one["subscription"], each["id"], depth + 1, False, bars))
     ticks = [(place(total * part / 4), total * part / 4) for part in range(5)]

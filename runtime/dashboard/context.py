@@ -132,6 +132,7 @@ def _ways(stats: dict[str, Any]) -> dict[str, Any]:
         "waiting": sum(each["waiting"] for each in stats["subscriptions"]),
         "scheduled": sum(each["scheduled"] for each in stats["subscriptions"]),
         "suspended": sum(each["suspended"] for each in stats["subscriptions"]),
+        "undoing": sum(each["undoing"] for each in stats["subscriptions"]),
         "about": any(each.get("about") for each in stats["subscriptions"]),
         "running": sum(each["running"] for each in stats["subscriptions"]),
         "paused": sum(each["paused"] for each in stats["subscriptions"]),

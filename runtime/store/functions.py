@@ -65,7 +65,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_serve_webhooks": {},
     "stream_webhooks": {},
     "stream_note_webhooks": {"targets": "jsonb", "notes": "jsonb"},
-    "stream_due": {"subscriptions": "text[]"},
+    "stream_due": {"subscriptions": "text[]", "versions": "jsonb"},
     "stream_install_realtime": {},
     "stream_examine": {},
     "stream_trace": {"message": "bigint", "max": "integer"},

@@ -27,6 +27,7 @@ class Drain:
         self.left: int | None = None
         self.next_due_seconds: float | None = None
         self._names: list[str] = []
+        self._versions: dict[str, str | None] = {}
         self._seconds_to_next_tick: Callable[[], float | None] = lambda: None
 
     async def begin(self, store: Store, worker: UUID, handlers: Sequence[Handler]) -> None:
@@ -36,13 +37,14 @@ class Drain:
             StoreError: they could not be written.
         """
         self._names = [handler.name for handler in handlers]
+        self._versions = {handler.name: handler.version for handler in handlers if handler.pin}
         self._seconds_to_next_tick = await tick_once(store, worker, handlers)
 
     async def end(self, store: Store) -> None:
         """Ask what is left, and when the next of it comes due."""
         with anyio.move_on_after(_ASK_SECONDS):
             try:
-                found = await store.operate("stream_due", subscriptions=self._names)
+                found = await store.operate("stream_due", subscriptions=self._names, versions=self._versions)
             except StoreError as error:
                 _log.warning("what is left could not be asked: %s", error)
                 return

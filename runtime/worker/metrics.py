@@ -20,7 +20,7 @@ _COUNTS: Final = {
     "leases lost": ("runtime_leases_lost", "Leases that went to another worker."),
     "leases lapsed": ("runtime_leases_lapsed", "Leases that could not be renewed in time."),
 }
-_STATES: Final = ("waiting", "running", "scheduled", "suspended", "blocked")
+_STATES: Final = ("waiting", "running", "scheduled", "suspended", "undoing", "blocked")
 
 
 class Metrics:
@@ -97,7 +97,7 @@ def _of_subscriptions(subscriptions: list[dict[str, Any]]) -> Iterator[Metric]:
     """The backlog of the whole stream: every worker shows the same, so take the maximum and not the sum."""
     backlog = GaugeMetricFamily(
         "runtime_backlog",
-        "Deliveries that have not ended, by state: waiting, running, scheduled, suspended, blocked.",
+        "Deliveries that have not ended, by state: waiting, running, scheduled, suspended, undoing, blocked.",
         labels=["subscription", "state"],
     )
     lag = GaugeMetricFamily(

@@ -107,6 +107,8 @@ create table runtime.waits (
     parent bigint,
     -- Messages up to this id do not count.
     since_id bigint not null,
+    -- Nor do these: answers that the asker knows. They are named one by one, since ids are not committed in their order.
+    seen bigint[] not null default '{}',
     -- null: for ever.
     until timestamptz,
     created_at timestamptz not null default clock_timestamp(),

@@ -1,5 +1,13 @@
 -- Steps: parts of a handler whose results are kept for the later attempts of their delivery.
 
+create function runtime.label_of(s runtime.steps) returns text
+language sql immutable set search_path = '' as $$
+    select s.name || case when s.key <> '' then format(' [%s]', s.key) else '' end
+                  || case when s.occurrence > 1 then format(' (%s)', s.occurrence) else '' end
+$$;
+comment on function runtime.label_of(runtime.steps) is
+    'A step as runtime trace shows it: its name, its key in brackets, and its occurrence where it is not the first.';
+
 create function public.stream_step(
     message bigint, subscription integer, lease uuid, name text, key text, occurrence integer, value jsonb,
     version text default null, undo jsonb default null, asking boolean default false

@@ -52,7 +52,8 @@ $$;
 comment on function runtime.may_answer(text, text, jsonb) is
     'Whether a message may end a wait: any may, but for decisions that nobody has made.';
 
-create function runtime.first_answer(pattern text, filter jsonb, since bigint, parent bigint) returns bigint
+create function runtime.first_answer(pattern text, filter jsonb, since bigint, parent bigint, seen bigint[])
+returns bigint
 language plpgsql stable set search_path = '' as $$
 declare
     prefix text collate "C" := runtime.prefix_of(pattern);
@@ -61,7 +62,8 @@ begin
     if parent is not null then
         return (
             select min(m.id) from public.consciousness_stream m
-            where m.parent_id = parent and m.key = pattern and m.id > since and (filter is null or m.value @> filter));
+            where m.parent_id = parent and m.key = pattern and m.id > since and m.id <> all (seen)
+              and (filter is null or m.value @> filter));
     elsif prefix is null then
         return (
             select m.id from public.consciousness_stream m
@@ -76,9 +78,9 @@ begin
         order by m.id limit 1);
 end
 $$;
-comment on function runtime.first_answer(text, jsonb, bigint, bigint) is
-    'The first message after an id whose key matches and whose value contains the filter; of those that a parent has '
-    'caused, where one is given.';
+comment on function runtime.first_answer(text, jsonb, bigint, bigint, bigint[]) is
+    'The first message after an id whose key matches and whose value contains the filter; where a parent is given, of '
+    'those that it has caused and that have not been seen.';
 
 create function runtime.keep_answer(w runtime.waits, answer bigint) returns void
 language sql set search_path = '' as $$
@@ -235,14 +237,14 @@ begin
     for asked in
         select x.* from jsonb_to_recordset(waits) as x (
             name text, key text, occurrence integer, pattern text, filter jsonb, parent bigint, since bigint,
-            seconds double precision)
+            seen bigint[], seconds double precision)
     loop
         if asked.parent is not null then
-            -- The asker has seen the answers up to this id, and waits for another one in the same place.
+            -- The asker has seen these answers, and waits for another one in the same place.
             delete from runtime.steps s
             where s.message_id = message and s.subscription = stream_wait.subscription
               and s.name = 'wait.' || asked.name and s.key = asked.key and s.occurrence = asked.occurrence
-              and (s.value -> 'answer')::bigint <= asked.since;
+              and (s.value -> 'answer')::bigint = any (asked.seen);
         end if;
         outcome := (
             select s.value from runtime.steps s
@@ -254,9 +256,9 @@ begin
               and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence
             for update skip locked;
             is_open := found;
-            if is_open and w.parent is not null and w.since_id < asked.since then
-                w.since_id := asked.since;
-                update runtime.waits x set since_id = asked.since
+            if is_open and w.seen <> asked.seen then
+                w.seen := asked.seen;
+                update runtime.waits x set seen = asked.seen
                 where x.message_id = message and x.subscription = stream_wait.subscription
                   and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence;
             end if;
@@ -267,7 +269,7 @@ begin
                 w := row(
                     message, subscription, asked.name, asked.key, asked.occurrence, asked.pattern, asked.filter,
                     coalesce('#' || asked.parent, runtime.probe_of(asked.filter)), asked.parent,
-                    coalesce(asked.since, message),
+                    coalesce(asked.since, message), coalesce(asked.seen, '{}'),
                     -- The time for an answer runs from the step that keeps the request, over all attempts.
                     coalesce((
                         select s.created_at from runtime.steps s
@@ -285,7 +287,7 @@ begin
             end if;
             if is_open then
                 answer := case when w.pattern is not null then
-                    runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent) end;
+                    runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent, w.seen) end;
                 if answer is not null or w.until <= clock_timestamp() then
                     perform runtime.keep_answer(w, answer);
                     outcome := case when answer is null then '{"timeout": true}'
@@ -304,9 +306,9 @@ end
 $$;
 comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
     'Has a delivery wait, by its current lease: held tells whether that was so. Of each wait [{name, key, occurrence, '
-    'pattern, filter, parent, since, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes '
-    'on; seconds until the first one ends by time. A wait for answers names their parent, the request; an answer up to '
-    'since has been seen, and ends no wait again.';
+    'pattern, filter, parent, since, seen, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes '
+    'on; seconds until the first one ends by time. A wait for answers names their parent, the request, and '
+    'the ids of those it has seen, which do not end it again.';
 
 create function runtime.suspend(ids bigint[], subscriptions integer[], places jsonb[]) returns void
 language plpgsql set search_path = '' as $$
@@ -385,7 +387,7 @@ begin
                 for update skip locked;
                 if found then
                     answer := case when w.pattern is not null then
-                        runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent) end;
+                        runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent, w.seen) end;
                     if answer is not null then
                         perform runtime.keep_answer(w, answer);
                         is_over := true;

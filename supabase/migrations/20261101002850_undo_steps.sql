@@ -33,8 +33,7 @@ language sql stable set search_path = '' as $$
         'Could not be undone: ' || string_agg(format('%s (%s)', x.step, x.fault), ', ' order by x.at desc)
             filter (where x.fault is not null))
     from (
-        select s.name || case when s.key = '' then '' else format('[%s]', s.key) end
-                   || case when s.occurrence = 1 then '' else format(' #%s', s.occurrence) end as step,
+        select runtime.label_of(s) as step,
                s.created_at as at,
                case when u.name is null then coalesce(left(now_of, 500), 'not tried')
                     else left(u.value ->> 'error', 500) end as fault

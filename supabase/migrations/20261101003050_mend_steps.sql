@@ -1,13 +1,5 @@
 -- Mending steps: the kept results of a handler are forgotten from one on, or given other values, before it runs again.
 
-create function runtime.label_of(s runtime.steps) returns text
-language sql immutable set search_path = '' as $$
-    select s.name || case when s.key <> '' then format(' [%s]', s.key) else '' end
-                  || case when s.occurrence > 1 then format(' (%s)', s.occurrence) else '' end
-$$;
-comment on function runtime.label_of(runtime.steps) is
-    'A step as runtime trace shows it: its name, its key in brackets, and its occurrence where it is not the first.';
-
 create function runtime.labels_of(message bigint, subscription integer) returns text
 language sql stable set search_path = '' as $$
     select coalesce(string_agg(runtime.label_of(s), ', ' order by s.created_at, s.name), 'nothing') from runtime.steps s
@@ -38,27 +30,60 @@ end
 $$;
 comment on function runtime.labels_in(text, jsonb) is 'The steps that a mending names.';
 
-create function runtime.mend_steps(message bigint, subscription integer, from_step text, edits jsonb) returns void
+create function runtime.finished_at(message bigint, subscription integer, step text) returns timestamptz
+language sql stable set search_path = '' as $$
+    select min(s.created_at) from runtime.steps s
+    where s.message_id = message and s.subscription = finished_at.subscription and step in (s.name, runtime.label_of(s))
+$$;
+comment on function runtime.finished_at(bigint, integer, text) is
+    'When a step finished for the first time: its place in the handler is not known here, so a time stands for it.';
+
+create function runtime.refuse_undone(message bigint, subscription integer, edits jsonb) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+    undone text := (
+        select min(runtime.label_of(s)) from runtime.steps s
+        join runtime.steps u on u.message_id = s.message_id and u.subscription = s.subscription
+            and u.name = 'undo.' || s.name and u.key = s.key and u.occurrence = s.occurrence
+        where s.message_id = message and s.subscription = refuse_undone.subscription and s.undo is not null
+          and u.value ->> 'error' is null
+          and exists (select from jsonb_object_keys(edits) as e (label) where e.label in (s.name, runtime.label_of(s))));
+begin
+    if undone is not null then
+        raise exception using
+            errcode = '22023',
+            message = format('step %L of message %s was undone, so it has no result that could be edited', undone, message),
+            hint = 'Leave it out of the edits: it is done again, with another idempotency key. What it is done with can be '
+                   'corrected by an edit of an earlier step, or of the message.';
+    end if;
+end
+$$;
+comment on function runtime.refuse_undone(bigint, integer, jsonb) is
+    'Refuses edits of steps that were undone: their results stand for nothing any more.';
+
+create function runtime.mend_steps(message bigint, subscription integer, from_time timestamptz, edits jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare
     edit record;
     edited runtime.steps[];
 begin
-    -- By the time at which each finished: its place in the handler is not known here.
     delete from runtime.steps s
     where s.message_id = message and s.subscription = mend_steps.subscription
       -- What was undone once stays noted: its next time is another one for the outside world.
       and s.name <> 'undone'
-      and s.created_at >= (
-          select min(f.created_at) from runtime.steps f
-          where f.message_id = message and f.subscription = mend_steps.subscription
-            and from_step in (f.name, runtime.label_of(f)));
+      and s.created_at >= from_time;
     for edit in select e.key as label, e.value from jsonb_each(edits) as e loop
         edited := array(
             select s from runtime.steps s
             where s.message_id = message and s.subscription = mend_steps.subscription
               and edit.label in (s.name, runtime.label_of(s)));
-        if cardinality(edited) <> 1 then
+        if cardinality(edited) = 0 then
+            raise exception using
+                errcode = '22023',
+                message = format('message %s keeps no step %L to edit', message, edit.label),
+                hint = format('What is forgotten from from_step on is done again. Beside that it keeps %s.',
+                              runtime.labels_of(message, mend_steps.subscription));
+        elsif cardinality(edited) > 1 then
             raise exception using
                 errcode = '22023',
                 message = format('%s steps of message %s are meant by %L', cardinality(edited), message, edit.label),
@@ -75,5 +100,5 @@ begin
     end loop;
 end
 $$;
-comment on function runtime.mend_steps(bigint, integer, text, jsonb) is
-    'Forgets a step of a delivery and what finished after it, and gives other steps new results: {step: result}.';
+comment on function runtime.mend_steps(bigint, integer, timestamptz, jsonb) is
+    'Forgets the steps of a delivery that finished at that time or later, and gives others new results: {step: result}.';

@@ -127,6 +127,8 @@ declare
     letters bigint[] := runtime.find_letters(
         ids, subscription, pattern, older_than_seconds, error, null, max, false, steps);
     counts jsonb;
+    one record;
+    from_time timestamptz;
 begin
     if ids is not null and cardinality(steps) > 0 then
         perform runtime.check_steps(l, steps) from runtime.dead_letters l where l.id = any (ids);
@@ -148,18 +150,23 @@ begin
     if dry_run then
         letters := '{}';
     elsif action = 'redriven' then
-        -- Before steps are forgotten that tell what was undone.
-        perform runtime.forget_undone(letters) where cardinality(steps) > 0;
-        perform runtime.mend_steps(l.message_id, l.subscription, from_step, edits)
-        from (
-            select distinct d.message_id, d.subscription from runtime.dead_letters d
+        for one in
+            select d.message_id, d.subscription, array_agg(d.id) as ids from runtime.dead_letters d
             where cardinality(steps) > 0 and d.id = any (letters)
-        ) l
-        -- What a replay has made due again meanwhile goes on as it is.
-        where not exists (
-            select from runtime.deliveries d
-            where d.message_id = l.message_id and d.subscription = l.subscription
-              and d.lease is distinct from runtime.dead_lease());
+              -- What a replay has made due again meanwhile goes on as it is.
+              and not exists (
+                  select from runtime.deliveries e
+                  where e.message_id = d.message_id and e.subscription = d.subscription
+                    and e.lease is distinct from runtime.dead_lease())
+            group by 1, 2
+        loop
+            perform runtime.refuse_undone(one.message_id, one.subscription, edits);
+            -- The step itself may be forgotten with what was undone, and what finished after it is to go, too.
+            from_time := runtime.finished_at(one.message_id, one.subscription, from_step);
+            -- Before steps are forgotten that tell what was undone.
+            perform runtime.forget_undone(one.ids);
+            perform runtime.mend_steps(one.message_id, one.subscription, from_time, edits);
+        end loop;
         perform runtime.redrive(letters);
     else
         perform runtime.discard(letters);

@@ -57,7 +57,9 @@ begin
           select from runtime.steps u
           where u.message_id = s.message_id and u.subscription = s.subscription and u.name = 'undo.' || s.name
             and u.key = s.key and u.occurrence = s.occurrence and u.value = 'true');
-    perform runtime.mend_steps(written, t, from_step, edits) from unnest(targets) as t;
+    perform runtime.refuse_undone(message, t, edits),
+            runtime.mend_steps(written, t, runtime.finished_at(message, t, from_step), edits)
+    from unnest(targets) as t;
     perform runtime.wake_sleepers(targets, '{}');
     return json_build_object(
         'id', written, 'message', message,

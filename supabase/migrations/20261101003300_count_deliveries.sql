@@ -52,10 +52,21 @@ $$;
 comment on function runtime.is_suspended(runtime.deliveries) is
     'Whether a handler waits with this delivery, for a message that has not come or a time that is not over.';
 
+create function runtime.phase_of(d runtime.deliveries) returns text
+language plpgsql stable set search_path = '' as $$
+begin
+    return case
+        when runtime.is_suspended(d) then 'suspended'
+        when d.visible_at < 'infinity' and runtime.is_undoing(d.message_id, d.subscription) then 'undoing' end;
+end
+$$;
+comment on function runtime.phase_of(runtime.deliveries) is
+    'Whether a delivery that has not ended is suspended or undoing, whoever has it in hand; null for any other.';
+
 create function runtime.backlog()
 returns table (
-    subscription integer, fresh bigint, running bigint, scheduled bigint, suspended bigint, parked bigint, blocked bigint,
-    oldest bigint, about boolean
+    subscription integer, fresh bigint, running bigint, scheduled bigint, suspended bigint, undoing bigint, parked bigint,
+    blocked bigint, oldest bigint, about boolean
 )
 language plpgsql stable set search_path = '' as $$
 declare
@@ -67,18 +78,22 @@ begin
     with sample as materialized (
         select d.subscription as id,
                count(*) filter (where d.visible_at is null) as fresh,
-               count(*) filter (where d.lease is not null and d.visible_at < 'infinity') as running,
-               count(*) filter (where d.lease is null and d.visible_at < 'infinity') as unleased,
-               -- Most deliveries are not heavy, which tells without a call.
-               count(*) filter (where d.heavy and runtime.is_suspended(d)) as suspended,
+               count(*) filter (where d.lease is not null and d.visible_at < 'infinity' and p.phase is null) as running,
+               count(*) filter (where d.lease is null and d.visible_at < 'infinity' and p.phase is null) as scheduled,
+               count(*) filter (where p.phase = 'suspended') as suspended,
+               count(*) filter (where p.phase = 'undoing') as undoing,
                count(*) filter (where d.lease is null and d.visible_at = 'infinity') as parked,
                count(*) filter (where d.lease is not null and d.visible_at = 'infinity') as blocked
-        from runtime.deliveries d tablesample system (portion) repeatable (1) group by 1
+        from runtime.deliveries d tablesample system (portion) repeatable (1)
+        -- Most deliveries are not heavy, which tells without a call.
+        cross join lateral (select case when d.heavy then runtime.phase_of(d) end as phase offset 0) p
+        group by 1
     ), counted as materialized (
         -- Up to a thousand are counted exactly, by the indexes that taking uses.
-        select s.id, f.fresh, h.running, h.blocked, w.unleased, w.suspended, p.parked,
+        select s.id, f.fresh, h.leased, h.running, h.blocked, w.unleased, w.scheduled, w.suspended, p.parked,
+               h.undoing + w.undoing as undoing,
                least(o.oldest, h.oldest, w.oldest) as oldest,
-               greatest(f.fresh, h.running + h.blocked, w.unleased, p.parked) > most and portion < 100 as about
+               greatest(f.fresh, h.leased + h.blocked, w.unleased, p.parked) > most and portion < 100 as about
         from runtime.subscriptions s
         cross join lateral (
             select count(*) as fresh from (
@@ -93,21 +108,26 @@ begin
                 order by d.message_id + 0 limit 1) x
         ) o
         cross join lateral (
-            select count(*) filter (where x.visible_at < 'infinity') as running,
+            select count(*) filter (where x.visible_at < 'infinity') as leased,
+                   count(*) filter (where x.visible_at < 'infinity' and x.phase is null) as running,
+                   count(*) filter (where x.phase = 'undoing') as undoing,
                    count(*) filter (where x.visible_at = 'infinity') as blocked, min(x.message_id) as oldest
             from (
-                select d.visible_at, d.message_id from runtime.deliveries d
+                select d.visible_at, d.message_id, case when d.heavy then runtime.phase_of(d) end as phase
+                from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at is not null
                   and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = 2
                 limit most + 1) x
         ) h
         cross join lateral (
             -- What is suspended waits for others, so it is no sign of being late.
-            select count(*) as unleased, count(*) filter (where x.is_suspended) as suspended,
-                   min(x.message_id) filter (where not x.is_suspended) as oldest
+            select count(*) as unleased, count(*) filter (where x.phase is null) as scheduled,
+                   count(*) filter (where x.phase = 'suspended') as suspended,
+                   count(*) filter (where x.phase = 'undoing') as undoing,
+                   min(x.message_id) filter (where x.phase is distinct from 'suspended') as oldest
             from unnest(runtime.lanes_of(s.id)) as c (standing)
             cross join lateral (
-                select d.message_id, d.heavy and runtime.is_suspended(d) as is_suspended from runtime.deliveries d
+                select d.message_id, case when d.heavy then runtime.phase_of(d) end as phase from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at < 'infinity'
                   and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = c.standing
                 limit most + 1) x
@@ -124,12 +144,11 @@ begin
     )
     select c.id,
            case when c.fresh > most then greatest(c.fresh, (x.fresh * 100 / portion)::bigint) else c.fresh end,
-           case when c.running > most then greatest(c.running, (x.running * 100 / portion)::bigint) else c.running end,
-           case when c.unleased > most
-                then greatest(c.unleased - c.suspended, ((x.unleased - x.suspended) * 100 / portion)::bigint)
-                else c.unleased - c.suspended end,
-           case when c.unleased > most then greatest(c.suspended, (x.suspended * 100 / portion)::bigint)
-                else c.suspended end,
+           case when c.leased > most then greatest(c.running, (x.running * 100 / portion)::bigint) else c.running end,
+           case when c.unleased > most then greatest(c.scheduled, (x.scheduled * 100 / portion)::bigint) else c.scheduled end,
+           case when c.unleased > most then greatest(c.suspended, (x.suspended * 100 / portion)::bigint) else c.suspended end,
+           case when greatest(c.leased, c.unleased) > most then greatest(c.undoing, (x.undoing * 100 / portion)::bigint)
+                else c.undoing end,
            case when c.parked > most then greatest(c.parked, (x.parked * 100 / portion)::bigint) else c.parked end,
            case when c.blocked > most then greatest(c.blocked, (x.blocked * 100 / portion)::bigint) else c.blocked end,
            c.oldest, c.about
@@ -307,7 +326,7 @@ begin
                     'rate', runtime.rate_of(s), 'concurrency_total', s.concurrency_total,
                     'waiting', coalesce(b.fresh + b.parked, 0), 'running', coalesce(b.running, 0),
                     'scheduled', coalesce(b.scheduled, 0), 'parked', coalesce(b.parked, 0), 'blocked', coalesce(b.blocked, 0),
-                    'suspended', coalesce(b.suspended, 0), 'awaited', coalesce(a.awaited, '[]'),
+                    'suspended', coalesce(b.suspended, 0), 'undoing', coalesce(b.undoing, 0), 'awaited', coalesce(a.awaited, '[]'),
                     'held_back', coalesce(k.held_back, '[]'),
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
@@ -345,13 +364,16 @@ end
 $$;
 comment on function public.stream_stats() is 'Figures of everything: subscriptions, deliveries, workers, dead letters.';
 
-create function public.stream_due(subscriptions text[]) returns json
+create function public.stream_due(subscriptions text[], versions jsonb default null) returns json
 language plpgsql stable security definer set search_path = '' as $$
 begin
     perform runtime.refuse_agent('look at what is due');
     return (
         with mine as materialized (
-            select s.id from runtime.subscriptions s
+            select s.id, versions is null as is_any, coalesce((
+                select p.lane from runtime.pins p
+                where p.subscription = s.id and p.version = versions ->> s.name), 0) as lane
+            from runtime.subscriptions s
             where s.name = any (stream_due.subscriptions) and s.settled and s.paused_at is null
         )
         select json_build_object(
@@ -359,15 +381,17 @@ begin
             'due',
             (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id where d.visible_at is null)
             + (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id
-               where d.visible_at <= clock_timestamp()),
+               where d.visible_at <= clock_timestamp() and (mine.is_any or coalesce(d.pinned, mine.lane) = mine.lane)),
             'next_due_seconds',
             (select extract(epoch from min(d.visible_at) - clock_timestamp())
              from mine join runtime.deliveries d on d.subscription = mine.id
-             where d.visible_at > clock_timestamp() and d.visible_at < 'infinity')
+             where d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
+               and (mine.is_any or coalesce(d.pinned, mine.lane) = mine.lane))
         )
     );
 end
 $$;
-comment on function public.stream_due(text[]) is
+comment on function public.stream_due(text[], jsonb) is
     'How many deliveries of these subscriptions are due, and in how many seconds the next one comes due; without '
-    'paused ones.';
+    'paused ones. Given the versions that run, {subscription: version} of the pinned ones, without what another version '
+    'has begun.';

@@ -8,14 +8,14 @@ language sql stable set search_path = '' as $$
                r.usage
         from runtime.runs r where r.message_id = any (messages)
     ), waiting as materialized (
-        select d.message_id, d.subscription, d.visible_at, d.holder, d.attempts + d.crashes as attempts,
+        select d.message_id, d.subscription, d.visible_at, case when d.lease is not null then d.holder end as holder, d.attempts + d.crashes as attempts,
                case
                    when d.visible_at is null then 'waiting'
                    when d.visible_at = 'infinity' and d.lease is null then 'parked'
                    when d.visible_at = 'infinity' then 'blocked'
+                   when d.heavy and runtime.is_undoing(d.message_id, d.subscription) then 'undoing'
                    when d.lease is not null then 'running'
                    when d.heavy and runtime.is_suspended(d) then 'suspended'
-                   when d.heavy and runtime.is_undoing(d.message_id, d.subscription) then 'undoing'
                    when d.attempts + d.crashes > 0 then 'retrying'
                    else 'scheduled'
                end as state
@@ -43,7 +43,7 @@ language sql stable set search_path = '' as $$
         -- The attempt that has run the undos may have none.
         'error', coalesce(last.error, (select l.error from runtime.dead_letters l where l.id = b.letter)),
         'ended_at', last.ended_at,
-        'worker', case when w.state = 'running'
+        'worker', case when w.holder is not null and w.state in ('running', 'undoing')
             then (select k.name from runtime.pumps u join runtime.workers k on k.id = u.worker where u.number = w.holder)
             else (select k.name from runtime.workers k where k.id = last.worker) end,
         'runs', case when details then coalesce((

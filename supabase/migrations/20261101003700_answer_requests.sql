@@ -91,7 +91,10 @@ begin
                 left join runtime.subscriptions s on s.name = x.headers ->> 'handler'
                 where x.parent_id = m.id and x.key = m.headers ->> 'reply_to'
                   -- An answer that no handler gave counts, too.
-                  and (s.id is null or s.id = any (a.subscriptions)))
+                  and (s.id is null or s.id = any (a.subscriptions))),
+            'seen', (
+                select coalesce(json_agg(x.id order by x.id), '[]') from public.consciousness_stream x
+                where x.parent_id = m.id and x.key = m.headers ->> 'reply_to')
         ) order by q.id), '[]')
         from (select distinct r as id from unnest(requests) as r) q
         join public.consciousness_stream m on m.id = q.id and (caller is null or m.agent = caller)
@@ -100,5 +103,6 @@ begin
 end
 $$;
 comment on function public.stream_answers(bigint[]) is
-    'The state of requests [{request, reply_to, listeners, waiting, handled, answers}]: how many subscriptions are to '
-    'answer, how many of their deliveries are unfinished, and the answers. A request that does not exist is left out.';
+    'The state of requests [{request, reply_to, listeners, waiting, handled, answers, seen}]: how many subscriptions are '
+    'to answer, how many of their deliveries are unfinished, the answers, and the ids of all that was written as an '
+    'answer. A request that does not exist is left out.';

@@ -22,8 +22,9 @@ LONG = "summarizer_of_articles.summarise_and_publish"
 def subscription(name: str, **more: Any) -> dict[str, Any]:
     return {
         "name": name, "patterns": ["note.found", "note.imported.from.elsewhere"], "workers": 1, "waiting": 12_345,
-        "running": 3, "scheduled": 7, "suspended": 5, "dead": 2, "lag_seconds": 90.0, "done_last_minute": 61,
-        "failed_last_minute": 4, "paused": False, "settled": True, "blocked": 0, "last_error": None, **more,
+        "running": 3, "scheduled": 7, "suspended": 5, "undoing": 0, "dead": 2, "lag_seconds": 90.0,
+        "done_last_minute": 61, "failed_last_minute": 4, "paused": False, "settled": True, "blocked": 0,
+        "last_error": None, **more,
     }  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_colours_are_left_out_where_the_environment_asks(coloured: bool, environ
         "workers": [], "dead_letters": 3,
         "subscriptions": [{
             "name": "a.b", "done_last_minute": 6, "failed_last_minute": 2, "waiting": 1, "running": 0, "scheduled": 0,
-            "suspended": 0, "parked": 0, "dead": 3, "lag_seconds": 90.0, "paused": False, "workers": 1,
+            "suspended": 0, "undoing": 0, "parked": 0, "dead": 3, "lag_seconds": 90.0, "paused": False, "workers": 1,
             "patterns": ["a"],
         }],
     }  # fmt: skip

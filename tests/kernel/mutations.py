@@ -112,6 +112,8 @@ MUTATIONS = (
     Mutation("K18 undone past the point of no return", "runtime.has_undos", "s.name = 'no_return'", "false", held_by="test_k18_undos.py"),
     Mutation("K18 undoing has no end", "runtime.undo_first", "if died is not null then", "if false then", held_by="test_k18_undos.py"),
     Mutation("K18 what a writer locks is not looked at again", "runtime.answer_waits", "from met h where h.place is null", "from met h where false", held_by="test_k18_waits.py"),
+    Mutation("K18 the answer to another request counts", "runtime.first_answer", "m.parent_id = parent and", held_by="test_k18_waits.py"),
+    Mutation("K18 an answer that was seen counts again", "runtime.first_answer", "and m.id <> all (seen)", held_by="test_k18_waits.py"),
 )  # fmt: skip
 
 

@@ -33,6 +33,12 @@ async def begun(db: Any, worker: Worker, key: str = "order.placed") -> Taken:
     return taken
 
 
+async def due(db: Any, versions: dict[str, str] | None) -> int:
+    """How many deliveries are due for these versions."""
+    answer = await db.fetchval("select stream_due('{a.one}', $1)", versions)
+    return int(answer["due"])
+
+
 async def ids(worker: Worker, **options: Any) -> list[int]:
     """What it is given, and gives back untouched."""
     taken = await worker.take(**options)
@@ -50,6 +56,13 @@ async def test_k17_only_its_version_goes_on_with_what_it_has_begun(db: Any) -> N
             look = await other.exchange(want=1, due=True)
             # Nothing is due for them, so that they neither look again at once nor set a timer.
             assert (look.taken, look.more["next_due"], look.more["poison"]) == ([], None, False)
+        # Nor does a drain of another version wait for it: it would wait for ever.
+        assert [await due(db, versions) for versions in (None, {"a.one": "1"}, {"a.one": "2"}, {})] == [
+            1,
+            1,
+            0,
+            0,
+        ]
         [taken] = await old.take()
         assert [(name, value) for name, _, _, value in names(taken)] == [("charge", 7)]
     # The crash is anybody's to count. After the second one it comes alone.

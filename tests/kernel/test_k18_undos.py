@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.kernel.driver import Taken, Worker, insert
@@ -78,6 +79,8 @@ async def test_k18_whatever_it_dies_of_its_undos_run_in_a_second_phase(
     assert names(second) == ["reserve", "look", "charge", "undo"]
     assert [undo and undo["step"] for *_, undo in second.steps or ()] == ["reserve", None, "charge", None]
     assert await db.fetchval("select count(*) from runtime.waits") == 0
+    [counted] = (await db.fetchval("select stream_stats()"))["subscriptions"]
+    assert [counted[name] for name in ("undoing", "running", "scheduled", "suspended")] == [1, 0, 0, 0]
     assert not (await keep(db, first, "late"))["held"]
     await keep(db, second, "undo.charge", value=True, undo=None)
     # In this phase its attempts are counted anew, and it does not die into a third one.
@@ -132,6 +135,28 @@ async def test_k18_a_redrive_does_again_what_was_undone_and_nothing_else(db: Any
         assert again.steps[-1][:4] == ["undone", "", names(again).count("undone"), [["charge", "", 1]]]
         await keep(db, again, "charge")
         await worker.fail(again, outcome="dead")
+
+
+async def test_k18_what_was_undone_is_not_edited_and_done_again_from_it_on(db: Any, worker: Worker) -> None:
+    await die(db, worker, await charged(db, worker), "dead")
+    [taken] = await worker.take()
+    for name in ("undo.charge", "undo.reserve"):
+        await keep(db, taken, name, value=True, undo=None)
+    await db.execute("update runtime.steps set key = '7', occurrence = 2 where name like '%charge'")
+    await worker.fail(taken, outcome="undone", error=None)
+    # Its error names steps as commands take them.
+    assert [error for _, error in await letters(db)] == [f"{ERROR}\nUndone: charge [7] (2), reserve"]
+    for call in ("stream_redrive(edits => $1)", f"stream_fork({taken.id}, edits => $1)"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match=r"'reserve' .* was undone") as refused:
+            await db.fetchval(f"select {call}", {"look": 1, "reserve": 2})
+        assert "Leave it out of the edits" in (refused.value.hint or "")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="keeps no step 'look' to edit"):
+        await db.fetchval("select stream_redrive(from_step => 'look', edits => '{\"look\": 1}')")
+    # What finished after it goes with it, though it has no undo; in a fork as well.
+    forked = await db.fetchval("select stream_fork($1, from_step => 'reserve')", taken.id)
+    await db.fetchval("select stream_redrive(from_step => 'reserve')")
+    again, fork = sorted(await worker.take(), key=lambda each: each.id)
+    assert (names(again), fork.id, names(fork)) == (["undone"], forked["id"], [])
 
 
 async def test_k18_the_next_of_an_ordered_key_waits_until_the_undos_have_run(db: Any, worker: Worker) -> None:

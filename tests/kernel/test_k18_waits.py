@@ -418,18 +418,25 @@ async def test_k18_a_filter_means_what_the_value_contains(
     assert bool(await worker.take()) is fits
 
 
-async def test_g13_k18_a_wait_for_an_answer_ends_with_the_answers_to_its_request_alone(
-    db: Any, worker: Worker
-) -> None:
-    taken = await begun(db, worker)
+async def asking(db: Any, taken: Taken) -> tuple[dict[str, Any], int]:
+    """The wait of a delivery that has asked five seconds ago, and another request of the same asker."""
     mine, other = await insert(db, "price.wanted", "pen"), await insert(db, "price.wanted", "ink")
-    asked = {"name": "ask price.wanted", "key": "1", "occurrence": 1, "pattern": "answer.me", "parent": mine}
     await db.fetchval(
         "select stream_step($1, $2, $3, name => 'ask price.wanted', key => '1', occurrence => 1, value => $4)",
         taken.id, taken.subscription, taken.lease, {"request": mine},
     )  # fmt: skip
     await db.execute("update runtime.steps set created_at = created_at - interval '5 s'")
-    asked |= {"since": mine, "seconds": 3600.0}
+    asked = {"name": "ask price.wanted", "key": "1", "occurrence": 1, "pattern": "answer.me", "parent": mine}
+    return asked | {"since": mine, "seen": [], "seconds": 3600.0}, other
+
+
+async def test_g13_k18_a_wait_for_an_answer_ends_with_the_answers_to_its_request_alone(
+    db: Any, worker: Worker
+) -> None:
+    taken = await begun(db, worker)
+    asked, other = await asking(db, taken)
+    mine = asked["parent"]
+    await insert(db, "answer.me", 1, parent_id=other)
     assert (await wait(db, taken, asked))["outcomes"] == [None]
     await suspend(worker, taken, asked)
     await settled(db, worker)
@@ -444,7 +451,7 @@ async def test_g13_k18_a_wait_for_an_answer_ends_with_the_answers_to_its_request
     [again] = await worker.take()
     assert outcomes(again) == [first]
     # The same place waits for the next one, and its time runs from the step.
-    second = {**asked, "since": first}
+    second = {**asked, "seen": [first]}
     assert (await wait(db, again, second))["outcomes"] == [None]
     await suspend(worker, again, second)
     await settled(db, worker)
@@ -458,3 +465,34 @@ async def test_g13_k18_a_wait_for_an_answer_ends_with_the_answers_to_its_request
     assert (await wait(db, looking, second))["outcomes"] == [None]
     last = await insert(db, "answer.me", 3, parent_id=mine)
     assert [each["id"] for each in (await wait(db, looking, second))["outcomes"]] == [last]
+
+
+@pytest.mark.parametrize(
+    "broken_rule", ["K18 the answer to another request counts", "K18 an answer that was seen counts again"]
+)
+async def test_k18_without_its_rule_a_wait_for_an_answer_ends_too_early(
+    db: Any, worker: Worker, broken_rule: str
+) -> None:
+    await broken(db, broken_rule)
+    taken = await begun(db, worker)
+    asked, other = await asking(db, taken)
+    await insert(db, "answer.me", 1, parent_id=other)
+    seen = await insert(db, "answer.me", 1, parent_id=asked["parent"])
+    found = await wait(db, taken, {**asked, "seen": [seen]})
+    assert found["outcomes"][0]["id"] in (seen, seen - 1)
+
+
+async def test_g13_k18_an_answer_that_is_committed_after_a_later_one_is_not_missed(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    taken = await begun(db, worker)
+    asked, _ = await asking(db, taken)
+    async with connect() as writer, transaction(writer) as writing:
+        slow = await insert(writer, "answer.me", 1, parent_id=asked["parent"])
+        quick = await insert(db, "answer.me", 2, parent_id=asked["parent"])
+        assert (await wait(db, taken, asked))["outcomes"][0]["id"] == quick
+        more = {**asked, "seen": [quick]}
+        assert (await wait(db, taken, more))["outcomes"] == [None]
+        await suspend(worker, taken, more)
+        await writing.commit()
+    assert outcomes(await gone_on(worker)) == [slow]

@@ -111,7 +111,7 @@ async def test_what_cannot_be_undone_is_said_and_the_rest_is_undone(database: st
     _, undone, faults = (await error_of(database)).splitlines()
     assert undone == "Undone: reserve"
     assert faults.startswith(
-        "Could not be undone: pack[one] (InvalidValue: The result of step 'pack' does not fit"
+        "Could not be undone: pack [one] (InvalidValue: The result of step 'pack' does not fit"
     )
     assert faults.endswith("charge (OSError: no such account)")
 

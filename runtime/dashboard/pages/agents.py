@@ -111,6 +111,7 @@ async def _agents(request: Request) -> dict[str, Any]:
             each["waiting"]
             or each["scheduled"]
             or each["suspended"]
+            or each["undoing"]
             or told["done_hour"]
             or told["failed_hour"]
         )

@@ -1,6 +1,5 @@
 """The dead letters by error; redrive one, a group, or an edited value, or discard them."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import unified_diff
 from typing import Any, Final
@@ -9,6 +8,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from runtime.agent.step_names import label_of
 from runtime.client.dead_letters import DeadLetterFilter
 from runtime.dashboard.context import DashboardContext, context_of, number_of
 from runtime.dashboard.filters import pretty
@@ -162,12 +162,6 @@ async def _steps(context: DashboardContext, letter: dict[str, Any]) -> list[str]
         if handled["subscription"] == letter["subscription"]
         for step in handled["steps"]
     ]
-
-
-def label_of(step: Mapping[str, Any]) -> str:
-    """Return the name of a step with its key, and its occurrence if that is not the first, as SQL has it."""
-    key = f" [{step['key']}]" if step["key"] else ""
-    return f"{step['name']}{key}" + (f" ({step['occurrence']})" if step["occurrence"] > 1 else "")
 
 
 def _complaints(context: DashboardContext, subscription: str, value: object) -> list[str]:

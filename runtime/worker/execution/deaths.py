@@ -1,14 +1,18 @@
 """Deaths on order: an attempt ends as if its process had been killed right after a step. For tests of agents."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.agent.step import StepPlace
+from runtime.agent.transaction import OpenTransaction, Transactions
+from runtime.connection.database import Connection
 from runtime.store import Delivery, Store
 from runtime.worker.execution.handler_steps import DeliverySteps, Submit
+
+T = TypeVar("T")
 
 
 class Killed(BaseException):
@@ -40,6 +44,16 @@ class Deaths:
         self.died.append(place[0])
         return True
 
+    async def strike_in_transaction(self, delivery: Delivery, place: StepPlace) -> None:
+        """Have the attempt die, perhaps, when a transaction has kept this step.
+
+        Raises:
+            Killed: it dies.
+        """
+        if self.strike(delivery, place):
+            await self.lapse(delivery)
+            raise _killed(place)
+
 
 class MortalSteps(DeliverySteps):
     """Steps after which an attempt may die.
@@ -63,7 +77,7 @@ class MortalSteps(DeliverySteps):
         earlier = await super().keep(place, text, undo)
         if self._deaths.strike(self._delivery, place):
             await asyncio.wrap_future(self._submit(partial(self._deaths.lapse, self._delivery)))
-            raise Killed(f"a test has killed it after step {place[0]!r}")
+            raise _killed(place)
         return earlier
 
     def keep_blocking(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
@@ -71,5 +85,72 @@ class MortalSteps(DeliverySteps):
         earlier = super().keep_blocking(place, text, undo)
         if self._deaths.strike(self._delivery, place):
             self._submit(partial(self._deaths.lapse, self._delivery)).result()
-            raise Killed(f"a test has killed it after step {place[0]!r}")
+            raise _killed(place)
         return earlier
+
+    def along(self, transactions: Transactions) -> Transactions:
+        """Return transactions after whose steps the attempt may die as well."""
+        return MortalTransactions(self._deaths, self._delivery, transactions)
+
+
+@dataclass(frozen=True, slots=True)
+class MortalTransactions:
+    """Opens the transactions of a delivery whose attempts may die.
+
+    Attributes:
+        deaths: say when.
+        delivery: whose transactions they are.
+        inner: opens the real ones.
+    """
+
+    deaths: Deaths
+    delivery: Delivery
+    inner: Transactions
+
+    async def begin(self) -> OpenTransaction:
+        """Begin one."""
+        return MortalTransaction(self, await self.inner.begin())
+
+    def from_thread(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run work on the loop of user code; see `Transactions.from_thread`."""
+        return self.inner.from_thread(work)
+
+
+@dataclass(frozen=True, slots=True)
+class MortalTransaction:
+    """A transaction after whose step an attempt may die.
+
+    Attributes:
+        owner: has opened it.
+        inner: the real one.
+    """
+
+    owner: MortalTransactions
+    inner: OpenTransaction
+
+    @property
+    def connection(self) -> Connection:
+        """The connection for the handler's statements."""
+        return self.inner.connection
+
+    def lock_out(self) -> None:
+        """Let the handler run nothing more; see `OpenTransaction.lock_out`."""
+        self.inner.lock_out()
+
+    async def keep(self, place: StepPlace, text: str, undo: str | None) -> list[Any]:
+        """Keep the result of a step, commit, and perhaps die."""
+        earlier = await self.inner.keep(place, text, undo)
+        await self.owner.deaths.strike_in_transaction(self.owner.delivery, place)
+        return earlier
+
+    async def finish(self, report: Any) -> None:
+        """Finish the delivery; see `OpenTransaction.finish`."""
+        await self.inner.finish(report)
+
+    async def roll_back(self) -> None:
+        """Roll back; see `OpenTransaction.roll_back`."""
+        await self.inner.roll_back()
+
+
+def _killed(place: StepPlace) -> Killed:
+    return Killed(f"a test has killed it after step {place[0]!r}")

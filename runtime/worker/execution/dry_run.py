@@ -130,6 +130,7 @@ class StoredAnswers:
                         "waiting": 0,
                         "handled": False,
                         "answers": answers,
+                        "seen": [each["id"] for each in answers],
                     },
                     key,
                 )

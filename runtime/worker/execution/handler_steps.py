@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from runtime.agent.step import StepPlace
+from runtime.agent.transaction import Transactions
 from runtime.backoff import Outage, retrying
 from runtime.errors import LeaseLost, StoreUnavailable
 from runtime.store import Delivery, Store
@@ -40,6 +41,10 @@ class DeliverySteps:
     def keep_blocking(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """Keep a result, from a thread; see `StepKeeper.keep_blocking`."""
         return self._submit(partial(self._keep, place, text, undo)).result()
+
+    def along(self, transactions: Transactions) -> Transactions:
+        """Return what opens transactions; see `StepKeeper.along`."""
+        return transactions
 
     async def _keep(self, place: StepPlace, text: str, undo: str | None) -> list[Any]:
         message, subscription = self._delivery.place

@@ -132,7 +132,8 @@ class HandlerServices:
         keeper = None if self.keeper is None else self.keeper(delivery, handler.version)
         steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
         if self.transactions is not None:
-            steps.transactions = self.transactions(handler, delivery)
+            transactions = self.transactions(handler, delivery)
+            steps.transactions = transactions if keeper is None else keeper.along(transactions)
         if handler.undos is not None:
             steps.undo_of = handler.undos.record
             steps.has_undos = bool(delivery.undos) and NO_RETURN not in steps.kept
