@@ -25,6 +25,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
         "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "key": "text",
         "occurrence": "integer", "value": "jsonb", "version": "text", "undo": "jsonb", "asking": "boolean",
     },
+    "stream_steps": {"steps": "jsonb"},
     "stream_status": {"statuses": "jsonb"},
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},

@@ -38,7 +38,8 @@ LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_send": ("id", "duplicate"), "stream_read": ("id", "key", "value", "created_at"),
     "stream_dead": ("id", "message_id"), "stream_dead_groups": ("subscription",), "stream_answers": ("request",),
     "stream_schedules": ("name",), "stream_webhooks": ("name", "url"), "stream_serve_webhooks": ("name", "url"),
-    "stream_waits": ("message", "subscription", "pattern"), "stream_approvals": ("request", "title"),
+    "stream_steps": ("held",), "stream_waits": ("message", "subscription", "pattern"),
+    "stream_approvals": ("request", "title"),
 })  # fmt: skip
 """Functions that return a list, with members that each of its objects always has."""
 

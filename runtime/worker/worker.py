@@ -56,6 +56,7 @@ from runtime.worker.execution.handler_waits import DeliveryWaits, WaitHints
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
 from runtime.worker.execution.services import HandlerServices, transactions_of
+from runtime.worker.execution.step_writer import StepWriter
 from runtime.worker.parts import WorkerParts
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.process_stats import ProcessStats
@@ -110,7 +111,6 @@ class Worker:
             settings = settings_of(client, settings)
         self.id: UUID = uuid4()
         self.name = f"{platform.node() or 'worker'}-{os.getpid()}-{self.id.hex[:6]}"
-        agents = list(agents)
         self.handlers: list[Handler] = handlers_of(agents)
         self._agents = [agent for agent in agents if agent.handlers]
         self._posts = _posts(self.handlers, settings)
@@ -309,7 +309,7 @@ class Worker:
             # No delivery has been taken yet: no handler runs before these are set.
             services.requests = HandlerRequests(self.handlers, requester, services.spans)
             services.reads = HandlerReads(store, requester)
-            services.keeper = partial(self.step_keeper, store, requester.submit)
+            services.keeper = partial(self.step_keeper, steps := StepWriter(store, requester.submit))
             hints = WaitHints()
             services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints)
             services.statuses = statuses = HandlerStatuses(store)
@@ -345,8 +345,8 @@ class Worker:
                     tasks.start_soon(self._posts.keep, store)
                 if broadcaster is not None:
                     tasks.start_soon(broadcaster.run)
-                tasks.start_soon(statuses.run)
-                tasks.start_soon(requester.run)
+                for run in (statuses.run, steps.run, requester.run):
+                    tasks.start_soon(run)
                 tasks.start_soon(pubsub.run, dispatcher.ready)
                 await dispatcher.run()
                 # Handlers that still run are cancelled when the time to drain is over.

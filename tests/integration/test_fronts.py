@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runtime import Agent, Context, Retry
 from runtime.local.faults import FaultyGateway
 from tests.integration.conftest import until
 from tests.integration.fronts import EXCHANGES, SLOW, dead, echoing, fronted, none_left, results, send
@@ -61,3 +62,30 @@ async def test_l2_a_front_that_refuses_even_an_empty_exchange_is_waited_for_and_
     assert runs == Counter(range(10))
     assert await results(stack) == list(range(10))
     assert await dead(stack) == {}
+
+
+@pytest.mark.timeout(180)
+async def test_l2_a_step_that_a_front_refuses_costs_its_own_delivery_alone(stack: Any) -> None:
+    runs: Counter[int] = Counter()
+    agent = Agent("front")
+
+    @agent.on("front.task", name="echo", retry=Retry(attempts=1), concurrency=20, emits="front.result")
+    async def echo(value: dict[str, Any], context: Context) -> dict[str, Any]:
+        async def word() -> str:
+            runs[value["n"]] += 1
+            return str(value.get("text", ""))
+
+        assert await context.step("word", word) == value.get("text", "")
+        return {"n": value["n"]}
+
+    async with fronted(stack, agent) as front:
+        front.block(403, holding="DROP TABLE", matching="stream_steps")
+        values: list[dict[str, Any]] = [{"n": n} for n in range(60)]
+        values[17]["text"] = "'; DROP TABLE students"
+        await send(stack, values)
+        await until(lambda: none_left(stack), seconds=SLOW)
+    assert runs == Counter(range(60))
+    errors = await dead(stack)
+    assert list(errors) == [17]
+    assert "403" in errors[17]
+    assert await results(stack) == [n for n in range(60) if n != 17]

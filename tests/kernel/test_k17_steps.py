@@ -75,10 +75,38 @@ async def test_g12_k17_a_late_step_of_a_frozen_process_is_refused(db: Any, worke
     assert await db.fetchval("select array_agg(value #>> '{}') from runtime.steps") == ["in time"]
 
 
+async def test_g12_k17_steps_of_several_deliveries_are_kept_by_one_call_and_each_by_its_own_lease(
+    db: Any, worker: Worker
+) -> None:
+    lost = await taken_once(db, worker)
+    await abandon(db)
+    await insert(db, "task.output", 2)
+    one, other = await worker.take(2)
+    assert await keep(db, one, "charge", "kept before") == {"held": True}
+    steps = [
+        {
+            "message": taken.id, "subscription": taken.subscription, "lease": taken.lease, "name": name, "key": "",
+            "occurrence": 1, "value": value,
+        }
+        for taken, name, value in ((other, "mail", None), (one, "charge", "again"), (lost, "mail", 3), (one, "mail", 4))
+    ]  # fmt: skip
+    assert await db.fetchval("select stream_steps($1)", steps) == [
+        {"held": True},
+        {"held": True, "earlier": ["kept before"]},
+        {"held": False},
+        {"held": True},
+    ]
+    await worker.fail(one, other)
+    assert [names(each) for each in await worker.take(2)] == [
+        [("charge", "", 1, "kept before"), ("mail", "", 1, 4)],
+        [("mail", "", 1, None)],
+    ]
+
+
 async def test_k17_without_the_fence_a_frozen_process_decides_for_its_successor(
     db: Any, worker: Worker
 ) -> None:
-    await switch_off(db, "public.stream_step", "and d.lease = stream_step.lease")
+    await switch_off(db, "runtime.keep_steps", "and d.lease = g.lease")
     old = await taken_once(db, worker)
     await abandon(db)
     [new] = await worker.take()

@@ -240,6 +240,13 @@ async def keep_steps(db: Any, worker: Worker) -> None:
             "select stream_step($1, $2, $3, 'draft', '', $4, '1')",
             taken.id, taken.subscription, UUID(taken.lease), occurrence,
         )  # fmt: skip
+    steps = [
+        {
+            "message": taken.id, "subscription": taken.subscription, "lease": taken.lease, "name": "draft", "key": "",
+            "occurrence": 3, "value": 4,
+        }
+    ]  # fmt: skip
+    assert await db.fetchval("select stream_steps($1)", steps) == [{"held": True}]
     await db.fetchval(
         "select stream_step($1, $2, $3, 'draft', '', 1, null, asking => true)",
         taken.id, taken.subscription, UUID(taken.lease),
@@ -256,7 +263,7 @@ async def keep_steps(db: Any, worker: Worker) -> None:
     ]
     await worker.fail(taken)
     [again] = [each for each in await worker.take(5) if each.id == taken.id and each.steps]
-    assert len(again.steps) == 2
+    assert len(again.steps) == 3
     await worker.fail(again, outcome="dead")
     await db.fetchval("select stream_fork($1, 'draft (2)', null, '{\"draft\": 2}')", taken.id)
     await db.fetchval("select stream_redrive(pattern => 'other.k10', from_step => 'draft', max => 2)")

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from runtime.agent.step import StepPlace
 from runtime.agent.transaction import OpenTransaction, Transactions
 from runtime.connection.database import Connection
-from runtime.store import Delivery, Store
-from runtime.worker.execution.handler_steps import DeliverySteps, Submit
+from runtime.store import Delivery
+from runtime.worker.execution.handler_steps import DeliverySteps
+from runtime.worker.execution.step_writer import StepWriter
 
 T = TypeVar("T")
 
@@ -60,23 +61,20 @@ class MortalSteps(DeliverySteps):
 
     Args:
         deaths: say when.
-        store: where messages live.
-        submit: runs work on the loop of the store, from any thread.
+        writer: writes them.
         delivery: whose steps they are.
         version: that of the handler.
     """
 
-    def __init__(
-        self, deaths: Deaths, store: Store, submit: Submit, delivery: Delivery, version: str | None
-    ) -> None:
-        super().__init__(store, submit, delivery, version)
+    def __init__(self, deaths: Deaths, writer: StepWriter, delivery: Delivery, version: str | None) -> None:
+        super().__init__(writer, delivery, version)
         self._deaths = deaths
 
     async def keep(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """Keep a result, and perhaps die."""
         earlier = await super().keep(place, text, undo)
         if self._deaths.strike(self._delivery, place):
-            await asyncio.wrap_future(self._submit(partial(self._deaths.lapse, self._delivery)))
+            await asyncio.wrap_future(self._writer.submit(partial(self._deaths.lapse, self._delivery)))
             raise _killed(place)
         return earlier
 
@@ -84,7 +82,7 @@ class MortalSteps(DeliverySteps):
         """Keep a result, from a thread, and perhaps die."""
         earlier = super().keep_blocking(place, text, undo)
         if self._deaths.strike(self._delivery, place):
-            self._submit(partial(self._deaths.lapse, self._delivery)).result()
+            self._writer.submit(partial(self._deaths.lapse, self._delivery)).result()
             raise _killed(place)
         return earlier
 

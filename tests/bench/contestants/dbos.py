@@ -30,7 +30,9 @@ class Dbos:
     """Finished workflows stay as SUCCESS, with a row for each of their steps."""
 
     requirements = ("dbos==3.4.0", "psycopg[binary]==3.3.9", "uvloop==0.23.0")
-    settings = "three steps each, worker_concurrency 100, polling_interval_sec 0.02 (default 1), pool of 20, uvloop"
+    settings = (
+        "three steps each, worker_concurrency 100, polling_interval_sec 0.02 (default 1), pool of 20, uvloop"
+    )
     pending = (
         "select exists (select from dbos.workflow_status where status in ('ENQUEUED', 'PENDING', 'DELAYED'))"
     )
