@@ -70,19 +70,25 @@ def asyncapi_of(
     sources = list(sources)
     for source in sources:
         operations[f"{source.name}.webhook"] = _webhook(channels, source)
-    names = [*(agent.name for agent in agents), *(source.name for source in sources)]
+    tags = [*(_tag(agent) for agent in agents), *({"name": source.name} for source in sources)]
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": title,
             "version": version,
-            "tags": [{"name": name} for name in names],
+            "tags": tags,
         },
         "defaultContentType": "application/json",
         "channels": channels,
         "operations": operations,
         "components": {"schemas": schemas},
     }
+
+
+def _tag(agent: Agent) -> dict[str, Any]:
+    """Return the tag of an agent, with the steps that it can undo; what else a handler does is known when it runs."""
+    undos = agent.hooks.undos.names()
+    return {"name": agent.name, **({"x-undos": undos} if undos else {})}
 
 
 def _operation(
@@ -161,6 +167,7 @@ def _extensions(handler: Handler) -> dict[str, Any]:
         "x-rate": None if handler.rate is None else str(handler.rate),
         "x-concurrency-total": handler.concurrency_total,
         "x-version": handler.version,
+        "x-pin": True if handler.pin else None,
         "x-posts-to": None if handler.target is None else handler.target.shown,
     }
     return {name: given for name, given in found.items() if given is not None}

@@ -128,6 +128,13 @@ class Undos:
         self._by_name: dict[str, Undo] = {}
         self._by_step: dict[int, Undo] = {}
 
+    def names(self) -> dict[str, str]:
+        """Return the name of the function that undoes it, by the name of each declaration."""
+        return {
+            name: getattr(undo.function, "__name__", type(undo.function).__name__)
+            for name, undo in sorted(self._by_name.items())
+        }
+
     def get(self, name: str) -> Undo | None:
         """Return the undo that was declared under this name; None if this version of the agent has none."""
         return self._by_name.get(name)

@@ -14,6 +14,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from runtime.agent.step_names import WAIT_PREFIX
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 
@@ -116,12 +117,26 @@ class Telemetry:
         }
         if message.correlation_id is not None:
             attributes["messaging.message.conversation_id"] = message.correlation_id
+        # The waits that ended while the handler was suspended.
+        outcomes = [value for (name, *_), value in delivery.steps.items() if name.startswith(WAIT_PREFIX)]
         return self._tracer.start_span(
             f"process {message.key}",
             _CARRIER.extract(_texts(message.headers)),
             SpanKind.CONSUMER,
             attributes,
+            _links(outcomes),
         )
+
+    def waiting(self) -> str | None:
+        """Return the trace context of the current span, which a wait keeps; None outside of a span."""
+        return outgoing().get("traceparent")
+
+    def went_on(self, outcomes: Sequence[Mapping[str, Any] | None]) -> None:
+        """Link the current span with those that began these waits, and with the messages that have ended them."""
+        span = trace.get_current_span()
+        for link in _links(outcomes):
+            if link.context != span.get_span_context():
+                span.add_link(link.context, link.attributes)
 
     def emitting(self, drafts: Sequence[Draft], span: Span | None = None) -> list[Draft]:
         """Make a span for each emitted message; returns the drafts with the trace context in their headers.
@@ -231,6 +246,21 @@ def _carrying(draft: Draft, span: Span) -> Draft:
     carrier: dict[str, str] = {}
     _CARRIER.inject(carrier, trace.set_span_in_context(span))
     return draft.carrying(carrier)
+
+
+def _links(outcomes: Sequence[Any]) -> list[trace.Link]:
+    """The links of a span that goes on: with the span that was suspended, and with what has ended its wait."""
+    found = []
+    for outcome in outcomes:
+        if not isinstance(outcome, Mapping):
+            continue
+        answer = outcome.get("answer")
+        headers = answer["headers"] if isinstance(answer, Mapping) and answer.get("headers") else {}
+        for kind, carrier in (("suspended", {"traceparent": outcome.get("trace")}), ("message", headers)):
+            context = trace.get_current_span(_CARRIER.extract(_texts(carrier), Context())).get_span_context()
+            if context.is_valid:
+                found.append(trace.Link(context, {"agent_runtime.link": kind}))
+    return found
 
 
 def _texts(headers: Mapping[str, Any]) -> dict[str, str]:

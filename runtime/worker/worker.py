@@ -311,7 +311,7 @@ class Worker:
             services.reads = HandlerReads(store, requester)
             services.keeper = partial(self.step_keeper, steps := StepWriter(store, requester.submit))
             hints = WaitHints()
-            services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints)
+            services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints, services.spans)
             services.statuses = statuses = HandlerStatuses(store)
             services.send_broadcast = refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)

@@ -109,6 +109,8 @@ create table runtime.waits (
     since_id bigint not null,
     -- Nor do these: answers that the asker knows. They are named one by one, since ids are not committed in their order.
     seen bigint[] not null default '{}',
+    -- The W3C trace context of the attempt that waits, for the one that goes on.
+    trace text check (length(trace) <= 255),
     -- null: for ever.
     until timestamptz,
     created_at timestamptz not null default clock_timestamp(),

@@ -133,7 +133,7 @@ comment on function runtime.pin(bigint, integer) is
 
 create function runtime.told(outcome jsonb) returns jsonb
 language sql stable set search_path = '' as $$
-    select case when outcome ? 'answer' then jsonb_build_object(
+    select case when outcome ? 'answer' then outcome || jsonb_build_object(
         'answer', (select to_jsonb(m) from public.consciousness_stream m where m.id = (outcome -> 'answer')::bigint),
         'id', outcome -> 'answer') else outcome end
 $$;

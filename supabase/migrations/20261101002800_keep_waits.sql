@@ -82,11 +82,18 @@ comment on function runtime.first_answer(text, jsonb, bigint, bigint, bigint[]) 
     'The first message after an id whose key matches and whose value contains the filter; where a parent is given, of '
     'those that it has caused and that have not been seen.';
 
+create function runtime.outcome_of(w runtime.waits, answer bigint) returns jsonb
+language sql immutable set search_path = '' as $$
+    select jsonb_strip_nulls(jsonb_build_object(
+        'answer', answer, 'timeout', case when answer is null then true end, 'trace', w.trace))
+$$;
+comment on function runtime.outcome_of(runtime.waits, bigint) is
+    'How a wait has ended, as it is kept: by a message, or by its time where there is none.';
+
 create function runtime.keep_answer(w runtime.waits, answer bigint) returns void
 language sql set search_path = '' as $$
     insert into runtime.steps (message_id, subscription, name, key, occurrence, value)
-    values (w.message_id, w.subscription, 'wait.' || w.name, w.key, w.occurrence,
-            case when answer is null then '{"timeout": true}' else jsonb_build_object('answer', answer) end)
+    values (w.message_id, w.subscription, 'wait.' || w.name, w.key, w.occurrence, runtime.outcome_of(w, answer))
     on conflict on constraint steps_pkey do nothing;
     delete from runtime.waits x
     where x.message_id = w.message_id and x.subscription = w.subscription
@@ -178,10 +185,10 @@ begin
           and runtime.may_answer(m.key, m.dedup_key, m.value)
         group by 1, 2, 3, 4, 5
     ), met as materialized (
-        select h.*, l.place
+        select h.*, l.place, l.trace
         from hit h
         left join lateral (
-            select x.ctid as place from runtime.waits x
+            select x.ctid as place, x.trace from runtime.waits x
             where x.message_id = h.message_id and x.subscription = h.subscription and x.name = h.name
               and x.key = h.key and x.occurrence = h.occurrence
             for update skip locked offset 0
@@ -189,7 +196,7 @@ begin
     ), kept as (
         insert into runtime.steps (message_id, subscription, name, key, occurrence, value)
         select h.message_id, h.subscription, 'wait.' || h.name, h.key, h.occurrence,
-               jsonb_build_object('answer', h.answer)
+               jsonb_strip_nulls(jsonb_build_object('answer', h.answer, 'trace', h.trace))
         from met h where h.place is not null
         on conflict on constraint steps_pkey do nothing
     ), ended as (
@@ -217,6 +224,7 @@ declare
     asked record;
     w runtime.waits;
     is_open boolean;
+    is_changed boolean;
     outcomes jsonb := '[]'::jsonb;
     outcome jsonb;
     answer bigint;
@@ -237,7 +245,7 @@ begin
     for asked in
         select x.* from jsonb_to_recordset(waits) as x (
             name text, key text, occurrence integer, pattern text, filter jsonb, parent bigint, since bigint,
-            seen bigint[], seconds double precision)
+            seen bigint[], trace text, seconds double precision)
     loop
         if asked.parent is not null then
             -- The asker has seen these answers, and waits for another one in the same place.
@@ -256,12 +264,8 @@ begin
               and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence
             for update skip locked;
             is_open := found;
-            if is_open and w.seen <> asked.seen then
-                w.seen := asked.seen;
-                update runtime.waits x set seen = asked.seen
-                where x.message_id = message and x.subscription = stream_wait.subscription
-                  and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence;
-            end if;
+            is_changed := is_open and (w.seen <> asked.seen or w.trace is distinct from asked.trace);
+            w.seen := coalesce(asked.seen, w.seen);
             if not is_open then
                 if asked.pattern is not null then
                     perform runtime.check_pattern(asked.pattern);
@@ -269,7 +273,7 @@ begin
                 w := row(
                     message, subscription, asked.name, asked.key, asked.occurrence, asked.pattern, asked.filter,
                     coalesce('#' || asked.parent, runtime.probe_of(asked.filter)), asked.parent,
-                    coalesce(asked.since, message), coalesce(asked.seen, '{}'),
+                    coalesce(asked.since, message), coalesce(asked.seen, '{}'), asked.trace,
                     -- The time for an answer runs from the step that keeps the request, over all attempts.
                     coalesce((
                         select s.created_at from runtime.steps s
@@ -290,10 +294,14 @@ begin
                     runtime.first_answer(w.pattern, w.filter, w.since_id, w.parent, w.seen) end;
                 if answer is not null or w.until <= clock_timestamp() then
                     perform runtime.keep_answer(w, answer);
-                    outcome := case when answer is null then '{"timeout": true}'
-                                    else jsonb_build_object('answer', answer) end;
+                    outcome := runtime.outcome_of(w, answer);
                 else
                     soonest := least(soonest, w.until);
+                    if is_changed then
+                        update runtime.waits x set seen = w.seen, trace = asked.trace
+                        where x.message_id = message and x.subscription = stream_wait.subscription
+                          and x.name = asked.name and x.key = asked.key and x.occurrence = asked.occurrence;
+                    end if;
                 end if;
             end if;
         end if;
@@ -306,7 +314,7 @@ end
 $$;
 comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
     'Has a delivery wait, by its current lease: held tells whether that was so. Of each wait [{name, key, occurrence, '
-    'pattern, filter, parent, since, seen, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes '
+    'pattern, filter, parent, since, seen, trace, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes '
     'on; seconds until the first one ends by time. A wait for answers names their parent, the request, and '
     'the ids of those it has seen, which do not end it again.';
 

@@ -54,7 +54,10 @@ language sql stable set search_path = '' as $$
             from run r where r.message_id = p.message_id and r.subscription = p.subscription), '[]') end,
         'steps', case when details then coalesce((
             select json_agg(json_build_object(
-                'name', t.name, 'key', t.key, 'occurrence', t.occurrence, 'value', t.value, 'created_at', t.created_at)
+                'name', t.name, 'key', t.key, 'occurrence', t.occurrence,
+                'value', case when starts_with(t.name, 'wait.') and jsonb_typeof(t.value) = 'object'
+                    then t.value - 'trace' else t.value end,
+                'created_at', t.created_at)
                 order by t.created_at, t.name)
             from runtime.steps t where t.message_id = p.message_id and t.subscription = p.subscription), '[]') end,
         'waits', case when details then runtime.waits_of(p.message_id, p.subscription) end

@@ -215,6 +215,25 @@ def test_a_webhook_is_an_operation_that_tells_its_target_without_what_may_be_sec
     assert "word" not in json.dumps(document)
 
 
+def test_it_tells_what_is_pinned_and_which_steps_are_undone(official: Draft7Validator) -> None:
+    shop = Agent("shop")
+
+    async def refund(order: int) -> None: ...
+
+    @shop.step(undo=refund)
+    async def charge(order: int) -> str:
+        return "a receipt"
+
+    @shop.on("order.placed", version="2", pin=True)
+    async def sell(order: int, context: Context) -> None:
+        await context.step("charge", charge, order)
+
+    document = asyncapi_of([shop], title="A shop", version="1")
+    assert list(official.iter_errors(document)) == []
+    assert document["operations"]["shop.sell"]["x-pin"] is True
+    assert document["info"]["tags"] == [{"name": "shop", "x-undos": {"charge": "refund"}}]
+
+
 def test_it_tells_how_messages_come_where_it_is_not_one_by_one() -> None:
     meter = Agent("meter")
 

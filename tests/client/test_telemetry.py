@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from runtime import Agent, BatchContext, Context, Message, Retry, connect
 from runtime.client.telemetry import current_ids
 from runtime.message import Draft
-from tests.integration.conftest import running, until
+from tests.integration.conftest import connected, running, until
+from tests.worker.test_waits import is_suspended
 from tests.worker.test_worker import direct, ready
 
 pytestmark = pytest.mark.anyio
@@ -127,6 +129,37 @@ async def test_a_step_has_a_span_where_it_runs_and_none_where_its_result_is_kept
     assert named(spans, "calling").parent.span_id == step.context.span_id
     attempts = [span for span in spans.get_finished_spans() if span.name == "process order.placed"]
     assert step.parent.span_id == min(attempts, key=lambda span: span.start_time).context.span_id
+
+
+async def test_an_attempt_that_goes_on_is_linked_with_the_suspended_one_and_with_what_ended_its_wait(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    agent, ended = Agent("shop"), anyio.Event()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        await context.wait_for("payment.settled", timeout="1h")
+        # Just long enough to suspend it.
+        await context.sleep(2.01)
+        ended.set()
+
+    settings = direct(database, telemetry=True)
+    async with running([agent], settings), connect(settings) as stream, connected(database) as connection:
+        await ready(database, "shop.sell")
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        await stream.send("payment.settled")
+        with anyio.fail_after(60):
+            await ended.wait()
+    found = [span for span in spans.get_finished_spans() if span.name == "process order.placed"]
+    first, *others = sorted(found, key=lambda span: span.start_time)
+    paid = named(spans, "send payment.settled").context.span_id
+    linked = [[link.context.span_id for link in span.links] for span in (first, *others)]
+    assert linked[0] == []
+    assert all({first.context.span_id, paid} <= set(links) for links in linked[1:])
+    # The last one goes on after the sleep, which another attempt has begun.
+    [slept] = set(linked[-1]) - {first.context.span_id, paid}
+    assert slept in [span.context.span_id for span in others[:-1]]
 
 
 async def test_one_trace_leads_through_agents_of_two_processes(

@@ -14,6 +14,7 @@ from runtime.backoff import Outage, retrying
 from runtime.encoding.json import encode
 from runtime.errors import LeaseLost, StoreUnavailable
 from runtime.store import Delivery, Store
+from runtime.worker.execution.services import Spans
 
 _log = logging.getLogger("runtime.handlers")
 # The database tells of the end of a wait; where no push path is live, these looks find it.
@@ -46,22 +47,36 @@ class DeliveryWaits:
         store: where messages live.
         submit: runs work on the loop of the store, from any thread.
         hints: tell when to look again.
+        spans: link the attempt that goes on with the one that was suspended, where a trace is wanted.
         delivery: whose waits they are.
     """
 
-    def __init__(self, store: Store, submit: Submit, hints: WaitHints, delivery: Delivery) -> None:
+    def __init__(
+        self, store: Store, submit: Submit, hints: WaitHints, spans: Spans | None, delivery: Delivery
+    ) -> None:
         self._store = store
         self._submit = submit
         self._hints = hints
+        self._spans = spans
         self._delivery = delivery
 
     async def wait(self, waits: Sequence[Mapping[str, Any]], is_over: IsOver, seconds: float) -> Waited:
         """Register waits; see `WaitKeeper.wait`."""
-        return await asyncio.wrap_future(self._submit(partial(self._wait, waits, is_over, seconds)))
+        work = partial(self._wait, self._traced(waits), is_over, seconds)
+        return self._linked(await asyncio.wrap_future(self._submit(work)))
 
     def wait_blocking(self, waits: Sequence[Mapping[str, Any]], is_over: IsOver, seconds: float) -> Waited:
         """Register waits, from a thread; see `WaitKeeper.wait_blocking`."""
-        return self._submit(partial(self._wait, waits, is_over, seconds)).result()
+        return self._linked(self._submit(partial(self._wait, self._traced(waits), is_over, seconds)).result())
+
+    def _traced(self, waits: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        context = None if self._spans is None else self._spans.waiting()
+        return waits if context is None else [{**each, "trace": context} for each in waits]
+
+    def _linked(self, waited: Waited) -> Waited:
+        if self._spans is not None:
+            self._spans.went_on(waited.outcomes)
+        return waited
 
     async def _wait(self, waits: Sequence[Mapping[str, Any]], is_over: IsOver, seconds: float) -> Waited:
         woken = self._hints.next

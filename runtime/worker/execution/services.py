@@ -59,6 +59,12 @@ class Spans(Protocol):
     def step(self, name: str) -> AbstractContextManager[Any]:
         """The span of one step, current while its function runs."""
 
+    def waiting(self) -> str | None:
+        """The trace context of the current span, which a wait keeps."""
+
+    def went_on(self, outcomes: Sequence[Mapping[str, Any] | None]) -> None:
+        """Link the current span with those that began these waits, and with the messages that have ended them."""
+
     def reported(self, span: Any, handler: str, report: Report) -> None:
         """How the attempt of this span ended."""
 
