@@ -30,12 +30,13 @@ class LongWork:
         if run.is_undoing:
             await self._undo(run)
         elif draw < 0.15:
-            await self._keep(run, f"s{len(run.steps) + 1}", undo=self._random.random() < 0.4)
+            await self._keep(run, undo=self._random.random() < 0.4)
         elif draw < 0.25 and not run.waits:
             await self._wait(run)
 
-    async def _keep(self, run: Run, name: str, *, undo: bool) -> None:
+    async def _keep(self, run: Run, *, undo: bool) -> None:
         value = self._history.tick()
+        name = f"s{value}"
         given = {"name": name, "key": "", "occurrence": 1, "value": str(value)}
         if undo:
             given["undo"] = json.dumps({"step": name, "arguments": {}})
