@@ -48,7 +48,7 @@ async def judge(connection: Any, ledger: Ledger) -> list[Problem]:
     dead = await connection.fetch(
         "select message_id, subscription_name, error from runtime.dead_letters "
         # What is written or handled to die is another judge's.
-        "where key not in ('hostile.row', 'unruly.message')"
+        "where key not in ('hostile.row', 'unruly.message', 'sagas.order')"
     )
     left = await connection.fetchval("select count(*) from runtime.deliveries where lease is not null")
     return [

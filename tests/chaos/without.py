@@ -132,6 +132,19 @@ MECHANISMS = (
          "--feature", "waits", *_QUIET],
     ),
     Mechanism(
+        "what is finished is undone when it dies",
+        [(f"{_MIGRATIONS}/20261101002850_undo_steps.sql",
+          "elsif runtime.has_undos(one.id, one.subscription) then", "elsif false then")],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
+         "--feature", "sagas", *_QUIET],
+    ),
+    Mechanism(
+        "the last step is undone first",
+        [("runtime/worker/execution/handler_undos.py", "in reversed(delivery.undos):", "in delivery.undos:")],
+        ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "socket reset", "--fault", "frames forged",
+         "--feature", "sagas", *_QUIET],
+    ),
+    Mechanism(
         "a handler's own statements are committed with its end",
         [("runtime/worker/execution/attempt.py", "await finish(report)", "await context._transaction._begun.commit()")],
         ["--setting", "both/direct", "--fault", "worker SIGKILL", "--fault", "connections terminated",

@@ -19,6 +19,7 @@ def judge(history: History, left: dict[str, Any]) -> list[str]:
         left: what the database holds after everything was drained, as `play.leftovers` reads it.
     """
     return [
+        *history.problems,
         *_finished(history, left),
         *_one_at_a_time(history),
         *_in_order(history),
@@ -113,7 +114,11 @@ def _in_order(history: History) -> Iterator[str]:
             first_start.setdefault(message, run.began)
             last_end[message] = run.ended or history.now
             # Not one that an operator cancelled while it ran: it may have ended so.
-            if run.outcome == "dead" and _BY_NAME[name].get("dead_blocks") and place not in history.fuzzy:
+            if (
+                run.outcome in ("dead", "undone")
+                and _BY_NAME[name].get("dead_blocks")
+                and place not in history.fuzzy
+            ):
                 last_end[message] = _let_go(history, place, died=last_end[message])
         # The latest end of all that were committed before this one was begun.
         ended = sorted((history.messages[m].committed, end, m) for m, end in last_end.items())
@@ -131,6 +136,8 @@ def _nothing_left(left: dict[str, Any]) -> Iterator[str]:
     """Every lane reached its end without a sweep's help, and no helper table holds anything."""
     if left["stood still"]:
         yield f"K9: these stood still until a sweep healed their keys: {left['stood still']}"
+    if left["waiting"]:
+        yield f"G13: these went on waiting for messages that are there: {left['waiting']}"
     for table in ("deliveries", "unmarked", "dead_letters", "leases"):
         if left[table]:
             yield f"{table}: {left[table]} are left"

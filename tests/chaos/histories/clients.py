@@ -12,6 +12,7 @@ import asyncpg
 
 from runtime.store.exchange import WireRow
 from tests.chaos.histories.history import History, Prune, Run
+from tests.chaos.histories.long_work import LongWork, steps_of
 from tests.chaos.histories.roads import AWAY, ISOLATIONS, Road, SqlRoad, until_answered
 
 KEYS = ("lane.k0", "lane.k0", "lane.k1", "lane.k2", "free.x")
@@ -139,14 +140,17 @@ class Worker(Client):
 
     def __post_init__(self) -> None:
         self._number = {name: number for number, name in self.numbers.items()}
+        self._long = LongWork(self.history, self.random, self.road, self._number)
 
     async def step(self, *, well: bool = False) -> int:
         """One exchange: reports some of what it holds, and takes; returns how many it took."""
+        for run in () if well else tuple(self.held):
+            await self._long.go_on(run)
         reports = [run for run in self.held if well or self.random.random() < 0.7]
         done, failed = list[dict[str, Any]](), list[dict[str, Any]]()
         for run in reports:
             self.held.remove(run)
-            outcome = "done" if well else self._outcome()
+            outcome = self._outcome(run, well=well)
             if outcome == "crash":
                 await self._freeze(run)
                 continue
@@ -176,15 +180,20 @@ class Worker(Client):
             else:
                 self.history.note(run.place, str(run.outcome))
         self.held += [
-            self.history.began((row.id, self.numbers[row.subscription]), row.key, row.lease)
+            self.history.began((row.id, self.numbers[row.subscription]), row.key, row.lease, *steps_of(row))
             for row in map(WireRow.of, answer["taken"])
         ]
         return len(answer["taken"])
 
-    def _outcome(self) -> str:
-        return self.random.choices(
-            ("done", "failed", "later", "released", "dead", "crash"), (75, 6, 3, 6, 5, 5)
-        )[0]
+    def _outcome(self, run: Run, *, well: bool) -> str:
+        good = "suspended" if run.waits else "undone" if run.is_undoing else "done"
+        return (
+            good
+            if well
+            else self.random.choices(
+                (good, "failed", "later", "released", "dead", "crash"), (75, 6, 3, 6, 5, 5)
+            )[0]
+        )
 
     def _file(self, run: Run, outcome: str, done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> None:
         report = {
@@ -196,9 +205,9 @@ class Worker(Client):
         if outcome == "done":
             done.append(report)
         else:
-            failed.append(
-                {**report, "outcome": outcome, "delay": self.random.choice((0, 0, 0.02)), "error": "no"}
-            )
+            more = {"waits": run.waits} if outcome == "suspended" else {}
+            delay = 0 if more else self.random.choice((0, 0, 0.02))
+            failed.append({**report, "outcome": outcome, "delay": delay, "error": "no", **more})
 
     async def _freeze(self, run: Run) -> None:
         """Its process is gone or frozen, and its lease runs out."""
@@ -280,6 +289,7 @@ class Operator(Client):
         if message is not None:
             place = (message, name)
             self.history.revivals[place].append(self.history.tick())
+            self.history.restarted.add(place)
             answer = await self._ask("stream_replay($1, ids => $2)", name, [message])
             if answer["replayed"]:
                 self.history.note(place, "replayed")
@@ -291,6 +301,8 @@ class Operator(Client):
         letters = await self._ask("stream_dead(max => 20)")
         if not letters:
             return None
+        for each in letters:
+            self.history.buried((each["message_id"], each["subscription"]), each["error"])
         chosen = self.random.choice(letters)
         return chosen["id"], (chosen["message_id"], chosen["subscription"])
 

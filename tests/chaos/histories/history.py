@@ -6,7 +6,9 @@ is sent.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 Place = tuple[int, str]
 """(message, subscription)"""
@@ -32,6 +34,17 @@ class Run:
     began: int
     ended: int | None = None
     outcome: str | None = None
+    steps: dict[str, Any] = field(default_factory=dict)
+    """Those that came with it, and those that it has kept, with their values."""
+    undos: list[str] = field(default_factory=list)
+    """The steps that came with it and have undos, as they finished."""
+    waits: list[list[Any]] = field(default_factory=list)
+    """What it is suspended over."""
+
+    @property
+    def is_undoing(self) -> bool:
+        """Whether it is one of those that run the undos, after the delivery has died."""
+        return "undo" in self.steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,10 @@ class History:
         fuzzy: deliveries of which it is not known how often they had to end: more than one was made of them, or an
             operator cancelled one that ran.
         releases: by delivery, when its dead letter was asked to be redriven or discarded.
+        kept: by delivery, the steps that a worker was told are kept, with their values.
+        undoable: deliveries of which a step is kept that has an undo.
+        restarted: deliveries that were asked to begin anew by a replay, which forgets their steps.
+        problems: what a client saw that must not be.
     """
 
     now: int = 0
@@ -67,6 +84,10 @@ class History:
     releases: dict[Place, list[int]] = field(default_factory=lambda: defaultdict(list))
     replays: Counter[Place] = field(default_factory=Counter)
     fuzzy: set[Place] = field(default_factory=set)
+    kept: dict[Place, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
+    undoable: set[Place] = field(default_factory=set)
+    restarted: set[Place] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     notes: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
     """What happened to each delivery, to be read where something went wrong."""
@@ -76,12 +97,31 @@ class History:
         self.now += 1
         return self.now
 
-    def began(self, place: Place, key: str, lease: str) -> Run:
-        """A client was handed a delivery."""
-        run = Run(place, key, lease, self.tick())
+    def began(
+        self, place: Place, key: str, lease: str, steps: dict[str, Any], undos: Sequence[str] = ()
+    ) -> Run:
+        """A client was handed a delivery, with its steps: all that anybody was told are kept."""
+        run = Run(place, key, lease, self.tick(), steps=steps, undos=list(undos))
         self.runs.append(run)
         self.note(place, "taken")
+        for name, value in self.kept[place].items():
+            if steps.get(name) != value and place not in self.restarted:
+                self.problems.append(f"G12: {place} has lost its step {name}: {self.notes[place]}")
         return run
+
+    def keep(self, place: Place, name: str, value: int, *, is_undone: bool) -> None:
+        """A client was told that a step is kept; one that is undone is forgotten by a redrive."""
+        self.note(place, f"step {name}")
+        self.counts["steps"] += 1
+        if is_undone:
+            self.undoable.add(place)
+        else:
+            self.kept[place][name] = value
+
+    def buried(self, place: Place, error: str) -> None:
+        """A client saw a dead letter: one that had finished steps with undos says what became of them."""
+        if place in self.undoable and not self.revivals[place] and "ndone: " not in error:
+            self.problems.append(f"K18: {place} died and was not undone: {self.notes[place]}")
 
     def note(self, place: Place, what: str) -> None:
         """Keep what happened, with the moment."""

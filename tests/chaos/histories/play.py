@@ -74,11 +74,12 @@ async def play(url: str, gateway: tuple[str, str] | None, seed: int, *, steps: i
                 tasks.start_soon(_play_steps, client, count)
         last = worker("direct", db)
         last.held = [run for each in workers for run in each.held]
+        waiting = await _answered(db, last)
         stood_still = await _drain(db, last, Operator(history, random, operators[0]))
         left = await _leftovers(db, last)
         for each in operators:
             await each.close()
-    left["stood still"] = stood_still
+    left |= {"stood still": stood_still, "waiting": waiting}
     problems = judge(history, left)
     return Outcome(seed, problems, len(history.messages), len(history.runs), dict(history.counts))
 
@@ -104,6 +105,21 @@ async def _subscribe(road: Road) -> dict[int, str]:
             if not settled["more"]["unsettled"]:
                 break
     return {row["id"]: name for name, row in answer["subscriptions"].items()}
+
+
+async def _answered(db: Any, worker: Worker) -> list[int]:
+    """Let every writer's messages end the waits for them, without time's help; returns what waits all the same."""
+    for each in SUBSCRIPTIONS:
+        await db.fetchval("select stream_resume($1)", each["name"])
+    with anyio.fail_after(120):
+        while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
+            await worker.step(well=True)
+    rows = await db.fetch(
+        "select w.message_id from runtime.waits w join runtime.deliveries d using (message_id, subscription) "
+        "where d.lease is null and d.visible_at > clock_timestamp() + interval '1 minute' and exists ("
+        "select from consciousness_stream m where m.key = w.pattern and m.id > w.since_id)"
+    )
+    return [row["message_id"] for row in rows]
 
 
 async def _drain(db: Any, worker: Worker, operator: Operator) -> list[int]:

@@ -13,7 +13,8 @@ from tests.conftest import Cluster
 SEED = 1
 STEPS = 20
 EMPTY = {
-    "stood still": [], "deliveries": 0, "leases": 0, "unmarked": 0, "dead_letters": 0, "expired": 0, "processed": {},
+    "stood still": [], "deliveries": 0, "leases": 0, "unmarked": 0, "dead_letters": 0, "expired": 0,
+    "processed": {}, "waiting": [],
 }  # fmt: skip
 
 
@@ -28,6 +29,7 @@ def test_g1_g8_k9_a_random_history_ends_as_it_should(request: pytest.FixtureRequ
     assert outcome.messages >= 3 * STEPS
     assert outcome.runs >= outcome.messages
     assert outcome.counts["connections killed"] > 0
+    assert min(outcome.counts["steps"], outcome.counts["waits"]) > 0
 
 
 @pytest.mark.timeout(0)
