@@ -24,12 +24,17 @@ SUBSCRIPTIONS: tuple[dict[str, Any], ...] = (
     {"name": "wide.all", "patterns": [">"], "max_attempts": 3, "max_crashes": 2},
     {"name": "wide.limited", "patterns": ["lane.k0", "free.x"], "concurrency_total": 3},
 )  # fmt: skip
+PINNED = "wide.all"
 LEASE_SECONDS = 600.0
 
 
-def declared() -> list[dict[str, Any]]:
-    """The subscriptions as `stream_subscribe` takes them."""
-    return [{**each, "agent": each["name"].partition(".")[0]} for each in SUBSCRIPTIONS]
+def declared(version: str | None = None) -> list[dict[str, Any]]:
+    """The subscriptions as `stream_subscribe` takes them; one of them is pinned where there is a version."""
+    pin = {} if version is None else {"version": version, "pin": True}
+    return [
+        {**each, "agent": each["name"].partition(".")[0], **(pin if each["name"] == PINNED else {})}
+        for each in SUBSCRIPTIONS
+    ]
 
 
 @dataclass
@@ -132,6 +137,7 @@ class Worker(Client):
     road: Road
     numbers: dict[int, str]
     operator: Any
+    version: str
     id: str = field(default_factory=lambda: str(uuid4()))
     pump: str = field(default_factory=lambda: str(uuid4()))
     n: int = 0
@@ -140,7 +146,15 @@ class Worker(Client):
 
     def __post_init__(self) -> None:
         self._number = {name: number for number, name in self.numbers.items()}
-        self._long = LongWork(self.history, self.random, self.road, self._number)
+        self._long = LongWork(self.history, self.random, self.road, self._number, PINNED)
+
+    async def subscribe(self) -> None:
+        """Say what it runs, and of which version."""
+        card = {"id": self.id, "name": "worker", "announce": [], "details": {}}
+        await until_answered(
+            self.road, "stream_subscribe",
+            {"worker": json.dumps(card), "subscriptions": json.dumps(declared(self.version))},
+        )  # fmt: skip
 
     async def step(self, *, well: bool = False) -> int:
         """One exchange: reports some of what it holds, and takes; returns how many it took."""
@@ -180,7 +194,9 @@ class Worker(Client):
             else:
                 self.history.note(run.place, str(run.outcome))
         self.held += [
-            self.history.began((row.id, self.numbers[row.subscription]), row.key, row.lease, *steps_of(row))
+            self.history.began(
+                (row.id, self.numbers[row.subscription]), row.key, row.lease, self.version, *steps_of(row)
+            )
             for row in map(WireRow.of, answer["taken"])
         ]
         return len(answer["taken"])

@@ -34,6 +34,7 @@ class Run:
     began: int
     ended: int | None = None
     outcome: str | None = None
+    version: str = ""
     steps: dict[str, Any] = field(default_factory=dict)
     """Those that came with it, and those that it has kept, with their values."""
     undos: list[str] = field(default_factory=list)
@@ -70,6 +71,7 @@ class History:
         releases: by delivery, when its dead letter was asked to be redriven or discarded.
         kept: by delivery, the steps that a worker was told are kept, with their values.
         undoable: deliveries of which a step is kept that has an undo.
+        begun: by delivery of a pinned handler, the version that has kept its first step or wait.
         restarted: deliveries that were asked to begin anew by a replay, which forgets their steps.
         problems: what a client saw that must not be.
     """
@@ -86,6 +88,7 @@ class History:
     fuzzy: set[Place] = field(default_factory=set)
     kept: dict[Place, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
     undoable: set[Place] = field(default_factory=set)
+    begun: dict[Place, str] = field(default_factory=dict)
     restarted: set[Place] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -98,16 +101,24 @@ class History:
         return self.now
 
     def began(
-        self, place: Place, key: str, lease: str, steps: dict[str, Any], undos: Sequence[str] = ()
+        self, place: Place, key: str, lease: str, version: str, steps: dict[str, Any], undos: Sequence[str]
     ) -> Run:
         """A client was handed a delivery, with its steps: all that anybody was told are kept."""
-        run = Run(place, key, lease, self.tick(), steps=steps, undos=list(undos))
+        run = Run(place, key, lease, self.tick(), version=version, steps=steps, undos=list(undos))
+        # A redrive and a replay leave it to any version.
+        if self.begun.get(place, version) != version and not self.revivals[place]:
+            self.problems.append(f"K17: {place} went on with version {version}: {self.notes[place]}")
         self.runs.append(run)
         self.note(place, "taken")
         for name, value in self.kept[place].items():
             if steps.get(name) != value and place not in self.restarted:
                 self.problems.append(f"G12: {place} has lost its step {name}: {self.notes[place]}")
         return run
+
+    def begin(self, run: Run, pinned: str) -> None:
+        """A client was told that the first step or wait of a delivery is kept: the rest is that version's."""
+        if run.place[1] == pinned:
+            self.begun.setdefault(run.place, run.version)
 
     def keep(self, place: Place, name: str, value: int, *, is_undone: bool) -> None:
         """A client was told that a step is kept; one that is undone is forgotten by a redrive."""

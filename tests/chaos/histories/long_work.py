@@ -19,10 +19,14 @@ class LongWork:
         random: its dice.
         road: the way to the kernel.
         numbers: the subscriptions' numbers by their names.
+        pinned: the name of the one whose versions go on alone with what they have begun.
     """
 
-    def __init__(self, history: History, random: Random, road: Road, numbers: Mapping[str, int]) -> None:
-        self._history, self._random, self._road, self._numbers = history, random, road, numbers
+    def __init__(
+        self, history: History, random: Random, road: Road, numbers: Mapping[str, int], pinned: str
+    ) -> None:
+        self._history, self._random, self._road = history, random, road
+        self._numbers, self._pinned = numbers, pinned
 
     async def go_on(self, run: Run) -> None:
         """Do a part of the work of one delivery, or nothing."""
@@ -37,7 +41,7 @@ class LongWork:
     async def _keep(self, run: Run, *, undo: bool) -> None:
         value = self._history.tick()
         name = f"s{value}"
-        given = {"name": name, "key": "", "occurrence": 1, "value": str(value)}
+        given = {"name": name, "key": "", "occurrence": 1, "value": str(value), "version": run.version}
         if undo:
             given["undo"] = json.dumps({"step": name, "arguments": {}})
         answer = await self._call("stream_step", run, given)
@@ -47,6 +51,7 @@ class LongWork:
         # Asked again after a lost answer, it is told what the first one has kept.
         assert answer.get("earlier", [value]) in ([], [value]), answer
         run.steps[name] = value
+        self._history.begin(run, self._pinned)
         self._history.keep(run.place, name, value, is_undone=undo)
 
     async def _undo(self, run: Run) -> None:
@@ -72,6 +77,7 @@ class LongWork:
         answer = await self._call("stream_wait", run, {"waits": json.dumps([wire])})
         if answer["held"] and answer["outcomes"] == [None]:
             run.waits = [place]
+            self._history.begin(run, self._pinned)
             self._history.counts["waits"] += 1
 
     async def _call(self, function: str, run: Run, given: dict[str, Any]) -> Any:

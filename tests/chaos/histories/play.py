@@ -1,6 +1,7 @@
 """One history from its first message to the last: everybody at once, then all that is left is drained, then judged."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -52,11 +53,14 @@ async def play(url: str, gateway: tuple[str, str] | None, seed: int, *, steps: i
         numbers = await _subscribe(road("direct"))
         operators = [await asyncpg.connect(url) for _ in range(8)]
 
-        def worker(name: str, operator: Any) -> Worker:
-            return Worker(history, Random(random.random()), road(name), numbers, operator)
+        async def worker(name: str, operator: Any, version: str) -> Worker:
+            made = Worker(history, Random(random.random()), road(name), numbers, operator, version)
+            await made.subscribe()
+            return made
 
         workers = [
-            worker(*each) for each in zip(("sql", "sql", "direct", "rest"), operators[3:], strict=False)
+            await worker(*each)
+            for each in zip(("sql", "sql", "direct", "rest"), operators[3:], "1212", strict=False)
         ]
         clients: list[tuple[Client, int]] = [(each, 3 * steps) for each in workers]
         for _ in range(4):
@@ -72,11 +76,11 @@ async def play(url: str, gateway: tuple[str, str] | None, seed: int, *, steps: i
         async with anyio.create_task_group() as tasks:
             for client, count in clients:
                 tasks.start_soon(_play_steps, client, count)
-        last = worker("direct", db)
-        last.held = [run for each in workers for run in each.held]
+        last = [await worker("direct", db, version) for version in "12"]
+        last[0].held = [run for each in workers for run in each.held]
         waiting = await _answered(db, last)
         stood_still = await _drain(db, last, Operator(history, random, operators[0]))
-        left = await _leftovers(db, last)
+        left = await _leftovers(db, last[0])
         for each in operators:
             await each.close()
     left |= {"stood still": stood_still, "waiting": waiting}
@@ -107,13 +111,14 @@ async def _subscribe(road: Road) -> dict[int, str]:
     return {row["id"]: name for name, row in answer["subscriptions"].items()}
 
 
-async def _answered(db: Any, worker: Worker) -> list[int]:
+async def _answered(db: Any, workers: Sequence[Worker]) -> list[int]:
     """Let every writer's messages end the waits for them, without time's help; returns what waits all the same."""
     for each in SUBSCRIPTIONS:
         await db.fetchval("select stream_resume($1)", each["name"])
     with anyio.fail_after(120):
         while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
-            await worker.step(well=True)
+            for worker in workers:
+                await worker.step(well=True)
     rows = await db.fetch(
         "select w.message_id from runtime.waits w join runtime.deliveries d using (message_id, subscription) "
         "where d.lease is null and d.visible_at > clock_timestamp() + interval '1 minute' and exists ("
@@ -122,15 +127,17 @@ async def _answered(db: Any, worker: Worker) -> list[int]:
     return [row["message_id"] for row in rows]
 
 
-async def _drain(db: Any, worker: Worker, operator: Operator) -> list[int]:
+async def _drain(db: Any, workers: Sequence[Worker], operator: Operator) -> list[int]:
     """Take and finish until nothing is left, without a sweep; returns what nobody could take without one."""
     fruitless = 0
     while await db.fetchval("select exists (select from runtime.deliveries)") or await _letters(db):
         for each in SUBSCRIPTIONS:
             await db.fetchval("select stream_resume($1)", each["name"])
-        took = bool(worker.held) or await worker.step(well=True) > 0
-        if worker.held:
-            await worker.step(well=True)
+        took = False
+        for worker in workers:
+            took = bool(worker.held) or await worker.step(well=True) > 0 or took
+            if worker.held:
+                await worker.step(well=True)
         if not took:
             # Let what is delayed or abandoned come due, and dead letters go.
             await advance(db, 700)
