@@ -50,6 +50,8 @@ def test_an_empty_stream_teaches_and_only_a_filter_matches_nothing(database: str
     assert "runtime run agents/" in found["/overview"]
     assert "Name a key" in found["/write"]
     assert "runtime send" not in found["later"]
+    # Each row links its conversation once: on a phone a second link left its key no room.
+    assert found["later"].count(">conversation</a>") == 1
 
 
 def test_a_sample_is_what_its_schema_takes() -> None:
