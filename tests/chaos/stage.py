@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import asyncpg
 import psutil
 from anyio.abc import Process
 
@@ -30,8 +29,6 @@ from tests.chaos.leftovers import DISK, own_folder
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 2.0
 SUBSCRIPTIONS = ("orderly.begin", "wide.left", "wide.right", "last.join", "bulk.count")
-# What a connection of the campaign's own may die of, when a fault strikes at the same time.
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _TMPFS_BYTES = 1536 * 2**20
 
 _WORKER = {

@@ -11,13 +11,15 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.stage import Stage
 
 _PAUSE_SECONDS = 0.05
+_FEWEST = 2
 
 
 async def order(stage: Stage, ledger: Ledger, until: float) -> None:
-    """Order again and again until the act ends."""
+    """Order again and again until the act ends, and twice at least, however late it is."""
     await _make_table(stage)
     async with connect(stage.settings("direct")) as stream:
-        while time.monotonic() < until:
+        ordered = 0
+        while ordered < _FEWEST or time.monotonic() < until:
             number = time.monotonic_ns() // 1_000 % 1_000_000_000
             try:
                 await stream.send("bookings.order", number, dedup_key=f"booking-{number}")
@@ -26,6 +28,7 @@ async def order(stage: Stage, ledger: Ledger, until: float) -> None:
                 await anyio.sleep(0.1)
             else:
                 ledger.driven["bookings"].append(number)
+                ordered += 1
                 await anyio.sleep(_PAUSE_SECONDS)
 
 
