@@ -8,7 +8,7 @@ from runtime.agent.request_reply import RequestState
 from runtime.agent.retry import LONGEST_SECONDS
 from runtime.agent.step import StepPlace
 from runtime.agent.step_names import WAIT_PREFIX
-from runtime.agent.waiting import GRACE_SECONDS, Outcome, Suspended, Waited, WaitKeeper, Waits
+from runtime.agent.waiting import Outcome, Suspended, Waited, WaitKeeper, Waits
 from runtime.encoding.json import encode
 from runtime.keys import is_key
 
@@ -37,7 +37,8 @@ class AnswerWait:
         self._ended: StepPlace = (f"{WAIT_PREFIX}{name}", same, 1)
         # The step is kept when the first attempt has waited for a moment already.
         is_bounded = seconds is not None and seconds <= LONGEST_SECONDS
-        self._seconds = seconds - GRACE_SECONDS if seconds is not None and is_bounded else None
+        self.grace = waits.grace
+        self._seconds = seconds - self.grace if seconds is not None and is_bounded else None
         waits.steps.asked |= {self._place, self._ended}
 
     @property

@@ -152,25 +152,27 @@ class Waits:
         steps: the steps of the attempt, among which earlier attempts have kept the outcomes of waits.
         keeper: keeps new ones; None outside of a worker.
         suspended: the exception that was raised, if one was.
+        grace: how many seconds it waits within the process before it is suspended.
     """
 
     handler: str
     steps: Steps
     keeper: WaitKeeper | None = None
     suspended: Suspended | None = None
+    grace: float = GRACE_SECONDS
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _going: set[tuple[str, str]] = field(default_factory=set)
 
     async def sleep(self, seconds: float, key: str) -> None:
         """Sleep; see `Context.sleep`."""
-        if seconds <= GRACE_SECONDS:
+        if seconds <= self.grace:
             await anyio.sleep(seconds)
         else:
             await self._over({("sleep", key): seconds}, grace=0.0)
 
     def sleep_blocking(self, seconds: float, key: str) -> None:
         """As `sleep`, in the thread of a plain handler."""
-        if seconds <= GRACE_SECONDS:
+        if seconds <= self.grace:
             time.sleep(seconds)
         else:
             self._over_blocking({("sleep", key): seconds}, grace=0.0)
@@ -214,16 +216,17 @@ class Waits:
         *,
         needs_all: bool = True,
         limit: float | None = None,
-        grace: float = GRACE_SECONDS,
+        grace: float | None = None,
     ) -> list[Outcome]:
         """Return the outcomes of waits that are over.
 
         Raises:
             Suspended: they are not yet.
         """
+        seconds = self.grace if grace is None else grace
         with self._begun(waits, needs_all, limit) as begun:
             if not begun.is_over():
-                begun.absorb(waited := await self._kept().wait(begun.wires, begun.is_over, grace))
+                begun.absorb(waited := await self._kept().wait(begun.wires, begun.is_over, seconds))
                 self._check(begun, waited)
             return [begun.outcomes[place] for place in begun.waits]
 
@@ -233,11 +236,12 @@ class Waits:
         *,
         needs_all: bool = True,
         limit: float | None = None,
-        grace: float = GRACE_SECONDS,
+        grace: float | None = None,
     ) -> list[Outcome]:
+        seconds = self.grace if grace is None else grace
         with self._begun(waits, needs_all, limit) as begun:
             if not begun.is_over():
-                begun.absorb(waited := self._kept().wait_blocking(begun.wires, begun.is_over, grace))
+                begun.absorb(waited := self._kept().wait_blocking(begun.wires, begun.is_over, seconds))
                 self._check(begun, waited)
             return [begun.outcomes[place] for place in begun.waits]
 

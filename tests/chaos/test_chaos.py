@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_g1_to_g11_nothing_is_lost_and_nothing_done_twice_while_everything_breaks() -> None:
-    # What crashed its worker twice runs alone; one that asks for what waits behind it does so for 20 s.
+    # What crashed its worker twice runs alone, one after another.
     command = ["--json", "--seconds", "42", "--messages", "3000", "--huge-rows", "1000", "--settle", "120"]
     ended = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *command], cwd=ROOT, capture_output=True, text=True, check=False

@@ -90,6 +90,34 @@ async def test_g13_a_longer_wait_is_suspended_and_goes_on_with_its_message(datab
     assert (set(begun), charged, got) == ({1}, [7], [{"order": 7}])
 
 
+async def test_k8_a_poison_message_that_waits_does_not_hold_up_the_one_that_it_waits_for(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A handler that waited in its process would do so for longer than this test.
+    monkeypatch.setattr("runtime.worker.execution.services.GRACE_SECONDS", 3600.0)
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        got.append((await context.wait_for("payment.settled", {"order": order})).value)
+
+    @agent.on("payment.due", emits="payment.settled")
+    async def pay(order: int) -> dict[str, int]:
+        return {"order": order}
+
+    async with served(database, agent):
+        pass
+    async with connected(admin(database)) as connection, connect(direct(database)) as stream:
+        await stream.send("order.placed", 7)
+        await stream.send("payment.due", 7)
+        await connection.execute(
+            "update runtime.deliveries set crashes = 2, heavy = true, visible_at = clock_timestamp()"
+        )
+        async with running([agent], direct(database)):
+            await until(partial(ended, connection), seconds=60)
+    assert got == [{"order": 7}]
+
+
 async def test_g13_what_was_written_before_the_wait_began_counts(database: str) -> None:
     agent, may_wait, got = Agent("shop"), asyncio.Event(), list[Any]()
 

@@ -52,10 +52,7 @@ class Asking:
         """Wait in the process; returns whether the request is settled, or its time over."""
         pending, seconds = self._pending, self._pending.seconds
         left = None if seconds is None else max(0.0, seconds - (time.monotonic() - self._began))
-        patience = None if self._wait is None else GRACE_SECONDS
-        if self._wait is not None and self._wait.request is not None and not self._is_unread:
-            # It has had its moment in the attempt that was suspended first.
-            patience = 0.0
+        patience = self._patience()
         # No wait begins but after the answers that are there by then: they may be enough.
         pending.found = None
         await self._requester.settle(pending, left, patience)
@@ -64,3 +61,13 @@ class Asking:
             self._wait = None
         is_late = seconds is not None and time.monotonic() - self._began >= seconds
         return pending.settled.is_set() or is_late
+
+    def _patience(self) -> float | None:
+        """The seconds to wait in the process now; None for as long as it takes."""
+        if self._wait is None:
+            return None
+        if self._is_unread:
+            # The store is away, and no wait can begin before it is back.
+            return GRACE_SECONDS
+        # A later attempt has had its moment in the one that was suspended first.
+        return self._wait.grace if self._wait.request is None else 0.0

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 from runtime.agent.batch import BatchContext
@@ -16,13 +16,15 @@ from runtime.agent.step import StepKeeper, Steps
 from runtime.agent.step_names import NO_RETURN
 from runtime.agent.transaction import Transactions
 from runtime.agent.undo import UndoContext
-from runtime.agent.waiting import WaitKeeper, Waits
+from runtime.agent.waiting import GRACE_SECONDS, WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
 from runtime.client.factories import open_transactions
 from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Delivery, Report
 from runtime.worker.execution.handler_statuses import HandlerStatuses
+
+_CRASHES_ALONE: Final = 2
 
 TransactionsOf: TypeAlias = Callable[[Handler, Delivery], Transactions]
 """Returns what opens the transactions of a delivery."""
@@ -150,9 +152,10 @@ class HandlerServices:
     def _open_waits(self, handler: Handler, delivery: Delivery, steps: Steps) -> Waits:
         # A delivery to each process has no lease that it could give back.
         is_kept = self.wait_keeper is not None and handler.deliver == "once"
-        return Waits(
-            handler.name, steps, self.wait_keeper(delivery) if is_kept and self.wait_keeper else None
-        )
+        keeper = self.wait_keeper(delivery) if is_kept and self.wait_keeper else None
+        # What crashed its worker twice has nothing running beside it, so what it waits for may wait behind it.
+        is_alone = delivery.crashes >= _CRASHES_ALONE
+        return Waits(handler.name, steps, keeper, grace=0.0 if is_alone else GRACE_SECONDS)
 
     def batch_context(self, handler: Handler, deliveries: Sequence[Delivery]) -> BatchContext:
         """Return the context of an attempt with several deliveries."""
