@@ -7,6 +7,7 @@ from uuid import UUID
 import anyio
 
 from runtime.agent.handler import Handler
+from runtime.encoding.json import encode
 from runtime.errors import StoreError
 from runtime.store import Store
 from runtime.worker.scheduler import tick_once
@@ -44,7 +45,8 @@ class Drain:
         """Ask what is left, and when the next of it comes due."""
         with anyio.move_on_after(_ASK_SECONDS):
             try:
-                found = await store.operate("stream_due", subscriptions=self._names, versions=self._versions)
+                versions = encode(self._versions)
+                found = await store.operate("stream_due", subscriptions=self._names, versions=versions)
             except StoreError as error:
                 _log.warning("what is left could not be asked: %s", error)
                 return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import psutil
 from anyio.abc import Process
 
@@ -29,6 +30,8 @@ from tests.chaos.leftovers import DISK, own_folder
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 2.0
 SUBSCRIPTIONS = ("orderly.begin", "wide.left", "wide.right", "last.join", "bulk.count")
+# What a connection of the campaign's own may die of while a fault strikes.
+AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _TMPFS_BYTES = 1536 * 2**20
 
 _WORKER = {

@@ -10,13 +10,12 @@ from pathlib import Path
 from random import Random
 
 import anyio
-import asyncpg
 import jwt
 import psutil
 
 from runtime.local import keys
 from tests.chaos.leftovers import DISK, note_faked
-from tests.chaos.stage import LEASE_SECONDS, Stage
+from tests.chaos.stage import AWAY, LEASE_SECONDS, Stage
 
 EXCHANGE = "stream_exchange"
 FAKETIME = (
@@ -24,9 +23,6 @@ FAKETIME = (
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
 )
 _TOKEN_SECONDS = 2
-# What the strike's own connection may die of, when another fault strikes at the same time.
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
 Strike = Callable[[Stage, Random], AbstractAsyncContextManager[None]]
 
 
@@ -211,7 +207,7 @@ async def _postgres(stage: Stage, random: Random, how: str) -> AsyncIterator[Non
 
 @asynccontextmanager
 async def _terminated(stage: Stage, random: Random) -> AsyncIterator[None]:
-    with suppress(*_AWAY):
+    with suppress(*AWAY):
         async with stage.connection() as connection:
             await connection.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = $1",
@@ -222,7 +218,7 @@ async def _terminated(stage: Stage, random: Random) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _slot(stage: Stage, random: Random) -> AsyncIterator[None]:
-    with suppress(*_AWAY):
+    with suppress(*AWAY):
         async with stage.connection() as connection:
             # A slot in use cannot be dropped, and a temporary one goes with its connection.
             await connection.execute(

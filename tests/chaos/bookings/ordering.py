@@ -8,7 +8,7 @@ import asyncpg
 from runtime.client.stream import connect
 from runtime.errors import StoreError
 from tests.chaos.ledger import Ledger
-from tests.chaos.stage import Stage
+from tests.chaos.stage import AWAY, Stage
 
 _PAUSE_SECONDS = 0.05
 _FEWEST = 2
@@ -44,7 +44,7 @@ async def _make_table(stage: Stage) -> None:
                     )
                 finally:
                     connection.terminate()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except AWAY:
                 await anyio.sleep(0.2)
             else:
                 return

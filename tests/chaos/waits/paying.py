@@ -12,7 +12,7 @@ import anyio
 from runtime.client.stream import Stream, connect
 from runtime.errors import StoreError
 from tests.chaos.ledger import Ledger
-from tests.chaos.stage import Stage
+from tests.chaos.stage import AWAY, Stage
 
 _PAUSE_SECONDS = 0.3
 # Longer than a handler waits within its process.
@@ -67,7 +67,7 @@ async def _until_suspended(stage: Stage, order: int) -> None:
         while True:
             async with stage.connection() as connection:
                 # A fault may strike the question; it is asked again.
-                with suppress(Exception):
+                with suppress(*AWAY):
                     if await connection.fetchval(
                         "select exists (select from runtime.runs where message_id = $1 and outcome = 'suspended')",
                         order,
