@@ -19,6 +19,11 @@ LANES = 6
 # A message sent becomes a chain: itself, a step, two halves, two results.
 CHAIN_MESSAGES = 6
 _PAUSE = (0.1, 0.8)
+# The workers do this behind the last delivery: messages are marked, and waits looked at once more.
+_TIDY = (
+    "select not exists (select from runtime.unmarked) and not exists (select from runtime.waits) "
+    "and not exists (select from runtime.unsettled_waits)"
+)
 
 Say = Callable[[str], None]
 
@@ -214,7 +219,7 @@ class Campaign:
         while True:
             async with self.stage.connection() as connection:
                 left = [dict(row) for row in await connection.fetch(query)]
-                marked = await connection.fetchval("select not exists (select from runtime.unmarked)")
-            if (not left and marked) or time.monotonic() > deadline:
+                is_tidy = await connection.fetchval(_TIDY)
+            if (not left and is_tidy) or time.monotonic() > deadline:
                 return left
             await anyio.sleep(0.1)
