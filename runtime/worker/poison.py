@@ -2,8 +2,12 @@
 
 import math
 from enum import StrEnum
+from typing import Final
 
 from runtime.store import ExchangeAnswer, Look
+
+POISON_CRASHES: Final = 2
+"""After so many crashes a message is taken alone; the kernel's functions count the same."""
 
 
 class PoisonMessages(StrEnum):

@@ -314,8 +314,8 @@ end
 $$;
 comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
     'Has a delivery wait, by its current lease: held tells whether that was so. Of each wait [{name, key, occurrence, '
-    'pattern, filter, parent, since, seen, trace, seconds}] the outcome, {answer: message} or {timeout: true}, or null while it goes '
-    'on; seconds until the first one ends by time. A wait for answers names their parent, the request, and '
+    'pattern, filter, parent, since, seen, trace, seconds}] the outcome, {answer: message} or {timeout: true}, or null '
+    'while it goes on; seconds until the first one ends by time. A wait for answers names their parent, the request, and '
     'the ids of those it has seen, which do not end it again.';
 
 create function runtime.suspend(ids bigint[], subscriptions integer[], places jsonb[]) returns void
@@ -457,8 +457,8 @@ comment on function runtime.forget_waits(bigint[], integer[]) is 'Ends the waits
 create function runtime.waits_of(message bigint, subscription integer) returns json
 language sql stable set search_path = '' as $$
     select coalesce(json_agg(json_build_object(
-        'pattern', w.pattern, 'where', w.filter, 'parent', w.parent, 'key', w.key, 'occurrence', w.occurrence, 'since', w.created_at,
-        'until', w.until) order by w.created_at, w.name), '[]')
+        'pattern', w.pattern, 'where', w.filter, 'parent', w.parent, 'key', w.key, 'occurrence', w.occurrence,
+        'since', w.created_at, 'until', w.until) order by w.created_at, w.name), '[]')
     from runtime.waits w where w.message_id = message and w.subscription = waits_of.subscription
 $$;
 comment on function runtime.waits_of(bigint, integer) is 'What a delivery waits for: a pattern, or null for a time.';

@@ -8,7 +8,8 @@ language sql stable set search_path = '' as $$
                r.usage
         from runtime.runs r where r.message_id = any (messages)
     ), waiting as materialized (
-        select d.message_id, d.subscription, d.visible_at, case when d.lease is not null then d.holder end as holder, d.attempts + d.crashes as attempts,
+        select d.message_id, d.subscription, d.visible_at, d.attempts + d.crashes as attempts,
+               case when d.lease is not null then d.holder end as holder,
                case
                    when d.visible_at is null then 'waiting'
                    when d.visible_at = 'infinity' and d.lease is null then 'parked'

@@ -139,7 +139,7 @@ async def test_an_attempt_that_goes_on_is_linked_with_the_suspended_one_and_with
     @agent.on("order.placed")
     async def sell(order: int, context: Context) -> None:
         await context.wait_for("payment.settled", timeout="1h")
-        # Just long enough to suspend it.
+        # A shorter sleep would go by within the process.
         await context.sleep(2.01)
         ended.set()
 

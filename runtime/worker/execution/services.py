@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 from runtime.agent.batch import BatchContext
@@ -23,8 +23,7 @@ from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Delivery, Report
 from runtime.worker.execution.handler_statuses import HandlerStatuses
-
-_CRASHES_ALONE: Final = 2
+from runtime.worker.poison import POISON_CRASHES
 
 TransactionsOf: TypeAlias = Callable[[Handler, Delivery], Transactions]
 """Returns what opens the transactions of a delivery."""
@@ -154,7 +153,7 @@ class HandlerServices:
         is_kept = self.wait_keeper is not None and handler.deliver == "once"
         keeper = self.wait_keeper(delivery) if is_kept and self.wait_keeper else None
         # What crashed its worker twice has nothing running beside it, so what it waits for may wait behind it.
-        is_alone = delivery.crashes >= _CRASHES_ALONE
+        is_alone = delivery.crashes >= POISON_CRASHES
         return Waits(handler.name, steps, keeper, grace=0.0 if is_alone else GRACE_SECONDS)
 
     def batch_context(self, handler: Handler, deliveries: Sequence[Delivery]) -> BatchContext:

@@ -77,19 +77,16 @@ class StepWriter:
 
     def _add(self, step: _ReadyStep) -> None:
         self._ready.append(step)
-        if self._is_called:
-            # Whoever is called takes this one along.
-            return
-        self._is_called = True
-        try:
-            self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:
+        if self._is_closed:
+            # The last drop may have come before this step.
             self._drop()
+        elif not self._is_called:
+            # One wake-up takes along every step that is ready by then.
+            self._is_called = True
+            call_soon(self._loop, self._wake)
 
     def _wake(self) -> None:
         self._is_called = False
-        if self._is_closed:
-            self._drop()
         self._called.set()
 
     def _drop(self) -> None:
@@ -124,7 +121,7 @@ class StepWriter:
             if len(answer) == len(batch):
                 written = answer
         except StoreError:
-            # Each tries on for itself, and tells of its own trouble.
+            # Each step is tried again alone, and tells of its own trouble.
             pass
         finally:
             _tell(zip(batch, written, strict=True))

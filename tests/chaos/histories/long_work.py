@@ -48,7 +48,7 @@ class LongWork:
         if not answer["held"]:
             self._history.counts["steps refused"] += 1
             return
-        # Asked again after a lost answer, it is told what the first one has kept.
+        # A worker that asks again after a lost answer is told what its first call has kept.
         assert answer.get("earlier", [value]) in ([], [value]), answer
         run.steps[name] = value
         self._history.begin(run, self._pinned)

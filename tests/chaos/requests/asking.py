@@ -34,7 +34,7 @@ async def ask_all_the_time(stage: Stage, ledger: Ledger, until: float) -> None:
 async def _ask_over(stage: Stage, ledger: Ledger, store: str, until: float) -> None:
     asked = ledger.driven["requests"]
     async with connect(stage.settings(store)) as stream, anyio.create_task_group() as tasks:
-        # At least once, however late it is.
+        # Each act asks one request at least, however late it is.
         is_over = False
         while not is_over:
             number = time.monotonic_ns() // 1_000 % 1_000_000_000
