@@ -1,6 +1,7 @@
 -- Taking: fresh deliveries past the pump's cursor, and due ones when their time may have come.
--- The clock is read in a subquery: clock_timestamp() evaluated per row cannot bound an index scan, which would walk
--- through all delayed deliveries.
+-- What is due at the beginning of a look is taken: what the look itself puts off for a moment stays, however long it
+-- takes. Elsewhere the clock is read in a subquery: clock_timestamp() evaluated per row cannot bound an index scan, which
+-- would walk through all delayed deliveries.
 
 -- The columns of a delivery that its answer needs, carried along from the update that takes it.
 create type runtime.taken as (
@@ -80,7 +81,7 @@ comment on function runtime.take_fresh(jsonb, jsonb, timestamptz, uuid, integer)
     'cursors, and which of the wanted subscriptions are ordered.';
 
 create function runtime.take_due(
-    want jsonb, alone boolean, until timestamptz, new_lease uuid, pump integer, pins jsonb default null,
+    want jsonb, alone boolean, now timestamptz, until timestamptz, new_lease uuid, pump integer, pins jsonb default null,
     out taken runtime.taken[], out heavy boolean
 ) language plpgsql set search_path = '' as $$
 begin
@@ -90,7 +91,7 @@ begin
         join runtime.subscriptions s on s.id = w.key::integer
         cross join lateral (
             select one.ctid as place from runtime.deliveries one
-            where one.subscription = s.id and one.visible_at <= (select clock_timestamp())
+            where one.subscription = s.id and one.visible_at <= now
               and case when one.lease is not null then 2 else coalesce(one.pinned, 0) + (one.crashes >= 2)::integer end
                   = coalesce((pins ->> w.key)::integer, 0) + alone::integer
             order by one.visible_at
@@ -110,8 +111,8 @@ begin
     from taken t;
 end
 $$;
-comment on function runtime.take_due(jsonb, boolean, timestamptz, uuid, integer, jsonb) is
-    'Leases delayed and retrying deliveries that are due; with alone, poison messages, which have crashed their worker '
+comment on function runtime.take_due(jsonb, boolean, timestamptz, timestamptz, uuid, integer, jsonb) is
+    'Leases delayed and retrying deliveries that are due now; with alone, poison messages, which have crashed their worker '
     'twice. With pins, those of these lanes, by subscription.';
 
 create function runtime.lanes_of(target integer) returns integer[]
@@ -139,12 +140,12 @@ $$;
 comment on function runtime.left_of(jsonb, runtime.taken[]) is 'How many of the wanted deliveries are not taken yet.';
 
 create function runtime.take_due_too(
-    want jsonb, cursors jsonb, until timestamptz, new_lease uuid, pump integer, pins jsonb default null
+    want jsonb, cursors jsonb, now timestamptz, until timestamptz, new_lease uuid, pump integer, pins jsonb default null
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
-    overdue record := runtime.take_due(want, false, until, new_lease, pump);
+    overdue record := runtime.take_due(want, false, now, until, new_lease, pump);
     pinned record;
     left_over jsonb;
 begin
@@ -152,7 +153,7 @@ begin
         left_over := runtime.left_of(want, overdue.taken);
         pinned := runtime.take_due(
             (select jsonb_object_agg(w.key, w.value) from jsonb_each(left_over) as w where pins ? w.key),
-            false, until, new_lease, pump, pins);
+            false, now, until, new_lease, pump, pins);
         overdue.taken := overdue.taken || pinned.taken;
         overdue.heavy := coalesce(overdue.heavy, false) or coalesce(pinned.heavy, false);
     end if;
@@ -170,11 +171,12 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, uuid, integer, jsonb) is
+comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, timestamptz, uuid, integer, jsonb) is
     'Leases due deliveries of the wanted unordered subscriptions, and fresh ones where those are fewer than wanted.';
 
-create function runtime.take_alone(want jsonb, until timestamptz, new_lease uuid, pump integer, pins jsonb default null)
-returns runtime.taking
+create function runtime.take_alone(
+    want jsonb, now timestamptz, until timestamptz, new_lease uuid, pump integer, pins jsonb default null
+) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
@@ -194,7 +196,7 @@ begin
         cross join unnest(array[0, (pins ->> w.key)::integer]) as p (lane)
         cross join lateral (
             select n.visible_at from runtime.deliveries n
-            where n.subscription = s.id and n.visible_at <= (select clock_timestamp())
+            where n.subscription = s.id and n.visible_at <= now
               and case when n.lease is not null then 2 else coalesce(n.pinned, 0) + (n.crashes >= 2)::integer end = p.lane + 1
             order by n.visible_at limit 1
         ) d
@@ -202,11 +204,11 @@ begin
         order by d.visible_at
     loop
         if lane.ordered then
-            one := runtime.take_ordered(lane.id, 1, true, true, until, new_lease, pump, nullif(lane.lane, 0));
+            one := runtime.take_ordered(lane.id, 1, true, true, now, until, new_lease, pump, nullif(lane.lane, 0));
             result.look_again := result.look_again or one.look_again;
         else
             one := runtime.take_due(
-                jsonb_build_object(lane.id, 1), true, until, new_lease, pump, jsonb_build_object(lane.id, lane.lane));
+                jsonb_build_object(lane.id, 1), true, now, until, new_lease, pump, jsonb_build_object(lane.id, lane.lane));
         end if;
         if one.taken is not null then
             result.taken := one.taken;
@@ -218,7 +220,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_alone(jsonb, timestamptz, uuid, integer, jsonb) is
+comment on function runtime.take_alone(jsonb, timestamptz, timestamptz, uuid, integer, jsonb) is
     'Leases one poison message, which has crashed its worker twice, and nothing else.';
 
 create function runtime.filled(so_far runtime.taking, want jsonb) returns integer[]

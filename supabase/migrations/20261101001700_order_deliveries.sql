@@ -2,8 +2,8 @@
 -- parked.
 
 create function runtime.take_ordered(
-    wanted integer, amount integer, due boolean, alone boolean, until timestamptz, new_lease uuid, pump integer,
-    pinned integer default null, out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
+    wanted integer, amount integer, due boolean, alone boolean, now timestamptz, until timestamptz, new_lease uuid,
+    pump integer, pinned integer default null, out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
     -- Each delivery taken locks its key, and the server has room for some thousands of locks.
@@ -28,7 +28,7 @@ begin
     if due then
         overdue := array(
             select f.message_id from runtime.deliveries f
-            where f.subscription = wanted and f.visible_at <= (select clock_timestamp())
+            where f.subscription = wanted and f.visible_at <= now
               and case when f.lease is not null then 2 else coalesce(f.pinned, 0) + (f.crashes >= 2)::integer end = alone::integer
             order by f.visible_at limit 4 * amount
             for update skip locked
@@ -36,7 +36,7 @@ begin
         if pinned is not null then
             overdue := overdue || array(
                 select f.message_id from runtime.deliveries f
-                where f.subscription = wanted and f.visible_at <= (select clock_timestamp())
+                where f.subscription = wanted and f.visible_at <= now
                   and case when f.lease is not null then 2 else coalesce(f.pinned, 0) + (f.crashes >= 2)::integer end
                       = take_ordered.pinned + alone::integer
                 order by f.visible_at limit 4 * amount
@@ -148,13 +148,13 @@ begin
     );
 end
 $$;
-comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, uuid, integer, integer) is
+comment on function runtime.take_ordered(integer, integer, boolean, boolean, timestamptz, timestamptz, uuid, integer, integer) is
     'Leases at most one delivery per key of an ordered subscription, the lowest, and none while another of its key is '
     'leased. Where that is fewer than wanted, parks the deliveries behind them. With a lane in pinned, also those that '
     'wait in it.';
 
 create function runtime.take_in_order(
-    so_far runtime.taking, want jsonb, due boolean, until timestamptz, new_lease uuid, pump integer,
+    so_far runtime.taking, want jsonb, due boolean, now timestamptz, until timestamptz, new_lease uuid, pump integer,
     pins jsonb default null
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
@@ -165,7 +165,8 @@ declare
 begin
     foreach lane in array so_far.ordered loop
         one := runtime.take_ordered(
-            lane, (want ->> lane::text)::integer, due, false, until, new_lease, pump, (pins ->> lane::text)::integer);
+            lane, (want ->> lane::text)::integer, due, false, now, until, new_lease, pump,
+            (pins ->> lane::text)::integer);
         result.look_again := result.look_again or one.look_again;
         if one.is_full then
             result.filled := result.filled || lane;
@@ -180,7 +181,7 @@ begin
     return result;
 end
 $$;
-comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timestamptz, uuid, integer, jsonb) is
+comment on function runtime.take_in_order(runtime.taking, jsonb, boolean, timestamptz, timestamptz, uuid, integer, jsonb) is
     'Adds deliveries of the ordered subscriptions to those taken so far.';
 
 create function runtime.unpark(subscriptions integer[], keys text[], below bigint[] default '{}') returns void

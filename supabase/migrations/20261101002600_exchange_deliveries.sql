@@ -26,6 +26,7 @@ declare
     exactly boolean := options ?| '{max_bytes,bare}';
     new_lease uuid := case when want <> '{}' then gen_random_uuid() end;
     looked_at timestamptz;
+    now timestamptz;
     refused jsonb := '[]'::jsonb;
     lost jsonb;
     nap record;
@@ -132,24 +133,27 @@ begin
         looked_at := clock_timestamp();
         if due then
             perform runtime.count_crashes(want);
+        end if;
+        now := clock_timestamp();
+        if due then
             -- Also what this very exchange has suspended.
             if met.is_unsettled or failed is not null then
-                perform runtime.settle_waits(want);
+                perform runtime.settle_waits(want, now);
             end if;
         end if;
         if met.is_limited then
             select * into allowed, bound from runtime.allow(want);
         end if;
         if alone then
-            taking := runtime.take_alone(allowed, until, new_lease, mine.number, me.pins);
+            taking := runtime.take_alone(allowed, now, until, new_lease, mine.number, me.pins);
         elsif due then
             taking := runtime.take_due_too(
-                allowed, options -> 'cursors', until, new_lease, mine.number, me.pins);
+                allowed, options -> 'cursors', now, until, new_lease, mine.number, me.pins);
         else
             taking := runtime.take_fresh(allowed, options -> 'cursors', until, new_lease, mine.number);
         end if;
         if taking.ordered is not null then
-            taking := runtime.take_in_order(taking, allowed, due, until, new_lease, mine.number, me.pins);
+            taking := runtime.take_in_order(taking, allowed, due, now, until, new_lease, mine.number, me.pins);
         end if;
         if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
             taking := runtime.fit(

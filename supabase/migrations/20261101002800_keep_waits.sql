@@ -318,37 +318,61 @@ comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
     'while it goes on; seconds until the first one ends by time. A wait for answers names their parent, the request, and '
     'the ids of those it has seen, which do not end it again.';
 
+create function runtime.is_answered(message bigint, subscription integer, places jsonb) returns boolean
+language plpgsql stable set search_path = '' as $$
+begin
+    return exists (
+        select from jsonb_array_elements(places) as p
+        join runtime.steps s on s.message_id = message and s.subscription = is_answered.subscription
+            and s.name = 'wait.' || (p ->> 0) and s.key = p ->> 1 and s.occurrence = (p ->> 2)::integer);
+end
+$$;
+comment on function runtime.is_answered(bigint, integer, jsonb) is
+    'Whether one of the waits in these places, [name, key, occurrence], is over.';
+
 create function runtime.suspend(ids bigint[], subscriptions integer[], places jsonb[]) returns void
 language plpgsql set search_path = '' as $$
 begin
     -- The caller has locked the deliveries, and ended their leases.
-    update runtime.deliveries d set heavy = true
-    from unnest(ids, subscriptions) as t (id, subscription)
+    with suspended as materialized (
+        select t.id, t.subscription, t.places, t.turn, w.is_awaited, w.until,
+               runtime.is_answered(t.id, t.subscription, t.places) as is_answered
+        from unnest(ids, subscriptions, places) with ordinality as t (id, subscription, places, turn)
+        cross join lateral (
+            select coalesce(bool_or(x.pattern is not null), false) as is_awaited, min(x.until) as until
+            from runtime.waits x where x.message_id = t.id and x.subscription = t.subscription
+        ) w
+    ), unsettled as (
+        -- A sleep ends by time alone, so no writer can miss it.
+        insert into runtime.unsettled_waits (message_id, subscription, places)
+        select s.id, s.subscription, s.places from suspended s where s.is_awaited or s.is_answered order by s.turn
+    ), put_off as (
+        -- A crowd is looked at in turns. Its first one is due now, which brings the first turn, and each turn brings the
+        -- next: were the others due, too, they would run before their turn, and for nothing.
+        select s.id, s.subscription, least(s.until, clock_timestamp() + interval '1 minute') as until
+        from (
+            select x.*, row_number() over (partition by x.subscription order by x.turn) as place from suspended x
+            where x.is_awaited and not x.is_answered
+        ) s
+        where s.place > 1 or exists (select from runtime.unsettled_waits u where u.subscription = s.subscription)
+    )
+    update runtime.deliveries d set heavy = true, visible_at = coalesce(p.until, d.visible_at)
+    from suspended s
+    left join put_off p on p.id = s.id and p.subscription = s.subscription
     cross join lateral (
         select l.ctid as place from runtime.deliveries l
-        where l.message_id = t.id and l.subscription = t.subscription offset 0
+        where l.message_id = s.id and l.subscription = s.subscription offset 0
     ) at
-    where d.ctid = at.place and not d.heavy;
-    -- A sleep ends by time alone, so no writer can miss it.
-    insert into runtime.unsettled_waits (message_id, subscription, places)
-    select t.id, t.subscription, t.places
-    from unnest(ids, subscriptions, places) as t (id, subscription, places)
-    where exists (
-        select from runtime.waits w
-        where w.message_id = t.id and w.subscription = t.subscription and w.pattern is not null
-    ) or exists (
-        select from jsonb_array_elements(t.places) as p
-        join runtime.steps s on s.message_id = t.id and s.subscription = t.subscription
-            and s.name = 'wait.' || (p ->> 0) and s.key = p ->> 1 and s.occurrence = (p ->> 2)::integer);
+    where d.ctid = at.place;
 end
 $$;
 comment on function runtime.suspend(bigint[], integer[], jsonb[]) is
-    'Has the waits of suspended deliveries looked at once more, after every writer that could miss them has ended.';
+    'Has the waits of suspended deliveries looked at once more, after every writer that could miss them has ended; those '
+    'of a crowd in turns.';
 
-create function runtime.settle_waits(wanted jsonb) returns void
+create function runtime.settle_waits(wanted jsonb, now timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare
-    now timestamptz := clock_timestamp();
     u runtime.unsettled_waits;
     w runtime.waits;
     place jsonb;
@@ -400,11 +424,7 @@ begin
                         perform runtime.keep_answer(w, answer);
                         is_over := true;
                     end if;
-                elsif exists (
-                    select from runtime.steps s
-                    where s.message_id = u.message_id and s.subscription = u.subscription
-                      and s.name = 'wait.' || (place ->> 0) and s.key = place ->> 1
-                      and s.occurrence = (place ->> 2)::integer) then
+                elsif runtime.is_answered(u.message_id, u.subscription, jsonb_build_array(place)) then
                     is_over := true;
                 else
                     -- A writer answers it just now, and may yet roll back.
@@ -432,14 +452,31 @@ begin
         ) l
         where d.message_id = u.message_id and d.subscription = u.subscription
           -- What a message has let go meanwhile stays so.
-          and not (d.visible_at <= now and exists (
-              select from jsonb_array_elements(u.places) as p
-              join runtime.steps s on s.message_id = u.message_id and s.subscription = u.subscription
-                  and s.name = 'wait.' || (p ->> 0) and s.key = p ->> 1 and s.occurrence = (p ->> 2)::integer));
+          and not (d.visible_at <= now and runtime.is_answered(u.message_id, u.subscription, u.places));
     end loop;
+    -- Of each subscription the first one behind this turn comes due soon, which brings the next turn.
+    update runtime.deliveries d set visible_at = now + interval '0.1 s'
+    from (
+        select l.place
+        from jsonb_object_keys(wanted) as k
+        cross join lateral (
+            select x.message_id, x.subscription, x.places from runtime.unsettled_waits x
+            where x.subscription = k::integer and x.id > u.id order by x.id limit 1
+        ) behind
+        cross join lateral (
+            select n.ctid as place from runtime.deliveries n
+            where n.message_id = behind.message_id and n.subscription = behind.subscription and n.lease is null
+              and not runtime.is_answered(n.message_id, n.subscription, behind.places)
+              and not exists (
+                  select from runtime.waits y
+                  where y.message_id = n.message_id and y.subscription = n.subscription and y.until <= now)
+            for update skip locked offset 0
+        ) l
+    ) next
+    where d.ctid = next.place;
 end
 $$;
-comment on function runtime.settle_waits(jsonb) is
+comment on function runtime.settle_waits(jsonb, timestamptz) is
     'Looks once more at the waits that a writer may have missed which was under way when they began. It takes three '
     'transactions, and the end of every older writer.';
 

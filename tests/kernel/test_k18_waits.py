@@ -74,6 +74,35 @@ def outcomes(taken: Taken) -> list[Any]:
     ]
 
 
+async def test_k18_none_of_a_crowd_that_is_suspended_at_once_runs_again_before_its_message_comes(
+    db: Any, worker: Worker
+) -> None:
+    crowd = 700
+    await worker.subscribe({"name": "a.one", "patterns": ["order.placed"]})
+    await db.execute(
+        "insert into consciousness_stream (key, value) select 'order.placed', to_jsonb(n) from generate_series(1, $1) n",
+        crowd,
+    )
+    taken: list[Taken] = []
+    with anyio.fail_after(60):
+        while len(taken) < crowd:
+            taken += await worker.take(crowd)
+    for each in taken:
+        await wait(db, each)
+    places = [["payment.settled", "", 1]]
+    for part in (taken[:400], taken[400:]):
+        await worker.exchange(failed=[each.report(outcome="suspended", delay=0, waits=places) for each in part])
+    with anyio.fail_after(240):
+        while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
+            assert await worker.take(crowd) == []
+    await insert(db, "payment.settled", {"order": 7})
+    gone_on: list[Taken] = []
+    with anyio.fail_after(60):
+        while len(gone_on) < crowd:
+            gone_on += await worker.take(crowd)
+    assert {each.id for each in gone_on} == {each.id for each in taken}
+
+
 async def test_g13_k18_it_goes_on_with_the_first_message_that_fits_and_once(db: Any, worker: Worker) -> None:
     first = await suspended(db, worker, payment(filter={"order": 7}))
     assert (first.attempts, await worker.take()) == (0, [])
