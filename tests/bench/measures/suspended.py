@@ -115,7 +115,7 @@ async def _insert(server: Server, database: Database, key: str, value: str, coun
 async def _until_suspended(server: Server, database: Database, count: int) -> None:
     async with server.connected(database) as connection:
         with anyio.fail_after(_SUSPEND_SECONDS):
-            while await connection.fetchval(_SUSPENDED) < count:
+            while await connection.fetchval(_SUSPENDED) < count or not await connection.fetchval(_SETTLED):
                 await anyio.sleep(0.05)
 
 
@@ -123,6 +123,8 @@ _SUSPENDED = (
     "select count(*) from runtime.waits w join runtime.deliveries d using (message_id, subscription) "
     "where d.lease is null and d.visible_at > now()"
 )
+# The waits of a crowd are looked at once more in turns.
+_SETTLED = "select not exists (select from runtime.unsettled_waits)"
 
 
 def _moment(seconds: int) -> str:
