@@ -228,6 +228,9 @@ class Simulation:
         self.renewed_at: dict[str, float] = {}
         self.reported: Counter[str] = Counter()
         self.lapses = False
+        # How long an exchange takes, and what happens while it is under way.
+        self.exchange_seconds = EXCHANGE_SECONDS
+        self.meanwhile: Callable[[], None] = lambda: None
 
     @property
     def now(self) -> float:
@@ -245,7 +248,8 @@ class Simulation:
 
     def step(self) -> Look | Wait:
         """Decide once, and make the exchange if that is the decision."""
-        rooms = {number: lane.room() for number, lane in self.plan.lanes.items()}
+        seconds = self.plan.lanes.road.seconds
+        rooms = {number: lane.room(seconds) for number, lane in self.plan.lanes.items()}
         step = self.plan.decide(self.now)
         if isinstance(step, Wait):
             return step
@@ -253,7 +257,8 @@ class Simulation:
         sent_at = self.now
         self.looks.append((sent_at, step))
         answer = self.kernel.exchange(step, self.settings.lease_seconds)
-        self.kernel.now += EXCHANGE_SECONDS
+        self.kernel.now += self.exchange_seconds
+        self.meanwhile()
         for report in (*step.done, *step.failed):
             self.reported[_attempt(report.delivery)] += 1
             self.renewed_at.pop(_attempt(report.delivery), None)

@@ -169,9 +169,7 @@ class Dispatcher:
     def lost(self, path: Path, why: str) -> None:
         """A push path went; without another one, poll."""
         if self.plan.lost(path, time.monotonic()):
-            _log.warning(
-                "polling: %s is gone (%s); polling goes on until a push path is live again", path, why
-            )
+            _log.warning("polling: %s is gone (%s), until a push path is live again", path, why)
         if not self.plan.reach.is_live:
             self._way_in.note(is_live=False, why=why)
         self._signal_now()
@@ -217,7 +215,9 @@ class Dispatcher:
         incarnation = await self._store.check_schema()
         was_reset = self._incarnation not in ("", incarnation)
         # Every message in a database that was reset was written after the reset, and none may be missed.
+        asked_at = time.monotonic()
         subscribed = await self._subscribe(was_reset)
+        self.plan.lanes.road.note(time.monotonic() - asked_at, time.monotonic())
         self._incarnation = incarnation
         self._runner.know(subscribed.numbers, self.report)
         self._numbers = subscribed.numbers
@@ -241,11 +241,7 @@ class Dispatcher:
         while True:
             self._is_signalled = False
             self._signal = anyio.Event()
-            while self._inbox:
-                report = self._inbox.popleft()
-                plan.finished([report])
-                if report.answer is not None:
-                    self._note_done([report], report.answer)
+            self._collect()
             if plan.stopping and (not plan.held or self._exchanger.stop_asking.is_set()):
                 await self._give_back_what_is_left()
                 return
@@ -258,6 +254,14 @@ class Dispatcher:
             await self._carry_out(step)
             if self._drainage is not None and plan.is_idle and not self._inbox:
                 self._begin_stopping(0)
+
+    def _collect(self) -> None:
+        """Hand the plan the reports that came from the loop of user code."""
+        while self._inbox:
+            report = self._inbox.popleft()
+            self.plan.finished([report])
+            if report.answer is not None:
+                self._note_done([report], report.answer)
 
     async def _give_back_what_is_left(self) -> None:
         """Give back, past the deadline, the deliveries whose handlers cannot be cancelled; those run on."""
@@ -282,6 +286,8 @@ class Dispatcher:
             if isinstance(error, StoreUnavailable) or look.done or look.failed:
                 raise
             return
+        # Those that ended meanwhile: whether all has run out says whether to take further ahead.
+        self._collect()
         if look.want:
             self._isolation.wants_refused = 0
         self._absorb(look, answer, sent_at)
@@ -301,16 +307,14 @@ class Dispatcher:
         self.plan.absorb(look, answer, sent_at=sent_at, now=time.monotonic())
         if answer.taken:
             self._soon(self._runner.hand_over, answer.taken)
-        self.counts["exchanges"] += 1
-        self.counts["taken"] += len(answer.taken)
+        self.counts.update(exchanges=1, taken=len(answer.taken))
         self._note_done(look.done, answer)
         for message, subscription in answer.refused:
             self.counts["refused"] += 1
             _log.warning(
                 "the late result of %s on message %s was refused: its lease is no longer the current one",
-                self._name(subscription),
-                message,
-            )
+                self._name(subscription), message,
+            )  # fmt: skip
         for message, subscription in answer.lost:
             self.counts["leases lost"] += 1
             delivery = self.plan.held.get((message, subscription))
@@ -365,9 +369,8 @@ class Dispatcher:
         _log.warning(
             "%d leases could not be renewed and end now (%s): their handlers are cancelled, and the deliveries come "
             "due again",
-            len(lapsing),
-            ", ".join(names),
-        )
+            len(lapsing), ", ".join(names),
+        )  # fmt: skip
         self.counts["leases lapsed"] += len(lapsing)
         self._soon(self._runner.revoke, lapsing)
 

@@ -7,6 +7,9 @@ where each try takes long, in the end a single report or a single delivery.
 from collections.abc import Mapping
 
 MAX_REPORTS = 500
+# Far from the database an exchange carries what runs in a round trip; nearby the next one leaves soon.
+_REPORTS_A_SECOND = 50_000
+_MAX_REPORTS_FAR = 4_096
 MAX_REPORT_BYTES = 8_000_000
 _MAX_TAKEN = 4_096
 # The bound that the database sets by itself.
@@ -29,7 +32,7 @@ class ExchangeBounds:
     """
 
     def __init__(self, request_seconds: float) -> None:
-        self.reports = MAX_REPORTS
+        self.reports = self._most_reports = MAX_REPORTS
         self.report_bytes = MAX_REPORT_BYTES
         self.is_narrow = False
         self._quick_seconds = request_seconds * _QUICK_SHARE
@@ -41,6 +44,13 @@ class ExchangeBounds:
     def answer_bytes(self) -> int | None:
         """How large an answer may be; None leaves that to the database."""
         return self._answer_bytes if self._answer_bytes < _MAX_ANSWER_BYTES else None
+
+    def lengthen(self, road_seconds: float) -> None:
+        """Fit what an exchange may carry to a road that takes so many seconds there and back."""
+        most = max(MAX_REPORTS, min(_MAX_REPORTS_FAR, int(road_seconds * _REPORTS_A_SECOND)))
+        if not self.is_narrow:
+            self.reports = most
+        self._most_reports = most
 
     def shrink_reports(self, count: int, size: int, by: int) -> None:
         """Carry less after an exchange with so many reports of so many bytes, which could not be applied."""
@@ -59,13 +69,13 @@ class ExchangeBounds:
         if seconds > self._quick_seconds:
             return
         if reported:
-            self.reports = min(MAX_REPORTS, self.reports * 2)
+            self.reports = min(self._most_reports, self.reports * 2)
             self.report_bytes = min(MAX_REPORT_BYTES, self.report_bytes * 2)
         if wanted:
             self._taken = min(_MAX_TAKEN, self._taken * 2)
             self._answer_bytes = min(_MAX_ANSWER_BYTES, self._answer_bytes * 2)
         self.is_narrow = (self.reports, self.report_bytes, self._taken, self._answer_bytes) != (
-            MAX_REPORTS, MAX_REPORT_BYTES, _MAX_TAKEN, _MAX_ANSWER_BYTES,
+            self._most_reports, MAX_REPORT_BYTES, _MAX_TAKEN, _MAX_ANSWER_BYTES,
         )  # fmt: skip
 
     def share(self, want: Mapping[int, int]) -> dict[int, int]:

@@ -56,6 +56,11 @@ class Outbox:
         """When the next delayed report is due."""
         return min((each.due_at for each in self._delayed.values()), default=math.inf)
 
+    @property
+    def behind(self) -> int:
+        """How many reports wait that the next exchange cannot carry."""
+        return max(0, len(self._reports) - self.bounds.reports)
+
     def add(self, report: Report) -> None:
         """Have a report wait for the next exchange."""
         self._reports.append(report)

@@ -145,9 +145,7 @@ class Plan:
                 # Reported in a transaction of the handler's own: look for what was behind it.
                 self.leases.let_go(report.delivery)
                 self.sweep(self._rescanned_at)
-            lane = self.lanes[report.delivery.subscription]
-            lane.held -= 1
-            lane.finished += 1
+            self.lanes[report.delivery.subscription].note_finished()
 
     def lapsing(self, now: float) -> list[Delivery]:
         """Give up the leases that end soon, since no renewal has come through; returns their deliveries."""
@@ -273,14 +271,14 @@ class Plan:
         ends_at = sent_at + self._settings.lease_seconds
         for delivery in answer.taken:
             self.leases.take(delivery, ends_at)
-            self.lanes[delivery.subscription].held += 1
             self._hints.remember(delivery.place[0])
         if answer.taken and len(self.held) == len(answer.taken):
             self.leases.renewed_at = sent_at
         for delivery in () if answer.repeated else look.renew:
             if delivery.place not in answer.lost:
                 self.leases.renew(delivery, ends_at)
-        self.lanes.note_paces(now)
+        self.lanes.note_exchange(look, answer, sent_at=sent_at, now=now)
+        self.outbox.bounds.lengthen(self.lanes.road.seconds)
         self._saw_nothing = (
             look.cursors is None and look.due and not look.alone and look.want.keys() == self.lanes.keys()
             and not (answer.taken or answer.filled or answer.look_again or answer.repeated)
@@ -308,7 +306,7 @@ class Plan:
 
     def _want(self, now: float) -> dict[int, int]:
         if self._poison.allow_others(now, is_busy=bool(self.held)):
-            return self.lanes.rooms(renews_async=self.renews_async)
+            return self.lanes.rooms(self.outbox.behind, renews_async=self.renews_async)
         # A look for poison messages takes one of any subscription.
         return (
             {number: 1 for number, lane in self.lanes.items() if lane.limit} if self._poison.is_alone else {}

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -87,12 +88,13 @@ class Server:
         self._templates: dict[tuple[str, Shape], str] = {}
         self._numbers = itertools.count(1)
         self._gateway: GatewayProcess | None = None
+        self._roads: set[int] = set()
 
     @property
     def pids(self) -> set[int]:
-        """The processes that serve: the database and, while there is one, the gateway."""
+        """The processes that serve: the database and, while there are any, the gateway and the roads to them."""
         gateway = None if self._gateway is None else self._gateway.pid
-        return {pid for pid in (self._postgres.pid, gateway) if pid is not None}
+        return {pid for pid in (self._postgres.pid, gateway) if pid is not None} | self._roads
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU seconds so far of the database and of the gateway, 0 where there is none."""
@@ -153,6 +155,21 @@ class Server:
                 await connection.execute(
                     "select pg_terminate_backend(active_pid, 5000) from pg_replication_slots where active"
                 )
+
+    @asynccontextmanager
+    async def road(self, port: int | None, seconds: float) -> AsyncIterator[int]:
+        """The port of a road that takes so many seconds each way to a port; None is the database's."""
+        async with await anyio.open_process(
+            [sys.executable, "-m", "tests.bench.road", str(port or self._postgres.port), str(seconds)],
+            cwd=ROOT, env=program_environment(), stderr=None,
+        ) as process:  # fmt: skip
+            self._roads.add(process.pid)
+            try:
+                assert process.stdout is not None
+                yield int(await process.stdout.receive())
+            finally:
+                self._roads.discard(process.pid)
+                process.kill()
 
     async def _template(self, name: str, shape: Shape) -> str:
         known = self._templates.get((name, shape))

@@ -91,7 +91,9 @@ async def test_k18_none_of_a_crowd_that_is_suspended_at_once_runs_again_before_i
         await wait(db, each)
     places = [["payment.settled", "", 1]]
     for part in (taken[:400], taken[400:]):
-        await worker.exchange(failed=[each.report(outcome="suspended", delay=0, waits=places) for each in part])
+        await worker.exchange(
+            failed=[each.report(outcome="suspended", delay=0, waits=places) for each in part]
+        )
     with anyio.fail_after(240):
         while await db.fetchval("select exists (select from runtime.unsettled_waits)"):
             assert await worker.take(crowd) == []

@@ -58,6 +58,70 @@ def test_room_is_free_slots_and_what_the_measured_pace_drains_in_a_moment() -> N
     assert lane.room() == 400
 
 
+def test_k20_far_from_the_database_room_is_what_the_pace_drains_in_some_round_trips() -> None:
+    lane = Lane(limit=10, pace=1000, held=10)
+    assert lane.room(0.001) == lane.room(0.01) == 50
+    assert lane.room(0.1) == 400
+    # What the next exchange cannot report is not to grow.
+    assert lane.room(0.1, behind=300) == 100
+    assert lane.room(0.1, behind=3000) == 0
+    lane.pace = 10**9
+    assert lane.room(0.1) == 8192
+
+
+def test_k20_what_has_run_out_before_an_exchange_is_back_is_doubled() -> None:
+    lane = Lane(limit=10)
+    lane.note_taken(10, 10)
+    # Nothing has run yet: how quick the handlers are is not known.
+    assert lane.room(0.1) == 0
+    rooms = []
+    for _ in range(4):
+        while lane.held:
+            lane.note_finished()
+        lane.note_taken(10, 10) if not rooms else lane.note_taken(rooms[-1], rooms[-1])
+        rooms.append(lane.room(0.1))
+    assert rooms == [30, 70, 150, 310]
+    lane.note_taken(310, 310)
+    assert lane.surge == 0
+
+
+@pytest.mark.parametrize("seconds", [0.04, 0.12, 1.0])
+def test_k20_a_far_backlog_is_drained_in_few_round_trips(seconds: float) -> None:
+    simulation = Simulation({1: 100})
+    simulation.exchange_seconds = seconds
+
+    def run_all() -> None:
+        while simulation.running:
+            simulation.finish()
+
+    simulation.meanwhile = run_all
+    for _ in range(20_000):
+        simulation.write(1)
+    began = simulation.now
+    simulation.advance(1000 * seconds, until=lambda: simulation.kernel.finished.total() == 20_000)
+    assert simulation.kernel.finished.total() == 20_000
+    # A hundred at a time would take two hundred, and twice as many where an exchange only reports.
+    assert simulation.count_looks(began) < 20
+
+
+def test_k20_slow_handlers_are_not_taken_ahead_for_however_long_the_road() -> None:
+    simulation = Simulation({1: 100})
+    simulation.exchange_seconds = 0.5
+    most = 0
+
+    def run_one() -> None:
+        nonlocal most
+        most = max(most, len(simulation.running))
+        if simulation.running:
+            simulation.finish()
+
+    simulation.meanwhile = run_one
+    for _ in range(1000):
+        simulation.write(1)
+    simulation.advance(60)
+    assert most < 120
+
+
 def test_what_all_workers_share_is_not_taken_ahead() -> None:
     lane = Lane(limit=10, pace=1000, takes_ahead=False)
     lane.held = 10

@@ -37,6 +37,7 @@ async def drained(
     deliveries: int | None = None,
     environment: Mapping[str, str] | None = None,
     database: Database | None = None,
+    url: str | None = None,
 ) -> Sample:
     """Drain one database of this shape.
 
@@ -44,6 +45,7 @@ async def drained(
         deliveries: how many handlers start; one per message and handler when None. Of a longer queue only the first.
         environment: of ours, when not the direct store.
         database: that holds this shape already; a fresh one when None.
+        url: where the workers find it, if not where it is.
     """
     database = database or await server.fresh(name, shape)
     deliveries = deliveries or shape.queued * shape.handlers
@@ -52,7 +54,7 @@ async def drained(
     async with (
         server.connected(database) as connection,
         Workers.started(
-            server.folder, name, database.url, shape.agents,
+            server.folder, name, url or database.url, shape.agents,
             count=workers, handlers=shape.handlers, environment=environment,
         ) as running,
     ):  # fmt: skip

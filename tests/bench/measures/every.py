@@ -11,6 +11,7 @@ from tests.bench.measures.latency import latency, paths
 from tests.bench.measures.limits import limits
 from tests.bench.measures.memory import memory
 from tests.bench.measures.rest import rest
+from tests.bench.measures.roads import roads, roads_rest
 from tests.bench.measures.sending import send
 from tests.bench.measures.start_up import start_up
 from tests.bench.measures.steps import steps, trips
@@ -20,6 +21,8 @@ from tests.bench.measures.writers import writers
 MEASURES = (
     Measure("drain", drain),
     Measure("rest", rest, peers=()),
+    Measure("roads", roads),
+    Measure("roads_rest", roads_rest, peers=()),
     Measure("send", send),
     Measure("latency", latency),
     Measure("paths", paths, peers=()),

@@ -64,6 +64,9 @@ async def paced(
     environment: Mapping[str, str] | None = None,
     agents: str = "fan_out",
     prepare: Callable[[], Awaitable[None]] | None = None,
+    url: str | None = None,
+    count: int | None = None,
+    gap: float = _GAP_SECONDS,
 ) -> AsyncIterator[Sample]:
     """Send at a pace that a worker keeps up with, and take the time until each start.
 
@@ -72,8 +75,12 @@ async def paced(
         environment: of ours, when not the direct store.
         agents: the module that ours runs.
         prepare: what is done once the worker is ready.
+        url: where the worker finds the database, if not where the sender does.
+        count: how many messages; as many as the scale says when None.
+        gap: seconds between them.
     """
-    async with Workers.started(server.folder, name, database.url, agents, environment=environment) as workers:
+    url = url or database.url
+    async with Workers.started(server.folder, name, url, agents, environment=environment) as workers:
         await ready(server, database, name, workers)
         if prepare is not None:
             await prepare()
@@ -81,7 +88,7 @@ async def paced(
         await anyio.sleep(_REST_SECONDS)
         await quiet(scale.quiet_seconds)
         foreign = Foreign(lambda: server.pids)
-        moments = await call(name, "pace", database.url, scale.paced, _GAP_SECONDS, load)
+        moments = await call(name, "pace", database.url, count or scale.paced, gap, load)
         cores = foreign.cores()
         await anyio.sleep(_REST_SECONDS)
         taken = list(_milliseconds(workers, moments))
