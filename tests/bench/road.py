@@ -26,12 +26,15 @@ async def serve(target: int, seconds: float) -> None:
 
 async def _connect(target: int, seconds: float, client: SocketStream) -> None:
     with contextlib.suppress(*_GONE):
-        async with client, await anyio.connect_tcp("127.0.0.1", target) as server:
-            async with anyio.create_task_group() as tasks:
-                for source, sink in ((client, server), (server, client)):
-                    enter, leave = anyio.create_memory_object_stream[tuple[float, bytes]](math.inf)
-                    tasks.start_soon(_enter, source, enter, seconds)
-                    tasks.start_soon(_leave, leave, sink, tasks.cancel_scope)
+        async with (
+            client,
+            await anyio.connect_tcp("127.0.0.1", target) as server,
+            anyio.create_task_group() as tasks,
+        ):
+            for source, sink in ((client, server), (server, client)):
+                enter, leave = anyio.create_memory_object_stream[tuple[float, bytes]](math.inf)
+                tasks.start_soon(_enter, source, enter, seconds)
+                tasks.start_soon(_leave, leave, sink, tasks.cancel_scope)
 
 
 async def _enter(

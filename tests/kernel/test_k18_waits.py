@@ -80,7 +80,8 @@ async def test_k18_none_of_a_crowd_that_is_suspended_at_once_runs_again_before_i
     crowd = 700
     await worker.subscribe({"name": "a.one", "patterns": ["order.placed"]})
     await db.execute(
-        "insert into consciousness_stream (key, value) select 'order.placed', to_jsonb(n) from generate_series(1, $1) n",
+        "insert into consciousness_stream (key, value) "
+        "select 'order.placed', to_jsonb(n) from generate_series(1, $1) n",
         crowd,
     )
     taken: list[Taken] = []
