@@ -55,6 +55,16 @@ def _to_least(figure: str) -> Ratio:
     return ratio
 
 
+def _to_best(figure: str) -> Ratio:
+    """Ours against the best of the peers."""
+
+    def ratio(results: Results) -> float | None:
+        peers = [results.value(figure, name) for name in results.contestants(figure) if name != OURS]
+        return _divided(results.value(figure, OURS), max(filter(None, peers), default=None))
+
+    return ratio
+
+
 def _between(figure: str, base: str) -> Ratio:
     """One figure of ours against another."""
     return lambda results: _divided(results.value(figure, OURS), results.value(base, OURS))
@@ -91,6 +101,7 @@ def _divided(value: float | None, by: float | None) -> float | None:
 BARS = (
     Bar("drain, 1 worker: of pgqueuer", "drain", _to("drain/1 worker", "pgqueuer"), 1.5),
     Bar("drain, 1 worker: of pgmq", "drain", _to("drain/1 worker", "pgmq"), 1.15),
+    Bar("drain, 1 worker: of graphile-worker", "drain", _to("drain/1 worker", "graphile_worker"), 1.0),
     Bar("drain, 2 workers: of pgqueuer", "drain", _to("drain/2 workers", "pgqueuer"), 1.5),
     Bar("drain, 2 workers: of pgmq", "drain", _to("drain/2 workers", "pgmq"), 1.0),
     Bar("latency idle, p50: of the best peer", "latency", _to_least("latency/direct, idle, p50"), 1, True),
@@ -105,6 +116,24 @@ BARS = (
     Bar("send, single: of pgqueuer", "send", _to("send/single", "pgqueuer"), 0.8),
     Bar("send, batches of 100: of pgqueuer", "send", _to("send/batches of 100", "pgqueuer"), 1.0),
     Bar("drain over REST, 1 worker", "rest", _of("drain/REST, 1 worker"), 5_000, unit="/s"),
+    *(
+        Bar(
+            f"drain, {trip} ms away: of the best peer",
+            "roads",
+            _to_best(f"roads/drain, {trip} ms away"),
+            1.0,
+        )
+        for trip in (40, 120)
+    ),
+    *(
+        Bar(
+            f"drain over REST, {trip} ms away: of nearby",
+            "roads_rest",
+            _between(f"roads/REST drain, {trip} ms away", "roads/REST drain, 0 ms away"),
+            least,
+        )
+        for trip, least in ((40, 0.5), (120, 0.25))
+    ),
     Bar("fan-out, 1 to 100: of 1 to 1", "fan_out", _between("fan-out/1 to 100", "fan-out/1 to 1"), 0.8),
     Bar(
         "insert beside 1,000 subscriptions: of beside one",

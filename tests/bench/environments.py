@@ -24,16 +24,33 @@ def python_of(name: str) -> Path:
     """The Python that has this contestant installed; makes its environment when there is none.
 
     Raises:
-        PeerMissing: pip could not install it; with pip's last words.
+        PeerMissing: pip or npm could not install it; with its last words.
     """
-    requirements = _our_requirements() if name == OURS else contestant(name).requirements
     if name == OURS and base_python() == sys.executable:
         return Path(sys.executable)
-    version = hashlib.sha256("\n".join([base_python(), *requirements]).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{name}-{version}"
+    folder = _folder_of(name)
     if not folder.exists():
-        _make(name, folder, requirements)
+        _make(name, folder)
     return folder / "bin" / "python"
+
+
+def packages_of(name: str) -> Path:
+    """The folder that npm has installed the packages of a contestant into, beside its Python."""
+    return _folder_of(name) / "node"
+
+
+def _folder_of(name: str) -> Path:
+    wanted = [base_python(), *_requirements_of(name), *_packages_of(name)]
+    version = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:12]
+    return cache_folder() / f"{name}-{version}"
+
+
+def _requirements_of(name: str) -> tuple[str, ...]:
+    return _our_requirements() if name == OURS else contestant(name).requirements
+
+
+def _packages_of(name: str) -> tuple[str, ...]:
+    return () if name == OURS else getattr(contestant(name), "packages", ())
 
 
 def cache_folder() -> Path:
@@ -62,25 +79,36 @@ def base_python() -> str:
     return sys.executable
 
 
-def _make(name: str, folder: Path, requirements: tuple[str, ...]) -> None:
+def _make(name: str, folder: Path) -> None:
     print(f"making an environment for {name} in {folder}", file=sys.stderr)
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run([base_python(), "-m", "venv", unfinished], check=True)
-    answer = subprocess.run(
-        [unfinished / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if answer.returncode != 0:
-        shutil.rmtree(unfinished)
-        raise PeerMissing(f"{name} could not be installed: {answer.stderr.strip()[-500:]}")
+    python = str(unfinished / "bin" / "python")
+    commands = [[python, "-m", "pip", "install", "--quiet", *_requirements_of(name)]]
+    if packages := _packages_of(name):
+        node = str(unfinished / "node")
+        commands.append(
+            ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", node, *packages]
+        )
+    for command in commands:
+        if (words := _failure_of(command)) is not None:
+            shutil.rmtree(unfinished)
+            raise PeerMissing(f"{name} could not be installed: {words}")
     try:
         unfinished.rename(folder)
     except OSError:
         # Somebody else was quicker.
         shutil.rmtree(unfinished)
+
+
+def _failure_of(command: list[str]) -> str | None:
+    """Run a command; returns its last words where it fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return f"there is no {command[0]}"
+    return None if answer.returncode == 0 else answer.stderr.strip()[-500:]
 
 
 @cache

@@ -18,9 +18,13 @@ class Starts:
 
     Args:
         path: of the file, made by `create`.
+
+    Attributes:
+        path: the same.
     """
 
     def __init__(self, path: Path | str) -> None:
+        self.path = path
         with open(path, "r+b") as file:
             self._slots = memoryview(mmap.mmap(file.fileno(), _SIZE)).cast("Q")
 

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from tests.bench.starts import Starts
 
 OURS = "ours"
-QUEUES = ("pgqueuer", "pgmq", "oban", "procrastinate")
+QUEUES = ("pgqueuer", "pgmq", "graphile_worker", "oban", "procrastinate")
 # Their handlers consist of steps whose results are kept.
 DURABLE = ("dbos", "absurd")
 PEERS = (*QUEUES, *DURABLE)
@@ -30,7 +30,7 @@ class Contestant(Protocol):
     """One system under measurement.
 
     Attributes:
-        requirements: what pip installs, at pinned versions.
+        requirements: what pip installs, at pinned versions. What npm installs is in `packages`, where there is any.
         settings: how it is driven, for the report.
         pending: a query that tells whether anything waits or runs.
         history: statements that make `{count}` finished messages, in the form it leaves them.
