@@ -40,8 +40,8 @@ def test_what_stands_still_comes_before_what_is_late() -> None:
 
 
 def test_a_failing_handler_and_its_dead_letters_are_one_trouble() -> None:
-    group = {"subscription": "desk.sort", "count": 2, "kind": "KeyError"}
-    other = {"subscription": "desk.mail", "count": 1, "kind": "OSError"}
+    group = {"subscription": "desk.sort", "count": 2, "errors": ["KeyError"]}
+    other = {"subscription": "desk.mail", "count": 1, "errors": ["OSError"]}
     assert told(WELL, failed=5, groups=[other, group]) == [
         ("bad", "desk.sort fails: 5 of 15 attempts of the last hour, 2 dead letters"),
         ("bad", "desk.mail has 1 dead letter"),
@@ -59,5 +59,6 @@ def test_silence_is_a_fault_only_of_what_came_from_outside() -> None:
     assert silence(message, [WELL], {}) == "nobody"
     assert silence(message, [WELL], each) is None
     assert silence({**message, "parent_id": 4}, [WELL], {}) == "end"
+    assert silence({**message, "parent_id": 4, "key": "approval.requested"}, [WELL], {}) == "people"
     assert silence({**message, "key": "ticket.opened"}, [WELL], {}) == "early"
     assert silence({**message, "handled": [{"state": "done"}]}, [WELL], {}) is None
