@@ -76,8 +76,10 @@ def troubles(
     largest: dict[str, Mapping[str, Any]] = {}
     for group in sorted(groups, key=lambda group: -group["count"]):
         largest.setdefault(group["subscription"], group)
-    for each in stats["subscriptions"]:
-        hour = hours.get(each["id"]) or SubscriptionActivity()
+    nothing = SubscriptionActivity()
+    by_weight = [(each, hours.get(each["id"], nothing)) for each in stats["subscriptions"]]
+    by_weight.sort(key=lambda pair: (-severity(*pair), -sum(pair[1].failed)))
+    for each, hour in by_weight:
         found += _standstill(each)
         if _is_failing(hour):
             found.append(_failing(each, hour, largest.pop(each["name"], None)))

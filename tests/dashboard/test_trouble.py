@@ -48,6 +48,18 @@ def test_a_failing_handler_and_its_dead_letters_are_one_trouble() -> None:
     ]
 
 
+def test_what_fails_more_often_comes_first() -> None:
+    hours = {number: SubscriptionActivity() for number in (1, 2, 3)}
+    for number, failures in ((1, 3), (2, 9), (3, 0)):
+        hours[number].failed[59] = failures
+    more = {**WELL, "id": 2, "name": "desk.answer"}
+    stuck = {**WELL, "id": 3, "name": "desk.mail", "workers": 0, "waiting": 1}
+    found = troubles({"warnings": [], "subscriptions": [WELL, more, stuck]}, hours, (), QUIET, {})
+    assert [each.what.partition(" fails")[0] for each in found] == [
+        "1 message of desk.mail waits: no worker runs it", "desk.answer", "desk.sort",
+    ]  # fmt: skip
+
+
 def test_silence_is_a_fault_only_of_what_came_from_outside() -> None:
     written = [
         {"agent": None, "key": "tiket.opened", "count": 2}, {"agent": None, "key": "ticket.opened", "count": 9},
