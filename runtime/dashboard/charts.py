@@ -108,7 +108,7 @@ def waterfall(
             previous = moment(each["created_at"])
             for run in one["runs"]:
                 end = moment(run["ended_at"])
-                # An attempt ends in the database when it is reported, later than in its worker: no step before it began.
+                # An attempt ends when it is reported, later than in its worker: none began after a step of its own.
                 kept = [
                     moment(step["created_at"])
                     for step in one["steps"]
