@@ -125,7 +125,9 @@ def common(texts: Sequence[str]) -> str:
         return _GAPS.sub("…", "".join(kept))
     alike = [len(set(each)) == 1 for each in zip(*(each[:least] for each in parts), strict=True)]
     begin = alike.index(False) if False in alike else least
-    ends = [len(set(each)) == 1 for each in zip(*(each[::-1][: least - begin] for each in parts), strict=True)]
+    ends = [
+        len(set(each)) == 1 for each in zip(*(each[::-1][: least - begin] for each in parts), strict=True)
+    ]
     end = ends.index(False) if False in ends else least - begin
     first = parts[0]
     return _GAPS.sub("…", "".join([*first[:begin], "…", *first[len(first) - end :]]))
