@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from runtime.agent.step_names import label_of
+from runtime.agent.step_names import WAIT_PREFIX, label_of
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28
@@ -105,8 +105,17 @@ def waterfall(
                 )
                 for begin, end in _suspensions(one, now)
             ]  # fmt: skip
+            previous = moment(each["created_at"])
             for run in one["runs"]:
-                begin, end = _began(run), moment(run["ended_at"])
+                end = moment(run["ended_at"])
+                # An attempt ends when it is reported, later than in its worker: none began after a step of its own.
+                kept = [
+                    moment(step["created_at"])
+                    for step in one["steps"]
+                    if not step["name"].startswith(WAIT_PREFIX)
+                ]
+                begin = min([_began(run), *(at for at in kept if previous <= at <= end)])
+                previous = end
                 kind = "good" if run["outcome"] == "done" else "bad" if run["error"] else "calm"
                 title = f"attempt {run['attempt']}: {run['outcome']} after {run['seconds'] or 0:.3f} s"
                 left, right = place((begin - zero).total_seconds()), place((end - zero).total_seconds())

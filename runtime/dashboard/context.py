@@ -16,7 +16,7 @@ from runtime.dashboard.live_state import LiveState
 from runtime.dashboard.schemas import Schemas
 from runtime.dashboard.security import Guard
 from runtime.dashboard.thread import THREAD_FILTERS
-from runtime.errors import StoreError
+from runtime.errors import StoreError, StoreUnavailable
 
 FOLDER: Final = Path(__file__).parent
 _GONE_SECONDS: Final = 60
@@ -61,8 +61,19 @@ class DashboardContext:
         try:
             stats = await self.live_state.stats.get()
         except StoreError as error:
-            return {"fault": str(error), "stats": None}
-        return {"fault": None, "stats": stats, "took": self.live_state.stats.took_seconds, **_ways(stats)}
+            return health_without(error)
+        return {
+            "fault": None,
+            "is_away": False,
+            "stats": stats,
+            "took": self.live_state.stats.took_seconds,
+            **_ways(stats),
+        }
+
+
+def health_without(error: StoreError) -> dict[str, Any]:
+    """Return the values of the strip of health while the stream cannot be read."""
+    return {"fault": str(error), "is_away": isinstance(error, StoreUnavailable), "stats": None}
 
 
 def make_templates() -> Environment:

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from runtime.broadcast import Broadcast
 from runtime.dashboard.broadcasts import OpenConversation
-from runtime.dashboard.context import DashboardContext, context_of, number_of
+from runtime.dashboard.context import DashboardContext, context_of, health_without, number_of
 from runtime.dashboard.filters import is_open, preview
 from runtime.dashboard.pages.stream import Filter, told
 from runtime.errors import StoreError
@@ -64,7 +64,7 @@ class Follower:
                 except StoreError as error:
                     yield _event(
                         "health",
-                        self._context.text("_health.html", health={"fault": str(error), "stats": None}),
+                        self._context.text("_health.html", health=health_without(error)),
                     )
                     self._health = ""
                 if talk is None:

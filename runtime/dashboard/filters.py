@@ -1,7 +1,8 @@
 """Template filters: times, durations and values as text. The template escapes it."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,9 @@ _PREVIEW_CHARACTERS = 180
 _TREE_CHARACTERS = 60_000
 # The template calls itself for each level, which takes several frames.
 _TREE_DEPTH = 50
+# The words of a text and what is between them; what differs around a sign, as in a time or a UUID, is one gap.
+_PARTS = re.compile(r"\w+|\W")
+_GAPS = re.compile(r"…(?:\W?…)+")
 # The states whose names say too little.
 _STATES = {"parked": "behind another", "dead": "dead letter"}
 
@@ -112,6 +116,23 @@ def is_tree(value: Any) -> bool:
     )
 
 
+def common(texts: Sequence[str]) -> str:
+    """Return what texts have in common, with an ellipsis for what differs: `no order #…`."""
+    parts = [_PARTS.findall(each) for each in dict.fromkeys(texts)]
+    least = min(map(len, parts))
+    if all(len(each) == least for each in parts):
+        kept = [each[0] if len(set(each)) == 1 else "…" for each in zip(*parts, strict=True)]
+        return _GAPS.sub("…", "".join(kept))
+    alike = [len(set(each)) == 1 for each in zip(*(each[:least] for each in parts), strict=True)]
+    begin = alike.index(False) if False in alike else least
+    ends = [
+        len(set(each)) == 1 for each in zip(*(each[::-1][: least - begin] for each in parts), strict=True)
+    ]
+    end = ends.index(False) if False in ends else least - begin
+    first = parts[0]
+    return _GAPS.sub("…", "".join([*first[:begin], "…", *first[len(first) - end :]]))
+
+
 def _is_shallow(value: Any) -> bool:
     level = [value]
     for _ in range(_TREE_DEPTH):
@@ -155,5 +176,5 @@ FILTERS = {
     "duration": duration, "age": age, "clock": clock, "daytime": daytime, "soon": soon, "count": count,
     "rate": rate, "size": size, "preview": preview, "pretty": pretty,
     "quoted": lambda text: json.dumps(text, ensure_ascii=False), "is_tree": is_tree, "outcome_class": outcome_class,
-    "state": lambda state: _STATES.get(state, state), "conversation": conversation_of,
+    "state": lambda state: _STATES.get(state, state), "conversation": conversation_of, "common": common,
 }  # fmt: skip

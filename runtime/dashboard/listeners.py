@@ -4,11 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from runtime.agent.approval import REQUESTED
 from runtime.dashboard.schemas import Declared
 from runtime.keys import matches
 
-# Why a message has no handler: a chain ends with it; nobody listens to its key; it was written before somebody did.
-Silence = Literal["end", "nobody", "early"]
+# Why a message has no handler: a chain ends with it; it asks people; nobody listens to its key; it was written before
+# somebody did.
+Silence = Literal["end", "people", "nobody", "early"]
 
 # The keys of answers to requests, and of the ticks of timers that have no key of their own.
 _OWN: Final = re.compile(r"answer\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}.*|timer\..*")
@@ -40,7 +42,7 @@ def silence(
         return None
     key = message["key"]
     if message["parent_id"] is not None or is_own(key):
-        return "end"
+        return "people" if key == REQUESTED else "end"
     if any(
         each.deliver == "each" and any(matches(pattern, key) for pattern in each.patterns)
         for each in declared.values()

@@ -98,6 +98,19 @@ def parts_of(value: Any) -> list[tuple[str, Any]]:
     return [("", value)]
 
 
+def request_parts(value: Any) -> list[tuple[str, Any]]:
+    """Return what a request asks people: the question, what it is about, and until when it is open.
+
+    The schema of the answer is left out: it is for the form that takes the answer.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("title"), str):
+        return parts_of(value)
+    until = value.get("until")
+    open_until = clock(until) if isinstance(until, str) else until
+    told = (("", value["title"]), ("details", value.get("details")), ("open until", open_until))
+    return [(label, each) for label, each in told if each is not None]
+
+
 def spent_text(usage: Mapping[str, Any] | None) -> str:
     """Return what models took, in words: `1 200 + 340 tokens, 0.0021, model-4`; empty if nothing was told."""
     told = usage or {}
@@ -182,5 +195,5 @@ def _fenced(text: str, is_text: bool) -> list[str]:
 
 THREAD_FILTERS = {
     "is_answer": is_answer, "decision": decision_of, "awaited": awaited, "parts": parts_of,
-    "spent": spent_text, "cost": cost_text,
+    "request_parts": request_parts, "spent": spent_text, "cost": cost_text,
 }  # fmt: skip

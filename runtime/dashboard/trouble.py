@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from runtime.dashboard.activity import SubscriptionActivity
-from runtime.dashboard.filters import count, duration
+from runtime.dashboard.filters import common, count, duration
 from runtime.dashboard.listeners import is_own, listeners
 from runtime.dashboard.schemas import Declared
 from runtime.keys import matches
@@ -76,13 +76,15 @@ def troubles(
     largest: dict[str, Mapping[str, Any]] = {}
     for group in sorted(groups, key=lambda group: -group["count"]):
         largest.setdefault(group["subscription"], group)
-    for each in stats["subscriptions"]:
-        hour = hours.get(each["id"]) or SubscriptionActivity()
+    nothing = SubscriptionActivity()
+    by_weight = [(each, hours.get(each["id"], nothing)) for each in stats["subscriptions"]]
+    by_weight.sort(key=lambda pair: (-severity(*pair), -sum(pair[1].failed)))
+    for each, hour in by_weight:
         found += _standstill(each)
         if _is_failing(hour):
             found.append(_failing(each, hour, largest.pop(each["name"], None)))
     for name, group in largest.items():
-        found.append(Trouble("bad", f"{name} has {_letters(group)}", str(group["kind"]), "/dead"))
+        found.append(Trouble("bad", f"{name} has {_letters(group)}", common(group["errors"]), "/dead"))
     found += _unheard(stats["subscriptions"], flow, declared)
     return sorted(found, key=lambda each: each.level != "bad")
 
@@ -111,7 +113,7 @@ def _failing(each: Mapping[str, Any], hour: SubscriptionActivity, group: Mapping
         f"{each['name']} fails: {count(failed)} of {count(sum(hour.done) + failed)} attempts of the last hour"
     )
     if group is not None:
-        return Trouble("bad", f"{what}, {_letters(group)}", str(group["kind"]), "/dead")
+        return Trouble("bad", f"{what}, {_letters(group)}", common(group["errors"]), "/dead")
     if error is None:
         return Trouble("bad", what, "", "/agents")
     return Trouble("bad", what, error["error"].partition("\n")[0], f"/message/{error['message']}")

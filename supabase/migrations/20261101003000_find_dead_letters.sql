@@ -132,11 +132,12 @@ begin
     return (
         select coalesce(json_agg(json_build_object(
             'subscription', g.subscription_name, 'kind', g.kind, 'count', g.amount, 'first_at', g.first_at,
-            'last_at', g.last_at, 'ids', g.ids, 'key', g.key, 'error', g.error) order by g.last_at desc), '[]')
+            'last_at', g.last_at, 'ids', g.ids, 'key', g.key, 'errors', g.errors) order by g.last_at desc), '[]')
         from (
             select l.subscription_name, l.kind, count(*) as amount, min(l.died_at) as first_at,
                    max(l.died_at) as last_at, (array_agg(l.id order by l.id desc)) as ids, max(l.key) as key,
-                   (array_agg(l.error order by l.id desc))[1] as error
+                   (array_agg(left(coalesce(nullif(split_part(l.error, E'\n', 1), ''), l.reason), 200)
+                              order by l.id desc))[1:5] as errors
             from (
                 select x.*, runtime.error_kind(x.error, x.reason) as kind
                 from runtime.dead_letters x
@@ -150,7 +151,7 @@ end
 $$;
 comment on function public.stream_dead_groups(integer, text, timestamptz) is
     'The newest dead letters, of one subscription and since a time if these are given, grouped by subscription and kind of '
-    'error, with their ids, the newest first.';
+    'error, with their ids, the newest first, and the first lines of the newest errors.';
 
 create function public.stream_last_good(letter bigint) returns json
 language plpgsql stable security definer set search_path = '' as $$

@@ -1,12 +1,15 @@
-"""Agents for the dashboard's tests: one writes, one publishes and fails where it is told to, one asks people."""
+"""Agents for the dashboard's tests: they write, publish and fail where they are told to, ask people, and undo."""
+
+import asyncio
 
 from pydantic import BaseModel, Field
 
-from runtime import Agent, Context, Retry
+from runtime import Agent, Context, Reject, Retry
 
 writer = Agent("writer")
 publisher = Agent("publisher")
 cashier = Agent("cashier")
+printer = Agent("printer")
 
 
 class Note(BaseModel):
@@ -54,3 +57,20 @@ async def refund(wanted: dict[str, object], context: Context) -> None:
     context.emit(
         "refund.decided", {"approved": decision.approved, "cents": decision.answer and decision.answer.cents}
     )
+
+
+async def collect(title: str) -> None:
+    """Bring back what was printed, which takes until somebody stops it."""
+    await asyncio.sleep(3600)
+
+
+@printer.step(undo=collect)
+async def deliver(title: str) -> None:
+    """Bring it to the shops."""
+
+
+@printer.on("print.ordered")
+async def print_off(title: str, context: Context) -> None:
+    """Find out too late that nobody wants it."""
+    await context.step("deliver", deliver, title)
+    raise Reject("nobody wants it")

@@ -6,6 +6,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from runtime.dashboard.pages.approvals import answer_of
 from runtime.dashboard.schemas import Declared
+from runtime.dashboard.thread import request_parts
 from runtime.errors import InvalidValue
 from tests.dashboard.conftest import Stage
 
@@ -84,6 +85,12 @@ def test_what_was_decided_elsewhere_is_said(stage: Stage, tab: Page) -> None:
     for foreign in ({"origin": "http://evil.example"}, {"origin": stage.url}):
         answer = httpx.post(f"{stage.url}/approvals/{request}", headers=foreign, data={"approved": "yes"})
         assert answer.status_code == 403
+
+
+def test_a_thread_tells_what_is_asked_and_not_the_schema_of_the_answer() -> None:
+    asked = {"title": "Refund?", "schema": {}, "details": None, "until": "2026-12-24T14:30:00+01:00"}
+    assert request_parts(asked) == [("", "Refund?"), ("open until", "2026-12-24 13:30:00 UTC")]
+    assert request_parts("by hand") == [("", "by hand")]
 
 
 def test_an_answer_is_json_or_a_text_where_the_schema_takes_one() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_person_opens_a_link_and_decides(stage: Stage, browser: Browser) -> No
     with linked(stage) as links:
         stage.send("refund.wanted", {"name": "a reader of mail", "sum": 3, "note": "x" * 200})
         url = link_for(stage, links, "a reader of mail")
-        for theme, width in (("light", 390), ("dark", 1440)):
+        for theme, width in product(("light", "dark"), (390, 1440)):
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
             tab = context.new_page()
             tab.goto(url)

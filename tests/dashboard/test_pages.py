@@ -47,6 +47,15 @@ UNREACHABLE = """() => [...document.querySelectorAll("main :is(a, button, input,
   .filter((node) => node.tabIndex !== 0 || !(node.textContent.trim() || node.ariaLabel || node.labels?.length))
   .map((node) => node.outerHTML.slice(0, 120))"""
 
+# Buttons that stand against each other: nothing says where one ends, and a thumb meets both.
+TOUCHING = """() => {
+  const boxes = [...document.querySelectorAll("main :is(button, .button)")].filter((node) => node.checkVisibility())
+    .map((node) => [node.textContent.trim(), node.getBoundingClientRect()]);
+  return boxes.flatMap(([name, a], place) => boxes.slice(place + 1)
+    .filter(([, b]) => a.left < b.right + 4 && b.left < a.right + 4 && a.top < b.bottom + 4 && b.top < a.bottom + 4)
+    .map(([other]) => `${name} | ${other}`));
+}"""
+
 
 # What axe-core objects to, a line for each rule with the first of its places.
 AXE = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
@@ -293,6 +302,34 @@ def test_a_message_that_waits_is_cancelled(stage: Stage, tab: Page) -> None:
     stage.ask(lambda: _discard(stage, number))
 
 
+def test_a_message_that_is_undone_is_left_as_it_is(stage: Stage, tab: Page) -> None:
+    number = stage.send("print.ordered", "The news")
+    tab.goto(f"{stage.url}/message/{number}")
+    expect(tab.locator(".attempts .chip")).to_have_text("undoing")
+    tab.goto(f"{stage.url}/agents")
+    expect(tab.locator("[data-name='printer.print_off'] .chip.busy")).to_have_text("1 undoing")
+    tab.goto(f"{stage.url}/message/{number}")
+    tab.get_by_role("button", name="Stop undoing").click()
+    tab.locator("#confirm-yes").click()
+    expect(tab.locator("#said")).to_contain_text(f"#{number} is a dead letter as soon as")
+    expect(tab.locator(".attempts .chip")).to_have_text("dead letter")
+    expect(tab.get_by_role("button", name="Stop undoing")).to_have_count(0)
+    stage.ask(lambda: _discard(stage, number))
+
+
+def test_a_suspended_stretch_is_hatched_and_not_filled(stage: Stage, tab: Page) -> None:
+    number = stage.send("refund.wanted", {"name": "the hatched"})
+    for path in (f"/message/{number}", f"/conversation/{number}"):
+        tab.goto(stage.url + path)
+        bar = tab.locator(".fall rect.held")
+        expect(bar).to_have_count(1)
+        # As the browser computes it: a rule of the style sheet would win over the attribute.
+        assert bar.evaluate("bar => getComputedStyle(bar).fill").endswith('#hatch")')
+        assert tab.locator("#hatch").count() == 1
+    for each in stage.ask(stage.stream.operations.approvals):
+        stage.ask(lambda request=each["request"]: stage.stream.operations.decide(request, False))
+
+
 def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage: Stage, tab: Page) -> None:
     number = stage.send("note.added", {"title": "Talk\nof two lines"})
     tab.goto(f"{stage.url}/message/{number}")
@@ -527,6 +564,8 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
         tab.goto(stage.url + path)
         assert tab.evaluate(UNREACHABLE) == [], path
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        assert tab.evaluate("document.querySelector('nav').dataset.more") == "", path
+        assert tab.evaluate(TOUCHING) == [], path
         assert tab.evaluate(CONTRAST) == [], path
         # Of the stream, the few rows of the filter stand for all.
         if path != "/":

@@ -40,12 +40,24 @@ def test_what_stands_still_comes_before_what_is_late() -> None:
 
 
 def test_a_failing_handler_and_its_dead_letters_are_one_trouble() -> None:
-    group = {"subscription": "desk.sort", "count": 2, "kind": "KeyError"}
-    other = {"subscription": "desk.mail", "count": 1, "kind": "OSError"}
+    group = {"subscription": "desk.sort", "count": 2, "errors": ["KeyError"]}
+    other = {"subscription": "desk.mail", "count": 1, "errors": ["OSError"]}
     assert told(WELL, failed=5, groups=[other, group]) == [
         ("bad", "desk.sort fails: 5 of 15 attempts of the last hour, 2 dead letters"),
         ("bad", "desk.mail has 1 dead letter"),
     ]
+
+
+def test_what_fails_more_often_comes_first() -> None:
+    hours = {number: SubscriptionActivity() for number in (1, 2, 3)}
+    for number, failures in ((1, 3), (2, 9), (3, 0)):
+        hours[number].failed[59] = failures
+    more = {**WELL, "id": 2, "name": "desk.answer"}
+    stuck = {**WELL, "id": 3, "name": "desk.mail", "workers": 0, "waiting": 1}
+    found = troubles({"warnings": [], "subscriptions": [WELL, more, stuck]}, hours, (), QUIET, {})
+    assert [each.what.partition(" fails")[0] for each in found] == [
+        "1 message of desk.mail waits: no worker runs it", "desk.answer", "desk.sort",
+    ]  # fmt: skip
 
 
 def test_silence_is_a_fault_only_of_what_came_from_outside() -> None:
@@ -59,5 +71,6 @@ def test_silence_is_a_fault_only_of_what_came_from_outside() -> None:
     assert silence(message, [WELL], {}) == "nobody"
     assert silence(message, [WELL], each) is None
     assert silence({**message, "parent_id": 4}, [WELL], {}) == "end"
+    assert silence({**message, "parent_id": 4, "key": "approval.requested"}, [WELL], {}) == "people"
     assert silence({**message, "key": "ticket.opened"}, [WELL], {}) == "early"
     assert silence({**message, "handled": [{"state": "done"}]}, [WELL], {}) is None

@@ -245,6 +245,7 @@ async def test_an_amended_dead_letter_is_delivered_to_its_subscription_alone(db:
             await worker.finish(taken)
     (group,) = await call(db, "stream_dead_groups")
     assert (group["kind"], group["count"]) == ("ValueError: … is no number #", 1)
+    assert group["errors"] == ["ValueError: 'x' is no number 7"]
     (letter,) = group["ids"]
     assert (await call(db, "stream_last_good", letter=letter))["id"] == good
     amended = await call(db, "stream_amend", letter=letter, value={"n": 2})

@@ -106,7 +106,7 @@ async def _agents(request: Request) -> dict[str, Any]:
             "failed_hour": sum(hour.failed),
         }
         # A failure of long ago that left dead letters comes after all that goes on.
-        told["trouble"] = (severity(each, hour), each["dead"] > 0)
+        told["trouble"] = (severity(each, hour), each["dead"] > 0, told["failed_hour"])
         is_idle = not (
             each["waiting"]
             or each["scheduled"]

@@ -68,7 +68,7 @@ async def write_page(request: Request) -> HTMLResponse:
         found = await _check(context, form)
     return await context.page(
         "write.html", active="write", events="", keys=list(dict.fromkeys((*listened, *written))),
-        suggested=listened[:_SUGGESTED], form=form, has_schemas=bool(context.schemas.declared), **found,
+        suggested=listened[:_SUGGESTED], form=form, **found,
     )  # fmt: skip
 
 
@@ -126,7 +126,9 @@ async def _keys(context: DashboardContext) -> tuple[list[str], list[str]]:
 
 async def _check(context: DashboardContext, form: Form) -> dict[str, Any]:
     """Return who listens to the key, what each has against the value, and a sample of what the first takes."""
-    nothing: dict[str, Any] = {"fault": None, "readers": [], "key": "", "sample": None, "nearest": []}
+    nothing: dict[str, Any] = {
+        "fault": None, "readers": [], "key": "", "sample": None, "nearest": [], "schemas": context.schemas,
+    }  # fmt: skip
     try:
         check_key(form.key)
     except InvalidKey as error:
@@ -150,7 +152,7 @@ async def _check(context: DashboardContext, form: Form) -> dict[str, Any]:
             "complaints": [] if declared is None or fault else declared.complaints(value),
         })  # fmt: skip
     nearest = [] if readers else get_close_matches(form.key, (await _keys(context))[0], 3, 0.7)
-    return {
+    return nothing | {
         "fault": fault, "readers": readers, "key": form.key, "sample": sample,
         "nearest": [each for each in nearest if each != form.key],
     }  # fmt: skip

@@ -77,6 +77,18 @@ document.addEventListener("keydown", (event) => {
   if (action && action() !== false) event.preventDefault();
 });
 
+// On which sides the navigation goes on; the current page's link is in sight from the beginning.
+const nav = document.querySelector("nav");
+function showEdges() {
+  const rest = nav.scrollWidth - nav.clientWidth - nav.scrollLeft;
+  const [left, right] = [nav.scrollLeft > 1, rest > 1];
+  nav.dataset.more = left && right ? "both" : left ? "left" : right ? "right" : "";
+}
+const current = nav.querySelector("[aria-current]");
+if (current) nav.scrollLeft = current.offsetLeft - nav.offsetLeft - (nav.clientWidth - current.offsetWidth) / 2;
+nav.addEventListener("scroll", showEdges, { passive: true });
+new ResizeObserver(showEdges).observe(nav);
+
 $("theme").addEventListener("click", switchTheme);
 $("keys-button").addEventListener("click", () => $("keys").showModal());
 
