@@ -203,11 +203,9 @@ class Worker:
             LifespanFailed: no agent is left that could work.
         """
         # A serverless application makes a worker for each call: there, this line would be noise.
-        _log.log(
-            logging.INFO if self._drainage is None else logging.DEBUG,
-            "the stream is %s",
-            self._settings.describe_stream(),
-        )
+        level = logging.INFO if self._drainage is None else logging.DEBUG
+        if place := self._settings.describe_stream():
+            _log.log(level, "the stream is %s", place)
         lifespans = Lifespans(
             {agent.name: agent.hooks.lifespan for agent in self._agents},
             moved=self._open_or_close,
