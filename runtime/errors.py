@@ -5,7 +5,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 ├── DeclarationError            an agent or a handler is declared wrongly
 │   ├── DiscoveryError          a module or folder of agents cannot be loaded
 │   ├── NotAwaited              a handler forgot an `await`, or wrote one too many
-│   └── WrongCall               a handler calls a method of its context with arguments that it does not take
+│   └── WrongCall               a method of the stream or of a context is called with arguments that it does not take
 ├── LifespanFailed              no agent of a worker could start, or go on
 ├── InvalidKey                  not a key or a pattern
 ├── InvalidValue                a value cannot be stored as JSON
@@ -56,9 +56,9 @@ class NotAwaited(DeclarationError):
 
 
 class WrongCall(DeclarationError):
-    """A handler calls a method of its context with arguments that it does not take; raised when the handler runs.
+    """A call with arguments that do not exist, such as one of a method of a handler's context.
 
-    As with `NotAwaited`, the delivery becomes a dead letter at once.
+    As with `NotAwaited`, the delivery of a handler that makes such a call becomes a dead letter at once.
     """
 
 
@@ -285,11 +285,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the one of the known words that another is nearly, or None."""
+    """Return the one of the known words that another is nearly, or None.
+
+    Near is what is spelt almost alike, else the only one with a part that this word lacks, or without one that it has:
+    `first` for `first_seconds`, `max_attempts` for `attempts`.
+    """
     # Imported here: it is needed for errors alone.
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.75)), None)
+    known = list(known)
+    if near := get_close_matches(word, known, n=1, cutoff=0.75):
+        return near[0]
+    parts = set(word.split("_"))
+    alike = [each for each in known if parts < (theirs := set(each.split("_"))) or theirs < parts]
+    return alike[0] if len(alike) == 1 else None
 
 
 def first_fault(group: BaseExceptionGroup[RuntimeFault]) -> RuntimeFault:

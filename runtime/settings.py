@@ -30,7 +30,7 @@ from runtime.connection.environment import non_blank
 from runtime.connection.local_stack import running_stack
 from runtime.connection.project import DATABASE_NAME, KEY_NAMES, URL_NAMES, Origin, beside_code, choose
 from runtime.connection.public_url import check_links
-from runtime.errors import SettingsError, nearest
+from runtime.errors import SettingsError, did_you_mean, nearest
 
 _log = logging.getLogger("runtime.settings")
 _PREFIX = "RUNTIME_"
@@ -67,6 +67,10 @@ class _OneSource(PydanticBaseSettingsSource):
         }
         _tell_misspelt(sources)
         code = self.current_state
+        for name in code.keys() - Settings.model_fields.keys() - {*URL_NAMES, *KEY_NAMES, DATABASE_NAME}:
+            raise SettingsError(
+                f"Settings(…) take no {name}=…{did_you_mean(name, Settings.model_fields) or '.'}"
+            )
         is_placed = "supabase_url" in code or any(name in code for name in URL_NAMES)
         has_key = "supabase_key" in code or any(name in code for name in KEY_NAMES)
         if is_placed:

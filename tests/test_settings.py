@@ -208,3 +208,9 @@ def test_secrets_are_in_no_repr() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings.load().concurrency = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("given", "meant"), [("lease", "lease_seconds"), ("concurency", "concurrency")])
+def test_a_setting_that_does_not_exist_is_refused_in_code(given: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=rf"take no {given}=…; did you mean {meant}\?"):
+        Settings.load(**{given: 3})

@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Never, TypeVar, Unpack
 
-from runtime.agent.callables import async_form, declared_at, is_async, name_of, place_of, refuse_methods
+from runtime.agent.callables import (
+    async_form,
+    declared_at,
+    declaring_frame,
+    is_async,
+    name_of,
+    place_of,
+    refuse_methods,
+)
 from runtime.agent.context import Context
 from runtime.agent.dependencies import Dependencies, read_provider, state_provider
 from runtime.agent.handler import Handler, Timer
-from runtime.agent.options import HandlerOptions, PostOptions, TimerOptions, handler_fields, refuse_unknown
+from runtime.agent.known_options import refuse_unknown, takes_known_options
+from runtime.agent.options import HandlerOptions, PostOptions, TimerOptions, handler_fields
 from runtime.agent.retry import Retry
 from runtime.agent.schedule import Missed, Schedule, cron, every
 from runtime.agent.script import hint_at_running
@@ -32,7 +41,7 @@ from runtime.agent.validation import (
     check_segment,
     check_timeout,
 )
-from runtime.errors import DeclarationError
+from runtime.errors import DeclarationError, nearest
 from runtime.message import Message
 from runtime.tracebacks import treat_as_own
 
@@ -71,7 +80,10 @@ class Agent:
         DeclarationError: `name` is not one segment of a key.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **unknown: Never) -> None:
+        meant = nearest(next(iter(unknown), ""), HandlerOptions.__optional_keys__)
+        hint = f" {meant}=… is an option of @agent.on(…)." if meant else ""
+        refuse_unknown("Agent(…)", unknown, {"name"}, hint=hint)
         self.name = check_segment(name, "An agent's name")
         self.handlers: list[Handler] = []
         self.hooks = Hooks(Undos(self.name))
@@ -235,6 +247,7 @@ class Agent:
         self.hooks.middlewares.append(check_middleware(function))
         return function
 
+    @takes_known_options
     def step(
         self, *, undo: Callable[..., object], undo_retry: Retry | None = None, name: str | None = None
     ) -> Callable[[Function], Function]:
@@ -252,7 +265,7 @@ class Agent:
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
         """
-        local_names = sys._getframe(1).f_locals
+        local_names = declaring_frame().f_locals
 
         def register(function: Function) -> Function:
             self.hooks.undos.declare(function, undo, undo_retry or Retry(), name, local_names)
@@ -260,6 +273,7 @@ class Agent:
 
         return register
 
+    @takes_known_options
     def post(self, *patterns: str, to: str, secret: str, **options: Unpack[PostOptions]) -> None:
         """Have messages posted to a URL: a handler in any language, wherever it runs.
 
@@ -278,7 +292,6 @@ class Agent:
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
         """
-        refuse_unknown("agent.post(…)", options, PostOptions.__optional_keys__)
         options = {"retry": POST_RETRY, "concurrency": POST_CONCURRENCY, "name": "post", **options}
         seconds = check_timeout(options.pop("timeout", None)) or POST_SECONDS
         target = Target(url=check_url(to), secret_name=check_secret_name(secret), seconds=seconds)

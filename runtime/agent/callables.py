@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import copy_context
 from inspect import getattr_static
-from types import FunctionType, SimpleNamespace, UnionType
+from types import FrameType, FunctionType, SimpleNamespace, UnionType
 from typing import Any, Never, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import anyio
@@ -53,10 +53,16 @@ def name_of(function: object) -> str:
 
 def declared_at() -> str:
     """Return the file and line of the declaration being made: the innermost frame outside this package."""
+    frame = declaring_frame()
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def declaring_frame() -> FrameType:
+    """Return the innermost frame outside this package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "runtime":
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return frame
 
 
 def refuse_methods(function: Callable[..., object], what: str) -> None:

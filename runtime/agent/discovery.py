@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import logging
 import os
 import re
@@ -15,7 +14,6 @@ from types import ModuleType
 
 from runtime.agent.agent import Agent
 from runtime.agent.modules import leads_to, loaded_from, make_importable, real_name
-from runtime.agent.retry import Retry
 from runtime.agent.source import Source
 from runtime.errors import DiscoveryError, did_you_mean
 from runtime.tracebacks import members_of, places_of, text_of, treat_as_own
@@ -26,9 +24,6 @@ _MEMBERS = 5
 _NO_AGENTS = re.compile(r"_.*|setup|conftest|noxfile|toxfile|fabfile|test_.*|.*_test")
 _NO_FOLDER_OF_AGENTS = re.compile(r"[._].*|tests?|node_modules|site-packages|build|dist")
 _NO_EXPORT = re.compile(r"ImportError: cannot import name '(\w+)' from 'runtime' \(")
-_NO_OPTION = re.compile(
-    r"TypeError: (Agent|Retry|Source)\.(\w+)\(\) got an unexpected keyword argument '(\w+)'$"
-)
 _hinted: set[Path] = set()
 _CURE = 'Declare one at the top level of a file: agent = Agent("name").'
 
@@ -265,9 +260,6 @@ def _hint(error: BaseException, path: str) -> str:
         return f". It is a file beside it: write `from .{name} import …`"
     if type(error) is ImportError and (found := _NO_EXPORT.match(text_of(error))) is not None:
         return did_you_mean(found[1], dir(sys.modules["runtime"]))
-    if type(error) is TypeError and (found := _NO_OPTION.match(text_of(error))) is not None:
-        called = getattr({"Agent": Agent, "Retry": Retry, "Source": Source}[found[1]], found[2])
-        return did_you_mean(found[3], inspect.signature(called).parameters)
     return ""
 
 

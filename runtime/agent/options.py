@@ -6,7 +6,6 @@ What each option means is told once, at `Agent.on`.
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from runtime.agent.callables import declared_at
 from runtime.agent.retry import Retry
 from runtime.agent.validation import (
     Deliver,
@@ -23,7 +22,6 @@ from runtime.agent.validation import (
     check_timeout,
     check_version,
 )
-from runtime.errors import DeclarationError, did_you_mean
 
 
 class SharedOptions(TypedDict, total=False):
@@ -59,20 +57,6 @@ class HandlerOptions(TimerOptions, PostOptions, total=False):
     deliver: Deliver
     batch: int | None
     within: float | None
-
-
-def refuse_unknown(declaration: str, options: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Refuse options that this declaration does not take.
-
-    Raises:
-        DeclarationError: there are some; the message names the nearest of those it takes.
-    """
-    if unknown := sorted(options.keys() - known):
-        meant = did_you_mean(unknown[0], known)
-        raise DeclarationError(
-            f"{declared_at()}: {declaration} takes no {unknown[0]}=…{meant or '.'} It takes "
-            f"{', '.join(sorted(known))}."
-        )
 
 
 def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, TypeGuard
 
+from runtime.agent.known_options import takes_known_options
 from runtime.backoff import backoff_seconds
 from runtime.errors import DeclarationError, InvalidKey, InvalidPayload, InvalidValue, NotAwaited, WrongCall
 from runtime.tracebacks import members_of
@@ -19,6 +20,7 @@ LONGEST_SECONDS: Final = 366 * 86_400
 MAX_ATTEMPTS: Final = 1_000_000_000
 
 
+@takes_known_options
 class Reject(Exception):
     """Raised by a handler: this delivery can never succeed, so it becomes a dead letter at once."""
 
@@ -27,6 +29,7 @@ class Reject(Exception):
         self.why = why
 
 
+@takes_known_options
 class RetryLater(Exception):
     """Raised by a handler: try again in `seconds`, at most a year. This does not count as an attempt.
 
@@ -42,6 +45,7 @@ class RetryLater(Exception):
         self.why = why
 
 
+@takes_known_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """How often, how soon and after which errors a handler is tried again.

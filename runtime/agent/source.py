@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+from runtime.agent.known_options import takes_known_options
 from runtime.agent.secrets import check_secret_name
 from runtime.agent.validation import check_segment
 from runtime.connection.environment import non_blank
@@ -19,6 +20,7 @@ PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_]+)\}", re.ASCII)
 """Stands for a field of the request in the template of a key."""
 
 
+@takes_known_options
 @dataclass(frozen=True, slots=True)
 class Source:
     """A sender whose webhooks become messages.

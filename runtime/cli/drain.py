@@ -10,7 +10,7 @@ from runtime.agent.discovery import discover
 from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
-from runtime.cli.output import logs_are_json, print_json, start_logs
+from runtime.cli.output import begin_log, logs_are_json, print_json, start_logs
 from runtime.settings import Settings
 from runtime.worker import event_loop
 from runtime.worker.serverless import Drained
@@ -32,6 +32,7 @@ def drain(
 ) -> None:
     """Run what is due for these agents, timers too, and end when nothing is, or when the time is up."""
     streams.go_on()
+    begin_log(as_json=as_json)
     settings = find_settings()
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     drained = event_loop.run(_drain, discover(paths), settings, budget)

@@ -16,6 +16,7 @@ from runtime.agent.handler import Handler
 from runtime.broadcast import Broadcast
 from runtime.cli.tables import Rows, on_one_line
 from runtime.cli.times import clock
+from runtime.connection.environment import environment
 from runtime.encoding.json import decode, encode, legible
 from runtime.encoding.printable import printable
 from runtime.extras import needing
@@ -254,6 +255,12 @@ def start_logs(level: str, *, as_json: bool) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("runtime").setLevel(level.upper())
     steady()
+
+
+def begin_log(*, as_json: bool) -> None:
+    """Start the log in its form before the settings are read: their warnings belong to it."""
+    form = environment().get("RUNTIME_LOG_FORMAT", "auto").lower()
+    start_logs("warning", as_json=as_json or logs_are_json(form))
 
 
 def export_telemetry() -> None:

@@ -20,6 +20,7 @@ from runtime.cli.attempts import AttemptLines, Tell, write
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import (
+    begin_log,
     err,
     export_telemetry,
     json_text,
@@ -119,6 +120,7 @@ def run(
     streams.go_on()
     agents = _chosen(discover(paths or []), only)
     _tune_interpreter()
+    begin_log(as_json=as_json)
     settings = find_settings(waits=True, concurrency=concurrency, webhook=webhook, metrics_port=metrics_port)
     is_json_log = as_json or logs_are_json(settings.log_format)
     if once is not None:

@@ -14,6 +14,7 @@ from runtime.cli import streams
 from runtime.cli.find_stream import find_settings
 from runtime.cli.options import Json
 from runtime.cli.output import (
+    begin_log,
     err,
     export_telemetry,
     logs_are_json,
@@ -50,6 +51,7 @@ def serve(
     orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
     """
     streams.go_on()
+    begin_log(as_json=as_json)
     settings = find_settings(waits=True, serverless=serverless or None)
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])

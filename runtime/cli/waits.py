@@ -31,7 +31,7 @@ def waits(
         anyio.run(_waits, subscription, count),
         as_json=as_json,
         table=_table,
-        nothing='Nothing waits: a handler does with await context.wait_for("payment.settled")',
+        nothing='Nothing waits. A handler waits by `await context.wait_for("payment.settled")`.',
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, overload
 import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from runtime.agent.known_options import takes_known_options
 from runtime.broadcast import Broadcast
 from runtime.client.stream import Stream, connect
 from runtime.errors import RuntimeFault
@@ -22,6 +23,7 @@ Options = ParamSpec("Options")
 T = TypeVar("T")
 
 
+@takes_known_options
 def connect_blocking(settings: Settings | None = None) -> "BlockingStream":
     """Open the stream that the settings name, for code without async.
 
@@ -44,6 +46,7 @@ def _blocking(
 ) -> Callable[Concatenate["BlockingStream", Options], T]:
     """The same method of `BlockingStream`: it returns when the result is there."""
 
+    @takes_known_options
     @wraps(method)
     def call(self: "BlockingStream", /, *args: Options.args, **kwargs: Options.kwargs) -> T:
         return self.run(lambda stream: method(stream, *args, **kwargs))
@@ -133,6 +136,7 @@ class BlockingStream:
         timeout: float | None = None,
     ) -> Iterator[Message[Any] | Broadcast[Any]]: ...
 
+    @takes_known_options
     def listen(
         self,
         pattern: str,

@@ -9,6 +9,7 @@ from uuid import uuid4
 import anyio
 from anyio.abc import TaskGroup
 
+from runtime.agent.known_options import takes_known_options
 from runtime.agent.services import AskOptions, ReadOptions
 from runtime.broadcast import Broadcast, BroadcastSequence
 from runtime.client.admin import Admin
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("runtime.client.stream")
 
 
+@takes_known_options
 @asynccontextmanager
 async def connect(
     settings: Settings | None = None, *, client: "AsyncClient | None" = None
@@ -95,6 +97,7 @@ class Stream:
         """Where the stream is, for display: a host and port, without secrets."""
         return self._store.place
 
+    @takes_known_options
     async def send(
         self,
         key: str,
@@ -150,6 +153,7 @@ class Stream:
         )
         return (await self.send_all([draft], require_listener=require_listener))[0]
 
+    @takes_known_options
     async def send_all(self, drafts: list[Draft], *, require_listener: bool = False) -> list[Sent]:
         """Write several messages in their order, in one transaction: all of them or none.
 
@@ -167,6 +171,7 @@ class Stream:
         with self._telemetry.sending(drafts) as carrying:
             return await self._store.send(carrying, require_listener=require_listener)
 
+    @takes_known_options
     async def ask(
         self,
         key: str,
@@ -196,6 +201,7 @@ class Stream:
         requester, draft = self._request(key, value, agent, options)
         return (await requester.ask(draft, timeout)).given()
 
+    @takes_known_options
     async def ask_all(
         self,
         key: str,
@@ -264,6 +270,7 @@ class Stream:
         """Return the message with this id, or None if there is none, or no longer."""
         return await self._store.get(message)
 
+    @takes_known_options
     async def read(self, pattern: str = ">", **options: Unpack[ReadOptions]) -> list[Message[Any]]:
         """Return messages by pattern in the order of their ids: the oldest after an id or a time, else the newest.
 
@@ -280,11 +287,13 @@ class Stream:
         """
         return await self._store.read(check_pattern(pattern), **options)
 
+    @takes_known_options
     async def latest(self, key: str, *, correlation_id: str | None = None) -> Message[Any] | None:
         """Return the newest message under a key, or None; with a correlation id, the newest that shares it."""
         found = await self._store.read(check_key(key), correlation_id=correlation_id, limit=1)
         return found[0] if found else None
 
+    @takes_known_options
     async def latest_of_each(self, pattern: str, *, limit: int = 1000) -> list[Message[Any]]:
         """Return the newest message of each key that matches, the newest first."""
         return await self._store.read(check_pattern(pattern), limit=limit, latest=True)
@@ -299,6 +308,7 @@ class Stream:
         self, pattern: str, *, since: int | None = None, broadcasts: Literal[True]
     ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]: ...
 
+    @takes_known_options
     async def listen(
         self, pattern: str, *, since: int | None = None, broadcasts: bool = False
     ) -> AsyncGenerator[Message[Any] | Broadcast[Any]]:

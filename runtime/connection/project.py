@@ -45,7 +45,7 @@ class Origin:
     hint: str = ""
 
     def sentence(self, project: str | None, database: str | None) -> str:
-        """Say which stream is used, and which variables name it.
+        """Say which stream is used, and which variables name it; an empty text if there is none.
 
         Args:
             project: the project's URL, or None.
@@ -59,7 +59,7 @@ class Origin:
             parts.append(f"{project} ({where})")
         if database is not None:
             parts.append(f"the database at {database} ({named(self.database)})")
-        return " and ".join(parts) or "nothing"
+        return " and ".join(parts)
 
 
 def named(variable: tuple[str, str] | None) -> str:

@@ -378,7 +378,8 @@ class Dispatcher:
         if self.plan.stopping:
             return
         self.plan.stopping = True
-        _log.info("stopping: %d running, which have %.0f s to finish", len(self.plan.held), drain_seconds)
+        if running := len(self.plan.held):
+            _log.info("stopping: %d running, with %.0f s to finish", running, drain_seconds)
         if not self.ready.is_set():
             self._exchanger.stop_asking.set()
         self._runner.stop_waiting()

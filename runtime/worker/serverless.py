@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import anyio
 
 from runtime.agent.agent import Agent
+from runtime.agent.known_options import takes_known_options
 from runtime.errors import DeclarationError, RuntimeFault
 from runtime.settings import Settings
 from runtime.worker.drain import Drain
@@ -33,6 +34,7 @@ class Drained:
     next_due_seconds: float | None
 
 
+@takes_known_options
 async def drain(
     agents: Iterable[Agent],
     settings: Settings | None = None,

@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from runtime.agent.agent import Agent
 from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.handler import Handler
+from runtime.agent.known_options import takes_known_options
 from runtime.agent.request_reply import reply_key
 from runtime.agent.step import StepKeeper
 from runtime.client.broadcaster import refuse_broadcast
@@ -75,6 +76,7 @@ _log = logging.getLogger("runtime.worker")
 _LEAVE_SECONDS = 2.0
 
 
+@takes_known_options
 class Worker:
     """One process that runs the handlers of some agents until it is stopped.
 
@@ -124,11 +126,8 @@ class Worker:
         self._limits = {handler.name: limit_of(handler, settings) for handler in self.handlers}
         self._subscribed = [handler for handler in self.handlers if handler.deliver == "once"]
         # A quarantine worker takes only messages that crash their process; it does not listen beside the others.
-        self._listening = [
-            handler
-            for handler in self.handlers
-            if handler.deliver == "each" and poison_messages is not PoisonMessages.ONLY and drainage is None
-        ]
+        listens = not self._is_quarantine and drainage is None
+        self._listening = [each for each in self.handlers if each.deliver == "each" and listens]
         self._executor: Executor | None = None
         self._parts: WorkerParts | None = None
         self._started = threading.Lock()
@@ -204,11 +203,9 @@ class Worker:
             LifespanFailed: no agent is left that could work.
         """
         # A serverless application makes a worker for each call: there, this line would be noise.
-        _log.log(
-            logging.INFO if self._drainage is None else logging.DEBUG,
-            "the stream is %s",
-            self._settings.describe_stream(),
-        )
+        level = logging.INFO if self._drainage is None else logging.DEBUG
+        if place := self._settings.describe_stream():
+            _log.log(level, "the stream is %s", place)
         lifespans = Lifespans(
             {agent.name: agent.hooks.lifespan for agent in self._agents},
             moved=self._open_or_close,

@@ -33,6 +33,26 @@ def said(folder: Path, body: str, *, head: str = HEAD, file: str = "shop.py") ->
             "@agent.on('k', retry=Retry(attempt=3))\nasync def f(x): ...",
             ["shop.py:3", "did you mean attempts?"],
         ),
+        (
+            "@agent.on('k', retry=Retry(first=2))\nasync def f(x): ...",
+            ["shop.py:3", "Retry(…) takes no first=…; did you mean first_seconds?"],
+        ),
+        (
+            "other = Agent('b', concurency=3)",
+            ["shop.py:3", "Agent(…) takes no concurency=…", "concurrency=… is an option of @agent.on(…)"],
+        ),
+        (
+            "agent.post('k', to='https://x.test', secrets='X')",
+            ["shop.py:3", "Agent.post(…) takes no secrets=…; did you mean secret?"],
+        ),
+        (
+            "@agent.step(undos=print)\ndef f(): ...",
+            ["shop.py:3", "Agent.step(…) takes no undos=…; did you mean undo?"],
+        ),
+        (
+            "from runtime import Source\nshop = Source('shop', keys='x.y')",
+            ["shop.py:4", "Source(…) takes no keys=…; did you mean key?"],
+        ),
         ("@agent.on('k', timeout='30s')\nasync def f(x): ...", ["shop.py:3", "seconds", "the text '30s'"]),
         ("@agent.cron('0 25 * * *')\nasync def f(): ...", ["shop.py:3", "hour cannot be '25'", "0 to 23"]),
         ("from runtime import Agnt", ["shop.py:3", "did you mean Agent?"]),
@@ -44,6 +64,11 @@ def said(folder: Path, body: str, *, head: str = HEAD, file: str = "shop.py") ->
         "option",
         "timer option",
         "retry option",
+        "first part of a retry option",
+        "option of an agent",
+        "option of a post",
+        "option of a step",
+        "option of a source",
         "timeout",
         "cron",
         "export",

@@ -12,7 +12,7 @@ import pytest
 
 import runtime
 from runtime.client.blocking import BlockingStream, connect_blocking
-from runtime.errors import InvalidKey, RuntimeFault, SettingsError
+from runtime.errors import InvalidKey, RuntimeFault, SettingsError, WrongCall
 from runtime.settings import Settings
 
 
@@ -41,6 +41,25 @@ def test_what_is_sent_is_read_heard_and_counted(stream: BlockingStream) -> None:
     assert stream.run(lambda each: each.views.flow())["written"] != []
     with pytest.raises(InvalidKey):
         stream.send("not a key")
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "meant"),
+    [
+        ("send", "prioriti", "priority"),
+        ("ask", "timout", "timeout"),
+        ("read", "limitt", "limit"),
+        ("listen", "broadcast", "broadcasts"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused_with_the_line_and_the_nearest_one(
+    stream: BlockingStream, method: str, option: str, meant: str
+) -> None:
+    with pytest.raises(
+        WrongCall, match=rf"{__file__}:\d+: .*{method}\(…\) takes no {option}=…; did you mean {meant}\?"
+    ):
+        getattr(stream, method)("a.b", **{option: 3})
+    assert stream.read("a.b") == []
 
 
 def test_broadcasts_are_sent_and_heard(stream: BlockingStream) -> None:
