@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from runtime import Agent, Context, Decision, Retry, Stream, WaitFor, connect
-from runtime.errors import Refused, WaitTimeout
+from runtime.errors import Refused, RuntimeFault, WaitTimeout
 from tests.integration.conftest import connected, running, settled, until
 from tests.worker.test_steps import ended
 from tests.worker.test_worker import admin, direct
@@ -206,6 +206,51 @@ async def test_g13_a_plain_handler_waits_as_well(database: str) -> None:
         await stream.send("payment.settled", 1)
         await until(partial(ended, connection), seconds=60)
     assert (begun, got) == ([7, 7], [1])
+
+
+async def test_g13_a_plain_handler_waits_for_several_messages_and_for_people(database: str) -> None:
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("order.placed")
+    def sell(order: int, context: Context) -> None:
+        first, paid = context.wait_any_blocking(WaitFor("payment.failed"), WaitFor("payment.settled"))
+        both = context.wait_all_blocking(WaitFor("parcel.packed"), WaitFor("van.booked"), timeout="1h")
+        decision = context.approve_blocking("Send it?", answer=int, timeout="1h")
+        late = context.approve_blocking("And a card?", timeout=2.1, on_timeout="reject")
+        got.append((first, paid.value, [each.value for each in both], decision.answer, late.approved))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        for key, value in (("payment.settled", 100), ("van.booked", "van"), ("parcel.packed", "box")):
+            await stream.send(key, value)
+        await until(partial(waits_for, connection, "approval.decided"), seconds=60)
+        [asked] = await stream.operations.approvals()
+        await stream.operations.decide(asked["request"], True, answer=3)
+        await until(partial(ended, connection), seconds=60)
+    assert got == [(1, 100, ["box", "van"], 3, False)]
+
+
+async def test_a_plain_handlers_wait_refuses_to_block_an_event_loop(database: str) -> None:
+    agent, refused = Agent("shop"), list[str]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        for call in (
+            partial(context.wait_any_blocking, WaitFor("payment.settled")),
+            partial(context.wait_all_blocking, WaitFor("payment.settled")),
+            partial(context.approve_blocking, "Send it?"),
+        ):
+            with pytest.raises(RuntimeFault) as fault:
+                call()
+            refused.append(str(fault.value))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(ended, connection), seconds=60)
+    assert [text.partition("await context.")[2].partition("(")[0] for text in refused] == [
+        "wait_any", "wait_all", "approve",
+    ]  # fmt: skip
 
 
 async def test_a_handler_that_catches_the_suspension_fails_with_that_word(database: str) -> None:
