@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -338,6 +338,38 @@ async def test_g13_people_decide_once_and_the_handler_goes_on_with_it(database: 
     assert (decision.answer, decision.by, decision.why) == (Refund(cents=50), "ada", "kind")
     # A busy machine may have it look once more in between.
     assert len(begun) in (2, 3)
+
+
+async def test_a_redrive_of_what_died_of_a_timeout_waits_and_asks_anew(database: str) -> None:
+    agent, got, times_out = Agent("shop"), list[Any](), [2.1, "1h"]
+
+    @agent.on("order.placed", retry=Retry(attempts=1))
+    async def sell(order: int, context: Context) -> None:
+        with suppress(WaitTimeout):
+            await context.wait_for("hint.given", timeout=2.1)
+        await context.step("look", dict)
+        await context.sleep(2.1)
+        paid = await context.wait_for("payment.settled", timeout=times_out[0])
+        decision = await context.approve("Send it?", timeout=times_out[1])
+        got.append((paid.value, decision.by))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        for key, more in (("payment.settled", ["1h", 2.1]), ("approval.decided", ["1h", "1h"])):
+            await until(partial(ended, connection), seconds=60)
+            assert "WaitTimeout" in await connection.fetchval("select error from runtime.dead_letters")
+            times_out[:] = more
+            assert await connection.fetchval("select stream_redrive() ->> 'redriven'") == "1"
+            await until(partial(waits_for, connection, key), seconds=60)
+            if key == "payment.settled":
+                await stream.send("payment.settled", 100)
+        [asked] = await stream.operations.approvals()
+        assert (await stream.operations.decide(asked["request"], True, by="ada"))["decided"]
+        await until(partial(ended, connection), seconds=60)
+        names = await connection.fetchval("select array_agg(name) from runtime.steps where value ? 'timeout'")
+    assert got == [(100, "ada")]
+    # What it had caught, and its sleep, stay as they were.
+    assert sorted(names) == ["wait.hint.given", "wait.sleep"]
 
 
 async def test_g13_when_nobody_decides_the_time_does(database: str) -> None:
