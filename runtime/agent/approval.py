@@ -1,14 +1,14 @@
 """Approvals: what a handler asks people, and what they decide."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from runtime.agent.waiting import timeout_of
+from runtime.agent.waiting import WaitFor, timeout_of
 from runtime.encoding.readback import read
-from runtime.errors import InvalidValue
+from runtime.errors import InvalidValue, WaitTimeout
 from runtime.message import Message
 
 REQUESTED: Final = "approval.requested"
@@ -39,6 +39,61 @@ class Decision:
     def __bool__(self) -> bool:
         """Whether it was approved: `if await context.approve(…):`."""
         return self.approved
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What a handler asks people.
+
+    Attributes:
+        title: the question, in a line.
+        details: what people need to decide, as JSON data.
+        answer: the type of the value that comes with an approval; None for none.
+        seconds: how long to wait; None for ever.
+        on_timeout: what it counts as when nobody has decided by then: "raise", "approve" or "reject".
+        until: the deadline of an approval that is asked for now.
+    """
+
+    title: str
+    details: Any
+    answer: Any
+    seconds: float | None
+    on_timeout: str
+    until: datetime | None
+
+    @classmethod
+    def of(cls, title: str, details: Any, answer: Any, timeout: Any, on_timeout: str) -> "Approval":
+        """Return what the arguments of `Context.approve` ask.
+
+        Raises:
+            InvalidValue: one of them makes no sense.
+        """
+        seconds = check_approval(title, timeout, on_timeout)
+        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        return cls(title, details, answer, seconds, on_timeout, until)
+
+    @property
+    def step(self) -> str:
+        """The name of the step that sends the request."""
+        return f"approve {self.title[:80]}"
+
+    def request(self) -> dict[str, Any]:
+        """Return the value of the request."""
+        return request_value(self.title, self.details, self.answer, self.until)
+
+    def wait(self, number: int) -> WaitFor:
+        """Return the wait for the decision of a request."""
+        return WaitFor(DECIDED, {"request": number}, self.seconds, since=number, key=str(number))
+
+    def timed_out(self, number: int) -> Decision:
+        """Return what counts where nobody has decided.
+
+        Raises:
+            WaitTimeout: nothing does.
+        """
+        if self.on_timeout == "raise":
+            raise WaitTimeout(f"Nobody has decided in time: {self.title}") from None
+        return Decision(approved=self.on_timeout == "approve", request=number)
 
 
 def check_approval(title: object, timeout: Any, on_timeout: object) -> float | None:

@@ -1,11 +1,11 @@
 """Long work within one handler: steps whose results are kept, waits that hold nothing, and decisions of people."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from inspect import Parameter
 from typing import Any, Literal
 
-from runtime.agent.approval import DECIDED, REQUESTED, Decision, check_approval, decision_of, request_value
+from runtime.agent.approval import REQUESTED, Approval, Decision, decision_of
 from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
@@ -229,6 +229,20 @@ class LongWork(Transactional):
         self._check_thread("wait_for")
         return self._opened_waits().all_blocking([WaitFor(pattern, where, timeout, since, key)])[0]
 
+    def wait_any_blocking(
+        self, *waits: WaitFor, timeout: float | str | timedelta | None = None
+    ) -> tuple[int, Message[Any]]:
+        """Do the same as `wait_any` in a handler that is a plain function."""
+        self._check_thread("wait_any")
+        return self._opened_waits().any_blocking(waits, timeout_of(timeout))
+
+    def wait_all_blocking(
+        self, *waits: WaitFor, timeout: float | str | timedelta | None = None
+    ) -> list[Message[Any]]:
+        """Do the same as `wait_all` in a handler that is a plain function."""
+        self._check_thread("wait_all")
+        return self._opened_waits().all_blocking(waits, timeout_of(timeout))
+
     async def approve(
         self,
         title: str,
@@ -258,22 +272,43 @@ class LongWork(Transactional):
             LeaseLost: the delivery belongs to another worker by now.
             StoreError: the request or the wait could not be stored.
         """
-        seconds = check_approval(title, timeout, on_timeout)
-        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        approval = Approval.of(title, details, answer, timeout, on_timeout)
 
         async def request(step: Step) -> int:
-            value = request_value(title, details, answer, until)
+            value = approval.request()
             return await self._asker("approve", {}).send_now(self, REQUESTED, value, step.idempotency_key)
 
         # A step: an attempt that comes later asks nobody once more, and has the same deadline.
-        number = await self.step(f"approve {title[:80]}", request)
-        wait = WaitFor(DECIDED, {"request": number}, seconds, since=number, key=str(number))
+        number = await self.step(approval.step, request)
         try:
-            [decided] = await self._opened_waits().all([wait])
+            [decided] = await self._opened_waits().all([approval.wait(number)])
         except WaitTimeout:
-            if on_timeout == "raise":
-                raise WaitTimeout(f"Nobody has decided in time: {title}") from None
-            return Decision(approved=on_timeout == "approve", request=number)
+            return approval.timed_out(number)
+        return decision_of(decided, answer)
+
+    def approve_blocking(
+        self,
+        title: str,
+        *,
+        details: Any = None,
+        answer: Any = None,
+        timeout: float | str | timedelta | None = None,
+        on_timeout: Literal["raise", "approve", "reject"] = "raise",
+    ) -> Decision:
+        """Do the same as `approve` in a handler that is a plain function."""
+        self._check_thread("approve")
+        approval = Approval.of(title, details, answer, timeout, on_timeout)
+
+        def request(step: Step) -> int:
+            value = approval.request()
+            asker = self._asker("approve_blocking", {})
+            return asker.send_now_blocking(self, REQUESTED, value, step.idempotency_key)
+
+        number = self.step_blocking(approval.step, request)
+        try:
+            [decided] = self._opened_waits().all_blocking([approval.wait(number)])
+        except WaitTimeout:
+            return approval.timed_out(number)
         return decision_of(decided, answer)
 
     def decision_link(self, request: Message[Any], *, by: str | None = None) -> str:

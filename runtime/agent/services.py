@@ -64,6 +64,9 @@ class Requests(Protocol[ContextT_contra]):
     async def send_now(self, context: ContextT_contra, key: str, value: object, once: str) -> int:
         """Send a message at once, whatever becomes of the attempt; `once` tells it from others. Returns its id."""
 
+    def send_now_blocking(self, context: ContextT_contra, key: str, value: object, once: str) -> int:
+        """As `send_now`, for a plain function in its thread."""
+
 
 def check_options(method: str, given: Mapping[str, object], known: Set[str]) -> None:
     """Refuse an option that a method does not have, with the nearest one that it has."""

@@ -195,6 +195,20 @@ class Waits:
             if self.steps.keeper is not None:
                 await self.steps.keeper.keep(place, str(first))
             self.steps.kept[place] = first
+        return self._chosen(place, outcomes)
+
+    def any_blocking(self, waits: Sequence[WaitFor], limit: float | None = None) -> tuple[int, Message[Any]]:
+        """As `any`, in the thread of a plain handler."""
+        outcomes = self._over_blocking(self._named(waits), needs_all=False, limit=limit)
+        place = self._place(("any", waits[0].key))
+        if place not in self.steps.kept:
+            first = _first(outcomes, waits)
+            if self.steps.keeper is not None:
+                self.steps.keeper.keep_blocking(place, str(first))
+            self.steps.kept[place] = first
+        return self._chosen(place, outcomes)
+
+    def _chosen(self, place: StepPlace, outcomes: Sequence[Outcome]) -> tuple[int, Message[Any]]:
         self.steps.asked.add(place)
         index = int(self.steps.kept[place])
         return index, _messages([outcomes[index]])[0]

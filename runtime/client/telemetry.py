@@ -15,6 +15,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from runtime.agent.step_names import WAIT_PREFIX
+from runtime.agent.waiting import suspension
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 
@@ -76,7 +77,9 @@ class Telemetry:
             try:
                 yield span
             except BaseException as error:
-                _fail(span, type(error).__qualname__)
+                # A handler that waits goes on later.
+                if suspension(error) is None:
+                    _fail(span, type(error).__qualname__)
                 raise
 
     @contextmanager

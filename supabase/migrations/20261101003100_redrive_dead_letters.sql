@@ -37,6 +37,47 @@ $$;
 comment on function runtime.restore_messages(bigint[]) is
     'Brings back pruned messages from the copies in their dead letters.';
 
+create function runtime.wait_anew(letters bigint[]) returns void
+language plpgsql set search_path = '' as $$
+begin
+    with letter as materialized (
+        select distinct l.message_id, l.subscription from runtime.dead_letters l
+        where l.id = any (letters) and l.error ~ '^(WaitTimeout|AskTimeout)\M'
+    ), over as (
+        delete from runtime.steps w
+        using letter l
+        where w.message_id = l.message_id and w.subscription = l.subscription
+          and starts_with(w.name, 'wait.') and w.name <> 'wait.sleep' and w.value ? 'timeout'
+          -- A timeout that the handler went past has decided what it did next.
+          and not exists (
+              select from runtime.steps s
+              where s.message_id = w.message_id and s.subscription = w.subscription and s.created_at > w.created_at
+                and not starts_with(s.name, 'wait.') and s.name not in ('undo', 'undone')
+                and not starts_with(s.name, 'undo.'))
+        returning w.message_id, w.subscription, w.name, w.key, w.occurrence
+    ), asked as (
+        -- A request for approval bears its deadline, so it is made anew; that of an answer runs from its step.
+        delete from runtime.steps s
+        using over o
+        where s.message_id = o.message_id and s.subscription = o.subscription and (
+            (o.name = 'wait.approval.decided' and starts_with(s.name, 'approve ') and s.value #>> '{}' = o.key)
+            or (starts_with(o.name, 'wait.ask ') and s.name = substr(o.name, 6) and s.key = o.key
+                and s.occurrence = o.occurrence))
+        returning s.message_id, s.subscription, s.name, s.key, s.occurrence
+    )
+    -- With another idempotency key, or the new request would be taken for the old one.
+    insert into runtime.steps (message_id, subscription, name, key, occurrence, value)
+    select a.message_id, a.subscription, 'undone', '',
+           1 + (select count(*) from runtime.steps e
+                where e.message_id = a.message_id and e.subscription = a.subscription and e.name = 'undone'),
+           jsonb_agg(jsonb_build_array(a.name, a.key, a.occurrence))
+    from asked a group by a.message_id, a.subscription;
+end
+$$;
+comment on function runtime.wait_anew(bigint[]) is
+    'Of dead letters that died of a timeout, forgets the waits that time has ended last, and the requests they were for: a '
+    'redrive waits and asks anew.';
+
 create function runtime.redrive(letters bigint[]) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -49,6 +90,7 @@ begin
     order by m.id for key share;
     perform runtime.restore_messages(letters);
     perform runtime.forget_undone(letters);
+    perform runtime.wait_anew(letters);
     with made as (
         insert into runtime.deliveries (message_id, subscription, priority, marks, sole, heavy, ordered_key)
         select distinct on (l.message_id, l.subscription)
@@ -190,7 +232,7 @@ begin
 end
 $$;
 comment on function public.stream_redrive(bigint[], text, text, double precision, text, integer, boolean, text, jsonb) is
-    'Delivers dead letters again, with fresh attempts; a pruned message comes back from its copy. The same conditions '
+    'Delivers dead letters again, with fresh attempts; a pruned message comes back from its copy. What died of a timeout waits and asks anew. The same conditions '
     'as stream_dead, the oldest first; with dry_run, only counts. Kept steps stay: with from_step, that one and what '
     'finished after it are forgotten, and edits {step: result} gives others new results; then only letters that have '
     'kept these steps are meant.';

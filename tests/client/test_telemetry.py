@@ -162,6 +162,36 @@ async def test_an_attempt_that_goes_on_is_linked_with_the_suspended_one_and_with
     assert slept in [span.context.span_id for span in others[:-1]]
 
 
+async def test_a_request_in_a_step_that_suspends_the_handler_is_no_error_of_the_step(
+    database: str, spans: InMemorySpanExporter
+) -> None:
+    agent, ended, opened = Agent("shop"), anyio.Event(), anyio.Event()
+
+    @agent.on("price.wanted")
+    async def price(item: str) -> int:
+        await opened.wait()
+        return 3
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        await context.step("price", partial(context.ask, "price.wanted", "tea", timeout=None))
+        ended.set()
+
+    settings = direct(database, telemetry=True)
+    async with running([agent], settings), connect(settings) as stream, connected(database) as connection:
+        await ready(database, "shop.sell", "shop.price")
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        opened.set()
+        with anyio.fail_after(60):
+            await ended.wait()
+    steps = [span for span in spans.get_finished_spans() if span.name == "step price"]
+    assert len(steps) >= 2
+    assert {(span.status.status_code, span.attributes.get("error.type")) for span in steps} == {
+        (trace.StatusCode.UNSET, None)
+    }
+
+
 async def test_one_trace_leads_through_agents_of_two_processes(
     database: str, spans: InMemorySpanExporter, tmp_path: Path
 ) -> None:

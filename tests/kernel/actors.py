@@ -27,6 +27,8 @@ class Report:
     outcome: str
     delay: int = 0
     emits: list[Draft] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+    """The names of the waits that it is suspended over."""
 
     def wire(self) -> dict[str, Any]:
         """As done, failed and renew take it."""
@@ -36,6 +38,9 @@ class Report:
             return self.taken.report(
                 seconds=0.1, **({"emits": [d.wire() for d in self.emits]} if self.emits else {})
             )
+        if self.outcome == "suspended":
+            places = [[name, "", 1] for name in self.waits]
+            return self.taken.report(seconds=0.1, outcome="suspended", delay=self.delay, waits=places)
         return self.taken.report(
             seconds=0.1, outcome=self.outcome, delay=self.delay, error="no", traceback="…"
         )
@@ -70,6 +75,8 @@ class Pending:
     apply: Callable[[State], None]
     rows: set[Place]
     emits: list[tuple[Draft, Taken]]
+    begun: int
+    """The step at which it has done its work."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from tests.kernel.actors import Hand, Report, Writer
+from tests.kernel.kept import UNDO
 from tests.kernel.model import HOUR, Draft
 from tests.kernel.stage import Stage
 
@@ -74,4 +75,8 @@ class Drawing(Stage):
                 report.outcome, report.emits = "done", self._drafts([draft, {"key": "k.c"}])
             elif report.outcome in ("failed", "later"):
                 report.delay = data.draw(delays)
+            if UNDO in self.model.steps.get((report.taken.id, report.taken.subscription), {}):
+                # In its second phase the handler does not run, so it cannot be done.
+                report.outcome = "undone" if report.outcome == "done" else report.outcome
+                report.emits = []
         return reports

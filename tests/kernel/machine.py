@@ -1,6 +1,7 @@
 """What can happen to a kernel? Whatever workers, writers and an operator can do, in any order.
 
-One kind of step a file, each above the one whose steps it uses: writing, subscribing, working, operating, resting.
+One kind of step a file, each above the one whose steps it uses: writing, subscribing, working, suspending, operating,
+resting.
 """
 
 import sys
@@ -52,6 +53,7 @@ class KernelMachine(Resting, RuleBasedStateMachine):
             self.model.subscriptions[self.numbers[name]].paused = False
         self._look()
         self.advance(10)
+        self._answer_all()
         hand = self.hands[0]
         self._subscribe(
             hand,

@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.keys import is_exact, matches
 from tests.kernel.driver import Taken
+from tests.kernel.kept import Kept
 from tests.kernel.state import FRESH, PARKED, Place, State
 
 HOUR = 3600
@@ -141,6 +142,12 @@ class Delivery:
     crashes: int = 0
     is_blocking: bool = False
     """A dead letter, still here to hold up its key."""
+    is_heavy: bool = False
+    """Its steps come along when it is taken."""
+    is_suspended: bool = False
+    is_unsettled: bool = False
+    """Its waits are looked at once more; until then it may be taken at any time, and need not be."""
+    awaited: tuple[str, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -148,10 +155,11 @@ class Delivery:
         return self.message.id, self.subscription.number
 
 
-class Model:
+class Model(Kept):
     """What is committed, and what has to follow from it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 0
         self.step = 0
         self.messages: dict[int, Message] = {}
@@ -173,6 +181,7 @@ class Model:
             place: replace(d, message=other.messages[d.message.id]) for place, d in self.deliveries.items()
         }
         other.runs, other.buried = Counter(self.runs), list(self.buried)
+        self.copy_kept(other)
         return other
 
     # What writers do
@@ -245,11 +254,16 @@ class Model:
         due = message.due if message.due is not None and message.due > self.now else None
         self.deliveries[place] = Delivery(message, subscription, marks, due)
 
-    def redeliver(self, messages: Iterable[Message], subscription: Subscription) -> int:
+    def redeliver(
+        self, messages: Iterable[Message], subscription: Subscription, *, keeps_steps: bool = False
+    ) -> int:
         """Replay or redrive: a fresh delivery that marks nothing; one still pending is left alone."""
         fresh = [m for m in messages if (m.id, subscription.number) not in self.deliveries]
         for message in fresh:
-            self.deliveries[message.id, subscription.number] = Delivery(message, subscription, marks=False)
+            place = (message.id, subscription.number)
+            if not keeps_steps:
+                self.forget_steps(place)
+            self.deliveries[place] = Delivery(message, subscription, marks=False, is_heavy=keeps_steps)
         return len(fresh)
 
     def matching(self, ids: Iterable[int], pattern: str, subscription: Subscription) -> list[Message]:
@@ -267,12 +281,13 @@ class Model:
         # Where the subscription is no more there is nobody to deliver to.
         chosen = [letter for letter in sorted(ids) if self.dead[letter][1] in self.subscriptions]
         for id_, number in [self.dead.pop(letter) for letter in chosen]:
+            self.forget_undone((id_, number))
             if id_ not in self.messages:
                 self.messages[id_] = self._restored(self.pruned.pop(id_), state)
             blocking = self.deliveries.get((id_, number))
             if blocking is not None and blocking.is_blocking:
                 blocking.is_blocking, blocking.attempts, blocking.crashes, blocking.due = False, 0, 0, None
-            self.redeliver([self.messages[id_]], self.subscriptions[number])
+            self.redeliver([self.messages[id_]], self.subscriptions[number], keeps_steps=True)
         return len(chosen)
 
     def _restored(self, message: Message, state: State) -> Message:
@@ -300,6 +315,9 @@ class Model:
         """Dead letters go for good, and hold up nothing any more."""
         places = [self.dead.pop(letter) for letter in sorted(ids)]
         self._let_go(self.deliveries[place] for place in places if place in self.deliveries)
+        for place in places:
+            if place[0] not in self.messages:
+                self.forget_steps(place)
         return len(places)
 
     def _let_go(self, deliveries: Iterable[Delivery]) -> None:
@@ -312,12 +330,16 @@ class Model:
         """The one outcome a delivery has."""
         self._log(delivery, outcome)
         if died_of is not None:
-            self.buried.append((delivery.place, died_of))
+            reason = self.undo_first(delivery, died_of)
+            if reason is None:
+                return
+            self.buried.append((delivery.place, reason))
             if delivery.subscription.blocks:
                 delivery.is_blocking, delivery.lease, delivery.due = True, None, None
                 delivery.crashes += died_of == "crashed"
                 return
         assert self.deliveries.pop(delivery.place) is delivery
+        self.loosen(delivery.place)
         message = delivery.message
         if delivery.marks and not any(d.marks for d in self.deliveries.values() if d.message is message):
             message.processed = True
@@ -333,16 +355,18 @@ class Model:
         delivery = self.deliveries.get((taken.id, taken.subscription))
         return delivery if delivery is not None and delivery.lease == taken.lease else None
 
-    def fail(self, delivery: Delivery, outcome: str, delay: int) -> None:
+    def fail(self, delivery: Delivery, outcome: str, delay: int, awaited: Iterable[str] = ()) -> None:
         """An attempt that did not succeed (G5)."""
         limit = delivery.subscription.declaration.get("max_attempts", 5)
-        if outcome == "dead" or (outcome == "failed" and delivery.attempts + 1 >= limit):
-            self.end(delivery, "dead", died_of="failed")
+        if outcome in ("dead", "undone") or (outcome == "failed" and delivery.attempts + 1 >= limit):
+            self.end(delivery, "undone" if outcome == "undone" else "dead", died_of="failed")
             return
         self._log(delivery, outcome)
         delivery.lease = None
         delivery.attempts += outcome == "failed"
         delivery.due = self.now + delay if outcome != "released" else self.now if delivery.crashes else None
+        if outcome == "suspended":
+            self.suspend(delivery, awaited)
 
     def abandoned(self, subscriptions: Iterable[int]) -> list[Delivery]:
         """Deliveries of these whose lease has run out: one crash each, when somebody looks (K8)."""
@@ -374,12 +398,15 @@ class Model:
             delivery.subscription.is_open
             and delivery.lease is None
             and not delivery.is_blocking
+            and not delivery.is_unsettled
             and (delivery.due is None or delivery.due <= self.now)
         )
 
-    def is_expired(self, message: Message) -> bool:
-        """Its time is over: counted, not delivered."""
-        return message.expires is not None and message.expires <= self.now
+    def is_expired(self, delivery: Delivery) -> bool:
+        """Its time was over before a handler began: counted, not delivered."""
+        expires = delivery.message.expires
+        has_begun = delivery.is_heavy and self.has_begun(delivery.place)
+        return expires is not None and expires <= self.now and not has_begun
 
     def of_one_key(self, delivery: Delivery) -> list[Delivery]:
         """The other deliveries of the same key, for an ordered subscription."""
@@ -418,8 +445,10 @@ class Model:
         """Hold this one to every rule of taking, and lease it."""
         delivery = self.deliveries.get((taken.id, taken.subscription))
         assert delivery is not None, f"{taken} had ended"
-        assert self.is_due(delivery), f"G2: {delivery} was not free, due and open"
-        assert not self.is_expired(delivery.message), f"{delivery} had expired"
+        may_come = delivery.is_unsettled and delivery.lease is None and delivery.subscription.is_open
+        assert may_come or self.is_due(delivery), f"G2: {delivery} was not free, due and open"
+        assert not self.is_expired(delivery), f"{delivery} had expired"
+        self.check_told(delivery, taken)
         for earlier in self.before(delivery) if delivery.subscription.ordered else ():
             assert earlier.message.committed >= delivery.message.inserted, f"G8: {delivery} before {earlier}"
         beside = self.beside(delivery) if delivery.subscription.ordered else []
@@ -427,6 +456,7 @@ class Model:
         assert (taken.key, taken.value) == (delivery.message.draft.key, delivery.message.draft.token)
         assert (taken.attempts, taken.crashes) == (delivery.attempts, delivery.crashes)
         delivery.lease, delivery.due = taken.lease, until
+        delivery.is_suspended = delivery.is_unsettled = False
 
     def prune(self, older_than: int, before: State, locked: set[int]) -> tuple[int, int]:
         """K12: returns how many messages go and how many deliveries nobody took; what somebody locks stays a round."""
@@ -441,5 +471,8 @@ class Model:
         pending = {d.message.id for d in self.deliveries.values()}
         gone = {m.id for m in old} - pending - locked
         self.pruned |= {id_: self.messages.pop(id_) for id_ in gone}
+        for place in self.steps.keys() | self.waits.keys():
+            if place[0] in gone and place not in self.dead.values():
+                self.forget_steps(place)
         self.runs = Counter({run: n for run, n in self.runs.items() if run[0] not in gone})
         return len(gone), expired

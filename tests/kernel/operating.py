@@ -8,10 +8,10 @@ from hypothesis.stateful import precondition, rule
 
 from tests.kernel.actors import Busy
 from tests.kernel.model import HOUR
-from tests.kernel.working import Working
+from tests.kernel.suspending import Suspending
 
 
-class Operating(Working):
+class Operating(Suspending):
     """The steps of operators."""
 
     @precondition(lambda self: self.numbers and self.model.messages)

@@ -183,17 +183,19 @@ class Stage(Watch):
                     delivery = self.model.deliveries[taken.id, taken.subscription]
                     assert delivery.lease is None, f"G2: {delivery} was taken twice"
                     delivery.lease, delivery.due = taken.lease, now + lease
+                    delivery.is_suspended = delivery.is_unsettled = False
                     hand.held[taken.id, taken.subscription] = taken
                 self._drop(want or {}, state)
                 hand.last = None if answer.more.get("unknown") else (request, answer)
 
-            hand.pending = Pending(apply, rows | abandoned, emits)
+            hand.pending = Pending(apply, rows | abandoned, emits, self.model.step)
             return answer
 
         self._report(accepted, lease)
         state = self.database.look()
         # In time to be taken by the same exchange.
         self.model.committed(self._emitted(emits, state), state)
+        self.model.adopt(state)
         before = self.model.fork() if want and options.get("due") else None
         due = bool(options.get("due"))
         abandoned = {d.place for d in self.model.abandoned(want or {})} - self._touched() if due else set()
@@ -237,7 +239,7 @@ class Stage(Watch):
             elif report.outcome == "done":
                 self.model.end(delivery, "done")
             else:
-                self.model.fail(delivery, report.outcome, report.delay)
+                self.model.fail(delivery, report.outcome, report.delay, report.waits)
 
     def _take(self, model: Model, abandoned: set[Place], answer: Answer, lease: int) -> None:
         for place in abandoned:
@@ -254,15 +256,17 @@ class Stage(Watch):
             if d.place not in state.deliveries
             and d.subscription.number in want
             and self.model.is_due(d)
-            and self.model.is_expired(d.message)
+            and self.model.is_expired(d)
         ]
         for delivery in gone:
             delivery.subscription.expired += 1
             self.model.end(delivery, "expired")
         return [d.place for d in gone]
 
-    def _emitted(self, emits: list[tuple[Draft, Taken]], state: State) -> list[Message]:
-        """G4: which of these must be there now, under the ids the kernel gave them."""
+    def _emitted(
+        self, emits: list[tuple[Draft, Taken]], state: State, step: int | None = None
+    ) -> list[Message]:
+        """G4: which of these must be there now, under the ids the kernel gave them; inserted at that step."""
         ids = {row["value"]: id_ for id_, row in state.messages.items()}
         stored = []
         for draft, taken in emits:
@@ -271,7 +275,7 @@ class Stage(Watch):
             assert draft.token in ids, f"G4: {draft} was not emitted"
             agent = self.model.subscriptions[taken.subscription].name.partition(".")[0]
             stored.append(
-                self._message(ids[draft.token], draft, self.model.step, parent=taken.id, agent=agent)
+                self._message(ids[draft.token], draft, step or self.model.step, parent=taken.id, agent=agent)
             )
             if draft.dedup_key:
                 self.model.dedup[draft.dedup_key] = (ids[draft.token], self.model.now + DEDUP_SECONDS)
@@ -287,7 +291,7 @@ class Stage(Watch):
             return
         state = self.database.look()
         pending.apply(state)
-        self._look(self._emitted(pending.emits, state), state=state)
+        self._look(self._emitted(pending.emits, state, pending.begun), state=state)
 
     def _doze(self, hand: Hand, amount: int) -> None:
         if hand.asleep or not all(self.model.subscriptions[number].settled for number in hand.lanes):
@@ -324,6 +328,7 @@ class Stage(Watch):
                 self.model.dedup[message.draft.dedup_key] = (message.id, self._kept_until(message))
         self.model.committed(stored, state)
         self.model.settled(state)
+        self.model.adopt(state)
         compare(self.model, state)
         self._check_wakeups()
         return state

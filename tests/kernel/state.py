@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from runtime.local import keys
@@ -23,7 +23,7 @@ select jsonb_build_object(
         'agent', m.agent, 'parent', m.parent_id, 'processed', m.processed) order by m.id), '[]')
         from public.consciousness_stream m),
     'deliveries', (select coalesce(jsonb_agg(jsonb_build_object('message', d.message_id, 'subscription', d.subscription,
-        'attempts', d.attempts, 'crashes', d.crashes, 'lease', d.lease, 'marks', d.marks,
+        'attempts', d.attempts, 'crashes', d.crashes, 'lease', d.lease, 'marks', d.marks, 'heavy', d.heavy,
         'due', case when d.visible_at is null then to_jsonb('fresh'::text)
             when d.visible_at = 'infinity' then to_jsonb('parked'::text)
             else to_jsonb(extract(epoch from d.visible_at - clock_timestamp())) end)), '[]')
@@ -37,6 +37,12 @@ select jsonb_build_object(
         'settled', s.settled, 'paused', s.paused_at is not null, 'expired', s.expired)), '{}')
         from runtime.subscriptions s),
     'dedup', (select coalesce(jsonb_object_agg(d.dedup_key, d.message_id), '{}') from runtime.dedup d),
+    'steps', (select coalesce(jsonb_agg(jsonb_build_array(p.message_id, p.subscription, p.name, p.value)), '[]')
+        from runtime.steps p),
+    'waits', (select coalesce(jsonb_agg(jsonb_build_array(w.message_id, w.subscription, w.name)), '[]')
+        from runtime.waits w),
+    'unsettled', (select coalesce(jsonb_agg(jsonb_build_array(u.message_id, u.subscription)), '[]')
+        from runtime.unsettled_waits u),
     'unmarked', (select coalesce(jsonb_agg(u.message_id), '[]') from runtime.unmarked u),
     'announced', (select coalesce(jsonb_agg(s.topic), '[]') from said s)
 )
@@ -45,7 +51,8 @@ select jsonb_build_object(
 _RESET = """
 truncate public.consciousness_stream, runtime.subscriptions, runtime.pins, runtime.patterns, runtime.deliveries,
     runtime.runs, runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats,
-    runtime.calls, runtime.limits, runtime.cancels, realtime.messages restart identity;
+    runtime.calls, runtime.limits, runtime.cancels, runtime.steps, runtime.waits, runtime.unsettled_waits,
+    realtime.messages restart identity;
 select setval('runtime.settle_fence', 0);
 """
 
@@ -58,11 +65,18 @@ update public.consciousness_stream set created_at = created_at - make_interval(s
 update runtime.runs set ended_at = ended_at - make_interval(secs => {0});
 update runtime.dead_letters set died_at = died_at - make_interval(secs => {0});
 update runtime.dedup set forget_at = forget_at - make_interval(secs => {0});
+update runtime.waits set until = until - make_interval(secs => {0}),
+    created_at = created_at - make_interval(secs => {0});
+update runtime.steps set created_at = created_at - make_interval(secs => {0});
 update runtime.calls set called_at = called_at - make_interval(secs => {0});
 """
 
 _PREPARE = """
 alter function public.stream_exchange(uuid, uuid, bigint, json, json, json, jsonb, jsonb) set lock_timeout = '20ms';
+alter function public.stream_step(bigint, integer, uuid, text, text, integer, jsonb, text, jsonb, boolean)
+    set lock_timeout = '20ms';
+alter function public.stream_steps(jsonb) set lock_timeout = '20ms';
+alter function public.stream_wait(bigint, integer, uuid, jsonb) set lock_timeout = '20ms';
 -- Its transactions would keep workers from falling asleep, and now and then only.
 do $$
 declare
@@ -90,6 +104,9 @@ class State:
     dead: dict[int, dict[str, Any]]
     subscriptions: dict[int, dict[str, Any]]
     dedup: dict[str, int]
+    steps: dict[Place, dict[str, Any]]
+    waits: set[tuple[Place, str]]
+    unsettled: set[Place]
     unmarked: set[int]
     announced: set[str]
     """Workers that were woken since the last look."""
@@ -104,9 +121,25 @@ class State:
             dead={row["id"]: row for row in raw["dead"]},
             subscriptions={int(number): row for number, row in raw["subscriptions"].items()},
             dedup=raw["dedup"],
+            steps=_steps(raw["steps"]),
+            waits={((message, number), name) for message, number, name in raw["waits"]},
+            unsettled={(message, number) for message, number in raw["unsettled"]},
             unmarked=set(raw["unmarked"]),
             announced={topic.removeprefix("runtime:") for topic in raw["announced"]},
         )
+
+
+def _is_near(due: float | str) -> bool:
+    return isinstance(due, int | float) and 0 < due < 0.05
+
+
+def _steps(rows: list[list[Any]]) -> dict[Place, dict[str, Any]]:
+    steps: dict[Place, dict[str, Any]] = {}
+    for message, number, name, value in rows:
+        kept = steps.setdefault((message, number), {})
+        assert name not in kept, f"G12: {name} is kept twice"
+        kept[name] = value
+    return steps
 
 
 class Database:
@@ -153,5 +186,10 @@ class Database:
         self.run(self.overseer.execute(_ADVANCE.format(seconds)))
 
     def look(self) -> State:
-        """Read everything."""
-        return State.from_wire(self.run(self.overseer.fetchval(_LOOK)))
+        """Read everything, once the deliveries are due that one message has let go: they are spread by milliseconds."""
+        announced: set[str] = set()
+        while True:
+            state = State.from_wire(self.run(self.overseer.fetchval(_LOOK)))
+            announced |= state.announced
+            if not any(row["lease"] is None and _is_near(row["due"]) for row in state.deliveries.values()):
+                return replace(state, announced=announced)

@@ -37,17 +37,14 @@ class Watch:
         """Somebody has set a timer for each delayed delivery that comes due by then."""
         for delivery in self.model.deliveries.values():
             sleepers = self._sleepers(delivery.subscription.number)
-            if (
-                sleepers
-                and delivery.lease is None
-                and delivery.due is not None
-                and self.model.now < delivery.due <= then
-            ):
+            # Waits are looked at again within a second, until no writer can have missed them.
+            due = self.model.now + 1 if delivery.is_unsettled else delivery.due
+            if sleepers and delivery.lease is None and due is not None and self.model.now < due <= then:
                 held_up = self.model.before(delivery) or self.model.beside(delivery)
                 if not delivery.subscription.is_open or held_up:
                     continue
                 timers = [hand.timer for hand in sleepers if hand.timer is not None]
-                in_time = bool(timers) and min(timers) <= delivery.due + 1
+                in_time = bool(timers) and min(timers) <= due + 1
                 assert in_time, f"K6: nobody's timer is set for {delivery}"
 
     def _check_taking(
@@ -66,14 +63,15 @@ class Watch:
         got = [(t.id, t.subscription) for t in answer.taken] + dropped
         if alone:
             poison = before.takeable(want, poison=True)
-            assert len(got) == min(1, len(poison)), f"K8: got {got} of {poison}"
+            assert min(1, len(poison)) <= len(got) <= 1, f"K8: got {got} of {poison}"
             return
         for number, amount in want.items():
             if before.subscriptions[number].was_ordered:
                 continue
             due = before.takeable([number], poison=False)
             mine = [place for place in got if place[1] == number]
-            assert len(mine) == min(amount, len(due)), f"K6: {mine} of {due}"
+            extra = sum(before.deliveries[place].is_unsettled for place in mine)
+            assert min(amount, len(due)) <= len(mine) <= min(amount, len(due) + extra), f"K6: {mine} of {due}"
             fresh = sorted((-d.message.draft.priority, d.message.id) for d in due if d.due is None)
             taken = {place[0] for place in mine}
             firsts = [id_ for _, id_ in fresh][: len([id_ for _, id_ in fresh if id_ in taken])]

@@ -72,6 +72,8 @@ class Writing(Drawing):
             stored, kept = self._send(writer.connection, given, view, writer.dedup)
             writer.messages += stored
             writer.dedup |= kept
+        # So are the waits that it ends.
+        writer.locks = writer.locks or any(self.model.answers(m) for m in writer.messages)
 
     @precondition(lambda self: any(writer.isolation for writer in self.writers))
     @rule(data=st.data(), how=st.sampled_from(["commit", "commit", "commit", "rollback"]))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from runtime import Agent, Context, Decision, Retry, Stream, WaitFor, connect
-from runtime.errors import Refused, WaitTimeout
+from runtime.errors import Refused, RuntimeFault, WaitTimeout
 from tests.integration.conftest import connected, running, settled, until
 from tests.worker.test_steps import ended
 from tests.worker.test_worker import admin, direct
@@ -208,6 +208,51 @@ async def test_g13_a_plain_handler_waits_as_well(database: str) -> None:
     assert (begun, got) == ([7, 7], [1])
 
 
+async def test_g13_a_plain_handler_waits_for_several_messages_and_for_people(database: str) -> None:
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("order.placed")
+    def sell(order: int, context: Context) -> None:
+        first, paid = context.wait_any_blocking(WaitFor("payment.failed"), WaitFor("payment.settled"))
+        both = context.wait_all_blocking(WaitFor("parcel.packed"), WaitFor("van.booked"), timeout="1h")
+        decision = context.approve_blocking("Send it?", answer=int, timeout="1h")
+        late = context.approve_blocking("And a card?", timeout=2.1, on_timeout="reject")
+        got.append((first, paid.value, [each.value for each in both], decision.answer, late.approved))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(is_suspended, connection), seconds=60)
+        for key, value in (("payment.settled", 100), ("van.booked", "van"), ("parcel.packed", "box")):
+            await stream.send(key, value)
+        await until(partial(waits_for, connection, "approval.decided"), seconds=60)
+        [asked] = await stream.operations.approvals()
+        await stream.operations.decide(asked["request"], True, answer=3)
+        await until(partial(ended, connection), seconds=60)
+    assert got == [(1, 100, ["box", "van"], 3, False)]
+
+
+async def test_a_plain_handlers_wait_refuses_to_block_an_event_loop(database: str) -> None:
+    agent, refused = Agent("shop"), list[str]()
+
+    @agent.on("order.placed")
+    async def sell(order: int, context: Context) -> None:
+        for call in (
+            partial(context.wait_any_blocking, WaitFor("payment.settled")),
+            partial(context.wait_all_blocking, WaitFor("payment.settled")),
+            partial(context.approve_blocking, "Send it?"),
+        ):
+            with pytest.raises(RuntimeFault) as fault:
+                call()
+            refused.append(str(fault.value))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        await until(partial(ended, connection), seconds=60)
+    assert [text.partition("await context.")[2].partition("(")[0] for text in refused] == [
+        "wait_any", "wait_all", "approve",
+    ]  # fmt: skip
+
+
 async def test_a_handler_that_catches_the_suspension_fails_with_that_word(database: str) -> None:
     agent = Agent("shop")
 
@@ -293,6 +338,38 @@ async def test_g13_people_decide_once_and_the_handler_goes_on_with_it(database: 
     assert (decision.answer, decision.by, decision.why) == (Refund(cents=50), "ada", "kind")
     # A busy machine may have it look once more in between.
     assert len(begun) in (2, 3)
+
+
+async def test_a_redrive_of_what_died_of_a_timeout_waits_and_asks_anew(database: str) -> None:
+    agent, got, times_out = Agent("shop"), list[Any](), [2.1, "1h"]
+
+    @agent.on("order.placed", retry=Retry(attempts=1))
+    async def sell(order: int, context: Context) -> None:
+        with suppress(WaitTimeout):
+            await context.wait_for("hint.given", timeout=2.1)
+        await context.step("look", dict)
+        await context.sleep(2.1)
+        paid = await context.wait_for("payment.settled", timeout=times_out[0])
+        decision = await context.approve("Send it?", timeout=times_out[1])
+        got.append((paid.value, decision.by))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("order.placed", 7)
+        for key, more in (("payment.settled", ["1h", 2.1]), ("approval.decided", ["1h", "1h"])):
+            await until(partial(ended, connection), seconds=60)
+            assert "WaitTimeout" in await connection.fetchval("select error from runtime.dead_letters")
+            times_out[:] = more
+            assert await connection.fetchval("select stream_redrive() ->> 'redriven'") == "1"
+            await until(partial(waits_for, connection, key), seconds=60)
+            if key == "payment.settled":
+                await stream.send("payment.settled", 100)
+        [asked] = await stream.operations.approvals()
+        assert (await stream.operations.decide(asked["request"], True, by="ada"))["decided"]
+        await until(partial(ended, connection), seconds=60)
+        names = await connection.fetchval("select array_agg(name) from runtime.steps where value ? 'timeout'")
+    assert got == [(100, "ada")]
+    # What it had caught, and its sleep, stay as they were.
+    assert sorted(names) == ["wait.hint.given", "wait.sleep"]
 
 
 async def test_g13_when_nobody_decides_the_time_does(database: str) -> None:

@@ -113,6 +113,10 @@ class StoredAnswers:
 
     async def send_now(self, context: Context, key: str, value: object, once: str) -> int:
         """Note the message, which is not sent; returns no message's id."""
+        return self.send_now_blocking(context, key, value, once)
+
+    def send_now_blocking(self, context: Context, key: str, value: object, once: str) -> int:
+        """As `send_now`, from a thread."""
         self._note(Effect("send", key, value))
         return 0
 

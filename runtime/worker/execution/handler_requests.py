@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,13 @@ class HandlerRequests:
 
     async def send_now(self, context: Context, key: str, value: object, once: str) -> int:
         """Send a message at once; see `Requests.send_now`."""
+        return await asyncio.wrap_future(self._send(context, key, value, once))
+
+    def send_now_blocking(self, context: Context, key: str, value: object, once: str) -> int:
+        """Send a message at once, from a thread; see `Requests.send_now`."""
+        return self._send(context, key, value, once).result()
+
+    def _send(self, context: Context, key: str, value: object, once: str) -> "Future[int]":
         message = context.message
         same = question_key(message, context.handler, key, once, 0)
         draft = Draft(
@@ -72,7 +80,7 @@ class HandlerRequests:
             agent=context.agent, dedup_key=same, correlation_id=message.correlation, parent_id=message.id,
         )  # fmt: skip
         [draft] = [draft] if self._spans is None else self._spans.emitting([draft])
-        return await asyncio.wrap_future(self._requester.submit(partial(self._requester.send, draft)))
+        return self._requester.submit(partial(self._requester.send, draft))
 
     def _asking(self, context: Context, pending: PendingRequest) -> Asking:
         draft = pending.draft
