@@ -215,9 +215,7 @@ class Dispatcher:
         incarnation = await self._store.check_schema()
         was_reset = self._incarnation not in ("", incarnation)
         # Every message in a database that was reset was written after the reset, and none may be missed.
-        asked_at = time.monotonic()
         subscribed = await self._subscribe(was_reset)
-        self.plan.lanes.road.note(time.monotonic() - asked_at, time.monotonic())
         self._incarnation = incarnation
         self._runner.know(subscribed.numbers, self.report)
         self._numbers = subscribed.numbers
