@@ -16,7 +16,7 @@ from runtime.http_server import bound, served
 from runtime.settings import Settings
 from tests.dashboard.conftest import Stage
 from tests.dashboard.test_approvals import number_of
-from tests.dashboard.test_pages import AXE, CONTRAST, UNREACHABLE
+from tests.dashboard.test_readable import AXE, CONTRAST, UNREACHABLE
 
 
 @contextmanager

@@ -2,87 +2,22 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
-from itertools import product
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
-import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from runtime.encoding.json import encode
 from runtime.store import Subscription, WorkerCard
 from tests.dashboard.conftest import Stage
+from tests.dashboard.dead_letters import dead, letters
 
 MARKUP = "</code></script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
-# The least contrast of any text, by the formula of WCAG, against the nearest background that is not transparent.
-CONTRAST = """() => {
-  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (node) => { for (; node; node = node.parentElement) {
-    const color = parts(getComputedStyle(node).backgroundColor); if (color.length < 4 || color[3] > 0) return color; }
-    return [255, 255, 255]; };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *:not(svg):not(svg *):not(option):not(dialog *)")) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
-    if (!own || !node.checkVisibility()) continue;
-    const [a, b] = [light(parts(getComputedStyle(node).color)), light(behind(node))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) poor.push(`${node.className}: ${ratio.toFixed(2)} ${node.textContent.slice(0, 30)}`);
-  }
-  for (const text of document.querySelectorAll("svg text")) {
-    const box = text.parentElement.matches(".node") && text.parentElement.querySelector("rect");
-    const ground = box ? parts(getComputedStyle(box).fill) : behind(text.closest("svg").parentElement);
-    const [a, b] = [light(parts(getComputedStyle(text).fill)), light(ground)];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) poor.push(`svg ${text.textContent}: ${ratio.toFixed(2)}`);
-  }
-  return poor;
-}"""
-# What a keyboard cannot reach or a screen reader cannot name.
-UNREACHABLE = """() => [...document.querySelectorAll("main :is(a, button, input, select, textarea, summary)")]
-  .filter((node) => node.checkVisibility())
-  .filter((node) => node.tabIndex !== 0 || !(node.textContent.trim() || node.ariaLabel || node.labels?.length))
-  .map((node) => node.outerHTML.slice(0, 120))"""
-
-# Buttons that stand against each other: nothing says where one ends, and a thumb meets both.
-TOUCHING = """() => {
-  const boxes = [...document.querySelectorAll("main :is(button, .button)")].filter((node) => node.checkVisibility())
-    .map((node) => [node.textContent.trim(), node.getBoundingClientRect()]);
-  return boxes.flatMap(([name, a], place) => boxes.slice(place + 1)
-    .filter(([, b]) => a.left < b.right + 4 && b.left < a.right + 4 && a.top < b.bottom + 4 && b.top < a.bottom + 4)
-    .map(([other]) => `${name} | ${other}`));
-}"""
-
-
-# What axe-core objects to, a line for each rule with the first of its places.
-AXE = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
-  .map((rule) => `${rule.id}: ${rule.nodes[0].html.slice(0, 160)}`)"""
 
 
 def row(tab: Page, number: int) -> Locator:
     """The row of a message on the page of the stream."""
     return tab.locator(f"#m-{number}")
-
-
-def dead(stage: Stage, title: str) -> int:
-    """A dead letter of publisher.publish; returns its number."""
-    before = {each["id"] for each in letters(stage)}
-    stage.send("draft.written", {"title": f"broken {title}", "words": 3})
-    while True:
-        fresh = [each["id"] for each in letters(stage) if each["id"] not in before]
-        if fresh:
-            return int(fresh[0])
-
-
-def letters(stage: Stage) -> list[dict[str, int]]:
-    """All dead letters."""
-    from runtime.client.dead_letters import DeadLetterFilter
-
-    found: list[dict[str, int]] = stage.ask(lambda: stage.stream.operations.dead_letters(DeadLetterFilter()))
-    return found
 
 
 def test_rows_and_what_became_of_them_appear_by_themselves(stage: Stage, tab: Page) -> None:
@@ -269,117 +204,6 @@ def test_a_webhook_tells_its_target_and_how_that_is(stage: Stage, tab: Page) -> 
         stage.ask(lambda: operations.remove_webhook("crm.post"))
 
 
-def test_one_message_tells_its_whole_story(stage: Stage, tab: Page) -> None:
-    number = stage.send("note.added", {"title": "story"})
-    tab.goto(f"{stage.url}/message/{number}")
-    expect(tab.locator(".tree li")).to_have_count(3)
-    assert [re.sub(r"\s+", " ", each).split()[1] for each in tab.locator(".tree li").all_inner_texts()] == [
-        "note.added", "draft.written", "site.published",
-    ]  # fmt: skip
-    expect(tab.locator(".run")).to_have_count(1)
-    expect(tab.locator(".step")).to_have_count(1)
-    tab.locator(".step summary").click()
-    expect(tab.locator(".step")).to_contain_text('"story"')
-    expect(tab.locator(".attempts em")).to_have_text("drafting story")
-    expect(tab.locator(".fall g")).to_have_count(5)
-    assert tab.locator(".fall rect.good").count() == 2
-    expect(tab.locator(".fall rect.kept")).to_have_count(1)
-    tab.get_by_role("button", name="Replay from here").click()
-    expect(tab.locator("#said")).to_contain_text("is delivered to writer.write again")
-    expect(tab.locator(".run")).to_have_count(2)
-    expect(tab.locator(".tree li")).to_have_count(5)
-    tab.goto(f"{stage.url}/message/999999999")
-    expect(tab.locator("h1")).to_have_text("Message #999999999")
-
-
-def test_a_message_that_waits_is_cancelled(stage: Stage, tab: Page) -> None:
-    number = stage.send("note.added", {"title": "later"}, delay=3600)
-    tab.goto(f"{stage.url}/message/{number}")
-    tab.get_by_role("button", name="Cancel").click()
-    expect(tab.locator("#said")).to_contain_text(f"will not handle #{number}: it is a dead letter now")
-    expect(tab.locator(".attempts .chip")).to_have_text("dead letter")
-    expect(tab.get_by_role("button", name="Cancel")).to_have_count(0)
-    stage.ask(lambda: _discard(stage, number))
-
-
-def test_a_message_that_is_undone_is_left_as_it_is(stage: Stage, tab: Page) -> None:
-    number = stage.send("print.ordered", "The news")
-    tab.goto(f"{stage.url}/message/{number}")
-    expect(tab.locator(".attempts .chip")).to_have_text("undoing")
-    tab.goto(f"{stage.url}/agents")
-    expect(tab.locator("[data-name='printer.print_off'] .chip.busy")).to_have_text("1 undoing")
-    tab.goto(f"{stage.url}/message/{number}")
-    tab.get_by_role("button", name="Stop undoing").click()
-    tab.locator("#confirm-yes").click()
-    expect(tab.locator("#said")).to_contain_text(f"#{number} is a dead letter as soon as")
-    expect(tab.locator(".attempts .chip")).to_have_text("dead letter")
-    expect(tab.get_by_role("button", name="Stop undoing")).to_have_count(0)
-    stage.ask(lambda: _discard(stage, number))
-
-
-def test_a_suspended_stretch_is_hatched_and_not_filled(stage: Stage, tab: Page) -> None:
-    number = stage.send("refund.wanted", {"name": "the hatched"})
-    for path in (f"/message/{number}", f"/conversation/{number}"):
-        tab.goto(stage.url + path)
-        bar = tab.locator(".fall rect.held")
-        expect(bar).to_have_count(1)
-        # As the browser computes it: a rule of the style sheet would win over the attribute.
-        assert bar.evaluate("bar => getComputedStyle(bar).fill").endswith('#hatch")')
-        assert tab.locator("#hatch").count() == 1
-    for each in stage.ask(stage.stream.operations.approvals):
-        stage.ask(lambda request=each["request"]: stage.stream.operations.decide(request, False))
-
-
-def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage: Stage, tab: Page) -> None:
-    number = stage.send("note.added", {"title": "Talk\nof two lines"})
-    tab.goto(f"{stage.url}/message/{number}")
-    expect(tab.locator(".tree li")).to_have_count(3)
-    tab.locator(".facts a").click()
-    tab.wait_for_url(f"**/conversation/{number}")
-    expect(tab.locator(".entry.message .key")).to_have_text(["note.added", "draft.written", "site.published"])
-    expect(tab.locator(f"#e-{number} .text").first).to_have_text("Talk\nof two lines", use_inner_text=True)
-    # A person decides, without naming a parent: it belongs to the same story, and so does what fails because of it.
-    while not tab.locator(".live").count():
-        # Nothing tells whether the page receives broadcasts yet.
-        decided = stage.send(
-            "draft.written", {"title": "broken again"}, agent="grace", correlation_id=str(number)
-        )
-        expect(tab.locator(f"#e-{decided}")).to_contain_text("grace wrote draft.written to publisher.publish")
-        expect(tab.locator(".entry.attempt.bad summary").last).to_contain_text(
-            "no template for 'broken again'"
-        )
-    expect(tab.locator(".live .text").first).to_contain_text("Setting broken again")
-    figures = dict(each.split("\n") for each in tab.locator(".totals div").all_inner_texts())
-    assert (figures["tokens in"], figures["tokens out"], figures["cost"]) == ("1\u202f200", "34", "0.25")
-    assert figures["model"] == "model-4"
-    opened = tab.locator(".entry.attempt.bad summary").first
-    opened.click()
-    stage.send("note.added", {"title": "of another conversation"})
-    expect(tab.locator(".entry.attempt.bad pre").first).to_be_visible()
-    told = tab.request.get(f"{stage.url}/export/markdown/{number}").text()
-    assert "## grace: `draft.written`" in told
-    assert "ValueError: no template for 'broken again'" in told
-    exported = tab.request.get(f"{stage.url}/export/json/{number}").json()
-    assert exported["messages"][0]["id"] == number
-    tab.goto(f"{stage.url}/message/{number}")
-    expect(tab.locator(".tree li", has_text="by its correlation").first).to_contain_text("grace")
-    for each in {each["message_id"] for each in letters(stage)}:
-        if each > number:
-            stage.ask(lambda each=each: _discard(stage, each))
-    tab.goto(f"{stage.url}/conversation/of%2Fnobody")
-    expect(tab.locator("h1")).to_have_text("Conversation of/nobody")
-
-
-async def _discard(stage: Stage, number: int) -> None:
-    """The letters of other tests are counted."""
-    from runtime.client.dead_letters import DeadLetterFilter
-
-    found = await stage.stream.operations.dead_letters(DeadLetterFilter())
-    ids = [each["id"] for each in found if each["message_id"] == number]
-    async for _ in stage.stream.operations.discard(DeadLetterFilter(ids=ids)):
-        pass
-
-
 def test_dead_letters_are_grouped_compared_edited_redriven_and_discarded(stage: Stage, tab: Page) -> None:
     stage.send("draft.written", {"title": "good", "words": 3})
     mended, kept, last = (dead(stage, title) for title in ("one", "two", "three"))
@@ -531,46 +355,3 @@ def test_it_is_worked_by_keys(stage: Stage, tab: Page) -> None:
         tab.wait_for_url(stage.url + path)
     tab.keyboard.press("/")
     expect(tab.locator("#filter")).to_be_focused()
-
-
-@pytest.mark.parametrize(("theme", "width"), list(product(("light", "dark"), (1440, 390))))
-def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, width: int) -> None:
-    # Found, not imported: the package is used for the script it brings.
-    spec = find_spec("axe_playwright_python")
-    if spec is None or spec.origin is None:
-        pytest.skip("axe-core is not installed: pip install axe-playwright-python")
-    axe = Path(spec.origin).with_name("axe.min.js").read_text()
-    number = stage.send("note.added", {"title": "readable", "nested": {"list": [1, None, True]}})
-    letter = dead(stage, "to read")
-    stage.send("refund.wanted", {"name": "a reader", "sum": 3})
-    while not (requests := stage.ask(stage.stream.operations.approvals)):
-        pass
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-    tab = context.new_page()
-    for path in (
-        "/",
-        f"/?pattern=note.*&before={number + 1}",
-        "/overview",
-        "/agents",
-        "/map",
-        "/approvals",
-        "/dead",
-        "/write",
-        f"/message/{number}",
-        f"/conversation/{number}",
-        f"/dead/{letter}",
-        "/nowhere",
-    ):
-        tab.goto(stage.url + path)
-        assert tab.evaluate(UNREACHABLE) == [], path
-        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        assert tab.evaluate("document.querySelector('nav').dataset.more") == "", path
-        assert tab.evaluate(TOUCHING) == [], path
-        assert tab.evaluate(CONTRAST) == [], path
-        # Of the stream, the few rows of the filter stand for all.
-        if path != "/":
-            tab.evaluate(axe)
-            assert tab.evaluate(AXE) == [], path
-    context.close()
-    for each in requests:
-        stage.ask(lambda request=each["request"]: stage.stream.operations.decide(request, False))
