@@ -284,6 +284,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near}?" if near else ""
 
 
+def misspelt(word: str, known: Iterable[str]) -> str | None:
+    """Return the one of the known words that another is but for a letter or two, or None."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.9)), None)
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the one of the known words that another is nearly, or None.
 

@@ -352,6 +352,8 @@ class Settings(BaseSettings):
         if stack is None:
             # Opening the store raises the error that says what to set.
             return settings
+        if settings.origin.typo:
+            _log.warning("%s The local stack is used.", settings.origin.typo)
         key = SecretStr(stack.secret_key)
         return settings.with_stream("the local stack", supabase_url=stack.api_url, supabase_key=key)
 

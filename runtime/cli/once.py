@@ -66,6 +66,12 @@ async def run_once(
     if not as_json:
         what = f"{handler.name} on message {number} ({message.key}), here: nothing is taken or written"
         err.print(what, style="dim", soft_wrap=True)
+    debugged: list[Exception] = []
+
+    def debug(error: Exception) -> None:
+        debugged.append(error)
+        _debug(error)
+
     with BlockingStream(settings) as reading, ThreadPoolExecutor(1) as thread:
         done = await dry_run(
             agent,
@@ -75,9 +81,9 @@ async def run_once(
             answers=answers,
             reads=_ThreadReads(reading, thread),
             decision_links=DecisionLinks.of(settings),
-            at_failure=_debug if debugs else None,
+            at_failure=debug if debugs else None,
         )
-    _print(done, handler, message, as_json=as_json)
+    _print(done, handler, message, as_json=as_json, has_traceback=bool(debugged))
     return 0 if done.report.outcome is None else 1
 
 
@@ -170,7 +176,9 @@ def _is_of_users(record: logging.LogRecord) -> bool:
     return record.name != "runtime.handlers"
 
 
-def _print(done: DryRun, handler: Handler, message: Message[Any], *, as_json: bool) -> None:
+def _print(
+    done: DryRun, handler: Handler, message: Message[Any], *, as_json: bool, has_traceback: bool
+) -> None:
     report = done.report
     if as_json:
         effects = [
@@ -202,6 +210,8 @@ def _print(done: DryRun, handler: Handler, message: Message[Any], *, as_json: bo
         "failed": "a worker would try again",
         "later": f"a worker would put it off for {report.delay or 0:.0f} s",
     }.get(report.outcome, "a worker would make it a dead letter")
-    err.print(Text(printable_lines((report.traceback or "").rstrip())), soft_wrap=True)
+    # The debugger has shown it.
+    if not has_traceback:
+        err.print(Text(printable_lines((report.traceback or "").rstrip())), soft_wrap=True)
     took, why = milliseconds(report.seconds).strip(), str(report.error).rstrip(".")
     err.print(f"{report.outcome} after {took}: {why}; {told}", style="red", soft_wrap=True)

@@ -163,7 +163,9 @@ def run(
         crew.append(_webhook_forwarder(settings, observer, poison_messages, is_alone=not agents))
     if not is_json_log and not is_supervised:
         print_handlers(handler for each in crew if isinstance(each, Worker) for handler in each.handlers)
-    signal_number = event_loop.run(_run, crew, is_supervised, settings.drain_seconds)
+    # `runtime dev` has said why it ends this process.
+    is_quiet = attempts_to is not None
+    signal_number = event_loop.run(_run, crew, is_supervised, is_quiet, settings.drain_seconds)
     lines.flush()
     if signal_number is not None:
         raise typer.Exit(128 + signal_number)
@@ -268,7 +270,7 @@ async def _pass_on(signals: AsyncIterator[signal.Signals], supervisor: Superviso
 
 
 async def _run(
-    crew: "Sequence[Worker | WebhookForwarder]", is_supervised: bool, drain_seconds: float
+    crew: "Sequence[Worker | WebhookForwarder]", is_supervised: bool, is_quiet: bool, drain_seconds: float
 ) -> int | None:
     """Run until a signal; return the number of a second one, which does not wait for handlers."""
     hurried: list[int] = []
@@ -277,7 +279,7 @@ async def _run(
     def stop(number: signal.Signals) -> None:
         for each in crew:
             each.stop()
-        if not is_supervised:
+        if not is_supervised and not is_quiet:
             err.print(
                 f"{number.name}: no new work is taken; running handlers finish. Once more to quit at once.",
                 soft_wrap=True,

@@ -1,7 +1,8 @@
 """Tables that keep every column at any width.
 
 Into a file or pipe, each row is one whole line. In a terminal where that is too wide, the columns of text go below
-their row, across the whole width; where the figures do not fit beside each other either, each row is a paragraph.
+their row, across the whole width; where the figures do not fit beside each other either, columns of nothing but zeros
+are left out; where that is not enough, each row is a paragraph.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ _INDENT: Final = "  "
 _LEAST_TEXT: Final = 16
 _LEAST_SHORTENED: Final = 40
 _LEAST_NAME: Final = 12
+# Cells of figures that tell nothing.
+_NOTHING: Final = ("", "0", "0.0")
 
 
 def on_one_line(text: Any) -> Any:
@@ -66,16 +69,39 @@ class Rows:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render for the width there is."""
         width = options.max_width
+        table = self._as_table(console, width)
+        if table is None:
+            table = self._without_zeros()._as_table(console, width)
+        yield from self._paragraphs(console, width) if table is None else table
+
+    def _as_table(self, console: Console, width: int) -> Iterable[Text] | None:
+        """Return the lines of a table with all figures side by side; None if there is no room."""
         for gap in _GAPS:
             if (fitted := self._fitted(width, gap)) is not None:
-                yield from self._side_by_side(console, fitted, gap)
-                return
+                return self._side_by_side(console, fitted, gap)
         for gap in _GAPS:
             room = width - sum(self._natural(each) + gap for each in self._figures)
             if room >= _LEAST_NAME:
-                yield from self._with_texts_below(console, width, room, gap)
-                return
-        yield from self._paragraphs(console, width)
+                return self._with_texts_below(console, width, room, gap)
+        return None
+
+    def _without_zeros(self) -> "Rows":
+        """Return the table without the columns of figures in which no row has one."""
+        kept = [
+            column
+            for column in range(len(self._heads))
+            if column not in self._figures or any(row[column].plain not in _NOTHING for row in self._rows)
+        ]
+        heads = [self._heads[column] for column in kept]
+        texts = len(self._texts)
+        shorter = Rows(
+            heads[0],
+            figures=heads[1 : len(heads) - texts],
+            texts=heads[len(heads) - texts :],
+            shortened=[self._heads[column] for column in self._shortened],
+        )
+        shorter._rows = [[row[column] for column in kept] for row in self._rows]
+        return shorter
 
     def _natural(self, column: int) -> int:
         return max([cell_len(self._heads[column]), *(row[column].cell_len for row in self._rows)])

@@ -1,5 +1,6 @@
 """`runtime top`: running and waiting deliveries, as a table that updates itself and obeys keys."""
 
+import math
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import anyio
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -134,7 +135,9 @@ async def _keys(descriptor: int | None) -> AsyncIterator[str]:
             yield key
 
 
-def picture(place: str, stats: dict[str, Any], view: TopView, away: str = "") -> Group:
+def picture(
+    place: str, stats: dict[str, Any], view: TopView, away: str = "", console: Console = out
+) -> Group:
     """Return the tables, subscriptions and workers, as this view asks for them."""
     done = sum(each["done_last_minute"] for each in stats["subscriptions"])
     dead = counted(stats["dead_letters"], "dead letter", is_about=stats.get("dead_about", False))
@@ -151,7 +154,24 @@ def picture(place: str, stats: dict[str, Any], view: TopView, away: str = "") ->
     statuses = stats.get("statuses", ())
     # A table of statuses has a head, and a blank line above.
     below = len(stats["workers"]) + (len(statuses) + 2 if statuses else 0)
+    whole, rows = _with_tables(lines, stats, view, below)
+    if view.height is not None and (over := _lines_of(whole, console) - view.height) > 0:
+        # In a narrow terminal a row takes several lines.
+        lines_of_row = max(1, _lines_of(_subscriptions(rows), console) // max(1, len(rows)))
+        whole, _ = _with_tables(lines, stats, view, below + math.ceil(over / lines_of_row))
+    return whole
+
+
+def _lines_of(shown: RenderableType, console: Console) -> int:
+    return len(console.render_lines(shown, pad=False))
+
+
+def _with_tables(
+    lines: list[Text], stats: dict[str, Any], view: TopView, below: int
+) -> tuple[Group, list[dict[str, Any]]]:
+    """Return these lines with the tables, and the subscriptions shown; `below` lines are kept for the rest."""
     shown, left_out = view.choose(stats["subscriptions"], below)
+    statuses = stats.get("statuses", ())
     parts: list[RenderableType] = [*lines, Text(), _subscriptions(shown)]
     if left_out:
         parts.append(Text(left_out, style="dim"))
@@ -160,7 +180,7 @@ def picture(place: str, stats: dict[str, Any], view: TopView, away: str = "") ->
         parts += [Text(), figures.table_of_workers(workers)]
     if statuses:
         parts += [Text(), figures.table_of_statuses(statuses)]
-    return Group(*parts)
+    return Group(*parts), shown
 
 
 def _subscriptions(subscriptions: list[dict[str, Any]]) -> Rows:

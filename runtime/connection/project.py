@@ -4,14 +4,14 @@ A key that is sent to the host of another source is leaked: neither a project th
 nor a foreign `.env` in the working directory may get the key of the environment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
 from runtime.connection.environment import non_blank
-from runtime.errors import SettingsError, nearest
+from runtime.errors import SettingsError, misspelt, nearest
 
 URL_NAMES: Final = ("SUPABASE_URL", "API_URL")
 KEY_NAMES: Final = ("SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SERVICE_ROLE_KEY")
@@ -37,12 +37,14 @@ class Origin:
     Attributes:
         url, key, database: the variable's name and its source; None if it is not set.
         hint: for the error about a missing variable: a variable that was probably meant for it.
+        typo: where no variable names a stream: one whose name is misspelt, for a warning.
     """
 
     url: tuple[str, str] | None = None
     key: tuple[str, str] | None = None
     database: tuple[str, str] | None = None
     hint: str = ""
+    typo: str = ""
 
     def sentence(self, project: str | None, database: str | None) -> str:
         """Say which stream is used, and which variables name it; an empty text if there is none.
@@ -81,7 +83,8 @@ def choose(sources: Sources, *, has_key: bool = False) -> Origin:
     url = _url_in(sources)
     if url is None:
         key = None if has_key else _first(sources, KEY_NAMES)
-        return Origin(None, key, database, _hint_without_url(sources))
+        typo = "" if database else _misspelt(sources, (*URL_NAMES[:1], DATABASE_NAME), misspelt)
+        return Origin(None, key, database, _hint_without_url(sources), typo)
     if has_key:
         return Origin(url, None, database)
     key = _key_for(sources, url)
@@ -176,11 +179,15 @@ def _hint_without_key(sources: Sources) -> str:
     return f"{found[0]} of {found[1]} is not used: the runtime reads {_READ_NAMES}. Rename it, if it is such a key."
 
 
-def _misspelt(sources: Sources, names: tuple[str, ...]) -> str:
+def _misspelt(
+    sources: Sources,
+    names: tuple[str, ...],
+    near: Callable[[str, Iterable[str]], str | None] = nearest,
+) -> str:
     """Return a hint at a variable whose name is nearly one of these."""
     for source, variables in sources.items():
         for name, text in variables.items():
             is_like = any(word in name for word in _WORDS) and name not in names and non_blank(text)
-            if is_like and (meant := nearest(name, names)) is not None:
+            if is_like and (meant := near(name, names)) is not None:
                 return f"{name} of {source} is not used; did you mean {meant}?"
     return ""

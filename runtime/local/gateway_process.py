@@ -18,7 +18,7 @@ from runtime.connection.addresses import DatabaseAddress
 from runtime.errors import LocalStackError
 from runtime.local import keys
 from runtime.local.logs import begin_log, last_lines
-from runtime.local.ports import port_is_free
+from runtime.local.ports import holder_of, port_is_free
 
 _MODULE: Final = "runtime.local.gateway"
 _START_SECONDS: Final = 30
@@ -105,8 +105,8 @@ class GatewayProcess:
             return False
         if not port_is_free(self.port):
             raise LocalStackError(
-                f"Port {self.port} of 127.0.0.1 is taken, so the gateway cannot listen there. "
-                "Choose another with --port, or stop the program that holds it."
+                f"Port {self.port} of 127.0.0.1 is taken, by {holder_of(self.port)}. Choose another with --port, or "
+                "leave it out and let a free one be chosen."
             )
         self._end_child()
         try:

@@ -149,6 +149,9 @@ def test_g9_a_reload_drains_and_loses_nothing(shell: Shell, stack: Any, terminal
     terminal.until(lambda: terminal.text.count(" handled ") >= 41)
     terminal.until(lambda: not fetch(stack.admin_url, "select from runtime.deliveries"))
     assert terminal.press_ctrl_c() == 0
+    # Only `dev` says that it ends: a reload is no signal of the reader's.
+    assert "no new work is taken" not in terminal.text
+    assert terminal.text.count("nce more to ") == 1
     runs = fetch(stack.admin_url, "select message_id, outcome from runtime.runs")
     # A reader sees a message before what became of it, whichever process was faster.
     places: dict[tuple[str, bool], int] = {}

@@ -1,11 +1,13 @@
 """What can be wrong with where the stream is, and what a person is told: one sentence, with its cure, no traceback."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from runtime.local.ports import free_port
+from runtime.local.stack import LocalStack
 from tests.cli.shell import Shell, error_line
 
 
@@ -70,6 +72,32 @@ def test_a_misspelt_setting_is_told_with_its_file_and_others_are_left_alone(nowh
         f"RUNTIME_CONCURENCY of {file} is no setting, and has no effect; did you mean RUNTIME_CONCURRENCY?"
     )
     assert len(rest) == 1
+
+
+def test_a_misspelt_variable_of_the_stream_is_told_where_the_local_stack_is_used_instead(
+    nowhere: Shell,
+) -> None:
+    with LocalStack.temporary() as stack:
+        stack.start()
+        here = {"RUNTIME_LOCAL_DIR": str(stack.folder)}
+        told = nowhere.run("read", "--json", SUPABASE_UR="https://x.supabase.co", **here)
+        # A name of another program's is left alone.
+        untold = nowhere.run("read", "--json", SUPABASE_DB_URL="postgresql://x", **here)
+    assert json.loads(told.stderr)["message"] == (
+        "SUPABASE_UR of the environment is not used; did you mean SUPABASE_URL? The local stack is used."
+    )
+    assert (untold.code, untold.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "drain"])
+def test_warnings_of_the_settings_stand_in_the_log_in_its_form(nowhere: Shell, command: str) -> None:
+    (nowhere.folder / "a.py").write_text(
+        'from runtime import Agent\nagent = Agent("a")\n@agent.on("a.b")\ndef f(x): ...\n'
+    )
+    ended = nowhere.run(command, "a.py", RUNTIME_CONCURENCY="5")
+    warning, error = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert warning["message"].endswith("did you mean RUNTIME_CONCURRENCY?")
+    assert error["error"].startswith("Nothing says where the stream is.")
 
 
 def test_a_file_of_agents_that_is_run_by_itself_says_how_to_run_it(nowhere: Shell) -> None:

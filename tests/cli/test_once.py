@@ -108,6 +108,7 @@ def test_it_shows_where_a_handler_fails_and_stops_there_if_asked(agents: Shell) 
     ended = once(agents, number, "--handler", "bot.broken", "--pdb", given="p value\nu\nl\nq\n")
     assert "(Pdb) {'some': 'thing'}" in ended.stdout
     assert "deeper(value)" in ended.stdout
+    assert ended.stderr.count("in deeper") == 1
 
 
 def test_what_makes_no_sense_is_told(agents: Shell) -> None:

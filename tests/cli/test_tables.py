@@ -120,6 +120,29 @@ def names(view: TopView) -> list[str]:
     return [each["name"] for each in view.choose(STATS["subscriptions"], 0)[0]]
 
 
+def test_columns_of_zeros_make_room_for_a_table_before_rows_become_paragraphs() -> None:
+    idle = subscription("mailer.send_reply", waiting=0, scheduled=0, suspended=0, lag_seconds=None)
+    stats = {
+        **STATS,
+        "subscriptions": [idle, {**idle, "name": "intake.open_ticket", "failed_last_minute": 0}],
+    }
+    lines = drawn(picture("https://example.supabase.co", stats, TopView(height=24)), 80)
+    (head,) = [line for line in lines if line.startswith("subscription")]
+    assert head.split() == ["subscription", "workers", "running", "dead", "done/s", "failed/min", "state"]
+    assert sum(line.startswith(("mailer.", "intake.")) and "1.0" in line for line in lines) == 2
+
+
+def test_top_shows_workers_and_what_is_left_out_where_a_row_takes_several_lines() -> None:
+    worker = {"name": "host-1", "running": 1, "details": {}, "seen_seconds": 1, "announce": ["realtime"]}
+    full = [subscription(f"n{each}.{LONG}") for each in range(20)]
+    stats = {"dead_letters": 0, "workers": [worker], "subscriptions": full}
+    console = Console(width=80, file=StringIO())
+    lines = drawn(picture("https://example.supabase.co", stats, TopView(height=24), console=console), 80)
+    assert 20 <= len(lines) <= 24
+    assert any(line.startswith("host-1") for line in lines)
+    assert any(line.startswith("… and ") for line in lines)
+
+
 def test_top_sorts_filters_pauses_and_quits_by_keys() -> None:
     view = TopView(height=24)
     assert names(view) == ["busy.one", "late.one"]

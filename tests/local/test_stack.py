@@ -149,7 +149,7 @@ def test_a_port_that_is_taken_is_told_and_another_one_is_taken_and_remembered(
     port = int(running.api_url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
         named = LocalStack(running.folder, api_port=port)
-        with pytest.raises(LocalStackError, match=rf"Port {port} .* taken.*--port"):
+        with pytest.raises(LocalStackError, match=rf"Port {port} .* taken, by another program.*--port"):
             named.start()
         assert running.status().stopped == ["database", "gateway"]
         again = LocalStack(running.folder)
