@@ -1,6 +1,6 @@
 """Approvals: what a handler asks people, and what they decide."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -14,6 +14,10 @@ from runtime.message import Message
 REQUESTED: Final = "approval.requested"
 DECIDED: Final = "approval.decided"
 _TITLE_CHARACTERS = 500
+
+
+class UnfitAnswer(InvalidValue):
+    """The answer of a decision does not fit the type that the handler asked for. It asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Approval:
+class ApprovalRequest:
     """What a handler asks people.
 
     Attributes:
@@ -60,9 +64,11 @@ class Approval:
     seconds: float | None
     on_timeout: str
     until: datetime | None
+    refused: dict[str, Any] | None = None
+    """Of a request that is made again: the decision before it, and why its answer was refused."""
 
     @classmethod
-    def of(cls, title: str, details: Any, answer: Any, timeout: Any, on_timeout: str) -> "Approval":
+    def of(cls, title: str, details: Any, answer: Any, timeout: Any, on_timeout: str) -> "ApprovalRequest":
         """Return what the arguments of `Context.approve` ask.
 
         Raises:
@@ -79,7 +85,14 @@ class Approval:
 
     def request(self) -> dict[str, Any]:
         """Return the value of the request."""
-        return request_value(self.title, self.details, self.answer, self.until)
+        value = request_value(self.title, self.details, self.answer, self.until)
+        return value if self.refused is None else value | {"refused": self.refused}
+
+    def again(self, decision: Message[Any], why: str) -> "ApprovalRequest":
+        """Return what is asked after a decision whose answer does not fit, with the whole time."""
+        by = decision.value.get("by") if isinstance(decision.value, dict) else None
+        until = None if self.seconds is None else datetime.now(UTC) + timedelta(seconds=self.seconds)
+        return replace(self, until=until, refused={"decision": decision.id, "by": by, "why": why})
 
     def wait(self, number: int) -> WaitFor:
         """Return the wait for the decision of a request."""
@@ -152,7 +165,7 @@ def decision_of(message: Message[Any], answer: Any) -> Decision:
         answer: the type of the value that comes with an approval; None for none.
 
     Raises:
-        InvalidValue: the value does not fit that type.
+        UnfitAnswer: the value does not fit that type.
     """
     told = message.value if isinstance(message.value, dict) else {}
     approved = told.get("approved") is True
@@ -165,7 +178,7 @@ def decision_of(message: Message[Any], answer: Any) -> Decision:
                 f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
                 for fault in refusal.errors(include_input=False, include_url=False)[:5]
             )
-            raise InvalidValue(
+            raise UnfitAnswer(
                 f"The answer given with decision {message.id} does not fit: {faults}."
             ) from None
     return Decision(approved, given, told.get("by"), told.get("why"), message.created_at, told.get("request"))

@@ -5,7 +5,7 @@ from datetime import timedelta
 from inspect import Parameter
 from typing import Any, Literal
 
-from runtime.agent.approval import REQUESTED, Approval, Decision, decision_of
+from runtime.agent.approval import REQUESTED, ApprovalRequest, Decision, UnfitAnswer, decision_of
 from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
@@ -262,29 +262,33 @@ class LongWork(Transactional):
             title: the question, in a line: "Refund 120 € to Ada?".
             details: what people need to decide, as JSON data.
             answer: the type of a value that people give with their approval, such as a pydantic model or `int`; None
-                for a plain yes or no.
+                for a plain yes or no. Where a value does not fit, people are asked again, and told why.
             timeout: how long to wait: seconds, or a text such as "2h" or "2d"; None for ever.
             on_timeout: what it counts as when nobody has decided by then.
 
         Raises:
             WaitTimeout: nobody has decided in time, and `on_timeout` is "raise".
-            InvalidValue: an argument makes no sense, or the answer does not fit its type.
+            InvalidValue: an argument makes no sense.
             LeaseLost: the delivery belongs to another worker by now.
             StoreError: the request or the wait could not be stored.
         """
-        approval = Approval.of(title, details, answer, timeout, on_timeout)
+        approval = ApprovalRequest.of(title, details, answer, timeout, on_timeout)
 
         async def request(step: Step) -> int:
             value = approval.request()
             return await self._asker("approve", {}).send_now(self, REQUESTED, value, step.idempotency_key)
 
-        # A step: an attempt that comes later asks nobody once more, and has the same deadline.
-        number = await self.step(approval.step, request)
-        try:
-            [decided] = await self._opened_waits().all([approval.wait(number)])
-        except WaitTimeout:
-            return approval.timed_out(number)
-        return decision_of(decided, answer)
+        while True:
+            # A step: an attempt that comes later asks nobody once more, and has the same deadline.
+            number = await self.step(approval.step, request)
+            try:
+                [decided] = await self._opened_waits().all([approval.wait(number)])
+            except WaitTimeout:
+                return approval.timed_out(number)
+            try:
+                return decision_of(decided, answer)
+            except UnfitAnswer as unfit:
+                approval = approval.again(decided, str(unfit))
 
     def approve_blocking(
         self,
@@ -297,19 +301,23 @@ class LongWork(Transactional):
     ) -> Decision:
         """Do the same as `approve` in a handler that is a plain function."""
         self._check_thread("approve")
-        approval = Approval.of(title, details, answer, timeout, on_timeout)
+        approval = ApprovalRequest.of(title, details, answer, timeout, on_timeout)
 
         def request(step: Step) -> int:
             value = approval.request()
             asker = self._asker("approve_blocking", {})
             return asker.send_now_blocking(self, REQUESTED, value, step.idempotency_key)
 
-        number = self.step_blocking(approval.step, request)
-        try:
-            [decided] = self._opened_waits().all_blocking([approval.wait(number)])
-        except WaitTimeout:
-            return approval.timed_out(number)
-        return decision_of(decided, answer)
+        while True:
+            number = self.step_blocking(approval.step, request)
+            try:
+                [decided] = self._opened_waits().all_blocking([approval.wait(number)])
+            except WaitTimeout:
+                return approval.timed_out(number)
+            try:
+                return decision_of(decided, answer)
+            except UnfitAnswer as unfit:
+                approval = approval.again(decided, str(unfit))
 
     def decision_link(self, request: Message[Any], *, by: str | None = None) -> str:
         """Return a link to a page where a request for approval is decided, for a mail or a chat.

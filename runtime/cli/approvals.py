@@ -1,6 +1,6 @@
 """`runtime approvals`: what agents ask people, and people's decisions."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 import anyio
@@ -53,8 +53,16 @@ def list_(
         )  # fmt: skip
         if each["details"] is not None:
             print_line(Text(f"{'':{wide}}  {legible(each['details'])}"))
+        if refusal := refusal_of(each):
+            print_line(Text(f"{'':{wide}}  asked again: {plain(refusal)}", style="yellow"))
         if each["schema"] is not None:
             print_line(Text(f"{'':{wide}}  --answer as {legible(each['schema'])}", style="dim"))
+
+
+def refusal_of(asked: Mapping[str, Any]) -> str | None:
+    """Return why people are asked again, from a request for approval; None where they are asked for the first time."""
+    refused = asked.get("refused")
+    return str(refused.get("why") or "") or None if isinstance(refused, dict) else None
 
 
 @app.command()

@@ -64,7 +64,8 @@ comment on function public.stream_decide(bigint, boolean, jsonb, text, text) is
     'Decides a request for approval: decided tells whether this was the first decision, which counts; decision is that '
     'one {id, approved, answer, by, why, at}. expired: its time was over. It runs with the rights and under the policies '
     'of its caller. by is the name in the caller''s token, or the database role, unless a caller whom row-level security '
-    'does not bind gives another.';
+    'does not bind gives another. The answer is not held to the request''s schema here: where it does not fit, the handler '
+    'asks again by another request, which says why.';
 
 create function runtime.open_approvals() returns bigint
 language sql stable set search_path = '' as $$
@@ -88,7 +89,7 @@ begin
         select coalesce(json_agg(row_to_json(x)), '[]') from (
             select r.id as request, r.value ->> 'title' as title, r.value -> 'details' as details,
                    r.value -> 'schema' as schema, s.name as subscription, w.message_id as message,
-                   r.correlation_id, r.created_at as since, w.until
+                   r.correlation_id, r.created_at as since, w.until, r.value -> 'refused' as refused
             from runtime.waits w
             join runtime.subscriptions s on s.id = w.subscription
             cross join lateral (
@@ -105,4 +106,5 @@ end
 $$;
 comment on function public.stream_approvals(integer) is
     'The requests for approval that nobody has decided yet, the oldest first: [{request, title, details, schema, '
-    'subscription, message, correlation_id, since, until}].';
+    'subscription, message, correlation_id, since, until, refused}]. refused {decision, by, why} is there where a decision was '
+    'made already whose answer does not fit.';

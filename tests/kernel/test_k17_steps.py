@@ -191,6 +191,70 @@ async def test_k17_without_the_lock_a_step_is_denied_that_is_being_kept(
     assert await asked(db, taken) == {"held": True, "earlier": [7]}
 
 
+async def booked(connection: Any, taken: Taken, name: str) -> None:
+    """What a handler's transaction does: a statement of its own, and the step that says so."""
+    await connection.execute("insert into bookings values ($1)", name)
+    answer = await keep(connection, taken, name, True)
+    assert answer["held"], "the transaction is rolled back"
+
+
+async def bookings(db: Any, worker: Worker) -> Taken:
+    """A delivery that runs and has kept a step, and a table for its statements."""
+    await db.execute("create table bookings (name text)")
+    taken = await taken_once(db, worker)
+    await booked(db, taken, "first")
+    return taken
+
+
+async def test_g14_k17_nobody_goes_on_with_a_delivery_beside_a_transaction_that_keeps_its_step(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    taken = await bookings(db, worker)
+    await abandon(db)
+    async with connect() as other, transaction(other) as keeping:
+        await booked(other, taken, "second")
+        assert await worker.take() == []
+        await keeping.commit()
+    [again] = await worker.take()
+    kept = [name for name, *_ in names(again)]
+    assert kept == ["first", "second"] == [row["name"] for row in await db.fetch("select name from bookings")]
+
+
+async def test_g14_k17_without_the_lock_a_statement_is_there_whose_step_the_next_attempt_does_not_know(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await broken(db, "G14 who takes a delivery passes by what is being kept")
+    taken = await bookings(db, worker)
+    await abandon(db)
+    async with connect() as other, transaction(other) as keeping:
+        await booked(other, taken, "second")
+        [again] = await worker.take()
+        await keeping.commit()
+    assert [name for name, *_ in names(again)] == ["first"]
+    assert await db.fetchval("select count(*) from bookings") == 2
+
+
+async def test_g14_k17_what_was_given_back_keeps_nothing_and_without_that_rule_it_does(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    taken = await bookings(db, worker)
+    await worker.fail(taken, outcome="released")
+    async with connect() as other, transaction(other) as keeping:
+        with pytest.raises(AssertionError, match="is rolled back"):
+            await booked(other, taken, "late")
+        await keeping.rollback()
+    assert await db.fetchval("select count(*) from bookings") == 1
+    await broken(db, "G14 a step is kept by the lease that the delivery had")
+    await booked(db, taken, "late")
+    assert await db.fetchval("select count(*) from bookings") == 2
+
+
+async def broken(db: Any, name: str) -> None:
+    """Carry out one of the mutations."""
+    [mutation] = [each for each in MUTATIONS if each.name == name]
+    await mutation.carry_out(db)
+
+
 async def test_k17_steps_are_weighed_with_their_message(db: Any, worker: Worker) -> None:
     await worker.subscribe("a.one=task.output")
     for number in range(3):

@@ -340,6 +340,43 @@ async def test_g13_people_decide_once_and_the_handler_goes_on_with_it(database: 
     assert len(begun) in (2, 3)
 
 
+async def test_an_answer_that_does_not_fit_by_sql_has_people_asked_again_and_told_why(database: str) -> None:
+    agent, got = Agent("shop"), list[Any]()
+
+    @agent.on("refund.wanted", retry=Retry(attempts=1))
+    async def refund(order: int, context: Context) -> None:
+        decision = await context.approve("Refund it?", answer=Refund, timeout="2d")
+        got.append((decision.answer, decision.by))
+
+    async with served(database, agent) as (stream, connection):
+        await stream.send("refund.wanted", 7)
+        requests, refused = list[int](), list[Any]()
+        for answer in ('{"cents": "many"}', None, '{"cents": 50}'):
+            await until(partial(is_asked, stream, *requests), seconds=60)
+            [asked] = await stream.operations.approvals()
+            requests.append(asked["request"])
+            refused.append(asked["refused"] and asked["refused"]["why"])
+            await connection.execute(
+                f"select stream_decide({asked['request']}, true, {quoted(answer)}, by => 'ada')"
+            )
+        await until(partial(ended, connection), seconds=60)
+        assert await connection.fetchval("select count(*) from runtime.dead_letters") == 0
+    assert got == [(Refund(cents=50), "ada")]
+    assert refused[0] is None
+    assert "cents: Input should be a valid integer" in refused[1]
+    assert "does not fit" in refused[2]
+
+
+def quoted(text: str | None) -> str:
+    return "null" if text is None else f"'{text}'"
+
+
+async def is_asked(stream: Stream, *before: int) -> bool:
+    """Whether one request is open that is none of these."""
+    found = await stream.operations.approvals()
+    return len(found) == 1 and found[0]["request"] not in before
+
+
 async def test_a_redrive_of_what_died_of_a_timeout_waits_and_asks_anew(database: str) -> None:
     agent, got, times_out = Agent("shop"), list[Any](), [2.1, "1h"]
 
