@@ -135,6 +135,7 @@ create table runtime.unsettled_waits (
 comment on table runtime.unsettled_waits is
     'Deliveries whose waits a writer may have missed that was under way when they began; nearly always empty.';
 create index unsettled_waits_subscription on runtime.unsettled_waits (subscription, id);
+create index unsettled_waits_delivery on runtime.unsettled_waits (message_id, subscription);
 
 create table runtime.dead_letters (
     id bigint generated always as identity primary key,

@@ -123,6 +123,7 @@ begin
     from report r
     where not exists (select from locked l where l.message_id = r.message and l.subscription = r.subscription);
 
+    perform runtime.forget_unsettled(held.ids, held.subscriptions);
     if exists (select from runtime.cancels) then
         select * into held.ids, held.subscriptions from runtime.end_as_asked(held.ids, held.subscriptions, me);
     end if;

@@ -370,6 +370,20 @@ comment on function runtime.suspend(bigint[], integer[], jsonb[]) is
     'Has the waits of suspended deliveries looked at once more, after every writer that could miss them has ended; those '
     'of a crowd in turns.';
 
+create function runtime.forget_unsettled(ids bigint[], subscriptions integer[]) returns void
+language plpgsql set search_path = '' as $$
+begin
+    -- Nearly always there is none.
+    if exists (select from runtime.unsettled_waits) then
+        delete from runtime.unsettled_waits u using unnest(ids, subscriptions) as t (id, subscription)
+        where u.message_id = t.id and u.subscription = t.subscription;
+    end if;
+end
+$$;
+comment on function runtime.forget_unsettled(bigint[], integer[]) is
+    'Looks no more at waits of deliveries that run, or have run since: their handlers ask by themselves, and when they come '
+    'due again is not for a look to decide that began before.';
+
 create function runtime.settle_waits(wanted jsonb, now timestamptz) returns void
 language plpgsql set search_path = '' as $$
 declare

@@ -303,6 +303,24 @@ async def test_k18_the_exchange_that_suspends_a_delivery_does_not_take_it(db: An
     assert (await worker.exchange(failed=[report], want=5, due=True)).taken == []
 
 
+@pytest.mark.parametrize("end", ["failed", "later"])
+async def test_g5_k18_a_retry_of_what_a_message_let_go_is_not_moved_by_a_look_that_began_before(
+    db: Any, worker: Worker, connect: Connect, end: str
+) -> None:
+    taken = await begun(db, worker)
+    await wait(db, taken)
+    async with connect() as writer, transaction(writer):
+        # As long as this writer is open, nobody knows whether it has the message.
+        await insert(writer, "other.key")
+        await suspend(worker, taken)
+        assert await worker.take() == []
+        await insert(db, "payment.settled")
+        await worker.fail(await gone_on(worker), outcome=end, delay=3600)
+    for _ in range(10):
+        assert await worker.take() == []
+    assert await db.fetchval("select visible_at > now() + interval '30 min' from runtime.deliveries")
+
+
 async def test_k18_a_wait_of_a_frozen_process_is_refused(db: Any, worker: Worker) -> None:
     old = await begun(db, worker)
     await db.execute("update runtime.deliveries set visible_at = clock_timestamp()")
