@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import anyio
@@ -27,7 +27,7 @@ from runtime.agent.secrets import secrets_in
 from runtime.agent.source import Source
 from runtime.client.factories import open_store
 from runtime.connection.environment import environment, non_blank
-from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError
+from runtime.errors import DeclarationError, RuntimeFault, SettingsError, StoreError, did_you_mean
 from runtime.extras import needing
 from runtime.message import Draft
 from runtime.settings import Settings
@@ -51,6 +51,7 @@ _log = logging.getLogger("runtime.asgi")
 _STORE_SECONDS = 8.0
 _ASK_SECONDS = 2.0
 _RETRY_AFTER = {"retry-after": "5"}
+_SOURCE_FIELDS = frozenset(each.name for each in fields(Source))
 
 
 class WebhookApp:
@@ -290,13 +291,19 @@ def sources_in(settings: Settings) -> list[Source]:
     """
     if not settings.sources:
         return []
+    meant = ""
     try:
-        return [Source(**fields) for fields in json.loads(settings.sources)]
+        described = json.loads(settings.sources)
+        unknown = next((name for each in described for name in each if name not in _SOURCE_FIELDS), None)
+        if unknown is None:
+            return [Source(**each) for each in described]
+        meant = f" A Source has no {unknown}{did_you_mean(unknown, _SOURCE_FIELDS) or '.'}"
     except (ValueError, TypeError):
-        raise SettingsError(
-            "RUNTIME_SOURCES is a JSON list of objects with the fields of a Source: "
-            '[{"name": "github", "scheme": "github", "key": "github.{event}"}].'
-        ) from None
+        pass
+    raise SettingsError(
+        "RUNTIME_SOURCES is a JSON list of objects with the fields of a Source: "
+        f'[{{"name": "github", "scheme": "github", "key": "github.{{event}}"}}].{meant}'
+    )
 
 
 def app_of_environment() -> ASGIApp:
