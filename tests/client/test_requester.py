@@ -13,7 +13,7 @@ from runtime.client.stream import Stream
 from runtime.errors import AskFailed, AskTimeout, InvalidValue, NobodyAnswers, RuntimeFault
 from runtime.testing import Harness
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_suspended")]
 
 SOON = Retry(attempts=3, first_seconds=0, cap_seconds=0)
 

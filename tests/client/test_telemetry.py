@@ -70,6 +70,7 @@ def named(spans: InMemorySpanExporter, name: str) -> Any:
     return found
 
 
+@pytest.mark.usefixtures("nothing_is_suspended")
 async def test_a_request_and_its_answer_are_in_the_trace_of_whoever_asked(
     database: str, spans: InMemorySpanExporter
 ) -> None:
