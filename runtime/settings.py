@@ -67,10 +67,10 @@ class _OneSource(PydanticBaseSettingsSource):
         }
         _tell_misspelt(sources)
         code = self.current_state
-        for name in code.keys() - Settings.model_fields.keys() - {*URL_NAMES, *KEY_NAMES, DATABASE_NAME}:
-            raise SettingsError(
-                f"Settings(…) take no {name}=…{did_you_mean(name, Settings.model_fields) or '.'}"
-            )
+        known = Settings.model_fields.keys() | {*URL_NAMES, *KEY_NAMES, DATABASE_NAME}
+        if unknown := sorted(code.keys() - known):
+            meant = did_you_mean(unknown[0], Settings.model_fields) or "."
+            raise SettingsError(f"Settings(…) take no {unknown[0]}=…{meant}")
         is_placed = "supabase_url" in code or any(name in code for name in URL_NAMES)
         has_key = "supabase_key" in code or any(name in code for name in KEY_NAMES)
         if is_placed:

@@ -169,7 +169,7 @@ class Dispatcher:
     def lost(self, path: Path, why: str) -> None:
         """A push path went; without another one, poll."""
         if self.plan.lost(path, time.monotonic()):
-            _log.warning("polling: %s is gone (%s), until a push path is live again", path, why)
+            _log.warning("polling until a push path is live again: %s is gone (%s)", path, why)
         if not self.plan.reach.is_live:
             self._way_in.note(is_live=False, why=why)
         self._signal_now()

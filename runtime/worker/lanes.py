@@ -1,5 +1,6 @@
 """The capacity of a worker: how many deliveries to take for each subscription."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,22 +80,25 @@ class Lanes(dict[int, Lane]):
     Args:
         lanes: the first of them; more may be added.
         now: the moment it begins, in monotonic seconds.
+        lease_seconds: how long a lease lasts: what is taken ahead is to run within a third of it.
 
     Attributes:
         road: the way to the database.
     """
 
-    def __init__(self, lanes: Mapping[int, Lane], now: float) -> None:
+    def __init__(self, lanes: Mapping[int, Lane], now: float, lease_seconds: float = math.inf) -> None:
         super().__init__(lanes)
+        self._longest_seconds = lease_seconds / 3 / _FAR_TRIPS
         self.road = Road(now)
         self._paced_at = now
 
     def rooms(self, behind: int, *, renews_async: bool) -> dict[int, int]:
         """How many more to take for each; nothing could begin on a loop that is blocked."""
+        road_seconds = min(self.road.seconds, self._longest_seconds)
         return {
             number: room
             for number, lane in self.items()
-            if (room := lane.room(self.road.seconds, behind)) > 0 and (renews_async or lane.in_threads)
+            if (room := lane.room(road_seconds, behind)) > 0 and (renews_async or lane.in_threads)
         }
 
     def note_exchange(self, look: Look, answer: ExchangeAnswer, *, sent_at: float, now: float) -> None:

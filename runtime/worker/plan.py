@@ -54,7 +54,7 @@ class Plan:
         poison_messages: PoisonMessages = PoisonMessages.ALSO,
         random: Random | None = None,
     ) -> None:
-        self.lanes = Lanes(lanes, now)
+        self.lanes = Lanes(lanes, now, settings.lease_seconds)
         self.leases = Leases(settings.lease_seconds, now)
         self.outbox = Outbox(settings.request_seconds)
         self.reach = reach

@@ -3,7 +3,8 @@
 
 create function runtime.take_ordered(
     wanted integer, amount integer, due boolean, alone boolean, now timestamptz, until timestamptz, new_lease uuid,
-    pump integer, pinned integer default null, out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
+    pump integer, pinned integer default null,
+    out taken runtime.taken[], out heavy boolean, out is_full boolean, out look_again boolean
 ) language plpgsql set search_path = '' as $$
 declare
     -- Each delivery taken locks its key, and the server has room for some thousands of locks.

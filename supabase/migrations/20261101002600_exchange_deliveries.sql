@@ -135,11 +135,9 @@ begin
             perform runtime.count_crashes(want);
         end if;
         now := clock_timestamp();
-        if due then
-            -- Also what this very exchange has suspended.
-            if met.is_unsettled or failed is not null then
-                perform runtime.settle_waits(want, now);
-            end if;
+        -- Also what this very exchange has suspended.
+        if due and (met.is_unsettled or failed is not null) then
+            perform runtime.settle_waits(want, now);
         end if;
         if met.is_limited then
             select * into allowed, bound from runtime.allow(want);

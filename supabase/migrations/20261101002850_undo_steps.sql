@@ -87,7 +87,7 @@ begin
             where d.message_id = one.id and d.subscription = one.subscription;
             -- What it waited for is of no use now, and must not put it off.
             perform runtime.forget_waits(array[one.id], array[one.subscription]);
-            delete from runtime.unsettled_waits w where w.message_id = one.id and w.subscription = one.subscription;
+            perform runtime.forget_unsettled(array[one.id], array[one.subscription]);
             begun := begun || one.turn;
             if one.ordered_key is not null then
                 unleased := unleased || jsonb_build_array(

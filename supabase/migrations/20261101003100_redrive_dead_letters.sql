@@ -233,10 +233,9 @@ end
 $$;
 comment on function public.stream_redrive(bigint[], text, text, double precision, text, integer, boolean, text, jsonb) is
     'Delivers dead letters again, with fresh attempts; a pruned message comes back from its copy. What died of a timeout '
-    'waits and asks anew. The same conditions '
-    'as stream_dead, the oldest first; with dry_run, only counts. Kept steps stay: with from_step, that one and what '
-    'finished after it are forgotten, and edits {step: result} gives others new results; then only letters that have '
-    'kept these steps are meant.';
+    'waits and asks anew. The same conditions as stream_dead, the oldest first; with dry_run, only counts. Kept steps '
+    'stay: with from_step, that one and what finished after it are forgotten, and edits {step: result} gives others new '
+    'results; then only letters that have kept these steps are meant.';
 
 create function public.stream_discard(
     ids bigint[] default null, subscription text default null, pattern text default null,

@@ -56,7 +56,8 @@ begin
     select * into h from runtime.webhooks x where x.name = webhook_of.name and x.is_added for update;
     if not found then
         raise exception using errcode = '22023', message = format('there is no webhook %L', name),
-            hint = '`runtime webhooks list` (in SQL, stream_webhooks()) shows them. One that an agent''s code declares is changed there.';
+            hint = '`runtime webhooks list` (in SQL, stream_webhooks()) shows them. One that an agent''s code declares is '
+                   'changed there.';
     end if;
     return h;
 end

@@ -13,7 +13,7 @@ from runtime.settings import Settings
 from runtime.store import ExchangeAnswer, Look
 from runtime.wakeups import Reachability
 from runtime.worker.exchange_bounds import MAX_REPORT_BYTES, MAX_REPORTS
-from runtime.worker.lanes import Lane
+from runtime.worker.lanes import Lane, Lanes
 from runtime.worker.plan import Plan, Wait
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.sleep import Phase
@@ -102,6 +102,16 @@ def test_k20_a_far_backlog_is_drained_in_few_round_trips(seconds: float) -> None
     assert simulation.kernel.finished.total() == 20_000
     # A hundred at a time would take two hundred, and twice as many where an exchange only reports.
     assert simulation.count_looks(began) < 20
+
+
+def test_k20_no_more_is_taken_ahead_than_runs_within_a_third_of_a_lease() -> None:
+    lanes = Lanes({1: Lane(limit=10, pace=100)}, now=0, lease_seconds=30)
+    lanes.road.note(1.0, now=1)
+    assert lanes.rooms(0, renews_async=True) == {1: 410}
+    lanes.road.note(60.0, now=32)
+    lanes.road.note(60.0, now=63)
+    lanes.road.note(60.0, now=94)
+    assert lanes.rooms(0, renews_async=True) == {1: 1010}
 
 
 def test_k20_slow_handlers_are_not_taken_ahead_for_however_long_the_road() -> None:
