@@ -85,15 +85,18 @@ async def test_expired_messages_are_not_delivered(harness: Harness) -> None:
 
 async def test_what_does_not_drain_is_named(harness: Harness) -> None:
     stuck = Agent("stuck")
-    release = anyio.Event()
+    began, release = anyio.Event(), anyio.Event()
 
     @stuck.on("k", concurrency=1)
     async def wait() -> None:
+        began.set()
         await release.wait()
 
     async with harness.running(stuck):
         await harness.send("k")
         await harness.send("k")
+        with anyio.fail_after(60):
+            await began.wait()
         with pytest.raises(
             NotDrained, match=r"Work was left after 0\.2 s:\nstuck\.wait: 1 waiting, 1 running"
         ):
@@ -102,7 +105,7 @@ async def test_what_does_not_drain_is_named(harness: Harness) -> None:
         await harness.drain()
     await harness.send("k")
     with pytest.raises(NotDrained, match=r"stuck\.wait: 1 waiting, 0 running\nNo agent runs here"):
-        await harness.drain(seconds=0.1)
+        await harness.drain(seconds=0)
 
 
 async def test_a_wrong_count_shows_what_there_is(harness: Harness) -> None:
