@@ -126,28 +126,36 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bound(what: str, host: str, port: int) -> socket.socket:
+def bound(what: str, host: str, port: int, *, or_free: bool = False) -> socket.socket:
     """Return a socket that listens already: early connections wait until it is served.
 
     Args:
         what: the server's name in the error: "The dashboard".
         host: the address to listen at.
         port: the port; 0 takes a free one.
+        or_free: whether a free port does as well where another program has this one.
 
     Raises:
         SettingsError: the address cannot be listened at.
     """
     try:
-        listening = bind(host, port)
+        return _listening(host, port)
     except OSError as error:
+        # Only listening tells: a port that was free when it was looked at may be taken by now.
+        if or_free and error.errno == errno.EADDRINUSE:
+            return bound(what, host, 0)
         raise SettingsError(
             f"{what} cannot listen at {host}:{port}: {error.strerror}. Name another with --host and --port."
         ) from None
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listening = bind(host, port)
     try:
         listening.listen(128)
-    except OSError as error:
+    except OSError:
         listening.close()
-        raise SettingsError(f"{what} cannot listen at {host}:{port}: {error.strerror}.") from None
+        raise
     return listening
 
 

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from runtime import http_server as serving
+from runtime.errors import SettingsError
 from runtime.http_server import bound, is_loopback, served
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +84,15 @@ async def test_s7_an_answer_that_takes_long_is_not_cut(monkeypatch: pytest.Monke
     listening = bound("The test", "127.0.0.1", 0)
     async with served(listening, APP), httpx.AsyncClient(timeout=60) as client:
         assert await _answer(client, f"http://127.0.0.1:{listening.getsockname()[1]}/slowly") == "0123"
+
+
+def test_a_port_that_another_program_takes_meanwhile_is_replaced_where_a_free_one_does_as_well() -> None:
+    with bound("The test", "127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with bound("The test", "127.0.0.1", port, or_free=True) as other:
+            assert other.getsockname()[1] not in (0, port)
+        with pytest.raises(SettingsError, match=f"The test cannot listen at 127.0.0.1:{port}: Address already"):
+            bound("The test", "127.0.0.1", port)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])

@@ -24,7 +24,6 @@ from runtime.cli.reload import Reloader
 from runtime.client.stream import connect
 from runtime.dashboard.server import serving
 from runtime.errors import DiscoveryError, SettingsError, StoreError
-from runtime.local.ports import port_is_free
 from runtime.local.stack import LocalStack
 from runtime.settings import Settings
 from runtime.worker import event_loop
@@ -155,7 +154,7 @@ async def _obey(signals: AsyncIterator[signal.Signals], reloading: Reloader, sho
 
 async def _show(settings: Settings, paths: list[str], is_opened: bool, shown: DevOutput) -> None:
     """Serve the dashboard at its usual port, or at a free one if that is taken."""
-    async with serving(settings, port=PORT if port_is_free(PORT) else 0, paths=paths) as url:
+    async with serving(settings, port=PORT, or_free=True, paths=paths) as url:
         shown.say(f"dashboard: {url}")
         if is_opened:
             await open_browser(url)

@@ -28,6 +28,7 @@ async def serving(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
+    or_free: bool = False,
     token: str | None = None,
     paths: Sequence[str] = (),
 ) -> AsyncIterator[str]:
@@ -37,6 +38,7 @@ async def serving(
         settings: where the stream is.
         host: the address to listen at; any other than loopback needs a token, which is generated if none is given.
         port: 0 for any that is free.
+        or_free: whether a free port does as well where another program has this one.
         token: of the callers; a blank one counts as none.
         paths: the agents whose schemas "Write" checks by, as `runtime run` takes them.
 
@@ -44,7 +46,7 @@ async def serving(
         SettingsError: the address cannot be listened at, or the token is too short for it.
     """
     token = door_token(host, token)
-    listening = bound("The dashboard", host, port)
+    listening = bound("The dashboard", host, port, or_free=or_free)
     at = listening.getsockname()[1]
     async with connect(settings) as stream, anyio.create_task_group() as tasks:
         guard, live_state, schemas = Guard(at, token), LiveState(stream), Schemas(paths)
