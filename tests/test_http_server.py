@@ -91,7 +91,9 @@ def test_a_port_that_another_program_takes_meanwhile_is_replaced_where_a_free_on
         port = taken.getsockname()[1]
         with bound("The test", "127.0.0.1", port, or_free=True) as other:
             assert other.getsockname()[1] not in (0, port)
-        with pytest.raises(SettingsError, match=f"The test cannot listen at 127.0.0.1:{port}: Address already"):
+        with pytest.raises(
+            SettingsError, match=f"The test cannot listen at 127.0.0.1:{port}: Address already"
+        ):
             bound("The test", "127.0.0.1", port)
 
 

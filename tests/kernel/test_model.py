@@ -10,7 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.kernel.machine import machine_for, open_database
 from tests.kernel.state import Database
 
-# Some 2,000 steps on the newest version and 1,000 on each other, many of them of dozens of calls: the kernel is the
+# Some 1,000 steps on the newest version and 500 on each other, many of them of dozens of calls: the kernel is the
 # same, and so are its locks. A longer run by hand: MODEL_EXAMPLES=2000.
 _BY_HAND = os.environ.get("MODEL_EXAMPLES")
 
@@ -35,7 +35,7 @@ def test_the_kernel_keeps_to_the_model(model_database: Database, request: pytest
     run_state_machine_as_test(
         machine_for(model_database),
         settings=settings(
-            max_examples=int(_BY_HAND or (40 if is_newest else 20)),
+            max_examples=int(_BY_HAND or (20 if is_newest else 10)),
             stateful_step_count=50,
             deadline=None,
             phases=_PHASES,
