@@ -86,6 +86,7 @@ function showEdges() {
 }
 const current = nav.querySelector("[aria-current]");
 if (current) nav.scrollLeft = current.offsetLeft - nav.offsetLeft - (nav.clientWidth - current.offsetWidth) / 2;
+showEdges();
 nav.addEventListener("scroll", showEdges, { passive: true });
 new ResizeObserver(showEdges).observe(nav);
 
