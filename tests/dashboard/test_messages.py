@@ -63,7 +63,7 @@ def test_a_suspended_stretch_is_hatched_and_not_filled(stage: Stage, tab: Page) 
         bar = tab.locator(".fall rect.held")
         expect(bar).to_have_count(1)
         # As the browser computes it: a rule of the style sheet would win over the attribute.
-        assert bar.evaluate("bar => getComputedStyle(bar).fill").endswith('#hatch")')
+        expect(bar).to_have_css("fill", re.compile(r"#hatch\"\)$"))
         assert tab.locator("#hatch").count() == 1
     for each in stage.ask(stage.stream.operations.approvals):
         stage.ask(lambda request=each["request"]: stage.stream.operations.decide(request, False))
