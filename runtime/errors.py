@@ -93,14 +93,21 @@ class StoreError(RuntimeFault):
     Attributes:
         code: the SQLSTATE, or PostgREST's `PGRST…` code, if there was one.
         nature: the kind of fault.
+        status: the HTTP status of an answer that came in the store's place, if one came.
     """
 
     nature: Nature = "away"
+    status: int | None = None
 
     def __init__(self, message: str, *, code: str | None = None, nature: Nature | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.nature = nature or self.nature
+
+    @property
+    def cause(self) -> str:
+        """What tells this trouble from another of the same outage; the text may differ each time."""
+        return f"{self.nature} {self.code} {self.status}"
 
 
 class StoreUnavailable(StoreError):
@@ -117,9 +124,11 @@ class StoreUnavailable(StoreError):
         code: str | None = None,
         maybe_applied: bool = True,
         nature: Nature | None = None,
+        status: int | None = None,
     ) -> None:
         super().__init__(message, code=code, nature=nature)
         self.maybe_applied = maybe_applied
+        self.status = status
 
 
 class Unauthorized(StoreError):

@@ -212,8 +212,8 @@ class StreamListener:
             self._is_due = True
 
     def note_away(self, error: StoreUnavailable) -> None:
-        """Log once that the store cannot be read now."""
-        if self._outage.is_news("away"):
+        """Log once for each cause that the store cannot be read now."""
+        if self._outage.is_news(error.cause):
             _log.warning("the store is away: %s Asking again until it answers.", error)
 
     def _take_broadcast(self, broadcast: Broadcast[Any]) -> None:

@@ -229,7 +229,7 @@ def fault_of_status(
         said = f"answered {status} and points elsewhere. {url_cure} With https?"
     elif status == 404:
         said = f"answered 404: {text}. {url_cure}"
-    return StoreUnavailable(f"{place} {said}", maybe_applied=maybe_applied, nature=nature)
+    return StoreUnavailable(f"{place} {said}", maybe_applied=maybe_applied, nature=nature, status=status)
 
 
 def _refused_part(status: int) -> str:
@@ -243,10 +243,11 @@ def _refused_part(status: int) -> str:
 # Answers
 
 
-def foreign(came: str, *, place: str, cure: str) -> StoreUnavailable:
+def foreign(came: str, *, place: str, cure: str, status: int = 200) -> StoreUnavailable:
     """Return the error for an answer that is not the API's; `came` describes it."""
     return StoreUnavailable(
         f"{place} answered with {came}, and that is no answer of the runtime's schema. {cure} A proxy in front of it "
         "may answer in its place.",
         nature="garbled",
+        status=status,
     )

@@ -103,9 +103,9 @@ class SupabaseStore(Store):
             answer = decode(response.content)
         except InvalidPayload:
             came = "something that is no JSON" if response.content else f"{response.status_code} and nothing"
-            raise foreign(came, place=self.place, cure=_URL_CURE) from None
+            raise foreign(came, place=self.place, cure=_URL_CURE, status=response.status_code) from None
         if wrong := mismatch(function, arguments, answer):
-            raise foreign(wrong, place=self.place, cure=_URL_CURE)
+            raise foreign(wrong, place=self.place, cure=_URL_CURE, status=response.status_code)
         return answer
 
     async def close(self) -> None:

@@ -142,7 +142,7 @@ class Exchanger:
     def say(self, error: StoreError) -> None:
         """Log a trouble of the store: once an outage, and once for each other kind of cause in it."""
         is_first = not self._outage
-        if not self._outage.is_news(f"{error.nature} {error.code}"):
+        if not self._outage.is_news(error.cause):
             return
         if not isinstance(error, StoreUnavailable):
             _log.error("the store cannot be used: %s Asking again until it can.", error)
