@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.distribution import BY_TURNS
 from tests.workspace import Workspace
 
 # Tests wait for processes to start and for leases to end, so two cores carry more than two workers. Named tests run
@@ -28,6 +29,7 @@ def main() -> int:
     with ThreadPoolExecutor(1) as beside, Workspace.opened() as workspace:
         others = {name: beside.submit(_passes, name, arguments) for name, arguments in _BESIDE}
         if not sys.argv[1:]:
+            os.environ[BY_TURNS] = "yes"
             _compile()
         passed = {"tests": _passes("tests", ["-m", "pytest", *_TESTS], workspace)}
         left = workspace.end_processes()

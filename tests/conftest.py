@@ -24,7 +24,7 @@ from runtime.local.test_cluster import Cluster, running_cluster
 # The plugin's, also where this checkout was installed before it had one.
 from runtime.pytest_plugin import harness as harness
 from runtime.pytest_plugin import runtime_cluster as runtime_cluster
-from tests.distribution import LongestFirst, longest_first
+from tests.distribution import BY_TURNS, VERSIONS, LongestFirst, has_its_turn, longest_first
 from tests.forked_gateway import ForkedGateway, GatewayForks
 from tests.preforked import Preforked
 from tests.terminal import prepared
@@ -56,7 +56,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each worker of a run in parallel its tests in the same order."""
+    """Leave out the versions whose turn it is not, and give each worker of a run in parallel the same order."""
+    if BY_TURNS in os.environ:
+        others = [item for item in items if not has_its_turn(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if has_its_turn(item)]
     if hasattr(config, "workerinput"):
         longest_first(items)
 
@@ -127,7 +131,7 @@ def prepared_stack() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(params=["cluster_15", "cluster_17", "cluster"], ids=["pg15", "pg17", "pg18"])
+@pytest.fixture(params=list(VERSIONS), ids=list(VERSIONS.values()))
 def kernel_database(request: pytest.FixtureRequest) -> Iterator[str]:
     """The same on each version, one after the other."""
     cluster: Cluster = request.getfixturevalue(request.param)

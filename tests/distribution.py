@@ -1,6 +1,7 @@
-"""Which tests of a parallel run stay together, and which begin first."""
+"""Which tests of a whole run there are, which of them stay together, and which begin first."""
 
 from collections import Counter
+from zlib import crc32
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -30,6 +31,28 @@ _APART = (
 )
 # A stack with a million rows is made once for all files of the dashboard.
 _TOGETHER = ("tests/dashboard/",)
+
+# The fixtures of the versions that the kernel's tests run on, and their names in the names of tests.
+VERSIONS = {"cluster_15": "pg15", "cluster_17": "pg17", "cluster": "pg18"}
+
+# Set in a run of all checks; named tests, and the matrix of releases, run on each version.
+BY_TURNS = "TESTS_BY_TURNS"
+
+
+def has_its_turn(item: pytest.Item) -> bool:
+    """Return whether the test runs where each test of the kernel runs on one version alone, by turns.
+
+    The turn comes from the test's name: it is the same in every run, and each version has a third of each rule's tests.
+    """
+    version = VERSIONS.get(_parameters(item).get("kernel_database", ""))
+    if version is None:
+        return True
+    name = item.nodeid.replace(version, "", 1)
+    return version == list(VERSIONS.values())[crc32(name.encode()) % len(VERSIONS)]
+
+
+def _parameters(item: pytest.Item) -> dict[str, str]:
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 class LongestFirst(LoadScopeScheduling):

@@ -10,8 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.kernel.machine import machine_for, open_database
 from tests.kernel.state import Database
 
-# Some 1,000 steps on the newest version and 500 on each other, many of them of dozens of calls: the kernel is the
-# same, and so are its locks. A longer run by hand: MODEL_EXAMPLES=2000.
+# Some 1,000 steps, many of them of dozens of calls. A longer run by hand: MODEL_EXAMPLES=2000.
 _BY_HAND = os.environ.get("MODEL_EXAMPLES")
 
 # Making a failing example smaller takes up to five minutes on each version. Among all tests the example as it was
@@ -30,12 +29,11 @@ def model_database(kernel_database: str) -> Iterator[Database]:
 
 
 @pytest.mark.timeout(0)
-def test_the_kernel_keeps_to_the_model(model_database: Database, request: pytest.FixtureRequest) -> None:
-    is_newest = request.node.callspec.id == "pg18"
+def test_the_kernel_keeps_to_the_model(model_database: Database) -> None:
     run_state_machine_as_test(
         machine_for(model_database),
         settings=settings(
-            max_examples=int(_BY_HAND or (20 if is_newest else 10)),
+            max_examples=int(_BY_HAND or 20),
             stateful_step_count=50,
             deadline=None,
             phases=_PHASES,

@@ -101,7 +101,9 @@ async def test_s7_connections_that_send_half_a_request_are_given_up(sent: str) -
     app = Starlette(routes=[Route("/", answer, methods=["GET", "POST"])])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, http=Hasty, log_config=None, lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=Hasty, log_config=None, lifespan="off", timeout_keep_alive=1)
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
             with anyio.fail_after(60):
