@@ -104,8 +104,10 @@ class Sender:
         self._pool: httpcore.AsyncConnectionPool
 
     async def __aenter__(self) -> Self:
+        schemes = {urlsplit(each.target.url).scheme for each in self.handlers if each.target is not None}
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls_context(),
+            # Reading the authorities takes as long as the rest of a worker's start.
+            ssl_context=tls_context() if "https" in schemes else None,
             max_connections=None,
             max_keepalive_connections=20,
             keepalive_expiry=_IDLE_SECONDS,
