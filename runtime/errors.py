@@ -8,7 +8,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   └── WrongCall               a method of the stream or of a context is called with arguments that it does not take
 ├── LifespanFailed              no agent of a worker could start, or go on
 ├── InvalidKey                  not a key or a pattern
-├── InvalidValue                a value cannot be stored as JSON
+├── InvalidValue                a value cannot be stored as JSON, or an argument makes no sense
 ├── InvalidPayload              a message's value does not fit its handler's annotation
 ├── StoreError                  the store refused or could not be reached
 │   ├── StoreUnavailable        not reached, or no answer: try again
@@ -71,7 +71,8 @@ class InvalidKey(RuntimeFault, ValueError):
 
 
 class InvalidValue(RuntimeFault, ValueError):
-    """A value cannot be stored: no JSON, NaN, a NUL character, a lone surrogate, or too large."""
+    """A value cannot be stored: no JSON, NaN, a NUL character, a lone surrogate, or too large; or an argument of a call
+    is of another type, or out of its range."""
 
 
 class InvalidPayload(RuntimeFault, ValueError):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from typing import Any, TypeVar, get_args
 
-from runtime.agent.callables import declared_at
+from runtime.agent.callables import declared_at, declaring_frame
 from runtime.errors import DeclarationError, WrongCall, did_you_mean
 
 Called = TypeVar("Called", bound=Callable[..., Any])
@@ -33,8 +33,11 @@ def refuse_unknown(
     """
     if unknown := sorted(options.keys() - set(known)):
         meant = did_you_mean(unknown[0], known) or "."
+        # Of a coroutine that runs as a task of its own, nobody knows any more who called it.
+        is_task = declaring_frame().f_globals.get("__name__", "").partition(".")[0] == "asyncio"
+        where = "" if is_task else f"{declared_at()}: "
         raise error(
-            f"{declared_at()}: {called} takes no {unknown[0]}=…{meant} It takes {', '.join(sorted(known))}.{hint}"
+            f"{where}{called} takes no {unknown[0]}=…{meant} It takes {', '.join(sorted(known))}.{hint}"
         )
 
 
@@ -49,16 +52,37 @@ def takes_known_options(called: Called) -> Called:
     is_declaration = called.__module__.startswith("runtime.agent.")
     error = DeclarationError if is_declaration else WrongCall
 
-    @wraps(inner)
-    def call(*arguments: Any, **options: Any) -> Any:
+    def check(options: Mapping[str, Any]) -> None:
         if options:
             refuse_unknown(shown, options, known, error=error)
-        return inner(*arguments, **options)
 
+    call = _like(inner, check)
     if isinstance(called, type):
         called.__init__ = call  # type: ignore[misc]
         return called
     return call  # type: ignore[return-value]
+
+
+def _like(inner: Callable[..., Any], check: Callable[[Mapping[str, Any]], None]) -> Callable[..., Any]:
+    """Return a function that checks the options first, and is async where the other is: decorators look at that.
+
+    A generator's options are checked by the call, not only when its first item is asked for.
+    """
+    if inspect.iscoroutinefunction(inner):
+
+        @wraps(inner)
+        async def call_async(*arguments: Any, **options: Any) -> Any:
+            check(options)
+            return await inner(*arguments, **options)
+
+        return call_async
+
+    @wraps(inner)
+    def call(*arguments: Any, **options: Any) -> Any:
+        check(options)
+        return inner(*arguments, **options)
+
+    return call
 
 
 def _option_names(function: Callable[..., Any]) -> list[str]:

@@ -68,6 +68,7 @@ def dev(
     start_logs("warning", as_json=as_json or Settings.load().log_format == "json")
     shown = DevOutput(as_json)
     with _settings(port, shown) as settings:
+        shown.say(f"the stream is {settings.describe_stream()}")
         event_loop.run(_dev, settings, paths, is_opened, shown)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ from runtime.worker.execution.attempt import Observer
 from runtime.worker.poison import PoisonMessages
 from runtime.worker.signals import heeded
 from runtime.worker.supervisor import Child, Supervisor
-from runtime.worker.worker import Attempt, Worker
+from runtime.worker.worker import PLACE_LOG, Attempt, Worker
 
 if TYPE_CHECKING:
     from runtime.worker.webhook_forwarder import WebhookForwarder
@@ -163,8 +164,10 @@ def run(
         crew.append(_webhook_forwarder(settings, observer, poison_messages, is_alone=not agents))
     if not is_json_log and not is_supervised:
         print_handlers(handler for each in crew if isinstance(each, Worker) for handler in each.handlers)
-    # `runtime dev` has said why it ends this process.
+    # `runtime dev` has said where the stream is, and why it ends this process.
     is_quiet = attempts_to is not None
+    if is_quiet:
+        logging.getLogger(PLACE_LOG).setLevel(logging.WARNING)
     signal_number = event_loop.run(_run, crew, is_supervised, is_quiet, settings.drain_seconds)
     lines.flush()
     if signal_number is not None:

@@ -14,7 +14,7 @@ class Admin(DeadLetters):
     """Changes a stream on an operator's behalf.
 
     Every method raises `StoreError` when the store cannot be reached or refuses, and its subclass `Refused` for an
-    unknown subscription.
+    unknown subscription; and `InvalidValue` or `InvalidKey` for arguments that make no sense.
     """
 
     async def cancel(
@@ -200,8 +200,8 @@ class Admin(DeadLetters):
             subscription=subscription,
             since=since,
             until=until,
-            pattern=check_pattern(pattern),
-            ids=None if ids is None else list(ids),
+            pattern=pattern,
+            ids=ids,
             dry_run=dry_run,
         )
         return answer

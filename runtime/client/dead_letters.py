@@ -40,11 +40,7 @@ class DeadLetterFilter:
     def arguments(self) -> dict[str, Any]:
         """Return the conditions as arguments of the SQL functions."""
         given = {name: getattr(self, name) for name in self.__slots__}
-        return {
-            name: list(value) if name == "ids" else value
-            for name, value in given.items()
-            if value is not None
-        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class DeadLetters:

@@ -17,6 +17,7 @@ from runtime.errors import StoreUnavailable
 from runtime.message import Message
 from runtime.settings import Settings
 from runtime.store import Store
+from runtime.store.arguments import check_number
 from runtime.wakeups.polling import Pace
 
 if TYPE_CHECKING:
@@ -73,7 +74,12 @@ class Reader:
 
     @classmethod
     async def begin(cls, store: Store, pattern: str, since: int | None) -> Self:
-        """Return a reader of the messages after an id, or of those that are committed from now on."""
+        """Return a reader of the messages after an id, or of those that are committed from now on.
+
+        Raises:
+            InvalidValue: `since` is no id.
+        """
+        since = None if since is None else check_number("since, the id of a message,", since)
         horizon = await store.operate("stream_horizon", look=_OPEN_IDS)
         if since is not None:
             return cls(store, pattern, after=since, horizon=horizon)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from runtime.keys import check_pattern
 from runtime.store import Store
 
 State = Literal["open", "failed", "dead", "done", "unhandled"]
@@ -19,7 +18,8 @@ def two_figures(number: float) -> int:
 class Queries:
     """Reads a stream for display; changes nothing.
 
-    Every method raises `StoreError` when the store cannot be reached or refuses.
+    Every method raises `StoreError` when the store cannot be reached or refuses, and `InvalidValue` or `InvalidKey`
+    for arguments that make no sense.
     """
 
     def __init__(self, store: Store) -> None:
@@ -59,14 +59,14 @@ class Queries:
             still not be the last one.
         """
         found: dict[str, Any] = await self._store.operate(
-            "stream_page", pattern=check_pattern(pattern), before=before, after=after, max=limit, agent=agent,
+            "stream_page", pattern=pattern, before=before, after=after, max=limit, agent=agent,
             state=state, text=text, since=since, until=until, look=look,
         )  # fmt: skip
         return found
 
     async def handling(self, messages: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
         """Return the outcomes of each of these messages, as `page` does under `handled`."""
-        found = await self._store.operate("stream_handling", ids=list(messages))
+        found = await self._store.operate("stream_handling", ids=messages)
         return {int(number): handled for number, handled in found.items()}
 
     async def trace(self, message: int, *, limit: int = 200) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The routes of the dashboard."""
 
 from starlette.applications import Starlette
-from starlette.convertors import IntegerConvertor, register_url_convertor
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.convertors import IntegerConvertor, StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from runtime.dashboard.context import FOLDER, DashboardContext, context_of
+from runtime.dashboard.context import FOLDER, DashboardContext
+from runtime.dashboard.error_pages import ErrorPages, fault, refused
 from runtime.dashboard.events import events
 from runtime.dashboard.pages import (
     agents,
@@ -22,7 +23,7 @@ from runtime.dashboard.pages import (
     write,
 )
 from runtime.dashboard.security import Guard, Guarded
-from runtime.errors import RuntimeFault, StoreUnavailable
+from runtime.errors import RuntimeFault
 
 
 class _Number(IntegerConvertor):
@@ -31,7 +32,14 @@ class _Number(IntegerConvertor):
     regex = "[0-9]{1,18}"
 
 
+class _Change(StringConvertor):
+    """What can be done with dead letters."""
+
+    regex = "redrive|discard"
+
+
 register_url_convertor("number", _Number())
+register_url_convertor("change", _Change())
 
 
 def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
@@ -64,39 +72,17 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
             Route("/approvals/{id:number}", approvals.decide, methods=["POST"]),
             Route("/dead", dead.dead_page),
             Route("/dead/groups", dead.groups),
-            Route("/dead/group/{what}", dead.change_group, methods=["POST"]),
+            Route("/dead/group/{what:change}", dead.change_group, methods=["POST"]),
             Route("/dead/{id:number}", dead.letter_page),
             Route("/dead/{id:number}/amend", dead.amend, methods=["POST"]),
-            Route("/dead/{id:number}/{what}", dead.change_letter, methods=["POST"]),
+            Route("/dead/{id:number}/{what:change}", dead.change_letter, methods=["POST"]),
             Route("/write", write.write_page),
             Route("/write/check", write.check, methods=["POST"]),
             Route("/write", write.send, methods=["POST"]),
             Mount("/static", StaticFiles(directory=FOLDER / "static")),
         ],
-        exception_handlers={RuntimeFault: _fault, 404: _missing},
+        exception_handlers={RuntimeFault: fault, HTTPException: refused},
+        middleware=[Middleware(ErrorPages)],
     )
     app.state.context = context
     return Guarded(app, guard)
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    """Show an error of the store: as a page, or as a line for a part of a page."""
-    status = 503 if isinstance(error, StoreUnavailable) else 409
-    if "hx-request" in request.headers:
-        return PlainTextResponse(str(error), status)
-    context = context_of(request)
-    return await context.page(
-        "missing.html",
-        active="",
-        status=status,
-        events="",
-        what="The stream cannot be shown",
-        why=str(error),
-        is_away=status == 503,
-    )
-
-
-async def _missing(request: Request, _: Exception) -> HTMLResponse:
-    return await context_of(request).page(
-        "missing.html", active="", status=404, events="", what="There is no such page", why=request.url.path
-    )

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.encoding.readback import LossyValue, certain, faithful, jsonable
+from runtime.encoding.size import TooLarge, check_size
 from runtime.encoding.unreadable import LIVING, children_of, find_unreadable, may_overflow, read_json
 from runtime.errors import InvalidPayload, InvalidValue
 from runtime.tracebacks import full_name_of, without_made_up_names
@@ -56,7 +57,13 @@ def encode(value: object) -> str:
             "represent."
         )
     try:
+        check_size(value, MAX_BYTES)
         data = _dump(value)
+    except TooLarge:
+        raise InvalidValue(
+            f"The value takes more than {MAX_BYTES // 2**20} MB in JSON, with each part written as often as "
+            "it occurs. Put large data into a file or a bucket and send its address."
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidValue(_complaint(value, error)) from None
     if len(data) > MAX_BYTES:

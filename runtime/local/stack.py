@@ -19,7 +19,7 @@ from runtime.local.ports import api_port_like, free_port, free_port_like, ports_
 from runtime.local.postgres import DISPOSABLE, PostgresServer
 from runtime.local.preparation import prepare_foreign, prepare_server
 from runtime.local.signing import read_keys, rotate, sign
-from runtime.local.state import StackState, locked, place_cluster, remove_files
+from runtime.local.state import StackState, locked, place_cluster, remembered, remove_files
 from runtime.local.status import StackStatus
 
 Say = Callable[[str], object]
@@ -178,31 +178,32 @@ class LocalStack:
         """
         self._make_folder()
         with locked(self.folder):
+            usual = None if self.exists else StackState.for_project(self._project)
             state = self._state_to_start(say)
-            state.save(self.folder)
-            server = self._server(state)
-            if server is not None and not server.is_running:
-                say(
-                    "Starting PostgreSQL"
-                    if server.exists
-                    else "Making the database, once, and starting PostgreSQL"
-                )
-            has_started_server = server.start() if server is not None else False
-            try:
-                if not self._signing_keys.exists():
-                    rotate(self._signing_keys)
-                say("Applying the migrations")
-                if server is not None:
-                    prepare_server(server)
-                else:
-                    prepare_foreign(self._admin_url(state))
-                if gateway and not self._gateway_of(state).is_running:
-                    say("Starting the gateway")
-                has_started_gateway = self._gateway_of(state).start() if gateway else False
-            except BaseException:
-                if has_started_server and server is not None:
-                    server.stop()
-                raise
+            with remembered(state, self.folder, usual):
+                server = self._server(state)
+                if server is not None and not server.is_running:
+                    say(
+                        "Starting PostgreSQL"
+                        if server.exists
+                        else "Making the database, once, and starting PostgreSQL"
+                    )
+                has_started_server = server.start() if server is not None else False
+                try:
+                    if not self._signing_keys.exists():
+                        rotate(self._signing_keys)
+                    say("Applying the migrations")
+                    if server is not None:
+                        prepare_server(server)
+                    else:
+                        prepare_foreign(self._admin_url(state))
+                    if gateway and not self._gateway_of(state).is_running:
+                        say("Starting the gateway")
+                    has_started_gateway = self._gateway_of(state).start() if gateway else False
+                except BaseException:
+                    if has_started_server and server is not None:
+                        server.stop()
+                    raise
         return has_started_server or has_started_gateway
 
     def stop(self) -> bool:

@@ -15,6 +15,7 @@ from runtime.connection.local_stack import STATE, LocalProject
 from runtime.errors import LocalStackError
 from runtime.local.account import Account
 from runtime.local.keys import API_PORT, DB_PORT, Keys
+from runtime.local.ports import free_port_like, ports_of_others
 
 _LOCK_SECONDS: Final = 120
 _SHARED_PLACES: Final = (Path("/var/lib/agent-runtime"), Path("/var/tmp/agent-runtime"))
@@ -88,6 +89,27 @@ class StackState(BaseModel):
             os.replace(unfinished, folder / STATE)
         except OSError as error:
             raise LocalStackError(f"{folder} cannot be written: {error}") from error
+
+
+@contextmanager
+def remembered(state: StackState, folder: Path, usual: StackState | None) -> Iterator[None]:
+    """Remember a state while the stack starts, but its ports only if it does: one may be another program's.
+
+    Args:
+        state: the state to start with.
+        folder: the data folder.
+        usual: the state before the first start, if this is it.
+    """
+    before = usual or StackState.load(folder)
+    state.save(folder)
+    try:
+        yield
+    except BaseException:
+        taken = ports_of_others(folder) if usual else set()
+        state.api_port = free_port_like(before.api_port, taken) if taken else before.api_port
+        state.db_port = free_port_like(before.db_port, taken | {state.api_port}) if taken else before.db_port
+        state.save(folder)
+        raise
 
 
 def remove_files(folder: Path) -> None:

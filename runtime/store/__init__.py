@@ -14,6 +14,7 @@ from runtime.backoff import backoff_seconds
 from runtime.encoding.json import decode, encode
 from runtime.errors import MigrationMissing, StoreError, StoreUnavailable
 from runtime.message import Draft, Message
+from runtime.store.arguments import check_number, checked
 from runtime.store.exchange import Delivery, Exchange, ExchangeAnswer, Look, Outcome, Report
 from runtime.store.functions import ONCE
 from runtime.store.sqlstates import MIGRATION_CURE, ROLLED_BACK, UPGRADE_CURE, foreign
@@ -190,19 +191,27 @@ class Store(ABC):
         """Return messages by pattern: the oldest after an id or since a time, else the newest.
 
         With `latest`, the newest of each key. A time without a zone is local.
+
+        Raises:
+            InvalidKey: `pattern` is no pattern.
+            InvalidValue: another argument is of another type, or out of its range.
         """
-        wanted = {
-            "pattern": pattern, "after": after, "before": before, "max": limit, "latest": latest,
-            "since": _zoned(since), "until": _zoned(until), "correlation_id": correlation_id,
-        }  # fmt: skip
-        rows = await self._persist("stream_read", wanted, repeatable=True)
+        rows = await self.operate(
+            "stream_read", pattern=pattern, after=after, before=before, max=limit, latest=latest, since=since,
+            until=until, correlation_id=correlation_id,
+        )  # fmt: skip
         return [Message[Any].from_row(row) for row in rows]
 
     async def get(self, message: int) -> Message[Any] | None:
-        """Return the message with this id, or None if there is none."""
-        if not 0 < message <= _MAX_ID:
+        """Return the message with this id, or None if there is none.
+
+        Raises:
+            InvalidValue: `message` is no whole number.
+        """
+        number = check_number("message", message)
+        if not 0 < number <= _MAX_ID:
             return None
-        found = await self.read(">", after=message - 1, before=message + 1, limit=1)
+        found = await self.read(">", after=number - 1, before=number + 1, limit=1)
         return found[0] if found else None
 
     async def check_schema(self) -> str:
@@ -255,18 +264,18 @@ class Store(ABC):
         return ExchangeAnswer.from_wire(answer)
 
     async def operate(self, function: str, **arguments: Any) -> Any:
-        """Call one of the operations, such as `stream_stats`, and return its answer."""
-        return await self._persist(function, arguments, repeatable=function not in ONCE)
+        """Call one of the operations, such as `stream_stats`, and return its answer.
+
+        Raises:
+            InvalidKey: a pattern among the arguments is none.
+            InvalidValue: an argument is of another type, or out of its range: nothing was requested.
+        """
+        return await self._persist(function, checked(function, arguments), repeatable=function not in ONCE)
 
     async def _persist(self, function: str, arguments: Mapping[str, Any], *, repeatable: bool) -> Any:
         """Call, and call again after a lost race or, for repeatable calls, a lost answer."""
         given = {name: value for name, value in arguments.items() if value is not None}
         return await persist(lambda: self.call(function, given), repeatable=repeatable, random=self._random)
-
-
-def _zoned(moment: datetime | None) -> datetime | None:
-    """Return the time with a zone: the local one, unless it has one."""
-    return moment if moment is None or moment.tzinfo is not None else moment.astimezone()
 
 
 async def persist(call: Callable[[], Awaitable[T]], *, repeatable: bool | None, random: Random) -> T:

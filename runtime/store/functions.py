@@ -85,6 +85,23 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 """The types of the arguments of each function, by name. JSON arguments travel as text, encoded once."""
 
+MOST: Mapping[tuple[str, str], int] = {
+    ("stream_read", "max"): 10_000, ("stream_waits", "max"): 10_000, ("stream_approvals", "max"): 10_000,
+    ("stream_trace", "max"): 2_000, ("stream_conversation", "max"): 1_000, ("stream_page", "max"): 500,
+    ("stream_page", "look"): 20_000, ("stream_flow", "look"): 20_000, ("stream_dead_groups", "look"): 100_000,
+}  # fmt: skip
+"""The most of what the functions count, as they bound it themselves."""
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "stream_pause": ("subscription",), "stream_resume": ("subscription",), "stream_replay": ("subscription",),
+    "stream_remove": ("subscription",), "stream_cancel": ("message",), "stream_trace": ("message",),
+    "stream_fork": ("message",), "stream_conversation": ("correlation",), "stream_handling": ("ids",),
+    "stream_last_good": ("letter",), "stream_amend": ("letter", "value"), "stream_decide": ("request", "approved"),
+    "stream_prune": ("older_than_seconds",), "stream_add_webhook": ("name", "url", "patterns"),
+    "stream_remove_webhook": ("name",), "stream_rotate_webhook": ("name",),
+}  # fmt: skip
+"""The arguments without a default, of functions that scripts call with what they are given."""
+
 ONCE = frozenset({
     "stream_replay", "stream_beat", "stream_amend", "stream_fork", "stream_broadcast",
     "stream_add_webhook", "stream_rotate_webhook", "stream_note_webhooks",

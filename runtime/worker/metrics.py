@@ -102,7 +102,7 @@ def _of_subscriptions(subscriptions: list[dict[str, Any]]) -> Iterator[Metric]:
     )
     lag = GaugeMetricFamily(
         "runtime_lag_seconds",
-        "Age of the oldest message waiting, running or scheduled.",
+        "Age of the oldest message waiting, running or scheduled; sent with a delay, since that is over.",
         labels=["subscription"],
     )
     dead = GaugeMetricFamily("runtime_dead_letters", "Dead letters.", labels=["subscription"])

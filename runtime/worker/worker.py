@@ -73,6 +73,9 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "Worker"]
 
 _log = logging.getLogger("runtime.worker")
+PLACE_LOG = "runtime.worker.place"
+"""The logger of the line that says where the stream is."""
+_place_log = logging.getLogger(PLACE_LOG)
 _LEAVE_SECONDS = 2.0
 
 
@@ -205,7 +208,7 @@ class Worker:
         # A serverless application makes a worker for each call: there, this line would be noise.
         level = logging.INFO if self._drainage is None else logging.DEBUG
         if place := self._settings.describe_stream():
-            _log.log(level, "the stream is %s", place)
+            _place_log.log(level, "the stream is %s", place)
         lifespans = Lifespans(
             {agent.name: agent.hooks.lifespan for agent in self._agents},
             moved=self._open_or_close,

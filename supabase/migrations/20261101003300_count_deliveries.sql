@@ -66,7 +66,7 @@ comment on function runtime.phase_of(runtime.deliveries) is
 create function runtime.backlog()
 returns table (
     subscription integer, fresh bigint, running bigint, scheduled bigint, suspended bigint, undoing bigint, parked bigint,
-    blocked bigint, oldest bigint, about boolean
+    blocked bigint, since timestamptz, about boolean
 )
 language plpgsql stable set search_path = '' as $$
 declare
@@ -92,7 +92,10 @@ begin
         -- Up to a thousand are counted exactly, by the indexes that taking uses.
         select s.id, f.fresh, h.leased, h.running, h.blocked, w.unleased, w.scheduled, w.suspended, p.parked,
                h.undoing + w.undoing as undoing,
-               least(o.oldest, h.oldest, w.oldest) as oldest,
+               -- A message that was sent with a delay waits from when it was over.
+               least(w.since, (
+                   select min(greatest(m.created_at, m.deliver_at)) from public.consciousness_stream m
+                   where m.id in (o.oldest, h.oldest, w.oldest))) as since,
                greatest(f.fresh, h.leased + h.blocked, w.unleased, p.parked) > most and portion < 100 as about
         from runtime.subscriptions s
         cross join lateral (
@@ -124,10 +127,14 @@ begin
             select count(*) as unleased, count(*) filter (where x.phase is null) as scheduled,
                    count(*) filter (where x.phase = 'suspended') as suspended,
                    count(*) filter (where x.phase = 'undoing') as undoing,
-                   min(x.message_id) filter (where x.phase is distinct from 'suspended') as oldest
+                   min(x.message_id) filter (where x.phase is distinct from 'suspended' and x.attempts > 0) as oldest,
+                   min(x.visible_at) filter (
+                       where x.phase is distinct from 'suspended' and x.attempts = 0 and x.visible_at <= clock_timestamp()
+                   ) as since
             from unnest(runtime.lanes_of(s.id)) as c (standing)
             cross join lateral (
-                select d.message_id, case when d.heavy then runtime.phase_of(d) end as phase from runtime.deliveries d
+                select d.message_id, d.visible_at, d.attempts, case when d.heavy then runtime.phase_of(d) end as phase
+                from runtime.deliveries d
                 where d.subscription = s.id and d.visible_at < 'infinity'
                   and case when d.lease is not null then 2 else coalesce(d.pinned, 0) + (d.crashes >= 2)::integer end = c.standing
                 limit most + 1) x
@@ -151,12 +158,12 @@ begin
                 else c.undoing end,
            case when c.parked > most then greatest(c.parked, (x.parked * 100 / portion)::bigint) else c.parked end,
            case when c.blocked > most then greatest(c.blocked, (x.blocked * 100 / portion)::bigint) else c.blocked end,
-           c.oldest, c.about
+           c.since, c.about
     from counted c left join sample x on x.id = c.id;
 end
 $$;
 comment on function runtime.backlog() is
-    'What waits for each subscription, and its oldest message. A small table is counted whole, and so is up to a '
+    'What waits for each subscription, and since when. A small table is counted whole, and so is up to a '
     'thousand of a kind; about: larger figures are estimated from a sample of the table''s blocks.';
 
 create function runtime.awaited() returns table (subscription integer, awaited json)
@@ -331,9 +338,7 @@ begin
                     'held_back', coalesce(k.held_back, '[]'),
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
-                    'lag_seconds', (
-                        select runtime.age_seconds(m.created_at)
-                        from public.consciousness_stream m where m.id = b.oldest),
+                    'lag_seconds', runtime.age_seconds(b.since),
                     'done_last_minute', coalesce(r.done, 0), 'failed_last_minute', coalesce(r.failed, 0),
                     'last_error', (
                         select json_build_object('message', e.message_id, 'error', e.error, 'at', e.ended_at)

@@ -152,6 +152,8 @@ def test_g9_a_reload_drains_and_loses_nothing(shell: Shell, stack: Any, terminal
     # Only `dev` says that it ends: a reload is no signal of the reader's.
     assert "no new work is taken" not in terminal.text
     assert terminal.text.count("nce more to ") == 1
+    # Nor does each reload say anew where the stream is.
+    assert terminal.text.count(f"the stream is {stack.api_url} (SUPABASE_URL ") == 1
     runs = fetch(stack.admin_url, "select message_id, outcome from runtime.runs")
     # A reader sees a message before what became of it, whichever process was faster.
     places: dict[tuple[str, bool], int] = {}

@@ -1,17 +1,20 @@
 """The stream without async: in a script, in a running loop, from threads, after a fork."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from inspect import iscoroutinefunction
 from typing import Any
 
 import pytest
 
 import runtime
 from runtime.client.blocking import BlockingStream, connect_blocking
+from runtime.client.stream import Stream
 from runtime.errors import InvalidKey, RuntimeFault, SettingsError, WrongCall
 from runtime.settings import Settings
 
@@ -60,6 +63,20 @@ def test_an_option_that_does_not_exist_is_refused_with_the_line_and_the_nearest_
     ):
         getattr(stream, method)("a.b", **{option: 3})
     assert stream.read("a.b") == []
+
+
+def test_the_methods_of_a_stream_are_async_to_whoever_inspects_them_and_refuse_options_in_tasks_too() -> None:
+    methods = ("send", "send_all", "ask", "ask_all", "get", "read", "latest", "latest_of_each", "stats")
+    assert all(iscoroutinefunction(getattr(Stream, name)) for name in (*methods, "flush_broadcasts"))
+    assert not any(iscoroutinefunction(getattr(BlockingStream, name)) for name in methods)
+    assert iscoroutinefunction(runtime.drain)
+
+    async def in_a_task() -> None:
+        await asyncio.create_task(runtime.drain([], budgt=1))  # type: ignore[call-arg]
+
+    # Nobody knows who made the task: no line is better than one of asyncio's.
+    with pytest.raises(WrongCall, match=r"^drain\(…\) takes no budgt=…; did you mean budget\?"):
+        asyncio.run(in_a_task())
 
 
 def test_broadcasts_are_sent_and_heard(stream: BlockingStream) -> None:

@@ -125,6 +125,33 @@ async def test_stats_tell_what_waits_and_why(db: Any, worker: Worker) -> None:
     assert (await db.fetchval("select stream_stats()"))["workers"] == []
 
 
+async def test_what_was_sent_with_a_delay_lags_from_when_it_is_over(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.output")
+
+    async def lag() -> float | None:
+        [told] = (await db.fetchval("select stream_stats()"))["subscriptions"]
+        assert told["scheduled"] + told["waiting"] + told["running"]
+        return None if told["lag_seconds"] is None else float(told["lag_seconds"])
+
+    await send(db, {"key": "task.output", "value": 1, "delay": 600})
+    await advance(db, 60)
+    assert await lag() is None
+    # It is older than what waits, and hides nothing of it.
+    await send(db, ("task.output", 2))
+    await advance(db, 100)
+    assert 100 <= (await lag() or 0) < 130
+    await advance(db, 440 + 50)
+    [fresh] = (await worker.exchange(want={"a.one": 1})).taken
+    await worker.finish(fresh)
+    assert 50 <= (await lag() or 0) < 80
+    # Taken, it still waits since then; so does a retry.
+    [taken] = await worker.take()
+    assert 50 <= (await lag() or 0) < 80
+    await worker.fail(taken, delay=100)
+    await advance(db, 10)
+    assert 60 <= (await lag() or 0) < 100
+
+
 async def read(db: Any, pattern: str, **options: Any) -> list[int]:
     """The ids of one page."""
     named = "".join(f", {name} => ${place}" for place, name in enumerate(options, start=2))

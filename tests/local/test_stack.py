@@ -152,6 +152,13 @@ def test_a_port_that_is_taken_is_told_and_another_one_is_taken_and_remembered(
         with pytest.raises(LocalStackError, match=rf"Port {port} .* taken, by another program.*--port"):
             named.start()
         assert running.status().stopped == ["database", "gateway"]
+        # A port that was refused is not that of the next start.
+        with (
+            socket.create_server(("127.0.0.1", 0)) as theirs,
+            pytest.raises(LocalStackError, match="taken, by another program"),
+        ):
+            LocalStack(running.folder, api_port=theirs.getsockname()[1]).start()
+        assert LocalStack(running.folder).api_url == running.api_url
         again = LocalStack(running.folder)
         assert again.start() is True
         other = int(again.api_url.rpartition(":")[2])

@@ -25,7 +25,7 @@ from runtime.local import keys
 from runtime.message import Draft
 from runtime.store import Exchange, Report, Sent, Store, Subscription, WorkerCard
 from runtime.store.exchange import WireRow
-from runtime.store.functions import FUNCTIONS
+from runtime.store.functions import FUNCTIONS, MOST, REQUIRED
 from tests.store.conftest import Server, Way
 
 pytestmark = pytest.mark.anyio
@@ -244,17 +244,26 @@ async def test_every_function_is_called_as_the_database_has_it(way: Way) -> None
     assert ours.items() <= known.items()
 
 
+async def test_arguments_are_bounded_and_required_as_in_the_database(server: Server) -> None:
+    async with server.admin() as admin:
+        rows = await admin.fetch(
+            "select proname, coalesce(proargnames[1:pronargs - pronargdefaults], '{}') as required, array("
+            "select bound[1] || ' ' || bound[2] from "
+            "regexp_matches(prosrc, 'check_between\\(''(\\w+)'', \\w+, 1, (\\d+)\\)', 'g') bound) as bounds "
+            "from pg_proc where pronamespace = 'public'::regnamespace and proname like 'stream\\_%'"
+        )
+    bounds = {(row["proname"], *bound.split()) for row in rows for bound in row["bounds"]}
+    assert {(function, name, str(most)) for (function, name), most in MOST.items()} == bounds
+    required = {row["proname"]: tuple(row["required"]) for row in rows}
+    assert {function: required[function] for function in REQUIRED} == REQUIRED
+
+
 async def test_a_refusal_says_what_the_database_says(store: Store) -> None:
     with pytest.raises(Refused, match=r"there is no subscription 'no.body'.*stream_stats") as refused:
         await store.operate("stream_pause", subscription="no.body")
     assert refused.value.code == "22023"
     with pytest.raises(Refused, match="max must be between"):
-        await store.read("a.b", limit=0)
-    with pytest.raises((Refused, InvalidValue)):
-        await store.operate("stream_pause", subscription="a\0b")
-    with pytest.raises(Refused) as too_large:
-        await store.read("a.b", after=2**70)
-    assert "type" in str(too_large.value)
+        await store.call("stream_read", {"pattern": "a.b", "max": 0})
 
 
 async def test_a_database_without_migrations_says_which_command_mends_it(way: Way) -> None:

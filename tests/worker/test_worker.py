@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ import anyio
 import pytest
 from anyio.abc import Process
 
-from runtime import Agent, Retry, connect
+from runtime import Agent, Context, Retry, connect
 from runtime.client.requester import Requester
 from runtime.errors import DeclarationError, StoreUnavailable
 from runtime.message import Draft
@@ -314,6 +315,35 @@ async def test_g4_k3_an_emit_that_the_database_refuses_fails_alone(database: str
     assert (results["emit.work", "done"], results["emit.note", "done"]) == (19, 19)
     error = await query(database, "select error from runtime.dead_letters")
     assert "thirteen is not stored" in error
+
+
+async def test_g5_a_value_without_end_is_a_dead_letter_at_once_and_the_worker_goes_on(database: str) -> None:
+    endless: list[Any] = []
+    for _ in range(90):
+        endless = [endless, endless]
+    agent = Agent("large")
+    ways: dict[str, Callable[[Context], Any]] = {
+        "emits": lambda context: context.emit("large.output", {"deep": endless}),
+        "headers": lambda context: context.emit("large.output", 1, headers={"deep": endless}),
+        "step": lambda context: context.step("grow", lambda: endless),
+        "waits": lambda context: context.wait_for("large.reply", endless),
+        "asks": lambda context: context.ask("large.question", endless),
+        "broadcasts": lambda context: context.broadcast("large.news", endless),
+    }
+
+    @agent.on("large.input", emits="large.output")
+    async def work(value: str, context: Context) -> object:
+        called = ways[value](context) if value in ways else endless if value == "returns" else value
+        return await called if isawaitable(called) else called
+
+    async with running([agent], direct(database)):
+        await ready(database, "large.work")
+        await send(database, "large.input", *ways, "returns", "a small one")
+        await until(lambda: _none_left(database))
+    assert await outcomes(admin(database)) == {("large.work", "dead"): 7, ("large.work", "done"): 1}
+    errors = await query(database, "select array_agg(distinct error) from runtime.dead_letters")
+    assert len(errors) == 1
+    assert "InvalidValue: The value takes more than 16 MB in JSON" in errors[0]
 
 
 async def test_g5_a_failing_handler_is_tried_again_with_backoff_and_then_a_dead_letter(database: str) -> None:
