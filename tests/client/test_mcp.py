@@ -7,8 +7,9 @@ from typing import Any
 
 import anyio
 import pytest
-from mcp import Client, MCPError
-from mcp.types import CallToolResult, TextContent
+from mcp import Client, MCPDeprecationWarning, MCPError
+from mcp.server.subscriptions import ResourceUpdated
+from mcp.types import CallToolResult, ResourceUpdatedNotification, TextContent, TextResourceContents
 from pydantic import BaseModel
 
 from runtime import Agent, Reject, connect
@@ -185,3 +186,51 @@ async def test_operators_look_by_tools_and_write_only_where_that_is_allowed(harn
             message = await stream.get(json.loads(text(written))["id"])
             assert message is not None
             assert (message.value, message.agent) == (3, "mcp")
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_keys_and_patterns_are_resources_and_their_watchers_hear_of_messages(
+    harness: Harness, mode: str
+) -> None:
+    await harness.send("task.output", {"title": "first"})
+    heard: list[str] = []
+    news = anyio.Event()
+
+    async def note(message: Any) -> None:
+        if isinstance(message, ResourceUpdatedNotification):
+            heard.append(message.params.uri)
+            news.set()
+
+    server = StreamServer(harness.settings).build()
+    async with Client(server, mode=mode, message_handler=note) as client:
+        listed = (await client.list_resources()).resources
+        assert [each.uri for each in listed] == ["stream://task.output"]
+        assert (await client.list_resource_templates()).resource_templates[
+            0
+        ].uri_template == "stream://{pattern}"
+        for uri in ("stream://task.output", "stream://task.*", "stream://task.%3E", "stream://%3E/"):
+            [found] = (await client.read_resource(uri)).contents
+            assert isinstance(found, TextResourceContents)
+            assert [each["value"] for each in json.loads(found.text)] == [{"title": "first"}]
+        for uri in ("stream://no pattern!", "file:///etc/passwd", "stream://" + "x" * 100_000):
+            with pytest.raises(MCPError, match=r"pattern|Resources are named") as wrong:
+                await client.read_resource(uri)
+            assert len(str(wrong.value)) < 500
+        await harness.send("big.output", "x" * 300_000)
+        [found] = (await client.read_resource("stream://big.output")).contents
+        assert isinstance(found, TextResourceContents)
+        assert json.loads(found.text)[0]["cut"]
+        if mode == "legacy":
+            with pytest.warns(MCPDeprecationWarning):
+                await client.subscribe_resource("stream://task.*")
+            await harness.send("task.ended", 1)
+            await news.wait()
+            assert set(heard) == {"stream://task.*"}
+            with pytest.warns(MCPDeprecationWarning):
+                await client.unsubscribe_resource("stream://task.*")
+        else:
+            async with client.listen(resource_subscriptions=["stream://task.*", "stream://other"]) as events:
+                await harness.send("task.ended", 1)
+                async for event in events:
+                    assert event == ResourceUpdated("stream://task.*")
+                    break

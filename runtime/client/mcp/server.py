@@ -1,28 +1,41 @@
 """The server: which tools there are, and what a call of one does."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
+import anyio
 from mcp import MCPError
 from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.types import (
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
+    EmptyResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
     ListToolsResult,
     PaginatedRequestParams,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    SubscribeRequestParams,
+    SubscriptionsListenRequestParams,
+    SubscriptionsListenResult,
+    UnsubscribeRequestParams,
 )
 
 from runtime.client.mcp.calls import ToolCalls
 from runtime.client.mcp.own_tools import OWN_TOOLS, OwnTool
+from runtime.client.mcp.resources import TEMPLATE, contents, resources
+from runtime.client.mcp.subscriptions import ResourceWatches
 from runtime.client.mcp.tools import HandlerTool, call_result, refused
 from runtime.client.mcp.trace_context import incoming, outgoing
 from runtime.client.stream import Stream, connect
-from runtime.errors import RuntimeFault
+from runtime.errors import InvalidKey, RuntimeFault
 from runtime.settings import Settings
 
 WAIT_SECONDS: Final = 25.0
@@ -41,10 +54,12 @@ class Served:
     Attributes:
         stream: where messages live.
         calls: of tools.
+        watches: of resources.
     """
 
     stream: Stream
     calls: ToolCalls
+    watches: ResourceWatches
 
 
 class StreamServer:
@@ -72,20 +87,25 @@ class StreamServer:
             lifespan=self._serving,
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
+            on_list_resources=self._list_resources,
+            on_list_resource_templates=self._list_templates,
+            on_read_resource=self._read_resource,
+            on_subscribe_resource=self._subscribe,
+            on_unsubscribe_resource=self._unsubscribe,
+            on_subscriptions_listen=self._listen,
         )
 
     @asynccontextmanager
     async def _serving(self, _: Server[Served]) -> AsyncIterator[Served]:
-        async with connect(self._settings) as stream:
-            yield Served(stream, ToolCalls(stream))
+        async with connect(self._settings) as stream, anyio.create_task_group() as tasks:
+            yield Served(stream, ToolCalls(stream), ResourceWatches(stream, tasks))
+            tasks.cancel_scope.cancel()
 
     async def _list_tools(
         self, ctx: ServerRequestContext[Served], params: PaginatedRequestParams | None
     ) -> ListToolsResult:
-        try:
+        with _told():
             handlers = await handler_tools(ctx.lifespan_context.stream)
-        except RuntimeFault as fault:
-            raise _failed(fault) from fault
         return ListToolsResult(
             tools=[
                 *(each.told() for each in handlers.values()),
@@ -119,6 +139,42 @@ class StreamServer:
         call = await calls.settle(pending, self._wait_seconds)
         return call_result(call, trace=outgoing(call.headers))
 
+    async def _list_resources(
+        self, ctx: ServerRequestContext[Served], params: PaginatedRequestParams | None
+    ) -> ListResourcesResult:
+        with _told():
+            return ListResourcesResult(resources=await resources(ctx.lifespan_context.stream))
+
+    async def _list_templates(
+        self, ctx: ServerRequestContext[Served], params: PaginatedRequestParams | None
+    ) -> ListResourceTemplatesResult:
+        return ListResourceTemplatesResult(resource_templates=[TEMPLATE])
+
+    async def _read_resource(
+        self, ctx: ServerRequestContext[Served], params: ReadResourceRequestParams
+    ) -> ReadResourceResult:
+        with _told():
+            return ReadResourceResult(contents=[await contents(ctx.lifespan_context.stream, params.uri)])
+
+    async def _subscribe(
+        self, ctx: ServerRequestContext[Served], params: SubscribeRequestParams
+    ) -> EmptyResult:
+        with _told():
+            await ctx.lifespan_context.watches.subscribe(ctx.session, params.uri)
+        return EmptyResult()
+
+    async def _unsubscribe(
+        self, ctx: ServerRequestContext[Served], params: UnsubscribeRequestParams
+    ) -> EmptyResult:
+        ctx.lifespan_context.watches.unsubscribe(ctx.session, params.uri)
+        return EmptyResult()
+
+    async def _listen(
+        self, ctx: ServerRequestContext[Served], params: SubscriptionsListenRequestParams
+    ) -> SubscriptionsListenResult:
+        with _told():
+            return await ctx.lifespan_context.watches.listen(ctx, params)
+
 
 async def handler_tools(stream: Stream) -> dict[str, HandlerTool]:
     """Return the handlers that are tools, by the names of the tools.
@@ -135,5 +191,12 @@ async def handler_tools(stream: Stream) -> dict[str, HandlerTool]:
     return found
 
 
-def _failed(fault: RuntimeFault) -> MCPError:
-    return MCPError(-32603, str(fault))
+@contextmanager
+def _told() -> Iterator[None]:
+    """Answer a request that fails with an error of the protocol."""
+    try:
+        yield
+    except InvalidKey as fault:
+        raise MCPError(INVALID_PARAMS, str(fault)) from fault
+    except RuntimeFault as fault:
+        raise MCPError(INTERNAL_ERROR, str(fault)) from fault
