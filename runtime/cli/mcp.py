@@ -31,14 +31,14 @@ def mcp(
     tools look at the stream: stream_search, stream_trace, stream_backlog, stream_dead_letters. The log goes to stderr.
     """
     begin_log(as_json=as_json)
-    settings = find_settings()
+    settings = find_settings(mcp_writes=allow_writes or None)
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     if settings.telemetry:
         export_telemetry()
-    anyio.run(_serve, settings, allow_writes, wait)
+    anyio.run(_serve, settings, wait)
 
 
-async def _serve(settings: Settings, allow_writes: bool, wait: float) -> None:
-    server = StreamServer(settings, writes=allow_writes, wait_seconds=wait).build()
+async def _serve(settings: Settings, wait: float) -> None:
+    server = StreamServer(settings, wait_seconds=wait).build()
     async with stdio_server() as (reading, writing):
         await server.run(reading, writing, server.create_initialization_options())

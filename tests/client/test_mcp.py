@@ -61,7 +61,8 @@ async def open_door() -> str:
 async def client_of(harness: Harness, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
     """The SDK's own client, connected to a server of this stream."""
     callback = options.pop("elicitation_callback", None)
-    server = StreamServer(harness.settings, **options).build()
+    settings = harness.settings.model_copy(update={"mcp_writes": options.pop("writes", False)})
+    server = StreamServer(settings, **options).build()
     async with Client(server, mode=mode, elicitation_callback=callback) as client:
         yield client
 
@@ -149,6 +150,23 @@ async def test_a_slow_call_is_pending_and_its_result_comes_after_a_restart_of_ev
         other = await harness.send("number.doubled", 4)
         refused = await client.call_tool("stream_result", {"request": other.id})
         assert (refused.is_error, "no call of a tool" in text(refused)) == (True, True)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_client_that_leaves_in_the_middle_leaves_its_call_and_the_server_behind(
+    harness: Harness, mode: str
+) -> None:
+    server = StreamServer(harness.settings).build()
+    async with harness.running(shop), Client(server, mode=mode) as client:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.call_tool, "open_door", {})
+            while not (requests := await harness.messages("door.opened")):
+                await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+        assert text(await client.call_tool("double", {"value": 4})) == "8"
+        opened.set()
+        again = {"request": requests[0].id, "wait_seconds": 50}
+        assert json.loads(text(await client.call_tool("stream_result", again))) == "open"
 
 
 async def test_a_call_can_be_cancelled_by_its_handle_and_nothing_else_can(harness: Harness) -> None:

@@ -12,7 +12,7 @@ from mcp.types import Resource, ResourceTemplate, TextResourceContents
 from runtime.client.mcp.tools import MAX_RESULT_CHARACTERS
 from runtime.client.stream import Stream
 from runtime.encoding.json import legible
-from runtime.errors import InvalidKey, RuntimeFault
+from runtime.errors import InvalidKey, RuntimeFault, first_fault
 from runtime.keys import check_pattern
 from runtime.message import ANSWERS, Message
 
@@ -127,4 +127,4 @@ async def watch(stream: Stream, uri: str, since: int, tell: Callable[[], Awaitab
                     await tell()
                     await anyio.sleep(_GATHER_SECONDS)
         except* RuntimeFault as faults:
-            _log.warning("%s is not watched any more: %s", ascii(uri)[:80], faults.exceptions[0])
+            _log.warning("%s is not watched any more: %s", ascii(uri)[:80], first_fault(faults))

@@ -66,17 +66,16 @@ class StreamServer:
     """The handlers of the protocol's requests.
 
     Args:
-        settings: where the stream is.
-        writes: whether tools that write to the stream, beside calls of handlers, are there.
+        settings: where the stream is, and whether there are tools that write to it, beside calls of handlers.
         wait_seconds: how long a call waits for its answer.
     """
 
-    def __init__(
-        self, settings: Settings, *, writes: bool = False, wait_seconds: float = WAIT_SECONDS
-    ) -> None:
+    def __init__(self, settings: Settings, *, wait_seconds: float = WAIT_SECONDS) -> None:
         self._settings = settings
         self._wait_seconds = wait_seconds
-        self._own: dict[str, OwnTool] = {tool.name: tool for tool in OWN_TOOLS if writes or not tool.writes}
+        self._own: dict[str, OwnTool] = {
+            tool.name: tool for tool in OWN_TOOLS if settings.mcp_writes or not tool.writes
+        }
 
     def build(self) -> Server[Served]:
         """Return the server of the protocol."""
