@@ -287,7 +287,8 @@ def _tools_route(settings: Settings) -> "ToolsRoute | None":
     with needing("RUNTIME_MCP_TOKEN", "mcp"):
         from runtime.client.mcp.route import ToolsRoute
         from runtime.client.mcp.server import StreamServer
-    return ToolsRoute(StreamServer(settings), check_exposed(token, "RUNTIME_MCP_TOKEN"))
+    check_exposed(token, "RUNTIME_MCP_TOKEN")
+    return ToolsRoute(StreamServer(settings, secret=token), token)
 
 
 def _refused(name: str, refusal: WebhookRefusal) -> Response:

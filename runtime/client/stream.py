@@ -360,7 +360,7 @@ class Stream:
         finally:
             listener.scope.cancel()
 
-    async def hints(self, pattern: str = ">") -> AsyncIterator[bool]:
+    async def hints(self, pattern: str = ">") -> AsyncGenerator[bool]:
         """Yield at once, and then whenever there may be something new under a pattern, for ever.
 
         Yields:

@@ -9,10 +9,17 @@ import anyio
 import pytest
 from mcp import Client, MCPDeprecationWarning, MCPError
 from mcp.server.subscriptions import ResourceUpdated
-from mcp.types import CallToolResult, ResourceUpdatedNotification, TextContent, TextResourceContents
+from mcp.types import (
+    CallToolResult,
+    ElicitRequestFormParams,
+    ElicitResult,
+    ResourceUpdatedNotification,
+    TextContent,
+    TextResourceContents,
+)
 from pydantic import BaseModel
 
-from runtime import Agent, Reject, connect
+from runtime import Agent, Context, Reject, connect
 from runtime.client.mcp.server import StreamServer
 from runtime.testing import Harness
 
@@ -55,6 +62,22 @@ async def tell(what: Any) -> str:
 async def open_door() -> str:
     await opened.wait()
     return "open"
+
+
+class Terms(BaseModel):
+    cents: int
+    note: str | None = None
+
+
+@shop.on("refund.wanted", tool="refund")
+async def refund(order: int, context: Context) -> dict[str, Any]:
+    """Refund an order, if a person approves."""
+    decision = await context.approve(f"Refund order {order}?", details={"order": order}, answer=Terms)
+    return {
+        "approved": decision.approved,
+        "cents": decision.answer and decision.answer.cents,
+        "by": decision.by,
+    }
 
 
 @asynccontextmanager
@@ -252,3 +275,46 @@ async def test_keys_and_patterns_are_resources_and_their_watchers_hear_of_messag
                 async for event in events:
                     assert event == ResourceUpdated("stream://task.*")
                     break
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_an_approval_is_a_question_to_the_person_in_front_of_the_client(
+    harness: Harness, mode: str
+) -> None:
+    shown: list[ElicitRequestFormParams] = []
+    answers = [
+        # What does not fit is asked again.
+        ElicitResult(action="accept", content={"approved": True, "answer_cents": "many"}),
+        ElicitResult(action="accept", content={"approved": True, "answer_cents": 300, "why": "it was late"}),
+        ElicitResult(action="decline"),
+        ElicitResult(action="cancel"),
+    ]
+
+    async def decide(_: Any, params: Any) -> ElicitResult:
+        shown.append(params)
+        return answers.pop(0)
+
+    options: dict[str, Any] = {"elicitation_callback": decide, "wait_seconds": 50}
+    async with harness.running(shop), client_of(harness, mode, **options) as client:
+        approved = json.loads(text(await client.call_tool("refund", {"value": 7})))
+        assert (approved["approved"], approved["cents"]) == (True, 300)
+        assert approved["by"].endswith("over MCP")
+        assert shown[0].message.startswith("Refund order 7?\n")
+        assert shown[0].requested_schema["properties"]["answer_cents"]["type"] == "integer"
+        assert "The answer before did not fit" in shown[1].message
+        declined = json.loads(text(await client.call_tool("refund", {"value": 8})))
+        assert declined["approved"] is False
+    options["wait_seconds"] = 1
+    async with harness.running(shop), client_of(harness, mode, **options) as client:
+        left = await client.call_tool("refund", {"value": 9})
+        assert "waits for a person's approval: Refund order 9?" in text(left)
+        assert answers == []
+
+
+async def test_a_client_that_cannot_ask_is_told_what_a_call_waits_for(harness: Harness) -> None:
+    async with harness.running(shop), client_of(harness, wait_seconds=1) as client:
+        left = await client.call_tool("refund", {"value": 9})
+        assert "waits for a person's approval: Refund order 9?" in text(left)
+        await harness.decide(answer={"cents": 5})
+        again = {"request": (left.structured_content or {})["request"], "wait_seconds": 50}
+        assert json.loads(text(await client.call_tool("stream_result", again)))["cents"] == 5

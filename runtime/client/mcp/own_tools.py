@@ -8,8 +8,10 @@ from mcp.types import CallToolResult, TextContent, Tool, ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from runtime.client.dead_letters import DeadLetterFilter
+from runtime.client.mcp.approvals import note_of_approvals
 from runtime.client.mcp.calls import ToolCalls
 from runtime.client.mcp.tools import MAX_RESULT_CHARACTERS, call_result
+from runtime.client.mcp.trace_context import outgoing
 from runtime.client.stream import Stream
 from runtime.encoding.json import legible
 from runtime.errors import InvalidValue
@@ -142,7 +144,8 @@ def _shown(found: Any) -> CallToolResult:
 
 
 async def _result(stream: Stream, calls: ToolCalls, given: ResultArguments) -> CallToolResult:
-    return call_result(await calls.settle(await calls.find(given.request), given.wait_seconds))
+    call = await calls.settle(await calls.find(given.request), given.wait_seconds)
+    return call_result(call, await note_of_approvals(stream, call), outgoing(call.headers))
 
 
 async def _cancel(stream: Stream, calls: ToolCalls, given: CancelArguments) -> Any:

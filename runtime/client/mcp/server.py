@@ -1,21 +1,25 @@
 """The server: which tools there are, and what a call of one does."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import os
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from mcp import MCPError
 from mcp.server import Server
 from mcp.server.context import ServerRequestContext
+from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.types import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
     EmptyResult,
+    InputRequiredResult,
     ListResourcesResult,
     ListResourceTemplatesResult,
     ListToolsResult,
@@ -29,16 +33,19 @@ from mcp.types import (
 )
 
 from runtime.client.mcp.calls import ToolCalls
+from runtime.client.mcp.conversation import Conversation
 from runtime.client.mcp.own_tools import OWN_TOOLS, OwnTool
 from runtime.client.mcp.resources import TEMPLATE, contents, resources
 from runtime.client.mcp.subscriptions import ResourceWatches
-from runtime.client.mcp.tools import HandlerTool, call_result, refused
-from runtime.client.mcp.trace_context import incoming, outgoing
+from runtime.client.mcp.tools import HandlerTool, refused
+from runtime.client.mcp.trace_context import incoming
 from runtime.client.stream import Stream, connect
 from runtime.errors import InvalidKey, RuntimeFault
 from runtime.settings import Settings
 
 WAIT_SECONDS: Final = 25.0
+# How long a person may take to decide what the client shows them.
+_STATE_SECONDS: Final = 86_400.0
 _INSTRUCTIONS: Final = (
     "Tools of this server are handlers of agents behind a durable stream of messages. A call that has no answer within "
     "{seconds:g} seconds returns the state `pending` and the number of its `request`: the work goes on, and "
@@ -68,18 +75,24 @@ class StreamServer:
     Args:
         settings: where the stream is, and whether there are tools that write to it, beside calls of handlers.
         wait_seconds: how long a call waits for its answer.
+        secret: what several processes share that serve the same clients; without one, a client that was asked something
+            answers the process that has asked.
     """
 
-    def __init__(self, settings: Settings, *, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(
+        self, settings: Settings, *, wait_seconds: float = WAIT_SECONDS, secret: str | None = None
+    ) -> None:
         self._settings = settings
         self._wait_seconds = wait_seconds
+        key = os.urandom(32) if secret is None else sha256(secret.encode()).digest()
+        self._state = RequestStateSecurity(keys=[key], ttl=_STATE_SECONDS)
         self._own: dict[str, OwnTool] = {
             tool.name: tool for tool in OWN_TOOLS if settings.mcp_writes or not tool.writes
         }
 
     def build(self) -> Server[Served]:
         """Return the server of the protocol."""
-        return Server(
+        server = Server(
             "agent-runtime",
             version=version("agent-runtime"),
             instructions=_INSTRUCTIONS.format(seconds=self._wait_seconds),
@@ -93,6 +106,8 @@ class StreamServer:
             on_unsubscribe_resource=self._unsubscribe,
             on_subscriptions_listen=self._listen,
         )
+        server.middleware.append(RequestStateBoundary(self._state, default_audience="agent-runtime"))
+        return server
 
     @asynccontextmanager
     async def _serving(self, _: Server[Served]) -> AsyncIterator[Served]:
@@ -114,7 +129,7 @@ class StreamServer:
 
     async def _call_tool(
         self, ctx: ServerRequestContext[Served], params: CallToolRequestParams
-    ) -> CallToolResult:
+    ) -> CallToolResult | InputRequiredResult:
         served, arguments = ctx.lifespan_context, params.arguments or {}
         try:
             if (own := self._own.get(params.name)) is not None:
@@ -122,21 +137,14 @@ class StreamServer:
             tool = (await handler_tools(served.stream)).get(params.name)
             if tool is None:
                 raise MCPError(INVALID_PARAMS, f"There is no tool {ascii(params.name)[:80]}.")
-            return await self._ask(ctx, tool, arguments)
+            call = Conversation(ctx, served.stream, served.calls, self._wait_seconds)
+            if params.request_state is not None:
+                return await call.go_on(params.request_state, params.input_responses or {})
+            # Where spans are recorded, that of the sending carries the context on.
+            trace = {} if self._settings.telemetry else incoming()
+            return await call.begin(tool, tool.value(arguments), trace)
         except RuntimeFault as fault:
             return refused(str(fault))
-
-    async def _ask(
-        self, ctx: ServerRequestContext[Served], tool: HandlerTool, arguments: Mapping[str, Any]
-    ) -> CallToolResult:
-        """Ask the handler of a tool, and wait for its answer."""
-        calls = ctx.lifespan_context.calls
-        value = tool.value(arguments)
-        # Where spans are recorded, that of the sending carries the context on.
-        trace = {} if self._settings.telemetry else incoming()
-        pending = await calls.begin(tool.name, tool.key, value, trace, self._wait_seconds)
-        call = await calls.settle(pending, self._wait_seconds)
-        return call_result(call, trace=outgoing(call.headers))
 
     async def _list_resources(
         self, ctx: ServerRequestContext[Served], params: PaginatedRequestParams | None
