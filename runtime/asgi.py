@@ -4,6 +4,7 @@
     POST /wake              a Supabase Database Webhook on the stream, as a wake-up of the agents
     POST /drain             serverless: handle what is due, within a budget of time, and say what is left
     GET  /approval          the page of a signed link, whose buttons decide a request for approval
+    POST /mcp               handlers as tools of language models, for those who bring RUNTIME_MCP_TOKEN
     GET  /healthz, /readyz  for orchestrators
 
 Agents run in a worker beside the requests; serverless, only during a request. The variables RUNTIME_AGENTS,
@@ -14,16 +15,16 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from runtime.agent.agent import Agent
 from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.discovery import discover_with_sources
-from runtime.agent.secrets import secrets_in
+from runtime.agent.secrets import check_exposed, secrets_in
 from runtime.agent.source import Source
 from runtime.client.factories import open_store
 from runtime.connection.environment import environment, non_blank
@@ -45,6 +46,9 @@ with needing("runtime.asgi", "serve"):
 
     from runtime.http_server import BodyRefused, read_body
     from runtime.wakeups.database_webhook import UNKNOWN_SECRET, DatabaseWebhook
+
+if TYPE_CHECKING:
+    from runtime.client.mcp.route import ToolsRoute
 
 _log = logging.getLogger("runtime.asgi")
 # Shorter than the timeouts of senders: GitHub's is 10 s.
@@ -69,7 +73,7 @@ class WebhookApp:
         variables: with the sources' secrets; the environment and `.env` by default.
 
     Raises:
-        SettingsError: the secret of a source, or of `/drain`, is missing or wrong.
+        SettingsError: the secret of a source, of `/drain` or of `/mcp` is missing or wrong.
         DeclarationError: two sources share a name.
     """
 
@@ -99,6 +103,7 @@ class WebhookApp:
         self._webhook = DatabaseWebhook(secret, patterns)
         self._store: Store | None = None
         self._opening = anyio.Lock()
+        self._tools = _tools_route(self._settings)
         self._app = Starlette(
             routes=[
                 Route("/webhooks/{name}", self._receive, methods=["POST"]),
@@ -107,6 +112,7 @@ class WebhookApp:
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 *_decision_routes(self._settings, self._open),
+                *([] if self._tools is None else [Route("/mcp", self._tools)]),
             ],
             lifespan=self.lifespan,
         )
@@ -135,13 +141,19 @@ class WebhookApp:
 
         If the worker ends with an error, the log and `/readyz` say so, and the host goes on.
         """
-        async with anyio.create_task_group() as tasks:
+        async with self.serving_tools(), anyio.create_task_group() as tasks:
             tasks.start_soon(self._run_beside_host)
             try:
                 yield
             finally:
                 self.stop()
         await self.close()
+
+    @asynccontextmanager
+    async def serving_tools(self) -> AsyncIterator[None]:
+        """Serve `/mcp` while this is entered, where RUNTIME_MCP_TOKEN is set; `lifespan` does."""
+        async with nullcontext() if self._tools is None else self._tools.running():
+            yield
 
     async def run(self) -> None:
         """Run the worker until `stop` is called; return at once if there is none.
@@ -266,6 +278,17 @@ def _decision_routes(settings: Settings, open_store: Callable[[], Awaitable[Stor
     with needing("RUNTIME_APPROVAL_SECRET", "dashboard"):
         from runtime.dashboard.pages.decision import DecisionPage
     return DecisionPage(links, open_store).routes
+
+
+def _tools_route(settings: Settings) -> "ToolsRoute | None":
+    """Return the route of tools; None where the settings have no token for it."""
+    if (token := non_blank(settings.mcp_token)) is None:
+        return None
+    with needing("RUNTIME_MCP_TOKEN", "mcp"):
+        from runtime.client.mcp.route import ToolsRoute
+        from runtime.client.mcp.server import StreamServer
+    check_exposed(token, "RUNTIME_MCP_TOKEN")
+    return ToolsRoute(StreamServer(settings, secret=token), token)
 
 
 def _refused(name: str, refusal: WebhookRefusal) -> Response:

@@ -42,7 +42,7 @@ _told: set[str] = set()
 # Optional settings: a blank, or empty quotes, counts as unset.
 _UNSET_WHEN_BLANK = (
     "supabase_url", "supabase_key", "database_url", "webhook", "webhook_secret", "metrics_port", "retention_days",
-    "approval_secret", "public_url",
+    "approval_secret", "public_url", "mcp_token",
 )  # fmt: skip
 
 
@@ -186,6 +186,11 @@ class Settings(BaseSettings):
         default=None,
         description="Where people reach `runtime serve`, or the host application, with the path it is mounted at.",
     )
+
+    mcp_token: SecretStr | None = Field(
+        default=None, description="Bearer token of `/mcp` in `runtime.asgi`; needs the extra `mcp`."
+    )
+    mcp_writes: bool = Field(default=False, description="Whether tools over MCP may write to the stream.")
 
     telemetry: bool = Field(
         default=False, description="OpenTelemetry spans and metrics; needs the extra `otel`."

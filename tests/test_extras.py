@@ -41,6 +41,7 @@ NEEDED = {
     "demo": "demo",
     "dev": "local,dashboard",
     "local": "local",
+    "mcp": "mcp",
     "serve": "serve",
 }
 AGENT = """

@@ -30,6 +30,8 @@ GIVEN = {
     "RUNTIME_SOURCES": ("sources", "[]", "[]"),
     "RUNTIME_APPROVAL_SECRET": ("approval_secret", f"{SIGNING} {SIGNING}", SecretStr(f"{SIGNING} {SIGNING}")),
     "RUNTIME_PUBLIC_URL": ("public_url", "https://agents.example/in", "https://agents.example/in"),
+    "RUNTIME_MCP_TOKEN": ("mcp_token", "word", SecretStr("word")),
+    "RUNTIME_MCP_WRITES": ("mcp_writes", "true", True),
     "RUNTIME_TELEMETRY": ("telemetry", "true", True),
     "RUNTIME_METRICS_PORT": ("metrics_port", "9464", 9464),
     "RUNTIME_METRICS_HOST": ("metrics_host", "0.0.0.0", "0.0.0.0"),

@@ -113,6 +113,7 @@ class Agent:
         concurrency_total: int | None = None,
         version: str | None = None,
         pin: bool = False,
+        tool: str | None = None,
         **unknown: Never,
     ) -> Callable[[Function], Function]:
         """Register a function, async or plain, for the messages that match any of the patterns.
@@ -140,6 +141,7 @@ class Agent:
             version: the version of the function, such as "2", kept with each step that it finishes.
             pin: only workers of this version go on with what it has begun: with a message of which it has finished a
                 step, or for which it waits. Others take what nobody has begun.
+            tool: the name under which language models call it over MCP, with its docstring as the description.
             unknown: refused, with the name of the option that was probably meant.
 
         Raises:
@@ -151,9 +153,10 @@ class Agent:
         options = HandlerOptions(
             retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
             timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate,
-            concurrency_total=concurrency_total, version=version, pin=pin,
+            concurrency_total=concurrency_total, version=version, pin=pin, tool=tool,
         )  # fmt: skip
-        fields = {"patterns": check_patterns(patterns), **handler_fields(options)}
+        patterns = check_patterns(patterns)
+        fields = {"patterns": patterns, **handler_fields(options, patterns)}
         return self._registering(name, fields, sys._getframe(1).f_locals)
 
     def every(

@@ -1,16 +1,15 @@
 """The declarations as an AsyncAPI 3 document, for other tools."""
 
 import inspect
-import types
 from collections.abc import Iterable
-from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
-from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUndefinedAnnotation, PydanticUserError
 
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler, Timer
+from runtime.agent.handler_schemas import returned_type, taken_type
 from runtime.agent.source import Source
 
 _ANY: Final[dict[str, Any]] = {}
@@ -168,6 +167,7 @@ def _extensions(handler: Handler) -> dict[str, Any]:
         "x-concurrency-total": handler.concurrency_total,
         "x-version": handler.version,
         "x-pin": True if handler.pin else None,
+        "x-tool": handler.tool,
         "x-posts-to": None if handler.target is None else handler.target.shown,
     }
     return {name: given for name, given in found.items() if given is not None}
@@ -195,41 +195,9 @@ def _payloads(handlers: list[Handler]) -> tuple[dict[tuple[str, _Mode], Any], di
     """Return the payloads' schemas by handler and direction, and the schemas they refer to, by name."""
     wanted: list[tuple[str, _Mode, TypeAdapter[Any]]] = []
     for handler in handlers:
-        signature = handler.signature
-        adapters = [adapter for _, adapter in (*filter(None, [signature.value]), *signature.messages)]
-        taken = next((adapter for adapter in adapters if adapter is not None), None)
-        returned = _returned(handler) if handler.emits is not None or _may_answer(handler) else None
-        wanted += [(handler.name, "validation", taken)] if taken and _has_schema(taken) else []
-        wanted += [(handler.name, "serialization", returned)] if returned and _has_schema(returned) else []
+        taken = taken_type(handler)
+        returned = returned_type(handler) if handler.emits is not None or _may_answer(handler) else None
+        wanted += [(handler.name, "validation", taken)] if taken else []
+        wanted += [(handler.name, "serialization", returned)] if returned else []
     found, definitions = TypeAdapter.json_schemas(wanted, ref_template="#/components/schemas/{model}")
     return dict(found), definitions.get("$defs", {})
-
-
-def _has_schema(adapter: TypeAdapter[Any]) -> bool:
-    """Whether a type has a JSON schema; a type with a custom validator may have none."""
-    try:
-        adapter.json_schema()
-    except PydanticInvalidForJsonSchema:
-        return False
-    return True
-
-
-def _returned(handler: Handler) -> TypeAdapter[Any] | None:
-    """Return the type of a handler's results by its annotation, without None, which is not emitted."""
-    try:
-        annotation = get_type_hints(inspect.unwrap(handler.function), include_extras=True).get("return", Any)
-        annotation = _without_none(annotation)
-        if handler.batch is not None and get_origin(annotation) is list:
-            # One result is emitted for each message.
-            annotation = _without_none(next(iter(get_args(annotation)), Any))
-        return None if annotation in (Any, object, type(None)) else TypeAdapter(annotation)
-    except (NameError, AttributeError, TypeError, PydanticUndefinedAnnotation, PydanticUserError):
-        # Imported for type checkers only, or no type of JSON data: then any payload is possible.
-        return None
-
-
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) not in (Union, types.UnionType):
-        return annotation
-    rest = [each for each in get_args(annotation) if each is not type(None)]
-    return Union[tuple(rest)]  # noqa: UP007 - of a list that is known here only

@@ -75,6 +75,7 @@ class Handler:
     concurrency_total: int | None = None
     version: str | None = None
     pin: bool = False
+    tool: str | None = None
     middlewares: Sequence[Middleware] = field(default=(), repr=False, compare=False)
     undos: Undos | None = field(default=None, repr=False, compare=False)
     dependencies: Dependencies | None = field(default=None, repr=False, compare=False)

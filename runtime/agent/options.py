@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from runtime.agent.retry import Retry
+from runtime.agent.tool import check_tool
 from runtime.agent.validation import (
     Deliver,
     Start,
@@ -57,10 +58,15 @@ class HandlerOptions(TimerOptions, PostOptions, total=False):
     deliver: Deliver
     batch: int | None
     within: float | None
+    tool: str | None
 
 
-def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+def handler_fields(options: Mapping[str, Any], patterns: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the fields of a `Handler` that its options decide.
+
+    Args:
+        options: as the user gave them.
+        patterns: those of the handler.
 
     Raises:
         DeclarationError: an option makes no sense; the message says what to do.
@@ -83,4 +89,5 @@ def handler_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         "version": check_version(options.get("version"), options.get("pin", False), batch),
         "pin": bool(options.get("pin", False)),
         "deliver": check_deliver(options),
+        "tool": check_tool(options.get("tool"), patterns),
     }

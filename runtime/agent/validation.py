@@ -30,6 +30,7 @@ _NOT_WITH_EACH = {
     "dead_blocks": "Without kept deliveries there are no dead letters: leave it out.",
     "start": "It gets what is written while it runs; to read older messages, use stream.listen(pattern, since=…).",
     "batch": "Messages are handled as they come: leave batch out, or leave deliver out.",
+    "tool": "Each process gets each message, and none answers: leave tool out, or leave deliver out.",
     "pin": "Each process gets each message, and goes on with no other's: leave pin out, or leave deliver out.",
     "rate": "Messages are handled as they come: leave rate out, or leave deliver out.",
     "concurrency_total": "Each process gets each message: write concurrency=… for one process, or leave deliver out.",

@@ -37,6 +37,7 @@ _GROUPS: Final = {
         "tail": "Print messages as they are written.",
         "read": "Print messages that are there.",
         "approvals": "Show what agents ask people, and decide it.",
+        "mcp": "Offer agents to language models as tools, over MCP.",
     },
     "Look": {
         "dashboard": "Watch the stream in a browser, and mend what is stuck.",
@@ -65,6 +66,7 @@ _EXTRAS: Final = {
     "demo": ("demo",),
     "dev": ("local", "dashboard"),
     "local": ("local",),
+    "mcp": ("mcp",),
     "serve": ("serve",),
 }
 

@@ -47,8 +47,9 @@ def serve(
 
     POST /webhooks/NAME takes the webhooks of a source, POST /wake a Database Webhook as a wake-up of the agents, which
     run in this process; with --serverless they run only while POST /drain or /wake is answered. GET /approval is the
-    page of signed links that decide approvals, where RUNTIME_APPROVAL_SECRET is set. GET /healthz and /readyz are for
-    orchestrators. Sources are declared beside agents, or in RUNTIME_SOURCES.
+    page of signed links that decide approvals, where RUNTIME_APPROVAL_SECRET is set, and /mcp has the tools of language
+    models, where RUNTIME_MCP_TOKEN is. GET /healthz and /readyz are for orchestrators. Sources are declared beside
+    agents, or in RUNTIME_SOURCES.
     """
     streams.go_on()
     begin_log(as_json=as_json)
@@ -56,7 +57,7 @@ def serve(
     start_logs(settings.log_level, as_json=as_json or logs_are_json(settings.log_format))
     agents, sources = discover_with_sources(paths or [])
     sources += sources_in(settings)
-    if not agents and not sources and settings.approval_secret is None:
+    if not agents and not sources and settings.approval_secret is None and settings.mcp_token is None:
         raise typer.BadParameter("name agents or sources, or set RUNTIME_SOURCES: there is nothing to serve")
     if settings.telemetry:
         export_telemetry()
@@ -90,7 +91,7 @@ async def _serve(app: WebhookApp, host: str, port: int, drain_seconds: float, as
             soon(tasks.cancel_scope.cancel)
 
         with heeded(stop, hurry, drain_seconds=drain_seconds, say=print_last_words):
-            async with served(listening, app, graceful_seconds=drain_seconds):
+            async with app.serving_tools(), served(listening, app, graceful_seconds=drain_seconds):
                 url = f"http://{shown}:{listening.getsockname()[1]}/"
                 if as_json:
                     print_json({"url": url})

@@ -115,6 +115,11 @@ class Queries:
         found: dict[str, Any] = await self._store.operate("stream_flow", look=look)
         return found
 
+    async def tools(self) -> list[dict[str, Any]]:
+        """Return the handlers that are tools of language models: `subscription`, `tool`, `paused`, `workers`."""
+        found: list[dict[str, Any]] = await self._store.operate("stream_tools")
+        return found
+
     async def dead_groups(
         self, *, subscription: str | None = None, since: datetime | None = None
     ) -> list[dict[str, Any]]:

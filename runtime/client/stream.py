@@ -229,15 +229,20 @@ class Stream:
         requester, draft = self._request(key, value, agent, options)
         return await requester.ask_all(draft, first, timeout)
 
-    def _request(
-        self, key: str, value: object, agent: str | None, options: AskOptions
-    ) -> tuple[Requester, Draft]:
+    @property
+    def requester(self) -> Requester:
+        """Sends requests and waits for their answers; it is started at its first use."""
         if self._requester is None:
             self._requester = Requester.start(
                 self._store, self._settings, self._tasks, self._send_all, self._client
             )
-        draft = self._requester.draft(key, value, options, agent=agent, dedup_key=f"ask {uuid4()}")
-        return self._requester, draft
+        return self._requester
+
+    def _request(
+        self, key: str, value: object, agent: str | None, options: AskOptions
+    ) -> tuple[Requester, Draft]:
+        draft = self.requester.draft(key, value, options, agent=agent, dedup_key=f"ask {uuid4()}")
+        return self.requester, draft
 
     def broadcast(self, key: str, value: object) -> None:
         """Send a value to the present listeners: it goes out at once, is stored nowhere, and arrives at most once.
@@ -355,7 +360,7 @@ class Stream:
         finally:
             listener.scope.cancel()
 
-    async def hints(self, pattern: str = ">") -> AsyncIterator[bool]:
+    async def hints(self, pattern: str = ">") -> AsyncGenerator[bool]:
         """Yield at once, and then whenever there may be something new under a pattern, for ever.
 
         Yields:

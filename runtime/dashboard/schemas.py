@@ -4,25 +4,18 @@ The dashboard imports no agent itself: their files change while it runs, and wha
 """
 
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
+from runtime.client.json_schema import complaints
 from runtime.encoding.json import decode
 
 _log = logging.getLogger("runtime.dashboard.schemas")
-_SHOWN_FAULTS: Final = 5
 _READ_SECONDS: Final = 20.0
-# Knows no other document: a schema out of the stream must not have the dashboard load an address.
-_ALONE: Final[Registry[Any]] = Registry()
 _READ: Final = """
 import json, sys
 from runtime.agent.discovery import discover
@@ -67,18 +60,7 @@ class Declared:
 
     def complaints(self, value: object) -> list[str]:
         """Return what is wrong with a value, a sentence each."""
-        if self.schema is None:
-            return []
-        try:
-            Draft202012Validator.check_schema(self.schema)
-            validator = Draft202012Validator(self.schema, registry=_ALONE)
-            faults = sorted(validator.iter_errors(value), key=lambda fault: fault.json_path)
-        except (SchemaError, Unresolvable, re.error, RecursionError):
-            # A schema that the validator cannot read, or a value too deep for it: the handler itself will judge.
-            return []
-        return [
-            f"{fault.json_path.replace('$', 'value', 1)}: {fault.message}" for fault in faults[:_SHOWN_FAULTS]
-        ]
+        return [] if self.schema is None else complaints(self.schema, value)
 
 
 @dataclass

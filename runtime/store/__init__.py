@@ -68,6 +68,8 @@ class Subscription:
     version: str | None = None
     # Only workers of this version go on with what it has begun.
     pin: bool = False
+    # What it offers language models, for servers that do not have its code.
+    tool: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the declaration as `stream_subscribe` takes it."""

@@ -36,6 +36,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_horizon": {"look": "integer"},
     "stream_leave": {"worker": "uuid"},
     "stream_stats": {},
+    "stream_tools": {},
     "stream_pause": {"subscription": "text"},
     "stream_resume": {"subscription": "text"},
     "stream_replay": {

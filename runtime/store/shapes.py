@@ -39,7 +39,7 @@ LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_dead": ("id", "message_id"), "stream_dead_groups": ("subscription",), "stream_answers": ("request",),
     "stream_schedules": ("name",), "stream_webhooks": ("name", "url"), "stream_serve_webhooks": ("name", "url"),
     "stream_steps": ("held",), "stream_waits": ("message", "subscription", "pattern"),
-    "stream_approvals": ("request", "title"),
+    "stream_approvals": ("request", "title"), "stream_tools": ("subscription", "tool"),
 })  # fmt: skip
 """Functions that return a list, with members that each of its objects always has."""
 

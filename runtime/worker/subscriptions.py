@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from runtime.agent.agent import Agent
 from runtime.agent.handler import Handler
+from runtime.agent.tool import check_tools, tool_of
 from runtime.errors import DeclarationError
 from runtime.settings import Settings
 from runtime.store import Store, Subscribed, Subscription, WorkerCard
@@ -18,7 +19,7 @@ def handlers_of(agents: Iterable[Agent]) -> list[Handler]:
     """Return the handlers of some agents.
 
     Raises:
-        DeclarationError: there is none, or two have the same name.
+        DeclarationError: there is none, two have the same name, or one makes no tool.
     """
     handlers: dict[str, Handler] = {}
     for agent in agents:
@@ -28,6 +29,7 @@ def handlers_of(agents: Iterable[Agent]) -> list[Handler]:
             handlers[handler.name] = handler
     if not handlers:
         raise DeclarationError("No agent has a handler: decorate a function with @agent.on(…).")
+    check_tools(handlers.values())
     return list(handlers.values())
 
 
@@ -57,6 +59,7 @@ def subscription_of(handler: Handler) -> Subscription:
         concurrency_total=handler.concurrency_total,
         version=handler.version,
         pin=handler.pin,
+        tool=tool_of(handler),
     )
 
 

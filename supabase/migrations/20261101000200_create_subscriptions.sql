@@ -16,6 +16,8 @@ create table runtime.subscriptions (
     -- Whether a dead letter holds up its key until it is redriven or discarded; else the next message passes.
     dead_blocks boolean not null default false check (ordered or not dead_blocks),
     start text not null default 'latest' check (start in ('latest', 'earliest')),
+    -- What the handler offers language models {name, key, description, input, output}: a server without its code lists it.
+    tool jsonb check (jsonb_typeof(tool) = 'object' and octet_length(tool::text) <= 262144),
     -- When the declaring worker started: a declaration gives way only to that of a worker started later.
     declared_at timestamptz not null,
     created_at timestamptz not null default clock_timestamp(),

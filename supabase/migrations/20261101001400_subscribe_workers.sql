@@ -42,7 +42,7 @@ begin
 
     -- In the order of the names, so that two workers never deadlock.
     for declared in
-        select s.name, s.agent, s.patterns, s.must_exist, s.rate_amount, s.concurrency_total,
+        select s.name, s.agent, s.patterns, s.must_exist, s.rate_amount, s.concurrency_total, s.tool,
                coalesce(s.ordered, false) as ordered, coalesce(s.dead_blocks, false) as dead_blocks,
                coalesce(s.marks_processed, runtime.are_keys(s.patterns)) as marks_processed,
                coalesce(s.max_attempts, 5) as max_attempts, coalesce(s.max_crashes, 5) as max_crashes,
@@ -51,7 +51,8 @@ begin
         from jsonb_to_recordset(subscriptions) as s (
             name text, agent text, patterns text[], ordered boolean, max_attempts integer,
             max_crashes integer, start text, marks_processed boolean, dead_blocks boolean,
-            must_exist boolean, rate_amount integer, rate_seconds double precision, concurrency_total integer
+            must_exist boolean, rate_amount integer, rate_seconds double precision, concurrency_total integer,
+            tool jsonb
         ) order by s.name
     loop
         -- Webhooks are added and removed by commands: a worker that has not heard of a removal yet must not bring one
@@ -83,7 +84,7 @@ begin
             dead_blocks = declared.dead_blocks, marks_processed = declared.marks_processed,
             max_attempts = declared.max_attempts, max_crashes = declared.max_crashes,
             rate_amount = declared.rate_amount, rate_seconds = declared.rate_seconds,
-            concurrency_total = declared.concurrency_total, declared_at = me.started_at,
+            concurrency_total = declared.concurrency_total, tool = declared.tool, declared_at = me.started_at,
             -- Newly ordered: writers that still see it as unordered must end before an order can be kept.
             settled = s.settled and (s.ordered or not declared.ordered),
             settling_fenced = s.settling_fenced and (s.ordered or not declared.ordered),
@@ -95,11 +96,11 @@ begin
         if known is null and not exists (select from runtime.subscriptions s where s.name = declared.name) then
             insert into runtime.subscriptions as s
                 (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
-                 rate_amount, rate_seconds, concurrency_total, declared_at)
+                 rate_amount, rate_seconds, concurrency_total, tool, declared_at)
             values (
                 declared.name, declared.agent, declared.patterns, declared.ordered, declared.dead_blocks,
                 declared.marks_processed, declared.max_attempts, declared.max_crashes, declared.start,
-                declared.rate_amount, declared.rate_seconds, declared.concurrency_total, me.started_at
+                declared.rate_amount, declared.rate_seconds, declared.concurrency_total, declared.tool, me.started_at
             )
             returning s.id into known;
             fresh := fresh || known;
@@ -155,7 +156,7 @@ $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Registers the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
     'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total, '
-    'version, pin}]; a declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
+    'version, pin, tool}]; a declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
     'last messages match a new one and are not delivered, and warnings: faults of the set-up, and declarations that '
     'have given way.';
 

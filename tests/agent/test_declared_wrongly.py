@@ -55,6 +55,13 @@ def said(folder: Path, body: str, *, head: str = HEAD, file: str = "shop.py") ->
         ),
         ("@agent.on('k', timeout='30s')\nasync def f(x): ...", ["shop.py:3", "seconds", "the text '30s'"]),
         ("@agent.cron('0 25 * * *')\nasync def f(): ...", ["shop.py:3", "hour cannot be '25'", "0 to 23"]),
+        (
+            "@agent.on('k', tool='no name')\nasync def f(x): ...",
+            ["shop.py:3", "'refund_order', not 'no name'"],
+        ),
+        ("@agent.on('k.*', tool='t')\nasync def f(x): ...", ["shop.py:3", "needs a key without wildcards"]),
+        ("@agent.on('k', tool='stream_x')\nasync def f(x): ...", ["shop.py:3", "the server's own tools"]),
+        ("@agent.on('k', tool='t', deliver='each')\nasync def f(x): ...", ["shop.py:3", "leave tool out"]),
         ("from runtime import Agnt", ["shop.py:3", "did you mean Agent?"]),
     ],
     ids=[
@@ -71,6 +78,10 @@ def said(folder: Path, body: str, *, head: str = HEAD, file: str = "shop.py") ->
         "option of a source",
         "timeout",
         "cron",
+        "name of a tool",
+        "tool without a key",
+        "reserved tool",
+        "tool of every process",
         "export",
     ],
 )

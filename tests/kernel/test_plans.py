@@ -506,6 +506,7 @@ async def take_within_limits(db: Any, worker: Worker) -> None:
     assert len(taken) == 2
     await worker.exchange(done=[each.report() for each in taken], want=9, due=True)
     await db.fetchval("select stream_stats()")
+    await db.fetchval("select stream_tools()")
 
 
 @call

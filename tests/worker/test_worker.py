@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from enum import Enum
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,30 @@ def test_two_agents_with_the_same_handler_name_are_refused() -> None:
         Worker(agents, Settings.load())
     with pytest.raises(DeclarationError, match="No agent has a handler"):
         Worker([Agent("idle")], Settings.load())
+
+
+Names = Enum("Names", {f"n{number}": f"{number:050}" for number in range(2000)})
+
+
+async def takes_many(name: Names) -> None: ...
+
+
+def test_tools_of_one_name_and_tools_too_large_for_a_model_are_refused() -> None:
+    one, other, large = Agent("one"), Agent("other"), Agent("large")
+    for agent in (one, other):
+
+        @agent.on("a.b", tool="same")
+        async def work() -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"one\.work and other\.work are both the tool 'same'"):
+        Worker([one, other], Settings.load())
+
+    large.on("a.b", tool="large", name="work")(takes_many)
+
+    with pytest.raises(
+        DeclarationError, match=r"The schemas of large\.work, as the tool 'large', take 1\d\d,"
+    ):
+        Worker([large], Settings.load())
 
 
 async def test_a_hint_from_outside_wakes_those_who_wait_for_answers_too(
