@@ -353,7 +353,9 @@ class Plan:
             # Ids below the cursor may have committed late, and what is due was not looked at.
             self._rescan_at = now
         if look.due:
-            self._due_at = None if answer.next_due is None else now + max(answer.next_due, 0.001)
+            # The rest of a crowd follows at once; deliveries that could not be taken are not asked for in a tight loop.
+            pause = 0.0 if answer.taken else 0.001
+            self._due_at = None if answer.next_due is None else now + max(answer.next_due, pause)
         for report in look.failed:
             if report.delay is not None:
                 self._expect_due(now + report.delay)

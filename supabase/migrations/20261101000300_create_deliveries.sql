@@ -114,6 +114,8 @@ create table runtime.waits (
     -- null: for ever.
     until timestamptz,
     created_at timestamptz not null default clock_timestamp(),
+    -- No writer can have missed it since its delivery was suspended, so that its time ends it without another look.
+    settled boolean not null default false,
     primary key (message_id, subscription, name, key, occurrence)
 );
 comment on table runtime.waits is

@@ -139,40 +139,97 @@ end
 $$;
 comment on function runtime.left_of(jsonb, runtime.taken[]) is 'How many of the wanted deliveries are not taken yet.';
 
+create function runtime.most_due(wanted integer) returns integer
+language sql immutable set search_path = '' as $$
+    select greatest(200, wanted / 4)
+$$;
+comment on function runtime.most_due(integer) is
+    'How many due deliveries of a subscription an exchange takes at most beside fresh ones.';
+
+create function runtime.share_of_due(want jsonb) returns jsonb
+language sql volatile set search_path = '' as $$
+    -- Half of an odd number is rounded by lot. Where handlers end one by one, each exchange wants one delivery, and
+    -- neither the due ones nor the fresh ones may be last each time.
+    select jsonb_object_agg(
+        w.key, least(runtime.most_due(w.value::integer), floor(w.value::integer / 2.0 + random())::integer))
+    from jsonb_each_text(want) as w
+$$;
+comment on function runtime.share_of_due(jsonb) is
+    'How many due deliveries of each subscription are taken before its fresh ones: half of what is wanted.';
+
+create function runtime.take_due_or_pinned(
+    want jsonb, now timestamptz, until timestamptz, new_lease uuid, pump integer, pins jsonb default null,
+    out taken runtime.taken[], out heavy boolean
+) language plpgsql set search_path = '' as $$
+declare
+    overdue record := runtime.take_due(want, false, now, until, new_lease, pump);
+    pinned record;
+    left_over jsonb;
+begin
+    taken := overdue.taken;
+    heavy := overdue.heavy;
+    if pins is not null then
+        left_over := runtime.left_of(want, overdue.taken);
+        pinned := runtime.take_due(
+            (select jsonb_object_agg(w.key, w.value) from jsonb_each(left_over) as w where pins ? w.key),
+            false, now, until, new_lease, pump, pins);
+        taken := taken || pinned.taken;
+        heavy := coalesce(heavy, false) or coalesce(pinned.heavy, false);
+    end if;
+end
+$$;
+comment on function runtime.take_due_or_pinned(jsonb, timestamptz, timestamptz, uuid, integer, jsonb) is
+    'Leases due deliveries of the wanted unordered subscriptions, and with pins those of these lanes.';
+
 create function runtime.take_due_too(
     want jsonb, cursors jsonb, now timestamptz, until timestamptz, new_lease uuid, pump integer, pins jsonb default null
 ) returns runtime.taking
 language plpgsql set search_path = '' as $$
 declare
     result runtime.taking;
-    overdue record := runtime.take_due(want, false, now, until, new_lease, pump);
-    pinned record;
-    left_over jsonb;
+    share jsonb := runtime.share_of_due(want);
+    overdue record := runtime.take_due_or_pinned(share, now, until, new_lease, pump, pins);
+    more record;
+    share_left jsonb := runtime.left_of(share, overdue.taken);
+    room jsonb := runtime.left_of(want, overdue.taken);
+    rest jsonb;
 begin
-    if pins is not null then
-        left_over := runtime.left_of(want, overdue.taken);
-        pinned := runtime.take_due(
-            (select jsonb_object_agg(w.key, w.value) from jsonb_each(left_over) as w where pins ? w.key),
-            false, now, until, new_lease, pump, pins);
-        overdue.taken := overdue.taken || pinned.taken;
-        overdue.heavy := coalesce(overdue.heavy, false) or coalesce(pinned.heavy, false);
-    end if;
-    if overdue.taken is null then
-        return runtime.take_fresh(want, cursors, until, new_lease, pump);
-    end if;
-    left_over := runtime.left_of(want, overdue.taken);
-    result := runtime.take_fresh(left_over, cursors, until, new_lease, pump);
-    result.taken := overdue.taken || result.taken;
-    result.heavy := overdue.heavy or coalesce(result.heavy, false);
-    result.least := 0;
-    result.more_due := exists (
-        select from jsonb_each_text(want) as w where w.value::integer > 0 and (left_over ->> w.key)::integer = 0
+    result := runtime.take_fresh(room, cursors, until, new_lease, pump);
+    room := runtime.left_of(room, result.taken);
+    -- The room that fresh deliveries leave is for due ones, too. Beside fresh ones it is bounded: those reach their
+    -- worker with all that is taken along.
+    rest := (
+        select jsonb_object_agg(w.key, least(
+            (room ->> w.key)::integer,
+            case when cardinality(result.taken) > 0 then
+                greatest(0, runtime.most_due(w.value::integer) - (share ->> w.key)::integer) end))
+        from jsonb_each_text(want) as w
+        where w.value::integer > 0 and (share_left ->> w.key)::integer = 0
+          and w.key::integer <> all (coalesce(result.ordered, '{}'))
     );
+    if rest is not null then
+        more := runtime.take_due_or_pinned(rest, now, until, new_lease, pump, pins);
+        room := runtime.left_of(rest, more.taken);
+        -- A subscription that gave all that was asked of it may have more; one of which nothing was asked is looked at.
+        result.filled := array(
+            select r.key::integer from jsonb_each_text(rest) as r
+            where case when (share ->> r.key)::integer + r.value::integer > 0 then (room ->> r.key)::integer = 0
+                       else runtime.next_due_seconds(jsonb_build_object(r.key, 1), '-infinity', pins) = 0 end);
+        result.more_due := cardinality(result.filled) > 0;
+        overdue.taken := overdue.taken || more.taken;
+        overdue.heavy := coalesce(overdue.heavy, false) or coalesce(more.heavy, false);
+    end if;
+    if overdue.taken is not null then
+        result.taken := overdue.taken || result.taken;
+        result.heavy := overdue.heavy or coalesce(result.heavy, false);
+        result.least := 0;
+    end if;
     return result;
 end
 $$;
 comment on function runtime.take_due_too(jsonb, jsonb, timestamptz, timestamptz, uuid, integer, jsonb) is
-    'Leases due deliveries of the wanted unordered subscriptions, and fresh ones where those are fewer than wanted.';
+    'Leases due and fresh deliveries of the wanted unordered subscriptions: due ones for half of the room, fresh ones, and '
+    'due ones for what is left, so that neither wait for the end of a crowd of the others.';
 
 create function runtime.take_alone(
     want jsonb, now timestamptz, until timestamptz, new_lease uuid, pump integer, pins jsonb default null

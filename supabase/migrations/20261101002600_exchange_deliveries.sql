@@ -157,6 +157,9 @@ begin
             taking := runtime.fit(
                 taking, coalesce((options ->> 'max_bytes')::bigint, 8000000), exactly, stream_exchange.worker);
         end if;
+        if taking.heavy and cardinality(taking.taken) > 0 then
+            perform runtime.end_overdue_waits(taking.taken, now);
+        end if;
         if (due or alone) and cardinality(taking.taken) > 0 then
             perform runtime.forget_unsettled(array_agg(t.message_id), array_agg(t.subscription))
             from unnest(taking.taken) as t;

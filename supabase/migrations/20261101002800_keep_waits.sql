@@ -281,7 +281,7 @@ begin
                           and s.subscription = stream_wait.subscription
                           and s.name = asked.name and s.key = asked.key and s.occurrence = asked.occurrence
                     ), clock_timestamp()) + make_interval(secs => asked.seconds),
-                    clock_timestamp());
+                    clock_timestamp(), false);
                 insert into runtime.waits select w.* where not exists (
                     -- Its row is locked: a writer answers it just now.
                     select from runtime.waits x
@@ -317,6 +317,41 @@ comment on function public.stream_wait(bigint, integer, uuid, jsonb) is
     'pattern, filter, parent, since, seen, trace, seconds}] the outcome, {answer: message} or {timeout: true}, or null '
     'while it goes on; seconds until the first one ends by time. A wait for answers names their parent, the request, and '
     'the ids of those it has seen, which do not end it again.';
+
+create function runtime.end_overdue_waits(taken runtime.taken[], now timestamptz) returns void
+language plpgsql set search_path = '' as $$
+begin
+    with held as materialized (
+        -- Locked by a writer, it is answered just now, and the handler asks for the answer.
+        select l.*
+        from unnest(taken) as t
+        cross join lateral (
+            select x.ctid as place, x as wait,
+                   x.until <= now and x.parent is null and (x.pattern is null or x.settled and not exists (
+                       select from runtime.unsettled_waits u
+                       where u.message_id = x.message_id and u.subscription = x.subscription)) as is_over
+            from runtime.waits x
+            where x.message_id = t.message_id and x.subscription = t.subscription
+            for update skip locked offset 0
+        ) l
+        where t.heavy
+    ), kept as (
+        insert into runtime.steps (message_id, subscription, name, key, occurrence, value)
+        select (h.wait).message_id, (h.wait).subscription, 'wait.' || (h.wait).name, (h.wait).key, (h.wait).occurrence,
+               runtime.outcome_of(h.wait, null)
+        from held h where h.is_over
+        on conflict on constraint steps_pkey do nothing
+    ), ended as (
+        delete from runtime.waits x using held h where x.ctid = h.place and h.is_over
+    )
+    -- Its handler asks again by itself, and may be suspended anew.
+    update runtime.waits x set settled = false
+    from held h where x.ctid = h.place and h.is_over is not true and (h.wait).settled;
+end
+$$;
+comment on function runtime.end_overdue_waits(runtime.taken[], timestamptz) is
+    'Ends by time the sleeps of deliveries that are taken, and the waits that no writer can have missed: of a crowd that '
+    'comes due at once no handler has to ask whether its time has come.';
 
 create function runtime.is_answered(message bigint, subscription integer, places jsonb) returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -437,6 +472,10 @@ begin
                     if answer is not null then
                         perform runtime.keep_answer(w, answer);
                         is_over := true;
+                    elsif w.pattern is not null and not w.settled then
+                        update runtime.waits x set settled = true
+                        where x.message_id = w.message_id and x.subscription = w.subscription and x.name = w.name
+                          and x.key = w.key and x.occurrence = w.occurrence;
                     end if;
                 elsif runtime.is_answered(u.message_id, u.subscription, jsonb_build_array(place)) then
                     is_over := true;

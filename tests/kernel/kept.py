@@ -150,15 +150,21 @@ class Kept:
 
     # What is read from the database, and held to the rules
 
-    def adopt(self, state: State) -> None:
-        """Writers and sweeps end waits at a moment of their own: by a message that fits, once, and then it goes on."""
+    def adopt(self, state: State, *, begun: int) -> None:
+        """Writers and sweeps end waits at a moment of their own: by a message that fits, once, and then it goes on.
+
+        An exchange ends those of what it takes whose time has come; the one that is looked at began at this step.
+        """
         ended: set[Place] = set()
         for place, waits in self.waits.items():
             for name, wait in list(waits.items()):
                 if (place, name) in state.waits:
                     continue
                 outcome = state.steps.get(place, {}).get(_WAIT + name)
-                if outcome is not None:
+                if outcome == {"timeout": True}:
+                    self._end_by_time(place, wait, begun)
+                    ended.add(place)
+                elif outcome is not None:
                     answer = {**self.messages, **self.pruned}.get(outcome.get("answer"))
                     assert answer is not None, (
                         f"G13: {wait} of {place} ended by {outcome}, which is not there"
@@ -172,6 +178,13 @@ class Kept:
         for delivery in self.deliveries.values():
             if delivery.place in state.deliveries:
                 self._adopt_delivery(delivery, state, was_called=delivery.place in ended)
+
+    def _end_by_time(self, place: Place, wait: Wait, begun: int) -> None:
+        is_over = wait.until is not None and wait.until <= self.now
+        assert is_over, f"G13: {wait} of {place} ended before its time"
+        missed = [m for i, m in self.messages.items() if wait.is_ended_by(i, m.draft) and m.committed < begun]
+        assert not missed or wait.is_loose, f"G13: {wait} of {place} ended by its time after {missed}"
+        self._end_wait(place, wait.name, {"timeout": True})
 
     def _adopt_delivery(self, delivery: "Delivery", state: State, *, was_called: bool) -> None:
         place, row = delivery.place, state.deliveries[delivery.place]
@@ -216,6 +229,10 @@ class Kept:
     def check_told(self, delivery: "Delivery", taken: Taken) -> None:
         """G12: whoever takes a delivery is told every step that was stored, unchanged."""
         told = {name: value for name, _, _, value, *_ in taken.steps or ()}
+        for name, wait in list(self.waits.get(delivery.place, {}).items()):
+            if told.get(_WAIT + name) == {"timeout": True}:
+                # The exchange that has ended it is still open.
+                self._end_by_time(delivery.place, wait, self.step)
         steps = self.steps.get(delivery.place, {}) if delivery.is_heavy else {}
         if not delivery.is_heavy:
             assert not told, f"{delivery} was told {told}"

@@ -58,6 +58,7 @@ MUTATIONS = (
     Mutation("K5 history leaves sole", "runtime.backfill", "where target.marks_processed and", "where false and"),
     Mutation("K6 takes what is paused", "runtime.take_fresh", "and s.paused_at is null"),
     Mutation("K6 classes in the wrong order", "runtime.take_fresh", "(1::smallint, 0::bigint), (0::smallint, w.past)", "(0::smallint, w.past), (1::smallint, 0::bigint)"),
+    Mutation("K6 fresh ones wait behind a crowd", "runtime.share_of_due", "least(runtime.most_due(w.value::integer), floor(w.value::integer / 2.0 + random())::integer)", "w.value::integer", held_by="test_k6_taking.py"),
     Mutation("K6 says nothing is due next", "runtime.next_due_seconds", "min(d.visible_at) is not null", "false"),
     Mutation("K8 counts no crash", "runtime.settle_crashes", "set crashes = d.crashes + 1", "set crashes = d.crashes"),
     Mutation("K8 looks at no abandoned lease", "public.stream_exchange", "perform runtime.count_crashes(want);", "null;"),
@@ -113,6 +114,7 @@ MUTATIONS = (
     Mutation("K17 takes what another version has begun", "runtime.take_due", "coalesce(one.pinned, 0)", "0", held_by="test_k17_pins.py"),
     Mutation("K17 who asks for a step does not wait", "public.stream_step", "for update;", ";", held_by="test_k17_steps.py"),
     Mutation("K18 no second look", "runtime.settle_waits", "elsif pg_snapshot_xmin(pg_current_snapshot()) > u.xid then", "else", held_by="test_k18_waits.py"),
+    Mutation("K18 its time ends what a writer may have missed", "runtime.end_overdue_waits", "x.settled and not exists", "not exists", (("from runtime.unsettled_waits u where", "from runtime.unsettled_waits u where false and"),), held_by="test_k18_waits.py"),
     Mutation("K18 a wait needs no lease", "public.stream_wait", "and d.lease = stream_wait.lease", held_by="test_k18_waits.py"),
     Mutation("K18 a death undoes nothing", "runtime.undo_first", "elsif runtime.has_undos(one.id, one.subscription) then", "elsif false then", held_by="test_k18_undos.py"),
     Mutation("K18 undone past the point of no return", "runtime.has_undos", "s.name = 'no_return'", "false", held_by="test_k18_undos.py"),
@@ -121,6 +123,12 @@ MUTATIONS = (
     Mutation("K18 the answer to another request counts", "runtime.first_answer", "m.parent_id = parent and", held_by="test_k18_waits.py"),
     Mutation("K18 an answer that was seen counts again", "runtime.first_answer", "and m.id <> all (seen)", held_by="test_k18_waits.py"),
 )  # fmt: skip
+
+
+async def broken(connection: Any, name: str) -> None:
+    """Carry out one of them, by its name."""
+    [mutation] = [each for each in MUTATIONS if each.name == name]
+    await mutation.carry_out(connection)
 
 
 def noticed(cluster: Cluster, mutation: Mutation | None, *, examples: int, steps: int) -> str | None:

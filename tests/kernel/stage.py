@@ -195,7 +195,7 @@ class Stage(Watch):
         state = self.database.look()
         # In time to be taken by the same exchange.
         self.model.committed(self._emitted(emits, state), state)
-        self.model.adopt(state)
+        self.model.adopt(state, begun=self.model.step)
         before = self.model.fork() if want and options.get("due") else None
         due = bool(options.get("due"))
         abandoned = {d.place for d in self.model.abandoned(want or {})} - self._touched() if due else set()
@@ -291,7 +291,8 @@ class Stage(Watch):
             return
         state = self.database.look()
         pending.apply(state)
-        self._look(self._emitted(pending.emits, state, pending.begun), state=state)
+        emitted = self._emitted(pending.emits, state, pending.begun)
+        self._look(emitted, state=state, begun=pending.begun)
 
     def _doze(self, hand: Hand, amount: int) -> None:
         if hand.asleep or not all(self.model.subscriptions[number].settled for number in hand.lanes):
@@ -317,8 +318,9 @@ class Stage(Watch):
         *,
         state: State | None = None,
         announced: set[str] = frozenset(),  # type: ignore[assignment]
+        begun: int | None = None,
     ) -> State:
-        """Read everything and hold it to the model."""
+        """Read everything and hold it to the model; `begun` is the step at which began what has ended just now."""
         state = state or self.database.look()
         for hand in self.hands:
             if {str(hand.worker.id)} & (state.announced | announced):
@@ -328,7 +330,7 @@ class Stage(Watch):
                 self.model.dedup[message.draft.dedup_key] = (message.id, self._kept_until(message))
         self.model.committed(stored, state)
         self.model.settled(state)
-        self.model.adopt(state)
+        self.model.adopt(state, begun=begun or self.model.step)
         compare(self.model, state)
         self._check_wakeups()
         return state

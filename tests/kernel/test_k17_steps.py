@@ -7,7 +7,7 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Taken, Worker, insert
-from tests.kernel.mutations import MUTATIONS
+from tests.kernel.mutations import broken
 from tests.kernel.schedule import started, transaction, until_waiting
 from tests.kernel.switch import switch_off
 
@@ -181,8 +181,7 @@ async def test_g14_k17_who_asks_for_a_step_waits_for_who_may_be_keeping_it(
 async def test_k17_without_the_lock_a_step_is_denied_that_is_being_kept(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
-    [mutation] = [each for each in MUTATIONS if each.name == "K17 who asks for a step does not wait"]
-    await mutation.carry_out(db)
+    await broken(db, "K17 who asks for a step does not wait")
     taken = await taken_once(db, worker)
     async with connect() as other, transaction(other) as keeping:
         await keep(other, taken, "charge", 7)
@@ -247,12 +246,6 @@ async def test_g14_k17_what_was_given_back_keeps_nothing_and_without_that_rule_i
     await broken(db, "G14 a step is kept by the lease that the delivery had")
     await booked(db, taken, "late")
     assert await db.fetchval("select count(*) from bookings") == 2
-
-
-async def broken(db: Any, name: str) -> None:
-    """Carry out one of the mutations."""
-    [mutation] = [each for each in MUTATIONS if each.name == name]
-    await mutation.carry_out(db)
 
 
 async def test_k17_steps_are_weighed_with_their_message(db: Any, worker: Worker) -> None:

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from tests.kernel.driver import Taken, Worker, insert
-from tests.kernel.mutations import MUTATIONS
+from tests.kernel.mutations import broken
 from tests.kernel.test_cancelling import cancel, states
 from tests.kernel.test_k18_waits import begun, suspend, wait
 
@@ -168,12 +168,6 @@ async def test_k18_the_next_of_an_ordered_key_waits_until_the_undos_have_run(db:
     assert undoing.id == taken.id
     await worker.fail(undoing, outcome="undone", error=None)
     assert [each.id for each in await worker.take()] == [later]
-
-
-async def broken(db: Any, name: str) -> None:
-    """Carry out one of the mutations."""
-    [mutation] = [each for each in MUTATIONS if each.name == name]
-    await mutation.carry_out(db)
 
 
 async def test_k18_without_the_rule_of_no_return_it_is_undone_all_the_same(db: Any, worker: Worker) -> None:

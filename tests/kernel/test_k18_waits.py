@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Taken, Worker, advance, insert
-from tests.kernel.mutations import MUTATIONS
+from tests.kernel.mutations import broken
 from tests.kernel.schedule import transaction
 
 pytestmark = pytest.mark.anyio
@@ -148,12 +148,6 @@ async def test_g13_k18_a_writer_that_was_under_way_when_the_wait_began_is_not_mi
     assert outcomes(await gone_on(worker)) == [answer]
 
 
-async def broken(db: Any, name: str) -> None:
-    """Carry out one of the mutations."""
-    [mutation] = [each for each in MUTATIONS if each.name == name]
-    await mutation.carry_out(db)
-
-
 async def test_k18_without_the_second_look_that_writer_is_missed(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
@@ -270,6 +264,61 @@ async def test_g13_k18_its_time_ends_a_wait(db: Any, worker: Worker) -> None:
     # A message that comes later does not change what was told.
     await insert(db, "payment.settled")
     assert (await wait(db, taken, payment(seconds=3600)))["outcomes"] == [{"timeout": True}]
+
+
+async def pass_time(db: Any, seconds: float) -> None:
+    """Let so much time pass, also for waits."""
+    await advance(db, seconds)
+    await db.execute("update runtime.waits set until = until - make_interval(secs => $1)", seconds)
+
+
+@pytest.mark.parametrize("kind", [{"name": "sleep", "pattern": None}, {}], ids=["sleep", "timeout"])
+async def test_g13_k18_who_takes_a_delivery_ends_what_its_time_ends(
+    db: Any, worker: Worker, kind: dict[str, Any]
+) -> None:
+    over, later = payment(seconds=3600, **kind), payment(seconds=7200, name="later", pattern="payment.late")
+    first = await suspended(db, worker, over, later)
+    await pass_time(db, 3700)
+    [taken] = await worker.take()
+    # The handler need not ask: the outcome comes along. What goes on is asked for as before.
+    assert (taken.id, taken.attempts, outcomes(taken)) == (first.id, 0, ["timeout"])
+    assert await db.fetchval("select array_agg(name) from runtime.waits") == ["later"]
+    await insert(db, "payment.settled")
+    assert (await wait(db, taken, over, later))["outcomes"] == [{"timeout": True}, None]
+
+
+async def taken_by_time_beside_a_writer(db: Any, worker: Worker, writer: Any) -> tuple[Taken, int]:
+    """What was taken because its time had come, before a writer has ended that began before its wait."""
+    taken = await begun(db, worker)
+    async with transaction(writer) as writing:
+        answer = await insert(writer, "payment.settled")
+        await wait(db, taken, payment(seconds=3600))
+        await suspend(worker, taken)
+        for _ in range(4):
+            await worker.take()
+        await pass_time(db, 3700)
+        taken = await gone_on(worker)
+        await writing.commit()
+    return taken, answer
+
+
+async def test_g13_k18_who_takes_a_delivery_leaves_it_a_message_that_may_have_been_missed(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    async with connect() as writer:
+        taken, answer = await taken_by_time_beside_a_writer(db, worker, writer)
+    assert outcomes(taken) == []
+    [outcome] = (await wait(db, taken, payment(seconds=3600)))["outcomes"]
+    assert outcome["id"] == answer
+
+
+async def test_k18_without_the_second_look_its_time_ends_a_wait_beside_a_message(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await broken(db, "K18 its time ends what a writer may have missed")
+    async with connect() as writer:
+        taken, _answer = await taken_by_time_beside_a_writer(db, worker, writer)
+    assert outcomes(taken) == ["timeout"]
 
 
 async def test_k18_without_the_fence_a_frozen_process_waits_for_its_successor(

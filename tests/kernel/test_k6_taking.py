@@ -7,6 +7,7 @@ import pytest
 
 from tests.kernel.conftest import Connect
 from tests.kernel.driver import Answer, Worker, advance, insert, send
+from tests.kernel.mutations import broken
 from tests.kernel.plans import Plans, explained
 from tests.kernel.schedule import transaction
 from tests.kernel.switch import switch_off
@@ -93,6 +94,64 @@ async def test_k6_what_is_due_is_read_only_when_asked_for(db: Any, worker: Worke
     assert (await worker.exchange(want=2, due=True)).more["next_due"] == 0
 
 
+async def crowd_and_fresh(db: Any, due: int, fresh: int) -> tuple[set[int], set[int]]:
+    """So many deliveries that came due at once, and fresh ones written after them; returns the ids of both."""
+    await db.execute(
+        "insert into consciousness_stream (key) select 'task.due' from generate_series(1, $1)", due
+    )
+    await db.execute("update runtime.deliveries set visible_at = clock_timestamp()")
+    await db.execute(
+        "insert into consciousness_stream (key) select 'task.fresh' from generate_series(1, $1)", fresh
+    )
+    rows = await db.fetch("select id, key from consciousness_stream")
+    return (
+        {row["id"] for row in rows if row["key"] == "task.due"},
+        {row["id"] for row in rows if row["key"] == "task.fresh"},
+    )
+
+
+async def test_g6_k6_fresh_deliveries_are_taken_beside_a_crowd_of_due_ones(db: Any, worker: Worker) -> None:
+    (number,) = (await worker.subscribe("a.one=task.>")).values()
+    due, fresh = await crowd_and_fresh(db, 700, 10)
+    looked = await worker.exchange(want=10, due=True)
+    assert (len(due & set(looked.ids)), len(fresh & set(looked.ids))) == (5, 5)
+    assert looked.more["next_due"] == 0
+    # In a large room the fresh ones come with few of the crowd, and the rest of it with the next looks.
+    looked = await worker.exchange(want=800, due=True)
+    assert (len(due & set(looked.ids)), len(fresh & set(looked.ids))) == (200, 5)
+    assert (looked.more["next_due"], looked.more["full"]) == (0, [number])
+    looked = await worker.exchange(want=800, due=True)
+    assert len(looked.ids) == 495
+    assert (looked.more["next_due"], looked.more["full"]) != (0, [number])
+
+
+async def test_g6_k6_neither_kind_waits_for_the_other_where_one_is_taken_at_a_time(
+    db: Any, worker: Worker
+) -> None:
+    await worker.subscribe("a.one=task.>")
+    due, fresh = await crowd_and_fresh(db, 60, 60)
+    looks = [await worker.exchange(want=1, due=True) for _ in range(60)]
+    taken = {id_ for looked in looks for id_ in looked.ids}
+    assert len(taken) == 60
+    assert taken & due
+    assert taken & fresh
+    # What was not looked at may be due, and is asked about.
+    assert {looked.more["next_due"] for looked in looks} == {0}
+    while looked := await worker.take(1):
+        taken |= {each.id for each in looked}
+    assert taken == due | fresh
+
+
+async def test_k6_without_a_share_of_their_own_fresh_deliveries_wait_behind_the_crowd(
+    db: Any, worker: Worker
+) -> None:
+    await broken(db, "K6 fresh ones wait behind a crowd")
+    await worker.subscribe("a.one=task.>")
+    _, fresh = await crowd_and_fresh(db, 700, 10)
+    for _ in range(3):
+        assert not fresh & {each.id for each in await worker.take(200)}
+
+
 async def test_g6_k6_what_is_ordered_fits_before_what_is_large(db: Any, worker: Worker) -> None:
     numbers = await worker.subscribe(
         "a.large=large", {"name": "b.row", "patterns": ["small"], "ordered": True}
@@ -157,9 +216,12 @@ async def test_k6_taking_reads_the_index_of_what_it_takes(
         assert not [plan for plan in plans.all if "deliveries_due" in plan.scans_of("deliveries")]
 
         plans = await taking(worker, db, due=True)
-        (due,) = plans.of("select one.ctid as place from runtime.deliveries one where one.sub")
-        assert due.scans_of("deliveries") == {"deliveries_due", "Tid Scan"}
-        assert "visible_at" not in due.sorted_by
+        # Half of the room, and what the fresh ones have left of the rest.
+        dues = plans.of("select one.ctid as place from runtime.deliveries one where one.sub")
+        assert dues
+        for due in dues:
+            assert due.scans_of("deliveries") == {"deliveries_due", "Tid Scan"}
+            assert "visible_at" not in due.sorted_by
 
         await db.execute(
             "update runtime.deliveries set crashes = 2, visible_at = clock_timestamp() where message_id = 3000"

@@ -262,6 +262,22 @@ def test_a_delayed_message_is_looked_for_when_it_is_due(simulation: Simulation) 
     assert 4.0 <= simulation.now - began < 4.1
 
 
+@pytest.mark.parametrize("takes", [True, False])
+def test_g6_the_rest_of_a_crowd_that_came_due_at_once_is_looked_for_without_a_pause(
+    simulation: Simulation, takes: bool
+) -> None:
+    simulation.write(1)
+    simulation.settle_down()
+    now = simulation.now
+    look = Look(want={1: 2}, due=True)
+    taken = tuple(simulation.running.values()) if takes else ()
+    simulation.plan.absorb(look, ExchangeAnswer(taken=taken, next_due=0.0), sent_at=now, now=now)
+    step = simulation.plan.decide(now)
+    # What others hold up is not asked for in a tight loop.
+    assert isinstance(step, Look) == takes
+    assert isinstance(step, Wait) or step.due
+
+
 # Leases
 
 
