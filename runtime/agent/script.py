@@ -1,11 +1,14 @@
-"""The hint for `python agents/a.py`, which declares agents and ends."""
+"""The hints for `python agents/a.py`, which declares agents and ends, or does not find the project's own modules."""
 
 import atexit
 import os
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
+# How far above its folder a file's project is looked for.
+_LEVELS: Final = 3
 # The files that were told of, or will be at the end.
 _hinted: Final[set[str]] = set()
 
@@ -30,3 +33,28 @@ def _hint(file: str, process: int) -> None:
         return
     shown = os.path.relpath(file) if os.path.isabs(file) else file
     sys.stderr.write(f"{shown} declares agents, and nothing has run them: `runtime run {shown}` does.\n")
+
+
+def _hint_at_missing(process: int) -> None:
+    """Print how to run a file of agents that ended since it did not find a module of its own project."""
+    error, trace = getattr(sys, "last_value", None), getattr(sys, "last_traceback", None)
+    if not isinstance(error, ModuleNotFoundError) or trace is None or process != os.getpid():
+        return
+    # Other programs, such as pytest, note the last error too.
+    outermost = trace.tb_frame
+    file = outermost.f_code.co_filename
+    if outermost.f_globals.get("__name__") != "__main__" or not file.endswith(".py"):
+        return
+    missing = (error.name or "").partition(".")[0]
+    above = Path(file).resolve().parents[1 : 1 + _LEVELS]
+    if missing and any(
+        (folder / missing).is_dir() or (folder / f"{missing}.py").is_file() for folder in above
+    ):
+        shown = os.path.relpath(file)
+        sys.stderr.write(
+            f"Python looks for {missing} beside {shown} alone: `runtime run {shown}` finds it, and runs the agents.\n"
+        )
+
+
+# At the import: a file that misses a module ends before it declares an agent.
+atexit.register(_hint_at_missing, os.getpid())

@@ -107,6 +107,12 @@ def test_a_file_of_agents_that_is_run_by_itself_says_how_to_run_it(nowhere: Shel
     (nowhere.folder / "b.py").write_text("import a\n")
     (nowhere.folder / "c.py").write_text("import a\nraise SystemExit(3)\n")
 
+    agents = nowhere.folder / "agents"
+    agents.mkdir()
+    (nowhere.folder / "desk.py").touch()
+    for name, missing in (("d", "desk"), ("e", "desk_of_others")):
+        (agents / f"{name}.py").write_text(f"from runtime import Agent\nfrom {missing} import Mail\n")
+
     def said(file: str) -> str:
         command = [sys.executable, file]
         ended = subprocess.run(command, cwd=nowhere.folder, capture_output=True, text=True, check=False)
@@ -115,6 +121,11 @@ def test_a_file_of_agents_that_is_run_by_itself_says_how_to_run_it(nowhere: Shel
     assert said("a.py") == "a.py declares agents, and nothing has run them: `runtime run a.py` does.\n"
     assert said("b.py") == ""
     assert said("c.py") == ""
+    assert said("agents/d.py").splitlines()[-2:] == [
+        "ModuleNotFoundError: No module named 'desk'",
+        "Python looks for desk beside agents/d.py alone: `runtime run agents/d.py` finds it, and runs the agents.",
+    ]
+    assert said("agents/e.py").endswith("No module named 'desk_of_others'\n")
 
 
 def test_a_database_without_the_migrations_is_told_with_the_command_that_mends_it(

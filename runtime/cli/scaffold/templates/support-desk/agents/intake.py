@@ -1,8 +1,8 @@
 """Opens a ticket for each mail that the mail service posts to /webhooks/mail."""
 
-from desk.messages import Mail, Ticket
-
 from runtime import Agent, Message, Source
+
+from desk.messages import Mail, Ticket
 
 # Signed by Standard Webhooks; the secret stands in MAIL_WEBHOOK_SECRET.
 mail_service = Source("mail", "mail.{event}")

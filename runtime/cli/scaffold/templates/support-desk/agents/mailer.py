@@ -1,9 +1,9 @@
 """Sends replies: here it writes them into a folder."""
 
+from runtime import Agent, Context, Retry
+
 from desk.folder import data_folder
 from desk.messages import Reply
-
-from runtime import Agent, Context, Retry
 
 agent = Agent("mailer")
 

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from desk.messages import OpenTickets
-
 from runtime import Agent, Context, Tick
+
+from desk.messages import OpenTickets
 
 DAYS = 30
 

@@ -1,9 +1,9 @@
 """Sorts each ticket with the model."""
 
+from runtime import Agent, Context, Retry
+
 from desk.messages import SortedTicket, Sorting, Ticket
 from desk.model import Model, open_model
-
-from runtime import Agent, Context, Retry
 
 INSTRUCTION = """\
 You sort the mails of a support desk. Answer with JSON only, such as {"topic": "bug", "urgent": false}.

@@ -1,9 +1,9 @@
 """Writes the reply to a ticket; that to an urgent one waits for a person."""
 
+from runtime import Agent, Context, Reject
+
 from desk.messages import Reply, SortedTicket
 from desk.model import Model, open_model
-
-from runtime import Agent, Context, Reject
 
 INSTRUCTION = """\
 You answer mails for a support desk, in at most five plain sentences. Promise nothing, and offer no refund.

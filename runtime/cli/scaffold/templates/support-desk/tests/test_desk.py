@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 from agents import intake, mailer, reporter, triage, writer
-from desk.messages import Mail
 
 from runtime import Tick
+
+from desk.messages import Mail
 
 AGENTS = [module.agent for module in (intake, triage, writer, mailer, reporter)]
 MAIL = Mail(sender="ada@example.org", subject="My invoice", text="Why is it so high?")
