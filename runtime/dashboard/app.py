@@ -32,14 +32,14 @@ class _Number(IntegerConvertor):
     regex = "[0-9]{1,18}"
 
 
-class _Remedy(StringConvertor):
+class _LetterVerb(StringConvertor):
     """What can be done with dead letters."""
 
     regex = "redrive|discard"
 
 
 register_url_convertor("number", _Number())
-register_url_convertor("remedy", _Remedy())
+register_url_convertor("remedy", _LetterVerb())
 
 
 def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
