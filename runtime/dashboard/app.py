@@ -32,14 +32,14 @@ class _Number(IntegerConvertor):
     regex = "[0-9]{1,18}"
 
 
-class _Change(StringConvertor):
+class _LetterVerb(StringConvertor):
     """What can be done with dead letters."""
 
     regex = "redrive|discard"
 
 
 register_url_convertor("number", _Number())
-register_url_convertor("change", _Change())
+register_url_convertor("remedy", _LetterVerb())
 
 
 def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
@@ -72,10 +72,10 @@ def make_app(context: DashboardContext, guard: Guard) -> ASGIApp:
             Route("/approvals/{id:number}", approvals.decide, methods=["POST"]),
             Route("/dead", dead.dead_page),
             Route("/dead/groups", dead.groups),
-            Route("/dead/group/{what:change}", dead.change_group, methods=["POST"]),
+            Route("/dead/group/{what:remedy}", dead.change_group, methods=["POST"]),
             Route("/dead/{id:number}", dead.letter_page),
             Route("/dead/{id:number}/amend", dead.amend, methods=["POST"]),
-            Route("/dead/{id:number}/{what:change}", dead.change_letter, methods=["POST"]),
+            Route("/dead/{id:number}/{what:remedy}", dead.change_letter, methods=["POST"]),
             Route("/write", write.write_page),
             Route("/write/check", write.check, methods=["POST"]),
             Route("/write", write.send, methods=["POST"]),

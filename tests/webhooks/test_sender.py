@@ -1,6 +1,7 @@
 """What does a target get, and what becomes of a delivery by its answer? With a real server, stream and signatures."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -290,6 +291,25 @@ async def test_an_answer_that_is_none_is_a_failure_that_says_why(
         [letter] = await harness.dead_letters()
     assert complaint in letter["error"]
     assert await harness.messages("noted.it") == []
+
+
+async def test_s7_a_broken_status_line_forges_nothing_in_the_error(harness: Harness) -> None:
+    def answer_once() -> None:
+        with listening, listening.accept()[0] as connection:
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 \x1b[2J\x1b]0;forged\x07 all is well\r\n\r\n")
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    answering = threading.Thread(target=answer_once)
+    answering.start()
+    agent = out(f"http://127.0.0.1:{listening.getsockname()[1]}/", retry=Retry(attempts=1))
+    async with harness.running(agent, webhooks_allow="127.0.0.0/8"):
+        await harness.send("task.new", 1)
+        await harness.drain()
+    answering.join(60)
+    [letter] = await harness.dead_letters()
+    assert "forged" in letter["error"]
+    assert letter["error"].isprintable()
 
 
 async def test_a_target_that_does_not_answer_in_time_or_is_not_there_is_a_failure_that_says_so(
