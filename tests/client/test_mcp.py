@@ -198,8 +198,10 @@ async def test_a_call_can_be_cancelled_by_its_handle_and_nothing_else_can(harnes
         assert json.loads(text(await client.call_tool("stream_cancel", {"request": request})))["known"]
         result = await client.call_tool("stream_result", {"request": request, "wait_seconds": 50})
         assert result.is_error
-        other = await harness.send("door.opened", {})
+        # A request, but of a program.
+        other = await harness.send("door.opened", {}, headers={"reply_to": "answer.program"})
         assert (await client.call_tool("stream_cancel", {"request": other.id})).is_error
+        assert (await client.call_tool("stream_result", {"request": other.id})).is_error
 
 
 async def test_operators_look_by_tools_and_write_only_where_that_is_allowed(harness: Harness) -> None:
