@@ -198,8 +198,11 @@ async def test_a_call_can_be_cancelled_by_its_handle_and_nothing_else_can(harnes
         assert json.loads(text(await client.call_tool("stream_cancel", {"request": request})))["known"]
         result = await client.call_tool("stream_result", {"request": request, "wait_seconds": 50})
         assert result.is_error
-        other = await harness.send("door.opened", {})
+        # A request, but of a program.
+        other = await harness.send("door.opened", {}, headers={"reply_to": "answer.program"})
         assert (await client.call_tool("stream_cancel", {"request": other.id})).is_error
+        assert (await client.call_tool("stream_result", {"request": other.id})).is_error
+        opened.set()
 
 
 async def test_operators_look_by_tools_and_write_only_where_that_is_allowed(harness: Harness) -> None:
@@ -309,6 +312,9 @@ async def test_an_approval_is_a_question_to_the_person_in_front_of_the_client(
         left = await client.call_tool("refund", {"value": 9})
         assert "waits for a person's approval: Refund order 9?" in text(left)
         assert answers == []
+        # Nothing is left that the worker would wait for.
+        await harness.decide(False)
+        await harness.drain()
 
 
 async def test_a_client_that_cannot_ask_is_told_what_a_call_waits_for(harness: Harness) -> None:

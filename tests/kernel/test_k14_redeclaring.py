@@ -45,6 +45,25 @@ async def test_k14_a_later_started_worker_replaces_a_declaration_and_an_older_on
     assert await declared(db) == (["site.output"], 7)
 
 
+async def test_k14_what_a_handler_offers_as_a_tool_is_that_of_the_later_declaration(
+    db: Any, worker: Worker, later: Worker
+) -> None:
+    tool = {
+        "name": "one",
+        "key": "task.output",
+        "description": "One.",
+        "input": None,
+        "output": {"type": "integer"},
+    }
+    await worker.subscribe({**OLD, "tool": tool})
+    [offered] = await db.fetchval("select stream_tools()")
+    assert (offered["subscription"], offered["tool"], offered["workers"]) == ("a.one", tool, 1)
+    await later.subscribe(OLD)
+    assert await db.fetchval("select stream_tools()") == []
+    await worker.subscribe({**OLD, "tool": tool})
+    assert await db.fetchval("select stream_tools()") == []
+
+
 async def test_k14_without_it_an_old_process_takes_the_declaration_back(
     db: Any, worker: Worker, later: Worker
 ) -> None:
