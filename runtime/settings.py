@@ -216,6 +216,11 @@ class Settings(BaseSettings):
     broadcast_gather_seconds: float = Field(
         default=0.1, ge=0, description="How long broadcasts gather before they are sent in one frame."
     )
+    text_pieces_per_second: float = Field(
+        default=50,
+        gt=0,
+        description="Broadcasts a second for texts that are being written, in all workers of the project together.",
+    )
     request_seconds: float = Field(default=15, gt=0, description="Time limit of a request to the store.")
     heartbeat_seconds: float = Field(default=25, gt=0, le=30, description="Realtime heartbeat interval.")
     nonce_seconds: float = Field(default=60, gt=0, description="How often push paths are tested end to end.")

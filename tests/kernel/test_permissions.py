@@ -231,7 +231,8 @@ OF_AGENTS = {
     "stream_send", "stream_subscribe", "stream_exchange", "stream_leave", "stream_version", "stream_pause",
     "stream_resume", "stream_replay", "stream_remove", "stream_cancel", "stream_dead", "stream_redrive",
     "stream_discard", "stream_schedule", "stream_tick", "stream_note_webhooks", "stream_answers",
-    "stream_step", "stream_steps", "stream_status", "stream_begin_text", "stream_write_texts", "stream_wait", "stream_waits", "stream_approvals",
+    "stream_step", "stream_steps", "stream_status", "stream_begin_text", "stream_write_texts", "stream_wait",
+    "stream_waits", "stream_approvals",
 }  # fmt: skip
 
 

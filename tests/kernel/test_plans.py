@@ -273,7 +273,10 @@ async def keep_steps(db: Any, worker: Worker) -> None:
     ]
     for beginning in (1, 2):
         begun = await db.fetchval(
-            "select stream_begin_text($1, $2, $3, 'draft', 1)", taken.id, taken.subscription, UUID(taken.lease)
+            "select stream_begin_text($1, $2, $3, 'draft', 1)",
+            taken.id,
+            taken.subscription,
+            UUID(taken.lease),
         )
         assert begun["beginning"] == beginning
         piece = {**status, "name": "draft", "beginning": beginning, "start": 0}
