@@ -22,13 +22,15 @@ class SharedRate:
 
     @property
     def _burst(self) -> float:
-        # A tenth of a second's worth, so that not even the first second has more than the rate and a tenth.
-        return max(1.0, self._share / 10)
+        # A tenth of a second's worth, so that no second has much more than the rate; and two, since parts of pieces
+        # add up.
+        return max(2.0, self._share / 10)
 
     def share_among(self, workers: int) -> None:
         """Leave the other workers their parts."""
         self._count()
         self._share = self._per_second / max(workers, 1)
+        self._saved = min(self._saved, self._burst)
 
     def take(self, wanted: int) -> int:
         """Take so many pieces, or as many as may go out now."""
