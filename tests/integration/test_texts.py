@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from functools import partial
 from itertools import count
@@ -16,6 +17,8 @@ from runtime.client.stream import Stream
 from runtime.errors import DeclarationError, InvalidValue, RuntimeFault, TextBroken
 from tests.integration.conftest import connected, running, settled, until
 from tests.integration.test_broadcast import WAYS, hears, settings_for
+from tests.local.gateway.conftest import make_token
+from tests.node import installed
 
 pytestmark = pytest.mark.anyio
 
@@ -184,3 +187,74 @@ async def test_a_text_goes_on_after_a_wait_begins_anew_where_it_differs_and_is_b
         await stream.send("chat.batch", "x")
         await until(lambda: database.fetchval("select not exists (select from runtime.deliveries)"))
         assert await database.fetchval("select count(*) from runtime.dead_letters") == 1
+
+
+PAGE = """
+import { createClient } from '@supabase/supabase-js'
+import WebSocket from 'ws'
+
+const { URL, KEY, TOKEN, MESSAGE, WHOLE } = process.env
+const client = createClient(URL, KEY, {
+  auth: { persistSession: false, autoRefreshToken: false },
+  realtime: { transport: WebSocket }, accessToken: async () => TOKEN,
+})
+await client.realtime.setAuth()
+let open = 2, shown = '', times = 0
+function page() {
+  let last = ''
+  follow(client, Number(MESSAGE), 'answer', (text, beginning) => {
+    if (!WHOLE.startsWith(text) || !text.startsWith(last) || beginning !== 1) throw new Error(text)
+    if (last === '') console.log('shows')
+    last = text
+    times += 1
+    // Broadcasts come more often than the page asks.
+    if (text === WHOLE && --open === 0) process.exit(times > 8 ? 0 : 1)
+    if (text.length > 100 && shown === '') { shown = text; page() }
+  })
+}
+page()
+"""
+
+
+@pytest.mark.own_stack
+async def test_a_page_follows_a_text_under_row_level_security_and_so_it_does_after_a_reload(
+    stack: Any, tmp_path: Path
+) -> None:
+    document = (ROOT / "docs/how-to/streaming-text.md").read_text()
+    (policies,) = re.findall(r"```sql\n(.*?)```", document, re.S)
+    (function,) = re.findall(r"```js\n(.*?)```", document, re.S)
+    (tmp_path / "page.mjs").write_text(PAGE + function)
+    (tmp_path / "node_modules").symlink_to(installed() / "node_modules")
+    user = "11111111-1111-1111-1111-111111111111"
+    agent, goes_on = Agent("writer"), anyio.Event()
+
+    @agent.on("question.asked")
+    async def answer(question: str, context: Context) -> None:
+        async with context.stream("answer") as out:
+            await out.write(TOKENS[0])
+            await goes_on.wait()
+            for token in TOKENS[1:]:
+                await out.write(token)
+                await anyio.sleep(0.02)
+
+    settings = settings_for("realtime", stack)
+    async with connect(settings) as stream, connected(stack.admin_url) as database:
+        await database.execute(policies)
+        await database.execute("grant select on realtime.messages to authenticated")
+        async with running([agent], settings, live=False):
+            await until(lambda: settled(database, "writer.answer"))
+            message = (await stream.send("question.asked", "Why?", correlation_id=user)).id
+            token = make_token(secret=stack.jwt_secret, role="authenticated", sub=user)
+            environment = {
+                **os.environ, "URL": stack.api_url, "KEY": stack.publishable_key, "TOKEN": token,
+                "MESSAGE": str(message), "WHOLE": WHOLE,
+            }  # fmt: skip
+            async with await anyio.open_process(
+                ["node", "page.mjs"], cwd=tmp_path, env=environment, stderr=None
+            ) as process:
+                assert process.stdout is not None
+                with anyio.fail_after(60):
+                    # What was stored before the page came.
+                    assert await process.stdout.receive() == b"shows\n"
+                    goes_on.set()
+                    assert await process.wait() == 0
