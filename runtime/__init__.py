@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from runtime.broadcast import Broadcast
     from runtime.client.blocking import BlockingStream, connect_blocking
     from runtime.client.stream import Stream, connect
+    from runtime.client.text_follower import TextPiece
     from runtime.message import Answer, Message, Priority
     from runtime.worker.serverless import drain
     from runtime.worker.worker import Worker
 
 __all__ = [
     "Agent", "Answer", "BatchContext", "BlockingStream", "Broadcast", "Context", "Decision", "Message", "Priority",
-    "Reject", "Retry", "RetryLater", "Source", "Step", "Stream", "Tick", "WaitFor", "Worker", "connect",
+    "Reject", "Retry", "RetryLater", "Source", "Step", "Stream", "TextPiece", "Tick", "WaitFor", "Worker", "connect",
     "connect_blocking", "drain",
 ]  # fmt: skip
 
@@ -31,7 +32,7 @@ _HOMES = {
     "Broadcast": "broadcast", "Context": "agent.context",
     "Decision": "agent.approval", "Message": "message", "Priority": "message",
     "Reject": "agent.retry", "Retry": "agent.retry", "RetryLater": "agent.retry", "Source": "agent.source",
-    "Step": "agent.step_call", "Stream": "client.stream", "Tick": "agent.schedule",
+    "Step": "agent.step_call", "Stream": "client.stream", "TextPiece": "client.text_follower", "Tick": "agent.schedule",
     "WaitFor": "agent.waiting", "Worker": "worker.worker",
     "connect": "client.stream", "connect_blocking": "client.blocking", "drain": "worker.serverless",
 }  # fmt: skip

@@ -91,6 +91,16 @@ def topic_of(pattern: str) -> str:
     return f"{TOPIC}:{pattern}" if is_exact(pattern) else TOPIC
 
 
+def text_topic(message: object) -> str:
+    """Return the private Realtime topic of the texts of a message. No key has a slash."""
+    return f"{TOPIC}/text/{message}"
+
+
+def is_text_topic(name: str) -> bool:
+    """Whether this is the topic of texts, and no key."""
+    return "/" in name
+
+
 def _from_wire(row: object) -> Broadcast[Any] | None:
     if not isinstance(row, Mapping) or "value" not in row:
         return None

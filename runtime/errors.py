@@ -24,6 +24,8 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   ├── AskTimeout              no answer came in time; a late one is kept
 │   ├── AskFailed               its handler failed for good
 │   └── NobodyAnswers           no handler can answer it
+├── LeaseLost                   a step, a text or a transaction was not kept: another worker has the delivery
+├── TextBroken                  a text that is followed ends within
 ├── WakeupError                 a wake-up path failed until an operator repairs it
 └── LocalStackError             a command of the local stack failed
 """
@@ -274,6 +276,10 @@ class LeaseLost(RuntimeFault):
     That happens to a process that was frozen for longer than a lease. Whatever this attempt still does counts for
     nothing; the worker that has the delivery finishes it.
     """
+
+
+class TextBroken(RuntimeFault):
+    """A text that is followed ends within: its handler has ended without closing it."""
 
 
 class WaitTimeout(RuntimeFault, TimeoutError):

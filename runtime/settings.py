@@ -219,7 +219,12 @@ class Settings(BaseSettings):
     poll_fast_seconds: float = Field(default=0.1, gt=0, description="Polling interval right after activity.")
     poll_slow_seconds: float = Field(default=2.0, gt=0, description="Polling interval when idle.")
     broadcast_gather_seconds: float = Field(
-        default=0.1, ge=0, description="How long broadcasts gather before they are sent in one frame."
+        default=0.08, ge=0, description="How long broadcasts gather before they are sent in one frame."
+    )
+    text_pieces_per_second: int = Field(
+        default=50,
+        ge=1,
+        description="Broadcasts a second for texts that are being written, in all workers of the project together.",
     )
     request_seconds: float = Field(default=15, gt=0, description="Time limit of a request to the store.")
     heartbeat_seconds: float = Field(default=25, gt=0, le=30, description="Realtime heartbeat interval.")

@@ -62,6 +62,7 @@ NOT_RUN = {
     "docs/how-to/project.md": 2,
     "docs/how-to/services.md": 1,
     "docs/how-to/sleeping.md": 1,
+    "docs/how-to/streaming-text.md": 1,
     "docs/performance.md": 3,
     "docs/tutorial.md": 2,
     "docs/upgrading.md": 1,

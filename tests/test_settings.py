@@ -45,6 +45,7 @@ GIVEN = {
     "RUNTIME_POLL_FAST_SECONDS": ("poll_fast_seconds", "0.05", 0.05),
     "RUNTIME_POLL_SLOW_SECONDS": ("poll_slow_seconds", "3", 3),
     "RUNTIME_BROADCAST_GATHER_SECONDS": ("broadcast_gather_seconds", "0.5", 0.5),
+    "RUNTIME_TEXT_PIECES_PER_SECOND": ("text_pieces_per_second", "20", 20),
     "RUNTIME_REQUEST_SECONDS": ("request_seconds", "4", 4),
     "RUNTIME_HEARTBEAT_SECONDS": ("heartbeat_seconds", "20", 20),
     "RUNTIME_NONCE_SECONDS": ("nonce_seconds", "6", 6),

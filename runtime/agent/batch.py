@@ -5,6 +5,7 @@ from typing import Any
 
 from runtime.agent.context import MAX_EMITS, MAX_EMITTED_BYTES, Context
 from runtime.agent.step import Steps
+from runtime.agent.text import TextKeeper
 from runtime.encoding.json import decode, encode
 from runtime.errors import DeclarationError, InvalidValue
 from runtime.message import Draft, Message
@@ -87,6 +88,12 @@ class BatchContext(Context):
         raise DeclarationError(
             f"{self.handler} handles batches, and a step or a transaction belongs to one message: leave batch=… "
             "out, or emit a message for each and have a handler of it take the steps."
+        )
+
+    def _text_keeper(self) -> TextKeeper | None:
+        raise DeclarationError(
+            f"{self.handler} handles batches, and a text belongs to one message: leave batch=… out, or emit a message "
+            "for each and have a handler of it write the text."
         )
 
     def _cause(self, message: Message[Any] | None) -> Message[Any]:

@@ -13,6 +13,7 @@ from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.long_work import LongWork
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
 from runtime.agent.step import Steps
+from runtime.agent.text import TextKeeper
 from runtime.agent.transaction import OpenTransaction
 from runtime.agent.usage import add_usage
 from runtime.agent.waiting import Waits
@@ -51,6 +52,7 @@ class Context(LongWork):
         open_waits: opens the waits of its delivery; None where it cannot wait.
         decision_links: makes links that decide approvals; None where the settings have no secret for them.
         tell_status: shows where its delivery is; None where nobody is shown it.
+        open_text_keeper: returns what keeps its texts; None where they are kept nowhere.
     """
 
     message: Message[Any]
@@ -67,6 +69,8 @@ class Context(LongWork):
     open_waits: Callable[[Steps], Waits] | None = field(default=None, repr=False, compare=False)
     decision_links: DecisionLinks | None = field(default=None, repr=False, compare=False)
     tell_status: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+    open_text_keeper: Callable[[], TextKeeper | None] | None = field(default=None, repr=False, compare=False)
+    _open_texts: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _waits: Waits | None = field(default=None, init=False, repr=False, compare=False)
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
     _transaction: OpenTransaction | None = field(default=None, init=False, repr=False, compare=False)

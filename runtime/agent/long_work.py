@@ -11,13 +11,14 @@ from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
 from runtime.agent.step import Steps
 from runtime.agent.step_call import Step, StepCall
-from runtime.agent.transaction import Transactional, Transactions
+from runtime.agent.text import TextWriting
+from runtime.agent.transaction import Transactions
 from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
 from runtime.errors import SettingsError, WaitTimeout
 from runtime.message import Message
 
 
-class LongWork(Transactional):
+class LongWork(TextWriting):
     """The part of a context that lets a handler work for hours or days: steps, waits and approvals."""
 
     __slots__ = ("_steps", "_waits")

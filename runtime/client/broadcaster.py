@@ -9,14 +9,14 @@ import asyncio
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from runtime.broadcast import EVENT, TOPIC, topic_of
+from runtime.broadcast import EVENT, TOPIC, is_text_topic, topic_of
 from runtime.connection.proxies import request_options
 from runtime.encoding.json import encode
 from runtime.errors import InvalidValue, SettingsError, StoreError
@@ -36,7 +36,10 @@ NO_TRANSPORT = (
 )
 
 Entry = tuple[str, str]
-"""A key, and the JSON of one broadcast under it."""
+"""A key, and the JSON of one broadcast under it; or the topic of a text, and the JSON of a piece of it."""
+
+NextPieces = Callable[[int], tuple[list[Entry], bool]]
+"""Takes how many bytes have room; returns pieces of texts, and whether there is more that may not go out yet."""
 
 
 class BroadcastRateLimited(Exception):
@@ -75,18 +78,20 @@ class Broadcaster:
         gather_seconds: how long to gather between two frames; longer while Realtime takes no more.
 
     Attributes:
-        counts: `broadcasts` taken, `frames` sent, broadcasts `dropped`.
+        counts: `broadcasts` taken, `frames` sent, broadcasts `dropped`, `pieces` of texts sent.
+        next_pieces: asked for pieces of texts when a frame is made, so that the slower frames go, the larger they are.
     """
 
     def __init__(self, transport: BroadcastTransport, gather_seconds: float) -> None:
         self.counts: Counter[str] = Counter()
+        self.next_pieces: NextPieces | None = None
         self._transport = transport
         self._shortest = self._gather = gather_seconds
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._waiting: deque[Entry] = deque()
         self._waiting_bytes = 0
-        self._is_scheduled = False
+        self._is_scheduled = self._is_sending = False
         self._filled = anyio.Event()
         self._flushed = anyio.Event()
         self._dropped = 0
@@ -113,6 +118,16 @@ class Broadcaster:
             self._waiting.append((key, text))
             self._waiting_bytes += size
             self.counts["broadcasts"] += 1
+        self.call()
+
+    @property
+    def max_bytes(self) -> int:
+        """How large one broadcast may be."""
+        return self._transport.max_bytes
+
+    def call(self) -> None:
+        """Have a frame made soon. From any thread."""
+        with self._lock:
             was_scheduled, self._is_scheduled = self._is_scheduled, True
         if not was_scheduled:
             with suppress(RuntimeError):
@@ -123,7 +138,15 @@ class Broadcaster:
         try:
             while True:
                 await self._filled.wait()
-                await self._send_one(self._take())
+                self._is_sending = True
+                entries, has_more = self._take()
+                if entries:
+                    await self._send_one(entries)
+                self._is_sending = False
+                if has_more or self._waiting:
+                    self.call()
+                elif not self._is_scheduled:
+                    self._flushed.set()
                 await anyio.sleep(self._gather)
         finally:
             with anyio.CancelScope(shield=True):
@@ -132,21 +155,28 @@ class Broadcaster:
     async def flush(self, *, seconds: float = 2.0) -> None:
         """Return when everything is sent, or so many seconds are over."""
         with anyio.move_on_after(seconds):
-            while self._is_scheduled:
+            while self._is_scheduled or self._is_sending:
                 self._flushed = anyio.Event()
                 await self._flushed.wait()
 
-    def _take(self) -> list[Entry]:
-        """Take as many broadcasts as fit into one frame, in order."""
+    def _take(self) -> tuple[list[Entry], bool]:
+        """Take as many broadcasts as fit into one frame, in order, and pieces of texts for the rest of it."""
         taken: list[Entry] = []
         size = 0
         with self._lock:
+            # Whatever is written from here on calls again.
+            self._is_scheduled = False
+            self._filled = anyio.Event()
             # Each is followed by a comma.
             while self._waiting and size + len(self._waiting[0][1].encode()) < self._transport.frame_bytes:
                 taken.append(self._waiting.popleft())
                 size += len(taken[-1][1].encode()) + 1
             self._waiting_bytes -= size - len(taken)
-        return taken
+        if self.next_pieces is None:
+            return taken, False
+        pieces, has_more = self.next_pieces(self._transport.frame_bytes - size)
+        self.counts["pieces"] += len(pieces)
+        return taken + pieces, has_more
 
     async def _send_one(self, entries: list[Entry]) -> None:
         try:
@@ -164,11 +194,6 @@ class Broadcaster:
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
                 self._complain(f"{dropped} broadcasts were dropped: too much was waiting to be sent")
-        with self._lock:
-            if not self._waiting:
-                self._is_scheduled = False
-                self._filled = anyio.Event()
-                self._flushed.set()
 
     def _put_back(self, entries: Sequence[Entry]) -> None:
         with self._lock:
@@ -201,12 +226,13 @@ class RealtimeTransport:
     _client: "httpx.AsyncClient | None" = field(default=None, init=False, repr=False)
 
     async def send(self, entries: Sequence[Entry]) -> None:
-        """Send one request: everything to the common topic, and each key's broadcasts to its own."""
+        """Send one request: broadcasts to the common topic and to that of their key, pieces of texts to theirs."""
         import httpx
 
-        by_topic: dict[str, list[str]] = {TOPIC: [text for _, text in entries]}
+        by_topic: dict[str, list[str]] = {}
         for key, text in entries:
-            by_topic.setdefault(topic_of(key), []).append(text)
+            for topic in (key,) if is_text_topic(key) else (TOPIC, topic_of(key)):
+                by_topic.setdefault(topic, []).append(text)
         messages = ",".join(
             f'{{"topic":{encode(topic)},"event":"{EVENT}","private":true,"payload":{{"broadcasts":[{",".join(texts)}]}}}}'
             for topic, texts in by_topic.items()

@@ -255,14 +255,31 @@ def open_broadcasts(
             if matches(pattern, broadcast.key):
                 take(broadcast)
 
+    if (receive := open_receiver(settings, topic_of(pattern), take_frame, client)) is None:
+        raise SettingsError(NO_TRANSPORT)
+    return receive
+
+
+def open_receiver(
+    settings: Settings,
+    topic: str,
+    take_frame: Callable[[object], None],
+    client: "OwnClient | None" = None,
+) -> Callable[[], Coroutine[Any, Any, None]] | None:
+    """Return a function that receives what is sent to a topic until it is cancelled; None if nothing carries it.
+
+    Args:
+        settings: where the stream is.
+        topic: the topic, over Realtime. NOTIFY has one channel for everything.
+        take_frame: called with each frame's payload; it returns at once.
+        client: a client of the user's own, whose connection to Realtime is used.
+    """
     if settings.supabase_url and settings.supabase_key and settings.broadcast:
         from runtime.wakeups.broadcasts import RealtimeBroadcasts
 
-        key = settings.supabase_key.get_secret_value()
-        topic = topic_of(pattern)
         return RealtimeBroadcasts(
             settings.supabase_url,
-            key,
+            settings.supabase_key.get_secret_value(),
             topic,
             settings=settings,
             take=take_frame,
@@ -273,7 +290,7 @@ def open_broadcasts(
 
         url = settings.database_url.get_secret_value()
         return NotifyBroadcasts(url, settings=settings, take=take_frame).receive
-    raise SettingsError(NO_TRANSPORT)
+    return None
 
 
 def reachable_by(wakeups: Sequence[Wakeups]) -> tuple[Literal["realtime", "notify"], ...]:

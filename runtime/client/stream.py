@@ -18,6 +18,7 @@ from runtime.client.factories import open_broadcaster, open_store, open_telemetr
 from runtime.client.listener import Reader, StreamListener
 from runtime.client.queries import Queries
 from runtime.client.requester import Requester
+from runtime.client.text_follower import TextReading
 from runtime.client.unheard import UnheardKeys
 from runtime.errors import SettingsError, StoreUnavailable
 from runtime.keys import check_key, check_pattern
@@ -72,7 +73,7 @@ async def connect(
         raise failure
 
 
-class Stream:
+class Stream(TextReading):
     """The shared table, as scripts use it."""
 
     def __init__(

@@ -27,6 +27,13 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "stream_steps": {"steps": "jsonb"},
     "stream_status": {"statuses": "jsonb"},
+    "stream_begin_text": {
+        "message": "bigint", "subscription": "integer", "lease": "uuid", "name": "text", "attempt": "integer",
+    },
+    "stream_write_texts": {"texts": "jsonb"},
+    "stream_follow": {
+        "message": "bigint", "name": "text", "since": "integer", "beginning": "integer", "handler": "text",
+    },
     "stream_wait": {"message": "bigint", "subscription": "integer", "lease": "uuid", "waits": "jsonb"},
     "stream_waits": {"subscription": "text", "pattern": "text", "max": "integer"},
     "stream_decide": {"request": "bigint", "approved": "boolean", "answer": "jsonb", "by": "text", "why": "text"},

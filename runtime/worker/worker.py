@@ -53,6 +53,7 @@ from runtime.worker.execution.handler_reads import HandlerReads
 from runtime.worker.execution.handler_requests import HandlerRequests
 from runtime.worker.execution.handler_statuses import HandlerStatuses
 from runtime.worker.execution.handler_steps import DeliverySteps
+from runtime.worker.execution.handler_texts import HandlerTexts
 from runtime.worker.execution.handler_waits import DeliveryWaits, WaitHints
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import steady
@@ -313,6 +314,7 @@ class Worker:
             hints = WaitHints()
             services.wait_keeper = partial(DeliveryWaits, store, requester.submit, hints, services.spans)
             services.statuses = statuses = HandlerStatuses(store)
+            services.texts = texts = HandlerTexts.beside(broadcaster, store, requester.submit, self._settings)
             services.send_broadcast = refuse_broadcast if broadcaster is None else broadcaster.send
             pubsub = PubSub(self._listening, self._limits, store, executor, self._settings)
             wakeups = Fanout(sources, [pubsub] if self._listening else [], [requester.wake, hints.wake])
@@ -345,7 +347,7 @@ class Worker:
                     tasks.start_soon(self._posts.keep, store)
                 if broadcaster is not None:
                     tasks.start_soon(broadcaster.run)
-                for run in (statuses.run, steps.run, requester.run):
+                for run in (statuses.run, texts.run, steps.run, requester.run):
                     tasks.start_soon(run)
                 tasks.start_soon(pubsub.run, dispatcher.ready)
                 await dispatcher.run()
@@ -353,6 +355,7 @@ class Worker:
                 with anyio.move_on_after(self._drain_seconds + _LEAVE_SECONDS):
                     await pubsub.drained()
                     await statuses.flush()
+                    await texts.flush()
                 if broadcaster is not None:
                     await broadcaster.flush()
                 tasks.cancel_scope.cancel()

@@ -68,6 +68,10 @@ begin
         perform runtime.unpark_below(unleased);
     end if;
     perform runtime.answer_dead(ids, subscriptions, reasons, errors);
+    -- What a worker was writing when it was killed.
+    update public.stream_texts t set state = 'broken'
+    from unnest(ids, subscriptions) as v (id, subscription)
+    where t.message_id = v.id and t.subscription = v.subscription and t.state in ('open', 'suspended');
 end
 $$;
 comment on function runtime.bury(bigint[], integer[], text[], text[], text[]) is

@@ -75,6 +75,10 @@ begin
     ), untold as (
         delete from runtime.statuses t using made
         where t.message_id = made.message_id and t.subscription = s.id
+    ), unwritten as (
+        -- Its texts are begun anew, and their readers wait for that.
+        update public.stream_texts t set state = 'broken' from made
+        where t.message_id = made.message_id and t.subscription = s.id
     ), ended as (
         delete from runtime.waits w using made
         where w.message_id = made.message_id and w.subscription = s.id

@@ -70,6 +70,10 @@ begin
         and not exists (select from public.consciousness_stream m where m.id = t.message_id)
         and not exists (
             select from runtime.dead_letters l where l.message_id = t.message_id and l.subscription = t.subscription);
+    delete from public.stream_texts t where t.message_id = any (batch)
+        and not exists (select from public.consciousness_stream m where m.id = t.message_id);
+    delete from public.stream_text_parts p where p.message_id = any (batch)
+        and not exists (select from public.consciousness_stream m where m.id = p.message_id);
     -- A handler may have ended without what it waited for.
     perform runtime.forget_waits(array_agg(w.message_id), array_agg(w.subscription))
     from (

@@ -1,4 +1,5 @@
--- Who may touch what: service_role runs workers; nobody else sees anything, or calls anything but stream_decide.
+-- Who may touch what: service_role runs workers; nobody else sees anything, or calls anything but stream_decide and
+-- stream_follow.
 -- A hosted project opens every new function of schema public to anon and authenticated, and a function that is replaced
 -- loses its planner settings: so each later migration ends, as this one does, with `select runtime.finish_migration();`.
 
@@ -34,14 +35,15 @@ begin
         end if;
     end loop;
     if has_api then
-        -- It runs under the policies of its caller, and there is none until somebody makes one.
+        -- They run under the policies of their caller, and there is none until somebody makes one.
         grant execute on function public.stream_decide(bigint, boolean, jsonb, text, text) to authenticated;
+        grant execute on function public.stream_follow(bigint, text, integer, integer, text) to authenticated;
     end if;
 end
 $$;
 comment on function runtime.finish_migration() is
     'Ends every migration: gives functions their planner settings, tables their row level security, and closes every '
-    'function but stream_decide to all but service_role, which may call the public ones.';
+    'function but stream_decide and stream_follow to all but service_role, which may call the public ones.';
 
 do $$
 begin

@@ -44,7 +44,7 @@ select is_empty(
     'service_role calls the public functions and none beneath them'
 );
 select is_empty(
-    $$ select signature from our_functions where is_public and not prosecdef and signature::text !~ '^stream_decide' $$,
+    $$ select signature from our_functions where is_public and not prosecdef and signature::text !~ '^stream_(decide|follow)' $$,
     'the public functions run as their owner, but for the one that people call under their own policies'
 );
 select is_empty(

@@ -67,8 +67,10 @@ async def test_anon_and_authenticated_see_and_call_nothing(db: Any, worker: Work
     await insert(db, "task.output", "secret")
     for role in ("anon", "authenticated"):
         may_call = f"select array_agg(name) from ({OUR_FUNCTIONS}) f where has_function_privilege($1, f.oid, 'execute')"
-        decides = ["stream_decide(bigint,boolean,jsonb,text,text)"] if role == "authenticated" else None
-        assert await db.fetchval(may_call, role) == decides
+        called = [
+            "stream_decide(bigint,boolean,jsonb,text,text)", "stream_follow(bigint,text,integer,integer,text)",
+        ]  # fmt: skip
+        assert sorted(await db.fetchval(may_call, role) or []) == (called if role == "authenticated" else [])
         assert await db.fetchval(MAY_REACH, role) is None
         async with acting_as(db, role):
             for statement in (
@@ -78,6 +80,9 @@ async def test_anon_and_authenticated_see_and_call_nothing(db: Any, worker: Work
                 "select stream_read()",
                 "select stream_stats()",
                 "select stream_decide(1, true)",
+                "select stream_follow(1, 'answer')",
+                "select message_id from stream_texts",
+                "select * from stream_text_parts",
                 "select runtime.check_key('a')",
                 "select * from runtime.deliveries",
             ):
@@ -118,7 +123,7 @@ async def test_functions_run_as_their_owner_by_names_that_nobody_can_shadow(db: 
         assert function["owner"] == "postgres", name
         # Beneath the public ones only the trigger of an insert has a caller that is not one of ours. People decide
         # under their own policies.
-        as_owner = function["is_public"] and not name.startswith("stream_decide(")
+        as_owner = function["is_public"] and not name.startswith(("stream_decide(", "stream_follow("))
         assert function["prosecdef"] is (as_owner or name == "runtime.fan_out()"), name
 
 
@@ -226,7 +231,8 @@ OF_AGENTS = {
     "stream_send", "stream_subscribe", "stream_exchange", "stream_leave", "stream_version", "stream_pause",
     "stream_resume", "stream_replay", "stream_remove", "stream_cancel", "stream_dead", "stream_redrive",
     "stream_discard", "stream_schedule", "stream_tick", "stream_note_webhooks", "stream_answers",
-    "stream_step", "stream_steps", "stream_status", "stream_wait", "stream_waits", "stream_approvals",
+    "stream_step", "stream_steps", "stream_status", "stream_begin_text", "stream_write_texts", "stream_wait",
+    "stream_waits", "stream_approvals",
 }  # fmt: skip
 
 

@@ -74,6 +74,16 @@ async def _crowd(url: str) -> None:
             "where s.name = 'a.one'"
         )
         await db.execute(
+            "insert into stream_texts (message_id, name, subscription, handler, attempt, lease, length) "
+            "select n, 'answer', s.id, s.name, 1, gen_random_uuid(), 10 from generate_series(1, 100000) n, "
+            "runtime.subscriptions s where s.name = 'a.one'"
+        )
+        await db.execute(
+            "insert into stream_text_parts (message_id, name, subscription, start, text) "
+            "select n, 'answer', s.id, 0, '0123456789' from generate_series(1, 100000) n, "
+            "runtime.subscriptions s where s.name = 'a.one'"
+        )
+        await db.execute(
             "insert into runtime.waits (message_id, subscription, name, key, occurrence, pattern, filter, probe, "
             "since_id, until, created_at) select n, s.id, 'payment.settled', '', 1, 'payment.settled', "
             "jsonb_build_object('order', n + 1000), 'order=' || n + 1000, n, null, clock_timestamp() "
@@ -261,6 +271,17 @@ async def keep_steps(db: Any, worker: Worker) -> None:
     assert [each["message"] for each in (await db.fetchval("select stream_stats()"))["statuses"]] == [
         taken.id
     ]
+    for beginning in (1, 2):
+        begun = await db.fetchval(
+            "select stream_begin_text($1, $2, $3, 'draft', 1)",
+            taken.id,
+            taken.subscription,
+            UUID(taken.lease),
+        )
+        assert begun["beginning"] == beginning
+        piece = {**status, "name": "draft", "beginning": beginning, "start": 0}
+        assert (await db.fetchval("select stream_write_texts($1)", [piece]))["kept"] == [True]
+    assert (await db.fetchval("select stream_follow($1, 'draft', 5)", taken.id))["text"] == "ing"
     await worker.fail(taken)
     [again] = [each for each in await worker.take(5) if each.id == taken.id and each.steps]
     assert len(again.steps) == 3

@@ -14,15 +14,18 @@ from runtime.agent.handler import Handler
 from runtime.agent.services import Reads, Requests
 from runtime.agent.step import StepKeeper, Steps
 from runtime.agent.step_names import NO_RETURN
+from runtime.agent.text import TextKeeper
 from runtime.agent.transaction import Transactions
 from runtime.agent.undo import UndoContext
 from runtime.agent.waiting import GRACE_SECONDS, WaitKeeper, Waits
 from runtime.broadcast import SendBroadcast
 from runtime.client.factories import open_transactions
+from runtime.errors import DeclarationError
 from runtime.message import Draft
 from runtime.settings import Settings
 from runtime.store import Delivery, Report
 from runtime.worker.execution.handler_statuses import HandlerStatuses
+from runtime.worker.execution.handler_texts import HandlerTexts
 from runtime.worker.poison import POISON_CRASHES
 
 TransactionsOf: TypeAlias = Callable[[Handler, Delivery], Transactions]
@@ -85,6 +88,7 @@ class HandlerServices:
         wait_keeper: returns what keeps the waits of a delivery.
         decision_links: makes links that decide approvals, where the settings have a secret for them.
         statuses: shows where deliveries are.
+        texts: keeps what handlers write piece by piece.
         transactions: returns what opens the transactions of a delivery; None over the REST API.
     """
 
@@ -98,6 +102,7 @@ class HandlerServices:
     wait_keeper: Callable[[Delivery], WaitKeeper] | None = None
     decision_links: DecisionLinks | None = None
     statuses: HandlerStatuses | None = None
+    texts: HandlerTexts | None = None
     transactions: TransactionsOf | None = None
 
     def context(self, handler: Handler, delivery: Delivery) -> Context:
@@ -114,12 +119,21 @@ class HandlerServices:
             open_waits=partial(self._open_waits, handler, delivery),
             decision_links=self.decision_links,
             tell_status=self._status_of(handler, (delivery,)),
+            open_text_keeper=partial(self._texts_of, handler, delivery),
         )
 
     def _status_of(self, handler: Handler, deliveries: Sequence[Delivery]) -> Callable[[str], None] | None:
         # Nothing is kept of a message that each process gets.
         is_shown = self.statuses is not None and handler.deliver == "once"
         return partial(self.statuses.tell, deliveries) if is_shown and self.statuses else None
+
+    def _texts_of(self, handler: Handler, delivery: Delivery) -> TextKeeper | None:
+        if handler.deliver != "once":
+            raise DeclarationError(
+                f"{handler.name} gets each message in every process, and a text belongs to a delivery: write it in a "
+                'handler without deliver="each".'
+            )
+        return None if self.texts is None else self.texts.of(handler.name, delivery)
 
     def undo_context(self, handler: Handler, delivery: Delivery) -> UndoContext:
         """Return the context of undos."""
