@@ -74,9 +74,7 @@ if TYPE_CHECKING:
 __all__ = ["Attempt", "Worker"]
 
 _log = logging.getLogger("runtime.worker")
-PLACE_LOG = "runtime.worker.place"
-"""The logger of the line that says where the stream is."""
-_place_log = logging.getLogger(PLACE_LOG)
+PLACE_LOG = "runtime.worker.place"  # of the line that says where the stream is
 _LEAVE_SECONDS = 2.0
 
 
@@ -129,9 +127,9 @@ class Worker:
         self._drainage = drainage
         self._limits = {handler.name: limit_of(handler, settings) for handler in self.handlers}
         self._subscribed = [handler for handler in self.handlers if handler.deliver == "once"]
-        # A quarantine worker takes only messages that crash their process; it does not listen beside the others.
-        listens = not self._is_quarantine and drainage is None
-        self._listening = [each for each in self.handlers if each.deliver == "each" and listens]
+        # A quarantine worker does not listen beside the others.
+        listeners = [] if self._is_quarantine or drainage is not None else self.handlers
+        self._listening = [each for each in listeners if each.deliver == "each"]
         self._executor: Executor | None = None
         self._parts: WorkerParts | None = None
         self._started = threading.Lock()
@@ -150,10 +148,9 @@ class Worker:
             return "stopping"
         if self._parts is None:
             return "starting"
-        plan = self._parts.dispatcher.plan
-        if self._is_quarantine and not plan.stopping:
-            return "quarantine"
-        return "stopping" if plan.stopping else "live" if plan.reach.is_live else "polling"
+        if (plan := self._parts.dispatcher.plan).stopping:
+            return "stopping"
+        return "quarantine" if self._is_quarantine else "live" if plan.reach.is_live else "polling"
 
     @property
     def is_ready(self) -> bool:
@@ -206,10 +203,10 @@ class Worker:
             MigrationMissing: the database lacks the schema.
             LifespanFailed: no agent is left that could work.
         """
-        # A serverless application makes a worker for each call: there, this line would be noise.
-        level = logging.INFO if self._drainage is None else logging.DEBUG
         if place := self._settings.describe_stream():
-            _place_log.log(level, "the stream is %s", place)
+            # A serverless application makes a worker for each call: there, this line would be noise.
+            level = logging.INFO if self._drainage is None else logging.DEBUG
+            logging.getLogger(PLACE_LOG).log(level, "the stream is %s", place)
         lifespans = Lifespans(
             {agent.name: agent.hooks.lifespan for agent in self._agents},
             moved=self._open_or_close,
