@@ -271,7 +271,7 @@ class NobodyAnswers(AskError):
 
 
 class LeaseLost(RuntimeFault):
-    """A step's result, or a transaction, was not kept: its delivery belongs to another worker by now.
+    """A step's result, a text or a transaction was not kept: its delivery belongs to another worker by now.
 
     That happens to a process that was frozen for longer than a lease. Whatever this attempt still does counts for
     nothing; the worker that has the delivery finishes it.

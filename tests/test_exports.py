@@ -48,6 +48,7 @@ def test_the_exports_are_few_and_all_there() -> None:
         "Source",
         "Step",
         "Stream",
+        "TextPiece",
         "Tick",
         "WaitFor",
         "Worker",
