@@ -15,12 +15,15 @@ ANSWER: Final = "answer"
 CANCEL: Final = "cancel"
 """The reason of a wake-up that announces a cancellation: there may be no room for more deliveries."""
 
+DUE: Final = "due"
+"""The reason of a wake-up that announces a delivery which goes on: a look at what is fresh alone would not find it."""
+
 
 class Listener(Protocol):
     """The receiver of wake-ups. Every method returns at once and never raises."""
 
     def wake(self, why: str, message: int | None = None) -> None:
-        """Look again. `why` is the path, `ANSWER` or `CANCEL`; `message` is the id of the message written, if known."""
+        """Look again. `why` is the path, `ANSWER`, `CANCEL` or `DUE`; `message` is the id of a new one, if known."""
 
     def live(self, path: Path) -> None:
         """This path is proved: it has delivered. Called again after every reconnect."""

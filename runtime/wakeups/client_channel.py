@@ -19,7 +19,7 @@ import anyio
 from websockets.exceptions import ConnectionClosed
 
 from runtime.broadcast import EVENT
-from runtime.wakeups import ANSWER, CANCEL
+from runtime.wakeups import ANSWER, CANCEL, DUE
 from runtime.wakeups.frames import PhoenixFrame
 from runtime.wakeups.realtime_socket import ChannelToken, not_opened
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _log = logging.getLogger("runtime.wakeups")
-_EVENTS = ("wake", "nonce", ANSWER, CANCEL, EVENT)
+_EVENTS = ("wake", "nonce", ANSWER, CANCEL, DUE, EVENT)
 
 
 @dataclass(frozen=True, slots=True)

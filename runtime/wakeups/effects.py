@@ -53,9 +53,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A hint came by this path, or announces an answer or a cancellation; with the message's id, if it names one."""
+    """A hint came by this path, or announces an answer, a cancellation or what is due; with the id of its message."""
 
-    path: Path | Literal["answer", "cancel"]
+    path: Path | Literal["answer", "cancel", "due"]
     message: int | None = None
 
 

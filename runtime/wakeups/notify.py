@@ -11,7 +11,7 @@ import anyio
 from runtime.backoff import Outage
 from runtime.connection.addresses import DatabaseAddress
 from runtime.settings import Settings
-from runtime.wakeups import ANSWER, CANCEL, Listener, Path
+from runtime.wakeups import ANSWER, CANCEL, DUE, Listener, Path
 from runtime.wakeups.listen import CLOSED, listen_for_ever, listening
 
 _log = logging.getLogger("runtime.wakeups")
@@ -122,7 +122,7 @@ class _Notifications:
         """A notification came."""
         text = str(payload)
         if not text.startswith(_NONCE):
-            self._listener.wake(text if text in (ANSWER, CANCEL) else "notify")
+            self._listener.wake(text if text in (ANSWER, CANCEL, DUE) else "notify")
         elif text.removeprefix(_NONCE) in self.expected:
             self.proved.set()
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from runtime.keys import is_exact
-from runtime.wakeups import ANSWER, CANCEL, Path
+from runtime.wakeups import ANSWER, CANCEL, DUE, Path
 from runtime.wakeups.effects import (
     Close,
     Effect,
@@ -286,10 +286,9 @@ class PhoenixChannel:
             return self._proved(nonce, "broadcast", now)
         if event == "wake":
             return [Wake("broadcast")]
-        if event == ANSWER:
-            return [Wake(ANSWER)]
-        if event == CANCEL:
-            return [Wake(CANCEL)]
+        for why in (ANSWER, CANCEL, DUE):
+            if event == why:
+                return [Wake(why)]
         self.counts["unknown"] += 1
         return []
 

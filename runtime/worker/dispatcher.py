@@ -13,7 +13,7 @@ from runtime.client.unheard import UnheardKeys
 from runtime.errors import Blocked, StoreError, StoreUnavailable
 from runtime.settings import Settings
 from runtime.store import Delivery, ExchangeAnswer, Look, Report, Store, Subscribed, WorkerCard
-from runtime.wakeups import ANSWER, CANCEL, Path, Reachability, Wakeups
+from runtime.wakeups import ANSWER, CANCEL, DUE, Path, Reachability, Wakeups
 from runtime.worker.drain import Drain
 from runtime.worker.event_loop import call_soon
 from runtime.worker.exchanger import Exchanger, Unapplied
@@ -150,7 +150,7 @@ class Dispatcher:
         if why == CANCEL:
             self.plan.recall()
             self._signal_now()
-        elif why != ANSWER and self.plan.wake(message):
+        elif why != ANSWER and self.plan.wake(message, tells_due=why == DUE):
             self._signal_now()
 
     def live(self, path: Path) -> None:

@@ -17,24 +17,26 @@ class Hints:
     Attributes:
         is_given: whether there is a hint that no look has followed.
         is_followed: whether the last look that took followed a hint.
+        tells_due: whether a hint that no look has followed tells of something that is due.
         after: when it may be followed.
     """
 
     def __init__(self, now: float, *, is_deaf: bool) -> None:
         self.is_given = not is_deaf
-        self.is_followed = False
+        self.is_followed = self.tells_due = False
         self.after = now
         self._is_deaf = is_deaf
         self._pause = FIRST_SECONDS
         self._recent: set[int] = set()
         self._recent_order: deque[int] = deque(maxlen=_RECENT)
 
-    def give(self, message: int | None = None) -> bool:
+    def give(self, message: int | None = None, *, tells_due: bool = False) -> bool:
         """Take a hint; returns whether there is any reason to look."""
         if message is not None and message in self._recent:
             # The message was taken already: the slower of two paths tells of it again.
             return False
         self.is_given = not self._is_deaf
+        self.tells_due |= tells_due
         return self.is_given
 
     def is_due(self, now: float) -> bool:
@@ -44,6 +46,7 @@ class Hints:
     def follow(self) -> None:
         """Note that a look takes."""
         self.is_given, self.is_followed = False, self.is_given
+        self.tells_due = False
 
     def note(self, now: float, *, taken: bool) -> None:
         """Note what came of the look. A flood of forged hints costs a few looks a second."""

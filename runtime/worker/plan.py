@@ -102,9 +102,9 @@ class Plan:
 
     # What happens
 
-    def wake(self, message: int | None = None) -> bool:
-        """Take a hint; returns whether there is any reason to look."""
-        return self._hints.give(message)
+    def wake(self, message: int | None = None, *, tells_due: bool = False) -> bool:
+        """Take a hint, perhaps of what is due; returns whether there is any reason to look."""
+        return self._hints.give(message, tells_due=tells_due)
 
     def recall(self) -> None:
         """Something that runs here is to end: ask what, though there may be no room for more."""
@@ -199,11 +199,11 @@ class Plan:
         polling = self._polls(now) and now >= self._poll_at and not self.stopping
         sweeping = now >= self._sweep_at or bool(self._nonces)
         beating = sweeping or now >= self._beat_at
-        due = self._due_at is not None and now >= self._due_at
+        hinted = self._hints.is_due(now)
+        due = (self._due_at is not None and now >= self._due_at) or (hinted and self._hints.tells_due)
         rescan = self._rescan_at is not None and now >= max(
             self._rescan_at, self._rescanned_at + _RESCAN_PAUSE_SECONDS
         )
-        hinted = self._hints.is_due(now)
         looking = self.reach.is_live and self._sleep.is_due(now)
         renewing = self.leases.is_due(now)
         recalled = self._recalled and now >= self._recall_after

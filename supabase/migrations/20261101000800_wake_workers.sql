@@ -29,8 +29,8 @@ begin
 end
 $$;
 comment on function runtime.push(uuid, text[], text, jsonb) is
-    'Sends a worker or a requester one event by each of these push paths: wake with at most three keys, nonce, cancel, '
-    'answer.';
+    'Sends a worker or a requester one event by each of these push paths: wake with at most three keys, due (what is due is '
+    'looked at as well, at once), nonce, cancel, answer.';
 
 create function runtime.is_stricter() returns boolean
 language plpgsql stable set search_path = '' as $$
@@ -69,7 +69,7 @@ comment on function runtime.wake_everybody(text[]) is
     'Wakes every sleeping worker; in stricter isolation every worker, by a common channel.';
 
 create function runtime.wake_sleepers(
-    matched integer[], keys text[], but uuid default null, lanes integer[] default '{}'
+    matched integer[], keys text[], but uuid default null, lanes integer[] default '{}', event text default 'wake'
 ) returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -116,11 +116,11 @@ begin
     loop
         continue when target.is_called;
         insert into runtime.calls (pump, n) select target.pump, target.n where target.n is not null;
-        perform runtime.push(target.id, target.announce, 'wake', jsonb_build_object('keys', to_jsonb(keys[1:3])));
+        perform runtime.push(target.id, target.announce, event, jsonb_build_object('keys', to_jsonb(keys[1:3])));
     end loop;
 end
 $$;
-comment on function runtime.wake_sleepers(integer[], text[], uuid, integer[]) is
+comment on function runtime.wake_sleepers(integer[], text[], uuid, integer[], text) is
     'Wakes, for each subscription, two sleeping workers with free slots for it, chosen at random and never the caller, '
     'unless two are being woken already. Workers that left a call unanswered are chosen last. With a lane, only workers '
     'whose version takes from it.';

@@ -141,10 +141,10 @@ begin
            array_agg(u.pinned) filter (where u.pinned is not null) as lanes
     into woken from due u;
     if woken.subscriptions is not null then
-        perform runtime.wake_sleepers(woken.subscriptions, '{}');
+        perform runtime.wake_sleepers(woken.subscriptions, '{}', event => 'due');
     end if;
     if woken.pinned is not null then
-        perform runtime.wake_sleepers(array_agg(t.subscription), '{}', lanes => array_agg(t.lane))
+        perform runtime.wake_sleepers(array_agg(t.subscription), '{}', lanes => array_agg(t.lane), event => 'due')
         from (select distinct x.* from unnest(woken.pinned, woken.lanes) as x (subscription, lane)) t;
     end if;
     -- A handler that still waits within its process asks again when it is told.

@@ -149,7 +149,7 @@ async def _deaf(stage: Stage, random: Random) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _forged(stage: Stage, random: Random) -> AsyncIterator[None]:
-    for event in ("wake", "nonce", "system", "phx_error"):
+    for event in ("wake", "due", "nonce", "system", "phx_error"):
         await stage.faults.inject(
             f'[null,null,"realtime:runtime:00000000-0000-0000-0000-000000000000","{event}",{{"nonce":"forged"}}]'
         )

@@ -106,6 +106,20 @@ async def test_k18_none_of_a_crowd_that_is_suspended_at_once_runs_again_before_i
     assert {each.id for each in gone_on} == {each.id for each in taken}
 
 
+async def test_k18_a_sleeper_is_told_that_something_is_due_which_a_look_at_what_is_fresh_would_not_find(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await suspended(db, worker)
+    await worker.subscribe({"name": "a.one", "patterns": ["order.placed"]}, announce=["notify"])
+    await worker.fall_asleep()
+    heard: list[str] = []
+    async with connect() as ear:
+        await ear.add_listener(worker.channel, lambda *given: heard.append(given[-1]))
+        await insert(db, "payment.settled", {"order": 7})
+        await ear.fetchval("select 1")
+    assert heard == ["due"]
+
+
 async def test_g13_k18_it_goes_on_with_the_first_message_that_fits_and_once(db: Any, worker: Worker) -> None:
     first = await suspended(db, worker, payment(filter={"order": 7}))
     assert (first.attempts, await worker.take()) == (0, [])

@@ -190,6 +190,7 @@ def test_broadcast_is_live_when_its_first_nonce_has_come_back() -> None:
     assert isinstance(prove, Prove)
     assert channel.receive(broadcast("wake", {"keys": ["a.b"]}), 1) == [Wake("broadcast")]
     assert channel.receive(broadcast("answer", {}), 1) == [Wake("answer")]
+    assert channel.receive(broadcast("due", {"keys": []}), 1) == [Wake("due")]
     assert channel.receive(broadcast("nonce", {"nonce": prove.nonce}), 2) == [Live("broadcast")]
 
 

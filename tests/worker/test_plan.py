@@ -501,6 +501,18 @@ def test_a_hint_after_a_quiet_time_is_followed_at_once(simulation: Simulation) -
         assert isinstance(simulation.step(), Look)
 
 
+def test_a_hint_of_what_is_due_is_followed_by_one_look_at_it_and_a_common_one_by_none(
+    simulation: Simulation,
+) -> None:
+    simulation.fall_asleep()
+    for tells_due in (True, False):
+        simulation.advance(1)
+        simulation.plan.wake(tells_due=tells_due)
+        look = simulation.step()
+        assert isinstance(look, Look)
+        assert look.due is tells_due
+
+
 def test_the_slower_of_two_paths_tells_nothing_new_of_a_message_taken_already(simulation: Simulation) -> None:
     simulation.fall_asleep()
     simulation.write(1)
