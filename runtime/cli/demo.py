@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import anyio
 import typer
@@ -29,6 +29,7 @@ from runtime.errors import DiscoveryError, LocalStackError
 from runtime.local.stack import LocalStack
 from runtime.message import Draft
 from runtime.settings import Settings
+from runtime.wakeups import Path as WakeupPath
 from runtime.worker.worker import Attempt, Worker
 
 _PINGS = 30
@@ -201,9 +202,9 @@ async def _play(settings: Settings, agents: list[Agent], paths: list[str], show:
         "flow_latency_ms": _spread(waits),
         "idle_latency_ms": _spread(idle),
         "wake_ups": {
-            name.removeprefix("wake-ups by "): count
-            for name, count in worker.counts.items()
-            if name.startswith("wake-ups by ")
+            path: count
+            for path in get_args(WakeupPath)
+            if (count := worker.counts.get(f"wake-ups by {path}"))
         },
         "exchanges": worker.counts["exchanges"],
         "dead_letters": stats["dead_letters"],

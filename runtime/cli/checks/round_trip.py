@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import anyio
@@ -195,9 +195,7 @@ async def check_round(settings: Settings, store: Store) -> Finding:
         "insert to handler": at["handled"] - at["began"],
         "handler to answer": at["answered"] - at["handled"],
     }
-    ways = sorted(
-        name.removeprefix("wake-ups by ") for name in worker.counts if name.startswith("wake-ups by ")
-    )
+    ways = sorted(path for path in get_args(Path) if worker.counts.get(f"wake-ups by {path}"))
     times = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in legs.items())
     return ok("round trip", f"One row went all the way round: {times}.", legs=legs, woken_by=ways)
 
