@@ -243,7 +243,7 @@ def _refused_part(status: int) -> str:
 # Answers
 
 
-def foreign(came: str, *, place: str, cure: str, status: int = 200) -> StoreUnavailable:
+def foreign(came: str, *, place: str, cure: str, status: int | None = None) -> StoreUnavailable:
     """Return the error for an answer that is not the API's; `came` describes it."""
     return StoreUnavailable(
         f"{place} answered with {came}, and that is no answer of the runtime's schema. {cure} A proxy in front of it "

@@ -265,7 +265,8 @@ async def test_r1_rows_that_python_cannot_hold_are_dead_letters_and_hold_up_no_o
     assert len(letters) == len(UNREADABLE)
     assert all("which Python cannot read" in letter["error"] for letter in letters)
     assert len(target.values) == len(READABLE) + 1
-    assert target.values[-1] == "the last"
+    # Posts run at once, and arrive in any order.
+    assert "the last" in target.values
 
 
 @pytest.mark.parametrize(
