@@ -128,8 +128,9 @@ create table runtime.unsettled_waits (
     id bigint generated always as identity primary key,
     message_id bigint not null,
     subscription integer not null,
-    -- The places [name, key, occurrence] that are to be looked at once more.
-    places jsonb not null,
+    -- The places [name, key, occurrence] that are to be looked at once more; null where a writer held a settled wait when
+    -- its delivery was taken, which is settled no more as soon as that writer has ended.
+    places jsonb,
     fenced boolean not null default false,
     xid xid8,
     looked integer not null default 0

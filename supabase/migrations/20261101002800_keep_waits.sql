@@ -343,10 +343,17 @@ begin
         on conflict on constraint steps_pkey do nothing
     ), ended as (
         delete from runtime.waits x using held h where x.ctid = h.place and h.is_over
+    ), running as (
+        -- Its handler asks again by itself, and may be suspended anew.
+        update runtime.waits x set settled = false
+        from held h where x.ctid = h.place and h.is_over is not true and (h.wait).settled
     )
-    -- Its handler asks again by itself, and may be suspended anew.
-    update runtime.waits x set settled = false
-    from held h where x.ctid = h.place and h.is_over is not true and (h.wait).settled;
+    -- The writer may yet roll back, and the handler end before it asks, by a failure or a drain.
+    insert into runtime.unsettled_waits (message_id, subscription)
+    select distinct x.message_id, x.subscription
+    from unnest(taken) as t
+    join runtime.waits x on x.message_id = t.message_id and x.subscription = t.subscription
+    where t.heavy and x.settled and not exists (select from held h where h.place = x.ctid);
 end
 $$;
 comment on function runtime.end_overdue_waits(runtime.taken[], timestamptz) is
@@ -389,7 +396,8 @@ begin
             select x.*, row_number() over (partition by x.subscription order by x.turn) as place from suspended x
             where x.is_awaited and not x.is_answered
         ) s
-        where s.place > 1 or exists (select from runtime.unsettled_waits u where u.subscription = s.subscription)
+        where s.place > 1 or exists (
+            select from runtime.unsettled_waits u where u.subscription = s.subscription and u.places is not null)
     )
     update runtime.deliveries d set heavy = true, visible_at = coalesce(p.until, d.visible_at)
     from suspended s
@@ -411,13 +419,34 @@ begin
     -- Nearly always there is none.
     if exists (select from runtime.unsettled_waits) then
         delete from runtime.unsettled_waits u using unnest(ids, subscriptions) as t (id, subscription)
-        where u.message_id = t.id and u.subscription = t.subscription;
+        where u.message_id = t.id and u.subscription = t.subscription and u.places is not null;
     end if;
 end
 $$;
 comment on function runtime.forget_unsettled(bigint[], integer[]) is
     'Looks no more at waits of deliveries that run, or have run since: their handlers ask by themselves, and when they come '
     'due again is not for a look to decide that began before.';
+
+create function runtime.unsettle_held(wanted jsonb) returns void
+language plpgsql set search_path = '' as $$
+begin
+    with free as materialized (
+        select x.ctid as place
+        from runtime.unsettled_waits u
+        join runtime.waits x on x.message_id = u.message_id and x.subscription = u.subscription
+        where u.places is null and wanted ? u.subscription::text and x.settled
+        for update of x skip locked
+    )
+    update runtime.waits x set settled = false from free f where x.ctid = f.place;
+    delete from runtime.unsettled_waits u
+    where u.places is null and wanted ? u.subscription::text and not exists (
+        select from runtime.waits x
+        where x.message_id = u.message_id and x.subscription = u.subscription and x.settled);
+end
+$$;
+comment on function runtime.unsettle_held(jsonb) is
+    'Has time end no wait by itself that a writer held when its delivery was taken: another writer may have missed it for '
+    'that.';
 
 create function runtime.settle_waits(wanted jsonb, now timestamptz) returns void
 language plpgsql set search_path = '' as $$
@@ -429,9 +458,10 @@ declare
     is_over boolean;
     is_missed boolean;
 begin
+    perform runtime.unsettle_held(wanted);
     for u in
         select x.* from runtime.unsettled_waits x
-        where x.subscription in (select k::integer from jsonb_object_keys(wanted) as k)
+        where x.subscription in (select k::integer from jsonb_object_keys(wanted) as k) and x.places is not null
         order by x.id limit 200 for update skip locked
     loop
         perform from runtime.deliveries d
@@ -514,7 +544,7 @@ begin
         from jsonb_object_keys(wanted) as k
         cross join lateral (
             select x.message_id, x.subscription, x.places from runtime.unsettled_waits x
-            where x.subscription = k::integer and x.id > u.id order by x.id limit 1
+            where x.subscription = k::integer and x.id > u.id and x.places is not null order by x.id limit 1
         ) behind
         cross join lateral (
             select n.ctid as place from runtime.deliveries n

@@ -13,7 +13,7 @@ begin
             ('{amend,answers,approvals,begin_text,cancel,dead,decide,discard,due,exchange,flow,follow,fork,install_realtime,last_good,leave,maintain,page,pause,
                prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,steps,subscribe,tools,wait,waits,webhooks,write_texts}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
-            ('{answer_waits,backlog,buried,end_overdue_waits,fan_out,first_answer,forget_unsettled,go_on,holding,is_suspended,phase_of,settle_waits}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
+            ('{answer_waits,backlog,buried,end_overdue_waits,fan_out,first_answer,forget_unsettled,go_on,holding,is_suspended,phase_of,settle_waits,unsettle_held}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{correlated,tree}', '', '{enable_seqscan,enable_bitmapscan}'),
             -- A summary of blocks (BRIN) and a list of ids are read by a bitmap.
             ('{activity,conversation,trace}', 'stream_', '{enable_seqscan,plan_cache_mode}'),

@@ -326,6 +326,45 @@ async def test_g13_k18_who_takes_a_delivery_leaves_it_a_message_that_may_have_be
     assert outcome["id"] == answer
 
 
+async def taken_while_a_writer_held_its_wait(
+    db: Any, worker: Worker, writer: Any, end: str
+) -> tuple[Taken, int]:
+    """What was taken by time, and before while a writer held its wait, which another's message passed over for that."""
+    await suspended(db, worker, payment(seconds=3600))
+    async with transaction(writer) as writing:
+        # As who answers it does, until its own look for the delivery, which comes too late.
+        await writer.execute("select from runtime.waits for update")
+        await advance(db, 3700)
+        [taken] = await worker.take()
+        answer = await insert(db, "payment.settled")
+        await writing.rollback()
+    await worker.fail(taken, outcome=end)
+    await pass_time(db, 3700)
+    return await gone_on(worker), answer
+
+
+@pytest.mark.parametrize("end", ["failed", "released"])
+async def test_g13_k18_a_handler_that_ends_without_asking_is_told_of_no_time_before_a_message(
+    db: Any, worker: Worker, connect: Connect, end: str
+) -> None:
+    async with connect() as writer:
+        taken, answer = await taken_while_a_writer_held_its_wait(db, worker, writer, end)
+    assert outcomes(taken) == []
+    [outcome] = (await wait(db, taken, payment(seconds=3600)))["outcomes"]
+    assert outcome["id"] == answer
+    await worker.finish(taken)
+    await settled(db, worker)
+
+
+async def test_k18_without_its_mark_a_held_wait_ends_by_time_before_a_message(
+    db: Any, worker: Worker, connect: Connect
+) -> None:
+    await broken(db, "K18 a wait that a writer held stays settled")
+    async with connect() as writer:
+        taken, _answer = await taken_while_a_writer_held_its_wait(db, worker, writer, "failed")
+    assert outcomes(taken) == ["timeout"]
+
+
 async def test_k18_without_the_second_look_its_time_ends_a_wait_beside_a_message(
     db: Any, worker: Worker, connect: Connect
 ) -> None:
