@@ -26,6 +26,7 @@ RuntimeFault                    the root: catch this to catch everything the pac
 │   └── NobodyAnswers           no handler can answer it
 ├── LeaseLost                   a step, a text or a transaction was not kept: another worker has the delivery
 ├── TextBroken                  a text that is followed ends within
+├── ToolFailed                  a tool of an MCP server has failed, or could not be called
 ├── WakeupError                 a wake-up path failed until an operator repairs it
 └── LocalStackError             a command of the local stack failed
 """
@@ -280,6 +281,10 @@ class LeaseLost(RuntimeFault):
 
 class TextBroken(RuntimeFault):
     """A text that is followed ends within: its handler has ended without closing it."""
+
+
+class ToolFailed(RuntimeFault):
+    """A tool of an MCP server has failed, or could not be called. The text holds no URL, and what the tool said."""
 
 
 class WaitTimeout(RuntimeFault, TimeoutError):

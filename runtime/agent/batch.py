@@ -84,6 +84,10 @@ class BatchContext(Context):
         if own > MAX_EMITTED_BYTES or size > _CALLS * MAX_EMITTED_BYTES or len(self.emitted) >= MAX_EMITS:
             super(BatchContext, self)._check_room(draft, own if own > MAX_EMITTED_BYTES else size)
 
+    @property
+    def kept_waits(self) -> None:
+        """None: it cannot be suspended."""
+
     def _opened_steps(self) -> Steps:
         raise DeclarationError(
             f"{self.handler} handles batches, and a step or a transaction belongs to one message: leave batch=… "

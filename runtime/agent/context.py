@@ -2,7 +2,7 @@
 
 import logging
 from asyncio import get_running_loop, wrap_future
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Unpack
@@ -13,10 +13,10 @@ from runtime.agent.decision_link import DecisionLinks
 from runtime.agent.long_work import LongWork
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
 from runtime.agent.step import Steps
-from runtime.agent.text import TextKeeper
 from runtime.agent.transaction import OpenTransaction
 from runtime.agent.usage import add_usage
 from runtime.agent.waiting import Waits
+from runtime.agent.work_keeper import WorkKeeper
 from runtime.broadcast import BroadcastSequence, SendBroadcast
 from runtime.encoding.json import MAX_BYTES
 from runtime.errors import InvalidValue, RuntimeFault
@@ -48,11 +48,9 @@ class Context(LongWork):
         asked: how often this attempt has asked each question.
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
         used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
-        open_steps: opens the steps of its delivery; None where they are kept nowhere, as in such a test.
-        open_waits: opens the waits of its delivery; None where it cannot wait.
+        work: keeps what lasts beyond the attempt: its steps, waits, texts and status; None where nothing is kept, as in
+            such a test.
         decision_links: makes links that decide approvals; None where the settings have no secret for them.
-        tell_status: shows where its delivery is; None where nobody is shown it.
-        open_text_keeper: returns what keeps its texts; None where they are kept nowhere.
     """
 
     message: Message[Any]
@@ -65,11 +63,8 @@ class Context(LongWork):
     asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     send_broadcast: SendBroadcast | None = field(default=None, repr=False)
     used: dict[str, Any] | None = field(default=None, repr=False, compare=False)
-    open_steps: Callable[["Context"], Steps] | None = field(default=None, repr=False, compare=False)
-    open_waits: Callable[[Steps], Waits] | None = field(default=None, repr=False, compare=False)
+    work: WorkKeeper | None = field(default=None, repr=False, compare=False)
     decision_links: DecisionLinks | None = field(default=None, repr=False, compare=False)
-    tell_status: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
-    open_text_keeper: Callable[[], TextKeeper | None] | None = field(default=None, repr=False, compare=False)
     _open_texts: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _waits: Waits | None = field(default=None, init=False, repr=False, compare=False)
     _steps: Steps | None = field(default=None, init=False, repr=False, compare=False)
@@ -329,8 +324,8 @@ class Context(LongWork):
         Args:
             text: up to 200 characters; what is longer is cut.
         """
-        if self.tell_status is not None:
-            self.tell_status(text)
+        if self.work is not None:
+            self.work.tell_status(text)
 
     def usage(
         self, *, tokens_in: int = 0, tokens_out: int = 0, cost: float = 0.0, model: str | None = None

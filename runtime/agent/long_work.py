@@ -1,19 +1,21 @@
 """Long work within one handler: steps whose results are kept, waits that hold nothing, and decisions of people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from inspect import Parameter
 from typing import Any, Literal
 
 from runtime.agent.approval import REQUESTED, ApprovalRequest, Decision, UnfitAnswer, decision_of
 from runtime.agent.decision_link import DecisionLinks
+from runtime.agent.remote_tools import RemoteServer, RemoteTools
 from runtime.agent.retry import Retry
 from runtime.agent.services import Requests
 from runtime.agent.step import Steps
 from runtime.agent.step_call import Step, StepCall
-from runtime.agent.text import TextWriting
+from runtime.agent.text import TextKeeper, TextWriting
 from runtime.agent.transaction import Transactions
 from runtime.agent.waiting import Suspended, WaitFor, Waits, seconds_of, timeout_of
+from runtime.agent.work_keeper import WorkKeeper
 from runtime.errors import SettingsError, WaitTimeout
 from runtime.message import Message
 
@@ -27,8 +29,7 @@ class LongWork(TextWriting):
     message: Message[Any]
     asks: "Requests[Any] | None"
     decision_links: DecisionLinks | None
-    open_steps: "Callable[[Any], Steps] | None"
-    open_waits: "Callable[[Steps], Waits] | None"
+    work: WorkKeeper | None
     _steps: Steps | None
     _waits: Waits | None
 
@@ -101,6 +102,28 @@ class LongWork(TextWriting):
             StepCall(name, function, arguments, key, returns, retry, transaction=transaction)
         )
 
+    def mcp(
+        self,
+        server: RemoteServer,
+        *,
+        headers: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> RemoteTools:
+        """Return the tools of an MCP server: `await context.mcp(server).call("search", {"query": "pens"})` is a step.
+
+        Args:
+            server: its URL, or its command with arguments, which is started for each call; or an open `mcp.Client`, as
+                the agent's lifespan may yield one.
+            headers: sent with each request to a URL, such as one that authorizes it.
+            env: variables for a command, beside the few that every program needs; it gets no others of the worker's.
+            timeout: seconds that one call may take.
+
+        Raises:
+            InvalidValue: an argument makes no sense.
+        """
+        return RemoteTools.of(self, server, headers, env, timeout)
+
     async def no_return(self) -> None:
         """Mark the point after which this delivery only goes forward: if it dies later, nothing is undone.
 
@@ -126,8 +149,8 @@ class LongWork(TextWriting):
         if self._steps is None:
             self._steps = (
                 Steps(self.handler, self.idempotency_key)
-                if self.open_steps is None
-                else self.open_steps(self)
+                if self.work is None
+                else self.work.open_steps(self.handler, self.idempotency_key)
             )
         return self._steps
 
@@ -351,15 +374,18 @@ class LongWork(TextWriting):
     @property
     def kept_waits(self) -> Waits | None:
         """The waits of the delivery; None where it cannot be suspended."""
-        if self.open_waits is None or self._opened_waits().keeper is None:
+        if self.work is None or self._opened_waits().keeper is None:
             return None
         return self._opened_waits()
 
     def _opened_waits(self) -> Waits:
         if self._waits is None:
             steps = self._opened_steps()
-            self._waits = Waits(self.handler, steps) if self.open_waits is None else self.open_waits(steps)
+            self._waits = Waits(self.handler, steps) if self.work is None else self.work.open_waits(steps)
         return self._waits
+
+    def _text_keeper(self) -> TextKeeper | None:
+        return None if self.work is None else self.work.open_texts()
 
     @property
     def unasked_steps(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Texts: what a handler writes piece by piece, such as the tokens of a model; readers follow it as it grows."""
 
 from asyncio import wrap_future
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
@@ -178,7 +178,6 @@ class TextWriting(Transactional):
 
     __slots__ = ("_open_texts",)
 
-    open_text_keeper: Callable[[], TextKeeper | None] | None
     _open_texts: set[str]
 
     def stream(self, name: str) -> OpenText:
@@ -209,7 +208,7 @@ class TextWriting(Transactional):
         return OpenTextBlocking(name, self._text_keeper(), self._open_texts)
 
     def _text_keeper(self) -> TextKeeper | None:
-        return None if self.open_text_keeper is None else self.open_text_keeper()
+        raise NotImplementedError
 
 
 async def _awaited(steps: Generator["Future[Any]", Any, None]) -> None:

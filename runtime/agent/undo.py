@@ -36,6 +36,10 @@ class UndoContext(Context):
             f"handler's dead letter tell of it, or send it by `runtime.connect()` within the undo."
         )
 
+    @property
+    def kept_waits(self) -> None:
+        """None: it cannot be suspended."""
+
     def _opened_steps(self) -> Steps:
         raise RuntimeFault(
             f"An undo of {self.handler} is a step itself, so it takes no steps, and cannot wait: raise RetryLater to "

@@ -14,7 +14,7 @@ from runtime.errors import RuntimeFault
 from runtime.store import Delivery
 from runtime.tracebacks import exc_info_of, members_of, text_of
 from runtime.worker.execution.failure import storable
-from runtime.worker.execution.services import HandlerServices
+from runtime.worker.execution.services import DeliveryWork, HandlerServices
 
 _log = logging.getLogger("runtime.handlers")
 _ERROR_CHARACTERS = 500
@@ -34,7 +34,7 @@ async def undo_steps(
         RuntimeFault: this version of the agent does not declare an undo, and another attempt may meet one that does.
     """
     context = services.undo_context(handler, delivery)
-    steps = services.open_steps(handler, delivery, context)
+    steps = DeliveryWork(services, handler, (delivery,)).open_steps(context.handler, context.idempotency_key)
     done, failed = list[str](), list[str]()
     for place in reversed(delivery.undos):
         name, key, occurrence = place

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
@@ -115,25 +114,9 @@ class HandlerServices:
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
-            open_steps=partial(self.open_steps, handler, delivery),
-            open_waits=partial(self._open_waits, handler, delivery),
+            work=DeliveryWork(self, handler, (delivery,)),
             decision_links=self.decision_links,
-            tell_status=self._status_of(handler, (delivery,)),
-            open_text_keeper=partial(self._texts_of, handler, delivery),
         )
-
-    def _status_of(self, handler: Handler, deliveries: Sequence[Delivery]) -> Callable[[str], None] | None:
-        # Nothing is kept of a message that each process gets.
-        is_shown = self.statuses is not None and handler.deliver == "once"
-        return partial(self.statuses.tell, deliveries) if is_shown and self.statuses else None
-
-    def _texts_of(self, handler: Handler, delivery: Delivery) -> TextKeeper | None:
-        if handler.deliver != "once":
-            raise DeclarationError(
-                f"{handler.name} gets each message in every process, and a text belongs to a delivery: write it in a "
-                'handler without deliver="each".'
-            )
-        return None if self.texts is None else self.texts.of(handler.name, delivery)
 
     def undo_context(self, handler: Handler, delivery: Delivery) -> UndoContext:
         """Return the context of undos."""
@@ -145,30 +128,8 @@ class HandlerServices:
             asks=self.requests,
             reads=self.reads,
             send_broadcast=self.send_broadcast,
-            tell_status=self._status_of(handler, (delivery,)),
+            work=DeliveryWork(self, handler, (delivery,)),
         )
-
-    def open_steps(self, handler: Handler, delivery: Delivery, context: Context) -> Steps:
-        """Return the steps of a delivery."""
-        keeper = None if self.keeper is None else self.keeper(delivery, handler.version)
-        steps = Steps(context.handler, context.idempotency_key, dict(delivery.steps), keeper)
-        if self.transactions is not None:
-            transactions = self.transactions(handler, delivery)
-            steps.transactions = transactions if keeper is None else keeper.along(transactions)
-        if handler.undos is not None:
-            steps.undo_of = handler.undos.record
-            steps.has_undos = bool(delivery.undos) and NO_RETURN not in steps.kept
-        if self.spans is not None:
-            steps.span = self.spans.step
-        return steps
-
-    def _open_waits(self, handler: Handler, delivery: Delivery, steps: Steps) -> Waits:
-        # A delivery to each process has no lease that it could give back.
-        is_kept = self.wait_keeper is not None and handler.deliver == "once"
-        keeper = self.wait_keeper(delivery) if is_kept and self.wait_keeper else None
-        # What crashed its worker twice has nothing running beside it, so what it waits for may wait behind it.
-        is_alone = delivery.crashes >= POISON_CRASHES
-        return Waits(handler.name, steps, keeper, grace=0.0 if is_alone else GRACE_SECONDS)
 
     def batch_context(self, handler: Handler, deliveries: Sequence[Delivery]) -> BatchContext:
         """Return the context of an attempt with several deliveries."""
@@ -182,6 +143,63 @@ class HandlerServices:
             reads=self.reads,
             send_broadcast=self.send_broadcast,
             decision_links=self.decision_links,
-            tell_status=self._status_of(handler, deliveries),
+            work=DeliveryWork(self, handler, deliveries),
             messages=messages,
         )
+
+
+class DeliveryWork:
+    """Keeps what deliveries have beyond an attempt, as a `WorkKeeper`; one for each attempt, so it is small.
+
+    Args:
+        services: those of the worker.
+        handler: that handles the deliveries.
+        deliveries: the one delivery, or those of a batch, which share nothing but a status.
+    """
+
+    __slots__ = ("_deliveries", "_handler", "_services")
+
+    def __init__(self, services: HandlerServices, handler: Handler, deliveries: Sequence[Delivery]) -> None:
+        self._services = services
+        self._handler = handler
+        self._deliveries = deliveries
+
+    def open_steps(self, handler: str, idempotency_key: str) -> Steps:
+        """Return the steps of the delivery."""
+        services, declared, delivery = self._services, self._handler, self._deliveries[0]
+        keeper = None if services.keeper is None else services.keeper(delivery, declared.version)
+        steps = Steps(handler, idempotency_key, dict(delivery.steps), keeper)
+        if services.transactions is not None:
+            transactions = services.transactions(declared, delivery)
+            steps.transactions = transactions if keeper is None else keeper.along(transactions)
+        if declared.undos is not None:
+            steps.undo_of = declared.undos.record
+            steps.has_undos = bool(delivery.undos) and NO_RETURN not in steps.kept
+        if services.spans is not None:
+            steps.span = services.spans.step
+        return steps
+
+    def open_waits(self, steps: Steps) -> Waits:
+        """Return the waits of the delivery."""
+        delivery, wait_keeper = self._deliveries[0], self._services.wait_keeper
+        # A delivery to each process has no lease that it could give back.
+        keeper = wait_keeper(delivery) if wait_keeper and self._handler.deliver == "once" else None
+        # What crashed its worker twice has nothing running beside it, so what it waits for may wait behind it.
+        is_alone = delivery.crashes >= POISON_CRASHES
+        return Waits(self._handler.name, steps, keeper, grace=0.0 if is_alone else GRACE_SECONDS)
+
+    def open_texts(self) -> TextKeeper | None:
+        """Return what keeps the texts of the delivery."""
+        if self._handler.deliver != "once":
+            raise DeclarationError(
+                f"{self._handler.name} gets each message in every process, and a text belongs to a delivery: write it "
+                'in a handler without deliver="each".'
+            )
+        texts = self._services.texts
+        return None if texts is None else texts.of(self._handler.name, self._deliveries[0])
+
+    def tell_status(self, text: str) -> None:
+        """Show where the deliveries are."""
+        # Nothing is kept of a message that each process gets.
+        if self._services.statuses is not None and self._handler.deliver == "once":
+            self._services.statuses.tell(self._deliveries, text)
