@@ -353,7 +353,7 @@ begin
     select distinct x.message_id, x.subscription
     from unnest(taken) as t
     join runtime.waits x on x.message_id = t.message_id and x.subscription = t.subscription
-    where t.heavy and x.settled and not exists (select from held h where h.place = x.ctid);
+    where x.settled and t.heavy and not exists (select from held h where h.place = x.ctid);
 end
 $$;
 comment on function runtime.end_overdue_waits(runtime.taken[], timestamptz) is
