@@ -120,6 +120,19 @@ class Queries:
         found: list[dict[str, Any]] = await self._store.operate("stream_tools")
         return found
 
+    async def usage(self, days: int = 30) -> list[dict[str, Any]]:
+        """Return what handlers told of the language models they used, by day of UTC, handler and model.
+
+        Args:
+            days: how many days, with today, up to 400.
+
+        Returns:
+            `day`, `handler`, `model`, `calls`, `tokens_in`, `tokens_out` and `cost` in US dollars of each; the newest
+            day first.
+        """
+        found: list[dict[str, Any]] = await self._store.operate("stream_usage", days=days)
+        return found
+
     async def dead_groups(
         self, *, subscription: str | None = None, since: datetime | None = None
     ) -> list[dict[str, Any]]:

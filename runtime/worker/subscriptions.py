@@ -57,6 +57,8 @@ def subscription_of(handler: Handler) -> Subscription:
         rate_amount=None if handler.rate is None else handler.rate.amount,
         rate_seconds=None if handler.rate is None else handler.rate.seconds,
         concurrency_total=handler.concurrency_total,
+        budget=None if handler.budget is None else str(handler.budget.cost),
+        budget_period=None if handler.budget is None else handler.budget.period,
         version=handler.version,
         pin=handler.pin,
         tool=tool_of(handler),
