@@ -15,6 +15,11 @@ def two_figures(number: float) -> int:
     return round(whole, 2 - len(str(abs(whole)))) if whole else 0
 
 
+def dollars(cost: float) -> str:
+    """Return a cost in words: 1,234.50 USD, or two figures of one below a cent."""
+    return f"{cost:,.2f} USD" if not cost or cost >= 0.01 else f"{cost:.2g} USD"
+
+
 class Queries:
     """Reads a stream for display; changes nothing.
 
