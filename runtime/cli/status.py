@@ -106,8 +106,8 @@ def advice(stats: dict[str, Any]) -> list[str]:
     if paused:
         lines.append(f"Paused, its work gathers: {', '.join(paused)}")
     lines += [
-        f"{each['name']} has spent its budget of {figures.budget_text(each['budget'])}: {figures.held(each)}, or until a "
-        "larger one is declared"
+        f"{each['name']} has spent its budget of {figures.budget_text(each['budget'])}: {figures.held(each)}, or until "
+        "a larger one is declared"
         for each in stats["subscriptions"]
         if each.get("held") and each["held"]["by"] == "budget"
     ]
