@@ -89,7 +89,11 @@ def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage:
         )
     expect(tab.locator(".live .text").first).to_contain_text("Setting broken again")
     figures = dict(each.split("\n") for each in tab.locator(".totals div").all_inner_texts())
-    assert (figures["tokens in"], figures["tokens out"], figures["cost"]) == ("1\u202f200", "34", "0.25\u00a0USD")
+    assert (figures["tokens in"], figures["tokens out"], figures["cost"]) == (
+        "1\u202f200",
+        "34",
+        "0.25\u00a0USD",
+    )
     assert figures["model"] == "model-4"
     opened = tab.locator(".entry.attempt.bad summary").first
     opened.click()
