@@ -56,7 +56,7 @@ def _of_one(error: BaseException, now: datetime) -> float | None:
         given: Mapping[Any, Any] = getattr(response, "headers", None) or {}
         headers = {str(name).lower(): str(value).strip() for name, value in given.items()}
         seconds = _asked(headers, _moment(headers.get("date", "")) or now)
-    except Exception:  # noqa: BLE001 - somebody else's error, of any form
+    except BaseException:  # noqa: BLE001 - an error of the user's may raise anything
         return None
     return None if seconds is None else min(max(seconds, _LEAST_SECONDS), _MOST_SECONDS)
 
