@@ -112,6 +112,7 @@ class Agent:
         rate: str | None = None,
         concurrency_total: int | None = None,
         budget: str | None = None,
+        budget_per: int | None = None,
         version: str | None = None,
         pin: bool = False,
         tool: str | None = None,
@@ -127,8 +128,7 @@ class Agent:
             concurrency: how many may run at once in one worker.
             emits: the key under which the function's return value is written.
             ordered: handle messages of one key one after another as they were written, never two at once anywhere.
-            dead_blocks: with `ordered`, a dead letter blocks its key until it is redriven, discarded or older than
-                the retention; by default the next message passes it.
+            dead_blocks: with `ordered`, let a dead letter block its key until it is redriven, discarded or too old.
             start: "earliest" makes a new subscription begin with the oldest message, "latest" with the next one.
             timeout: seconds one attempt may take.
             deliver: "each" gives every live process each message, at most once, as Redis pub/sub does: without
@@ -139,6 +139,7 @@ class Agent:
             rate: how many messages all workers together take: "10/s", "600/m", "1000/h".
             concurrency_total: how many messages all workers together may be handling.
             budget: what all workers together may spend, as `context.usage` tells it: "5 USD/day", "100 USD/month".
+            budget_per: give the budget to each prefix of so many segments of the key, instead of to all together.
             version: the version of the function, such as "2", kept with each step that it finishes.
             pin: only workers of this version go on with what it has begun: with a message of which it has finished a
                 step, or for which it waits. Others take what nobody has begun.
@@ -153,8 +154,8 @@ class Agent:
         refuse_unknown("@agent.on(…)", unknown, HandlerOptions.__optional_keys__)
         options = HandlerOptions(
             retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
-            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate,
-            concurrency_total=concurrency_total, budget=budget, version=version, pin=pin, tool=tool,
+            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate, concurrency_total=concurrency_total,
+            budget=budget, budget_per=budget_per, version=version, pin=pin, tool=tool,
         )  # fmt: skip
         patterns = check_patterns(patterns)
         fields = {"patterns": patterns, **handler_fields(options, patterns)}
@@ -200,8 +201,7 @@ class Agent:
                 `"0 7 * * mon-fri"`.
             timezone: a name of the IANA database, such as Europe/Paris. A time of day that the clocks skip in spring
                 runs right after the gap; one that comes twice in autumn runs once.
-            missed: as for `every`.
-            key: as for `every`.
+            missed, key: as for `every`.
             options: as for `on`: retry, concurrency, emits, timeout, name, version, pin, budget.
 
         Raises:

@@ -42,6 +42,7 @@ class TimerOptions(SharedOptions, total=False):
     version: str | None
     pin: bool
     budget: str | None
+    budget_per: int | None
 
 
 class PostOptions(SharedOptions, total=False):
@@ -87,7 +88,7 @@ def handler_fields(options: Mapping[str, Any], patterns: tuple[str, ...] = ()) -
         "concurrency_total": check_concurrency_total(
             options.get("concurrency_total"), batch.size if batch else 1
         ),
-        "budget": check_budget(options.get("budget")),
+        "budget": check_budget(options.get("budget"), options.get("budget_per"), ordered=bool(ordered)),
         "batch": batch,
         "version": check_version(options.get("version"), options.get("pin", False), batch),
         "pin": bool(options.get("pin", False)),

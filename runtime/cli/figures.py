@@ -47,14 +47,18 @@ def awaited(subscription: dict[str, Any]) -> str:
 def held(subscription: dict[str, Any]) -> str:
     """Return what nothing is taken of a subscription for, and until when; empty where nothing holds it."""
     if not (hold := subscription.get("held")):
-        return ""
+        spent = (subscription.get("budget") or {}).get("held", ())
+        shown = ", ".join(each["prefix"] for each in spent[:3])
+        return f"budget spent: {shown}{' …' if len(spent) > 3 else ''}" if spent else ""
     until = moment(hold["until"]).astimezone(UTC)
     return f"held by its {hold['by']} until {until:%Y-%m-%d %H:%M:%S} UTC".replace(":00 UTC", " UTC")
 
 
 def budget_text(budget: dict[str, Any]) -> str:
     """Return a budget as it is declared: 5 USD/day."""
-    return f"{budget['cost']:,.10g} USD/{budget['period']}"
+    per = budget.get("per")
+    each = f" for each {counted(per, 'segment')}" if per else ""
+    return f"{budget['cost']:,.10g} USD/{budget['period']}{each}"
 
 
 def spent_today(subscriptions: Iterable[dict[str, Any]]) -> str:

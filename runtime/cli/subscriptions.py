@@ -92,7 +92,8 @@ def state(subscription: dict[str, Any]) -> str:
     limits = (
         subscription.get("rate"),
         None if total is None else f"{total:,} at once",
-        budget and f"{dollars(budget['spent'])} of {figures.budget_text(budget)}",
+        budget
+        and f"{'' if budget['per'] else dollars(budget['spent']) + ' of '}{figures.budget_text(budget)}",
     )
     return ", ".join(limit for limit in limits if limit is not None)
 

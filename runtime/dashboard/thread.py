@@ -138,7 +138,8 @@ def cost_text(cost: float) -> str:
 
 def budget_text(budget: Mapping[str, Any]) -> str:
     """Return a budget as it is declared: 5 USD/day."""
-    return f"{budget['cost']:.10g} USD/{budget['period']}"
+    per = f" for each {budget['per']} segment{'s' if budget['per'] > 1 else ''}" if budget["per"] else ""
+    return f"{budget['cost']:.10g} USD/{budget['period']}{per}"
 
 
 def held_text(held: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ class Subscription:
     # In US dollars, as decimal text, in each "hour", "day" or "month".
     budget: str | None = None
     budget_period: str | None = None
+    budget_per: int | None = None
     version: str | None = None
     # Only workers of this version go on with what it has begun.
     pin: bool = False

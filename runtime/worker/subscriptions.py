@@ -59,6 +59,7 @@ def subscription_of(handler: Handler) -> Subscription:
         concurrency_total=handler.concurrency_total,
         budget=None if handler.budget is None else str(handler.budget.cost),
         budget_period=None if handler.budget is None else handler.budget.period,
+        budget_per=None if handler.budget is None else handler.budget.per,
         version=handler.version,
         pin=handler.pin,
         tool=tool_of(handler),

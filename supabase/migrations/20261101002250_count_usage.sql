@@ -34,6 +34,19 @@ comment on table runtime.holds is
     'The subscriptions that have a budget, or that a provider of theirs refuses for a time; nothing is taken of those that '
     'are held.';
 
+create table runtime.spent_prefixes (
+    subscription integer not null references runtime.subscriptions on delete cascade,
+    prefix text collate "C" not null,
+    began_at timestamptz not null,
+    spent numeric not null,
+    spent_until timestamptz,
+    primary key (subscription, prefix)
+) with (fillfactor = 50);
+comment on table runtime.spent_prefixes is
+    'What each prefix of keys has spent of its budget, of subscriptions whose budget is for each prefix.';
+create index spent_prefixes_began on runtime.spent_prefixes (began_at);
+
+alter table runtime.spent_prefixes enable row level security;
 alter table runtime.usage enable row level security;
 alter table runtime.holds enable row level security;
 
@@ -62,19 +75,27 @@ comment on function runtime.told_usage(jsonb) is
     'A report''s usage by model: {tokens_in, tokens_out, cost, model}, or under by_model a list of such.';
 
 create function runtime.usage_reports(done json, failed json)
-returns table (subscription integer, usage jsonb, hold double precision)
+returns table (message bigint, subscription integer, usage jsonb, hold double precision)
 language plpgsql immutable set search_path = '' as $$
 begin
     return query
-    select r.subscription, r.usage, r.hold
+    select r.message, r.subscription, r.usage, r.hold
     from unnest(array[done, failed]) as reports (list)
     cross join lateral json_to_recordset(coalesce(reports.list, '[]'))
-        as r (subscription integer, usage jsonb, hold double precision)
+        as r (message bigint, subscription integer, usage jsonb, hold double precision)
     where r.usage is not null or r.hold is not null;
 end
 $$;
 comment on function runtime.usage_reports(json, json) is
     'The reports of an exchange that tell of usage, or by how many seconds a provider puts everybody off.';
+
+create function runtime.prefix_of(key text, segments integer) returns text
+language plpgsql immutable set search_path = '' as $$
+begin
+    return array_to_string((string_to_array(key, '.'))[1:segments], '.');
+end
+$$;
+comment on function runtime.prefix_of(text, integer) is 'The first so many segments of a key, or all it has.';
 
 create function runtime.period_of(unit text, at timestamptz, out began timestamptz, out ends timestamptz)
 language plpgsql immutable set search_path = '' as $$
@@ -106,7 +127,7 @@ begin
     set calls = u.calls + excluded.calls, tokens_in = u.tokens_in + excluded.tokens_in,
         tokens_out = u.tokens_out + excluded.tokens_out, cost = u.cost + excluded.cost;
     for one in
-        select s.id, s.budget, s.budget_period, coalesce(sum(t.cost), 0) as cost, max(r.hold) as hold
+        select s.id, s.budget, s.budget_period, s.budget_per, coalesce(sum(t.cost), 0) as cost, max(r.hold) as hold
         from runtime.usage_reports(done, failed) r
         join runtime.subscriptions s on s.id = r.subscription
         left join lateral (select sum(x.cost) as cost from runtime.told_usage(r.usage) x) t on true
@@ -119,9 +140,28 @@ begin
             set began_at = period.began,
                 spent = case when h.began_at = period.began then h.spent else 0 end + one.cost,
                 spent_until = case
+                    when one.budget_per is not null then null
                     when case when h.began_at = period.began then h.spent else 0 end + one.cost >= one.budget
                     then period.ends end
             where h.subscription = one.id;
+        end if;
+        if one.budget_per is not null and one.cost > 0 then
+            insert into runtime.spent_prefixes as x (subscription, prefix, began_at, spent, spent_until)
+            select one.id, p.prefix, period.began, sum(p.cost), case when sum(p.cost) >= one.budget then period.ends end
+            from (
+                select runtime.prefix_of(m.key, one.budget_per) as prefix, u.cost
+                from runtime.usage_reports(done, failed) r
+                join public.consciousness_stream m on m.id = r.message
+                cross join lateral runtime.told_usage(r.usage) u
+                where r.subscription = one.id
+            ) p
+            group by p.prefix order by p.prefix
+            on conflict (subscription, prefix) do update
+            set began_at = excluded.began_at,
+                spent = case when x.began_at = excluded.began_at then x.spent else 0 end + excluded.spent,
+                spent_until = case
+                    when case when x.began_at = excluded.began_at then x.spent else 0 end + excluded.spent >= one.budget
+                    then period.ends end;
         end if;
         if one.hold > 0 then
             insert into runtime.holds as h (subscription, refused_until)
@@ -147,6 +187,7 @@ declare
 begin
     select * into s from runtime.subscriptions x where x.id = target;
     if s.budget is null then
+        delete from runtime.spent_prefixes x where x.subscription = target;
         delete from runtime.holds h
         where h.subscription = target and coalesce(h.refused_until, '-infinity') < clock_timestamp();
         update runtime.holds h set began_at = null, spent = 0, spent_until = null
@@ -168,8 +209,13 @@ begin
     on conflict (subscription) do update
     set began_at = excluded.began_at,
         spent = case when h.began_at = excluded.began_at then greatest(h.spent, excluded.spent) else excluded.spent end;
-    update runtime.holds h set spent_until = case when h.spent >= s.budget then period.ends end
+    update runtime.holds h
+    set spent_until = case when h.spent >= s.budget and s.budget_per is null then period.ends end
     where h.subscription = target;
+    delete from runtime.spent_prefixes x
+    where x.subscription = target and (s.budget_per is null or x.began_at <> period.began);
+    update runtime.spent_prefixes x set spent_until = case when x.spent >= s.budget then period.ends end
+    where x.subscription = target;
     if was_held and runtime.held_until(target) is null then
         perform runtime.wake_sleepers(array[target], '{}');
     end if;
@@ -188,3 +234,39 @@ end
 $$;
 comment on function runtime.held_until(integer) is
     'Until when nothing is taken of a subscription, for its budget or a provider''s word; null where it is not held.';
+
+create function runtime.put_off_spent(so_far runtime.taking) returns runtime.taking
+language plpgsql set search_path = '' as $$
+declare
+    result runtime.taking := so_far;
+    put_off record;
+begin
+    with spent as materialized (
+        select t.message_id, t.subscription, x.spent_until
+        from unnest(so_far.taken) as t
+        join runtime.subscriptions s on s.id = t.subscription and s.budget_per is not null
+        join public.consciousness_stream m on m.id = t.message_id
+        join runtime.spent_prefixes x on x.subscription = s.id and x.prefix = runtime.prefix_of(m.key, s.budget_per)
+        where x.spent_until > clock_timestamp() and not (t.heavy and runtime.is_undoing(t.message_id, t.subscription))
+    ), gone as (
+        update runtime.deliveries d set visible_at = e.spent_until, lease = null
+        from spent e
+        where d.message_id = e.message_id and d.subscription = e.subscription
+        returning d.message_id, d.subscription
+    )
+    select array_agg(g.message_id) as ids, array_agg(g.subscription) as subscriptions into put_off from gone g;
+    if put_off.ids is not null then
+        result.taken := array(
+            select t from unnest(so_far.taken) as t
+            where not exists (
+                select from unnest(put_off.ids, put_off.subscriptions) as p (id, subscription)
+                where p.id = t.message_id and p.subscription = t.subscription));
+        -- Those of other prefixes behind them may go now.
+        result.look_again := true;
+        result.least := 0;
+    end if;
+    return result;
+end
+$$;
+comment on function runtime.put_off_spent(runtime.taking) is
+    'Puts off the deliveries whose prefix has spent its budget, until the period ends: of a prefix each is taken once.';

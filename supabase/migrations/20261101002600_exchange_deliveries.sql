@@ -60,6 +60,7 @@ begin
         where p.id = stream_exchange.pump and p.n < stream_exchange.n
         returning p as pump, w as worker, exists (select from runtime.limits) as is_limited,
                   exists (select from runtime.holds) as may_be_held,
+                  exists (select from runtime.spent_prefixes) as may_be_spent,
                   exists (select from runtime.subscriptions s where s.ordered) as has_order,
                   exists (select from runtime.unsettled_waits) as is_unsettled
         into met;
@@ -158,6 +159,9 @@ begin
         end if;
         if taking.ordered is not null then
             taking := runtime.take_in_order(taking, allowed, due, now, until, new_lease, mine.number, me.pins);
+        end if;
+        if (met.may_be_spent or may_be_held) and cardinality(taking.taken) > 0 then
+            taking := runtime.put_off_spent(taking);
         end if;
         if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
             taking := runtime.fit(

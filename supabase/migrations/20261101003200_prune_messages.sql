@@ -114,6 +114,7 @@ begin
         where f.forget_at < clock_timestamp() order by f.forget_at limit max
     );
     delete from runtime.usage u where u.day < (clock_timestamp() at time zone 'UTC')::date - 400;
+    delete from runtime.spent_prefixes x where x.began_at < clock_timestamp() - interval '32 days';
     delete from runtime.holds h
     where h.refused_until < clock_timestamp() and h.began_at is null;
     -- Versions of a day ago and more that no worker has, and no delivery waits for.

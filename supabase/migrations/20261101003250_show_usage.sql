@@ -16,13 +16,19 @@ language plpgsql stable set search_path = '' as $$
 begin
     return case when s.budget is not null then (
         select json_build_object(
-            'cost', s.budget, 'period', s.budget_period,
+            'cost', s.budget, 'period', s.budget_period, 'per', s.budget_per,
+            'held', coalesce((
+                select json_agg(json_build_object('prefix', y.prefix, 'spent', y.spent, 'until', y.spent_until) order by y.prefix)
+                from (
+                    select x.* from runtime.spent_prefixes x
+                    where x.subscription = s.id and x.spent_until > clock_timestamp() order by x.prefix limit 10) y), '[]'),
             'spent', case when h.began_at = (runtime.period_of(s.budget_period, clock_timestamp())).began then h.spent else 0 end)
         from runtime.holds h where h.subscription = s.id) end;
 end
 $$;
 comment on function runtime.budget_of(runtime.subscriptions) is
-    'A subscription''s budget {cost, period, spent}, in US dollars; null without one.';
+    'A subscription''s budget {cost, period, per, spent, held}, in US dollars; null without one. Of one for each prefix of '
+    'keys, of per segments, held are up to ten that have spent theirs: [{prefix, spent, until}].';
 
 create function runtime.hold_of(s runtime.subscriptions) returns json
 language plpgsql stable set search_path = '' as $$

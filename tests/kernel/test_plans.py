@@ -533,12 +533,18 @@ async def take_within_limits(db: Any, worker: Worker) -> None:
 @call
 async def count_usage(db: Any, worker: Worker) -> None:
     budget = {"budget": 0.5, "budget_period": "month"}
-    await worker.subscribe({"name": "a.dear", "patterns": ["task.dear"], **budget})
+    await worker.subscribe(
+        {"name": "a.dear", "patterns": ["task.dear"], **budget},
+        {"name": "a.dearer", "patterns": ["task.dearer"], "budget_per": 2, **budget},
+    )
+    await send(db, *[("task.dearer", n) for n in range(9)])
+    for taken in (await worker.exchange(want={"a.dearer": 2})).taken:
+        await worker.finish(taken, usage={"tokens_in": 7, "cost": 0.25, "model": "m"})
     await send(db, *[("task.dear", n) for n in range(9)])
     for taken in await worker.take(2):
         await worker.finish(taken, usage={"tokens_in": 7, "cost": 0.25, "model": "m"})
     assert await worker.take() == []
-    assert len(await db.fetchval("select stream_usage()")) == 1
+    assert len(await db.fetchval("select stream_usage()")) == 2
     await db.fetchval("select stream_stats()")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import Connect
-from tests.kernel.driver import Worker, send
+from tests.kernel.driver import Worker, advance, send
 from tests.kernel.schedule import transaction
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +143,7 @@ async def test_a_budget_that_is_spent_holds_all_workers_until_its_period_ends(
     assert 0 < answer.more["limited"] <= (ends - began).total_seconds()
     assert (await other.exchange(want={"a.one": 9}, due=True)).taken == []
     found = await state(db)
-    assert found["budget"] == {"cost": 1, "period": period, "spent": 1}
+    assert found["budget"] == {"cost": 1, "period": period, "per": None, "spent": 1, "held": []}
     assert found["held"]["by"] == "budget"
     assert datetime.fromisoformat(found["held"]["until"]) == ends
     due = await db.fetchval("select stream_due('{a.one}')")
@@ -159,6 +159,47 @@ async def test_a_budget_that_is_spent_holds_all_workers_until_its_period_ends(
     assert (await state(db))["budget"]["spent"] == 0.25
 
 
+async def test_a_budget_for_each_prefix_holds_the_messages_of_those_that_have_spent_it(
+    db: Any, connect: Connect, worker: Worker, other: Worker
+) -> None:
+    tenants = {"name": "a.one", "patterns": ["order.>"], "budget": 1, "budget_period": "day", "budget_per": 2}
+    await worker.subscribe(tenants)
+    await other.subscribe(tenants)
+    await send(db, *[(f"order.{who}.placed", n) for who in ("acme", "bolt") for n in range(3)])
+    acme, bolt = [each for each in await worker.take() if each.value == 0]
+    await worker.finish(bolt, usage=told(0.4))
+    # The leases of the others run out.
+    await advance(db, 31)
+    answer = await worker.exchange(done=[acme.report(usage=told(0.7))], want=9, due=True)
+    assert {each.key for each in answer.taken} == {"order.acme.placed", "order.bolt.placed"}
+    spent, *_ = [each for each in answer.taken if each.key == "order.acme.placed"]
+    rest = [each.report(outcome="failed", delay=0) for each in answer.taken if each is not spent]
+    # Found spent within the very exchange that reports it, and of each prefix by whoever takes.
+    answer = await worker.exchange(failed=rest, done=[spent.report(usage=told(0.3))], want=9, due=True)
+    assert {each.key for each in answer.taken} == {"order.bolt.placed"}
+    assert answer.more["look_again"]
+    assert await other.take() == []
+    assert await db.fetchval("select count(*) from runtime.deliveries where lease is null") == 1
+    found = await state(db)
+    assert (found["held"], found["scheduled"]) == (None, 1)
+    assert (found["budget"]["per"], found["budget"]["spent"]) == (2, 1.4)
+    assert [(each["prefix"], each["spent"]) for each in found["budget"]["held"]] == [("order.acme", 1)]
+    # A fresh one is put off as it is taken, and so is one of a longer key; another prefix goes on.
+    await send(db, ("order.acme.placed.again", 9), ("order.cask", 9))
+    assert [each.key for each in (await other.exchange(want=9)).taken] == ["order.cask"]
+    assert 0 < (await other.exchange(want=9, due=True)).more["next_due"] <= 86_400
+    await advance(db, 86_400)
+    await db.execute(
+        "update runtime.spent_prefixes set began_at = began_at - interval '1 day', "
+        "spent_until = spent_until - interval '1 day'"
+    )
+    assert {"order.acme.placed", "order.acme.placed.again"} <= {each.key for each in await other.take()}
+    assert (await state(db))["budget"]["held"] == []
+    await db.execute("update runtime.spent_prefixes set began_at = began_at - interval '33 days'")
+    await db.fetchval("select stream_maintain($1)", worker.id)
+    assert await db.fetchval("select count(*) from runtime.spent_prefixes") == 0
+
+
 async def test_a_declaration_of_another_budget_holds_at_once_and_wakes_who_sleeps(
     db: Any, connect: Connect, worker: Worker, other: Worker
 ) -> None:
@@ -168,7 +209,13 @@ async def test_a_declaration_of_another_budget_holds_at_once_and_wakes_who_sleep
     later, last = Worker(db), Worker(db)
     # What the day has cost before counts.
     await other.subscribe({**BUDGET, "budget": 0.5})
-    assert (await state(db))["budget"] == {"cost": 0.5, "period": "day", "spent": 0.9}
+    assert (await state(db))["budget"] == {
+        "cost": 0.5,
+        "period": "day",
+        "per": None,
+        "spent": 0.9,
+        "held": [],
+    }
     assert await other.take() == []
     await worker.fall_asleep()
     heard: list[str] = []
