@@ -154,8 +154,8 @@ class Agent:
         refuse_unknown("@agent.on(…)", unknown, HandlerOptions.__optional_keys__)
         options = HandlerOptions(
             retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
-            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate, concurrency_total=concurrency_total,
-            budget=budget, budget_per=budget_per, version=version, pin=pin, tool=tool,
+            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate, tool=tool, version=version,
+            pin=pin, concurrency_total=concurrency_total, budget=budget, budget_per=budget_per,
         )  # fmt: skip
         patterns = check_patterns(patterns)
         fields = {"patterns": patterns, **handler_fields(options, patterns)}

@@ -62,7 +62,7 @@ def _check_per(per: object, ordered: bool) -> int:
         )
     if ordered:
         raise DeclarationError(
-            "@agent.on(ordered=True, budget_per=…): messages of a spent prefix are put off, which would break the order. "
-            "Leave one of them out."
+            "@agent.on(ordered=True, budget_per=…): messages of a spent prefix are put off, which would break the "
+            "order. Leave one of them out."
         )
     return per

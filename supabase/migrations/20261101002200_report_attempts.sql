@@ -109,7 +109,8 @@ declare
 begin
     -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back), cancelled
     -- (by an operator; due again where the cancellation was withdrawn), suspended (until its waits are over), undone (its
-    -- steps are, as far as they can be: a dead letter).
+    -- steps are, as far as they can be: a dead letter). hold: for so many seconds a provider lets nobody through, so that
+    -- the subscription is held for all workers.
     with report as (
         select * from json_to_recordset(reports)
             as r (message bigint, subscription integer, lease uuid, usage jsonb, hold double precision)
