@@ -131,8 +131,7 @@ class Agent:
             dead_blocks: with `ordered`, let a dead letter block its key until it is redriven, discarded or too old.
             start: "earliest" makes a new subscription begin with the oldest message, "latest" with the next one.
             timeout: seconds one attempt may take.
-            deliver: "each" gives every live process each message, at most once, as Redis pub/sub does: without
-                retries or dead letters, and a process that is away misses what is written.
+            deliver: "each" gives every live process each message, at most once, as Redis pub/sub does: none is kept.
             name: the handler's name instead of the function's; work waiting in the store is found by it.
             batch: hand the function up to so many messages at once, as a `list[Message[…]]` or a list of values.
             within: with `batch`, seconds to wait for more after the first message; 0 by default.
@@ -201,7 +200,8 @@ class Agent:
                 `"0 7 * * mon-fri"`.
             timezone: a name of the IANA database, such as Europe/Paris. A time of day that the clocks skip in spring
                 runs right after the gap; one that comes twice in autumn runs once.
-            missed, key: as for `every`.
+            missed: as for `every`.
+            key: as for `every`.
             options: as for `on`: retry, concurrency, emits, timeout, name, version, pin, budget.
 
         Raises:
