@@ -49,9 +49,10 @@ select jsonb_build_object(
 """
 
 _RESET = """
-truncate public.consciousness_stream, runtime.subscriptions, runtime.holds, runtime.spent_prefixes, runtime.pins, runtime.patterns, runtime.deliveries,
+truncate public.consciousness_stream, runtime.subscriptions, runtime.pins, runtime.patterns, runtime.deliveries,
     runtime.runs, runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats,
     runtime.calls, runtime.limits, runtime.cancels, runtime.steps, runtime.waits, runtime.unsettled_waits,
+    runtime.usage, runtime.holds, runtime.spent_prefixes,
     realtime.messages restart identity;
 select setval('runtime.settle_fence', 0);
 """
