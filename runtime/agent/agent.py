@@ -111,6 +111,8 @@ class Agent:
         within: float | None = None,
         rate: str | None = None,
         concurrency_total: int | None = None,
+        budget: str | None = None,
+        budget_per: int | None = None,
         version: str | None = None,
         pin: bool = False,
         tool: str | None = None,
@@ -125,19 +127,18 @@ class Agent:
             retry: what happens after a failure; five attempts with growing delays by default.
             concurrency: how many may run at once in one worker.
             emits: the key under which the function's return value is written.
-            ordered: handle messages of one key one after another, in the order they were written; never two of a
-                key at once, in whichever worker.
-            dead_blocks: with `ordered`, a dead letter blocks its key until it is redriven, discarded or older than
-                the retention; by default the next message passes it.
+            ordered: handle messages of one key one after another as they were written, never two at once anywhere.
+            dead_blocks: with `ordered`, let a dead letter block its key until it is redriven, discarded or too old.
             start: "earliest" makes a new subscription begin with the oldest message, "latest" with the next one.
             timeout: seconds one attempt may take.
-            deliver: "each" gives every live process each message, at most once, as Redis pub/sub does: nothing is
-                kept, so there are no retries and no dead letters, and a process that is away misses what is written.
+            deliver: "each" gives every live process each message, at most once, as Redis pub/sub does: none is kept.
             name: the handler's name instead of the function's; work waiting in the store is found by it.
             batch: hand the function up to so many messages at once, as a `list[Message[…]]` or a list of values.
             within: with `batch`, seconds to wait for more after the first message; 0 by default.
             rate: how many messages all workers together take: "10/s", "600/m", "1000/h".
             concurrency_total: how many messages all workers together may be handling.
+            budget: what all workers together may spend, as `context.usage` tells it: "5 USD/day", "100 USD/month".
+            budget_per: give the budget to each prefix of so many segments of the key, instead of to all together.
             version: the version of the function, such as "2", kept with each step that it finishes.
             pin: only workers of this version go on with what it has begun: with a message of which it has finished a
                 step, or for which it waits. Others take what nobody has begun.
@@ -152,8 +153,8 @@ class Agent:
         refuse_unknown("@agent.on(…)", unknown, HandlerOptions.__optional_keys__)
         options = HandlerOptions(
             retry=retry, concurrency=concurrency, emits=emits, ordered=ordered, dead_blocks=dead_blocks, start=start,
-            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate,
-            concurrency_total=concurrency_total, version=version, pin=pin, tool=tool,
+            timeout=timeout, deliver=deliver, batch=batch, within=within, rate=rate, tool=tool, version=version,
+            pin=pin, concurrency_total=concurrency_total, budget=budget, budget_per=budget_per,
         )  # fmt: skip
         patterns = check_patterns(patterns)
         fields = {"patterns": patterns, **handler_fields(options, patterns)}
@@ -176,7 +177,7 @@ class Agent:
             interval: `"90s"`, `"5m"`, `"12h"`, a number of seconds or a timedelta; whole seconds.
             missed: which ticks are written for slots at which no worker ran: the last ("one"), "all", or "none".
             key: the key of the ticks; `timer.agent.function` by default. Other handlers may listen to it too.
-            options: as for `on`: retry, concurrency, emits, timeout, name, version, pin.
+            options: as for `on`: retry, concurrency, emits, timeout, name, version, pin, budget.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.
@@ -201,7 +202,7 @@ class Agent:
                 runs right after the gap; one that comes twice in autumn runs once.
             missed: as for `every`.
             key: as for `every`.
-            options: as for `on`: retry, concurrency, emits, timeout, name, version, pin.
+            options: as for `on`: retry, concurrency, emits, timeout, name, version, pin, budget.
 
         Raises:
             DeclarationError: the declaration makes no sense; the message says what to do.

@@ -164,6 +164,7 @@ def _extensions(handler: Handler) -> dict[str, Any]:
         "x-deliver": "each" if handler.deliver == "each" else None,
         "x-batch": None if handler.batch is None else handler.batch.size,
         "x-rate": None if handler.rate is None else str(handler.rate),
+        "x-budget": None if handler.budget is None else str(handler.budget),
         "x-concurrency-total": handler.concurrency_total,
         "x-version": handler.version,
         "x-pin": True if handler.pin else None,

@@ -47,7 +47,8 @@ class Context(LongWork):
         reads: reads the stream; None outside of a worker.
         asked: how often this attempt has asked each question.
         send_broadcast: sends a broadcast; None where nobody can receive it, as in a test that makes its own context.
-        used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model; None before.
+        used: the sums of what `usage` was told in this attempt: tokens_in, tokens_out, cost, model, and by_model where
+            there are several; None before.
         work: keeps what lasts beyond the attempt: its steps, waits, texts and status; None where nothing is kept, as in
             such a test.
         decision_links: makes links that decide approvals; None where the settings have no secret for them.
@@ -332,13 +333,14 @@ class Context(LongWork):
     ) -> None:
         """Tell what a call of a language model took; several calls in one attempt add up.
 
-        It is stored with the attempt however that ends, since a failed call is paid for too; the dashboard sums it by
-        conversation, and with `RUNTIME_TELEMETRY` it is on the attempt's span. A batch tells it of the whole call.
+        It is stored with the attempt however that ends, since a failed call is paid for too; it counts for the
+        handler's budget, the dashboard sums it by conversation, agent and day, and with `RUNTIME_TELEMETRY` it is on
+        the attempt's span. A batch tells it of the whole call.
 
         Args:
             tokens_in: tokens of the prompt.
             tokens_out: tokens of the answer.
-            cost: the price, in the currency you count in.
+            cost: the price, in US dollars.
             model: the model's name.
 
         Raises:

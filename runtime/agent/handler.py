@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.agent.batch import BatchContext, Batching
+from runtime.agent.budget import Budget
 from runtime.agent.callables import place_of, promises_value
 from runtime.agent.context import Context
 from runtime.agent.dependencies import Dependencies
@@ -73,6 +74,7 @@ class Handler:
     batch: Batching | None = None
     rate: Rate | None = None
     concurrency_total: int | None = None
+    budget: Budget | None = None
     version: str | None = None
     pin: bool = False
     tool: str | None = None

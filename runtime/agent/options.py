@@ -6,6 +6,7 @@ What each option means is told once, at `Agent.on`.
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from runtime.agent.budget import check_budget
 from runtime.agent.retry import Retry
 from runtime.agent.tool import check_tool
 from runtime.agent.validation import (
@@ -40,6 +41,8 @@ class TimerOptions(SharedOptions, total=False):
 
     version: str | None
     pin: bool
+    budget: str | None
+    budget_per: int | None
 
 
 class PostOptions(SharedOptions, total=False):
@@ -85,6 +88,7 @@ def handler_fields(options: Mapping[str, Any], patterns: tuple[str, ...] = ()) -
         "concurrency_total": check_concurrency_total(
             options.get("concurrency_total"), batch.size if batch else 1
         ),
+        "budget": check_budget(options.get("budget"), options.get("budget_per"), ordered=bool(ordered)),
         "batch": batch,
         "version": check_version(options.get("version"), options.get("pin", False), batch),
         "pin": bool(options.get("pin", False)),

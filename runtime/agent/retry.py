@@ -107,6 +107,10 @@ class Retry:
             return None
         return backoff_seconds(attempt, first=self.first_seconds, cap=self.cap_seconds, random=random)
 
+    def may_follow(self, error: BaseException) -> bool:
+        """Whether another attempt may follow this error, as far as `on` and `never_on` say."""
+        return not any(self._is_final(each, error) for each in members_of(error))
+
     def _is_final(self, error: BaseException, group: BaseException) -> bool:
         """Whether no attempt follows this error; `on` and `never_on` may name its group's type instead."""
         if later_seconds(error) is not None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import anyio
 
 from runtime.agent.callables import is_async, place_of
+from runtime.agent.refusal import refused_seconds
 from runtime.agent.retry import later_seconds
 from runtime.agent.step_call import Step, StepCall
 from runtime.agent.step_names import NO_RETURN, UNDO_PREFIX, UNDONE
@@ -250,6 +251,9 @@ class Steps:
     def _delay(self, call: StepCall, error: Exception, attempt: int) -> float | None:
         """The seconds until the function is called again; None where the error ends the attempt of the handler."""
         if call.retry is None or later_seconds(error) is not None or isinstance(error, LeaseLost):
+            return None
+        if refused_seconds(error) is not None:
+            # The handler puts its delivery off, and holds all workers: nobody waits in a slot for a provider.
             return None
         return call.retry.decide(error, attempt, self._random)
 

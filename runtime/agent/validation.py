@@ -32,6 +32,7 @@ _NOT_WITH_EACH = {
     "batch": "Messages are handled as they come: leave batch out, or leave deliver out.",
     "tool": "Each process gets each message, and none answers: leave tool out, or leave deliver out.",
     "pin": "Each process gets each message, and goes on with no other's: leave pin out, or leave deliver out.",
+    "budget": "Nothing is counted of what each process does: leave budget out, or leave deliver out.",
     "rate": "Messages are handled as they come: leave rate out, or leave deliver out.",
     "concurrency_total": "Each process gets each message: write concurrency=… for one process, or leave deliver out.",
 }

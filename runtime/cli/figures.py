@@ -1,6 +1,7 @@
 """The figures of subscriptions and workers as cells of tables, under the same heads in each command."""
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC
 from typing import Any, Final
 
 from rich.filesize import decimal
@@ -8,7 +9,9 @@ from rich.text import Text
 
 from runtime.cli.tables import Rows
 from runtime.cli.times import amount, counted, duration
+from runtime.client.queries import dollars
 from runtime.encoding.json import legible
+from runtime.message import moment
 
 WORK: Final = ("waiting", "running", "scheduled")
 HEADS: Final = (*WORK, "suspended", "dead", "lag")
@@ -39,6 +42,34 @@ def awaited(subscription: dict[str, Any]) -> str:
     return ", ".join(
         f"{each['pattern'] or 'a time'} ({each['count']:,})" for each in subscription.get("awaited", ())
     )
+
+
+def held(subscription: dict[str, Any]) -> str:
+    """Return what nothing is taken of a subscription for, and until when; empty where nothing holds it."""
+    if not (hold := subscription.get("held")):
+        spent = (subscription.get("budget") or {}).get("held", ())
+        shown = ", ".join(each["prefix"] for each in spent[:3])
+        return f"budget spent: {shown}{' …' if len(spent) > 3 else ''}" if spent else ""
+    until = moment(hold["until"]).astimezone(UTC)
+    return f"held by its {hold['by']} until {until:%Y-%m-%d %H:%M:%S} UTC".replace(":00 UTC", " UTC")
+
+
+def budget_text(budget: dict[str, Any]) -> str:
+    """Return a budget as it is declared: 5 USD/day."""
+    per = budget.get("per")
+    each = f" for each {counted(per, 'segment')}" if per else ""
+    return f"{budget['cost']:,.10g} USD/{budget['period']}{each}"
+
+
+def spent_today(subscriptions: Iterable[dict[str, Any]]) -> str:
+    """Return what all handlers have told of models since midnight, UTC; empty if none has."""
+    told = [used for each in subscriptions if (used := each.get("usage_today"))]
+    if not told:
+        return ""
+    cost, tokens_in, tokens_out = (
+        sum(used[name] for used in told) for name in ("cost", "tokens_in", "tokens_out")
+    )
+    return f"today: {dollars(cost)}, {tokens_in:,.0f} tokens in, {tokens_out:,.0f} out"
 
 
 def long_work(subscriptions: Iterable[dict[str, Any]]) -> Iterator[str]:

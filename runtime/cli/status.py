@@ -32,6 +32,9 @@ def status(
         out.print()
     for line in long:
         out.print(Text(plain(line), style="dim"))
+    if spent := figures.spent_today(stats["subscriptions"]):
+        out.print()
+        out.print(spent)
     if stats["workers"]:
         out.print()
         out.print(figures.table_of_workers(stats["workers"]))
@@ -62,7 +65,7 @@ async def _stats() -> tuple[str, dict[str, Any]]:
 def _subscriptions(stats: dict[str, Any]) -> Rows:
     table = Rows("subscription", figures=("workers", *figures.HEADS), texts=("state", "patterns"))
     for each in stats["subscriptions"]:
-        state = "paused" if each["paused"] else "" if each["settled"] else "settling"
+        state = "paused" if each["paused"] else figures.held(each) if each["settled"] else "settling"
         table.add(
             each["name"],
             figures.workers(each),
@@ -102,6 +105,12 @@ def advice(stats: dict[str, Any]) -> list[str]:
     paused = [each["name"] for each in stats["subscriptions"] if each["paused"]]
     if paused:
         lines.append(f"Paused, its work gathers: {', '.join(paused)}")
+    lines += [
+        f"{each['name']} has spent its budget of {figures.budget_text(each['budget'])}: {figures.held(each)}, or until "
+        "a larger one is declared"
+        for each in stats["subscriptions"]
+        if each.get("held") and each["held"]["by"] == "budget"
+    ]
     if stats["dead_letters"]:
         dead = counted(stats["dead_letters"], "dead letter", is_about=stats.get("dead_about", False))
         lines.append(

@@ -15,6 +15,7 @@ from runtime.cli.options import DryRun, Json, Yes
 from runtime.cli.output import out, plain, print_found, print_json
 from runtime.cli.tables import Rows
 from runtime.cli.times import ago, counted
+from runtime.client.queries import dollars
 from runtime.client.stream import connect
 
 app = App(help="The subscriptions: backlog, lag, rate, last error, and who serves them.")
@@ -82,10 +83,18 @@ def state(subscription: dict[str, Any]) -> str:
         return ", ".join(
             f"{each['count']:,} due for version {plain(each['version'])} alone" for each in held_back
         )
+    if held := figures.held(subscription):
+        return held
     if subscription["blocked"]:
         return f"{counted(subscription['blocked'], 'key')} blocked"
     total = subscription.get("concurrency_total")
-    limits = (subscription.get("rate"), None if total is None else f"{total:,} at once")
+    budget = subscription.get("budget")
+    limits = (
+        subscription.get("rate"),
+        None if total is None else f"{total:,} at once",
+        budget
+        and f"{'' if budget['per'] else dollars(budget['spent']) + ' of '}{figures.budget_text(budget)}",
+    )
     return ", ".join(limit for limit in limits if limit is not None)
 
 

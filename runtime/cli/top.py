@@ -149,6 +149,8 @@ def picture(
     ]
     if away:
         lines.append(Text(f"The store is away, these are the last figures: {away}", "red"))
+    if spent := figures.spent_today(stats["subscriptions"]):
+        lines.append(Text(spent))
     if view.height is not None:
         lines.append(Text(view.legend(), style="dim"))
     statuses = stats.get("statuses", ())
@@ -195,6 +197,6 @@ def _subscriptions(subscriptions: list[dict[str, Any]]) -> Rows:
             *figures.backlog(each),
             f"{each['done_last_minute'] / 60:.1f}",
             Text(f"{failed:,}", style="red" if failed else ""),
-            Text("paused" if each["paused"] else "", style="yellow"),
+            Text("paused" if each["paused"] else figures.held(each), style="yellow"),
         )
     return table

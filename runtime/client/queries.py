@@ -15,6 +15,11 @@ def two_figures(number: float) -> int:
     return round(whole, 2 - len(str(abs(whole)))) if whole else 0
 
 
+def dollars(cost: float) -> str:
+    """Return a cost in words: 1,234.50 USD, or two figures of one below a cent."""
+    return f"{cost:,.2f} USD" if not cost or cost >= 0.01 else f"{cost:.2g} USD"
+
+
 class Queries:
     """Reads a stream for display; changes nothing.
 
@@ -118,6 +123,19 @@ class Queries:
     async def tools(self) -> list[dict[str, Any]]:
         """Return the handlers that are tools of language models: `subscription`, `tool`, `paused`, `workers`."""
         found: list[dict[str, Any]] = await self._store.operate("stream_tools")
+        return found
+
+    async def usage(self, days: int = 30) -> list[dict[str, Any]]:
+        """Return what handlers told of the language models they used, by day of UTC, handler and model.
+
+        Args:
+            days: how many days, with today, up to 400.
+
+        Returns:
+            `day`, `handler`, `model`, `calls`, `tokens_in`, `tokens_out` and `cost` in US dollars of each; the newest
+            day first.
+        """
+        found: list[dict[str, Any]] = await self._store.operate("stream_usage", days=days)
         return found
 
     async def dead_groups(

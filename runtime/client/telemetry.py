@@ -15,6 +15,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from runtime.agent.step_names import WAIT_PREFIX
+from runtime.agent.usage import usage_by_model
 from runtime.agent.waiting import suspension
 from runtime.message import Draft
 from runtime.store import Delivery, Report
@@ -40,6 +41,9 @@ class Telemetry:
             "messaging.client.consumed.messages", "{message}", "Messages handed to a handler."
         )
         self._seconds = meter.create_histogram("messaging.process.duration", "s", "How long handlers ran.")
+        self._tokens = meter.create_histogram(
+            "gen_ai.client.token.usage", "{token}", "Tokens of language models, by attempt and model."
+        )
 
     @contextmanager
     def sending(self, drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
@@ -165,12 +169,25 @@ class Telemetry:
         span.set_attribute("agent_runtime.outcome", outcome)
         if report.usage is not None:
             span.set_attributes(_usage(report.usage, handler, report.delivery.message.correlation))
+            self._count_tokens(report.usage, handler)
         if outcome in ("failed", "dead"):
             kind = (report.error or outcome).partition(":")[0]
             attributes["error.type"] = kind
             _fail(span, kind)
         self._consumed.add(1, attributes)
         self._seconds.record(report.seconds, attributes)
+
+    def _count_tokens(self, usage: Mapping[str, Any], handler: str) -> None:
+        for used in usage_by_model(usage):
+            attributes = {
+                "gen_ai.operation.name": "invoke_agent",
+                "gen_ai.agent.name": handler.partition(".")[0],
+            }
+            if "model" in used:
+                attributes["gen_ai.request.model"] = used["model"]
+            for kind, figure in (("input", "tokens_in"), ("output", "tokens_out")):
+                if figure in used:
+                    self._tokens.record(used[figure], {**attributes, "gen_ai.token.type": kind})
 
     def _producer(self, draft: Draft) -> Span:
         attributes = _at(draft.key, "send")

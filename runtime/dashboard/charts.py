@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from runtime.agent.step_names import WAIT_PREFIX, label_of
+from runtime.client.queries import dollars
 from runtime.message import moment
 
 SPARK_WIDTH, SPARK_HEIGHT = 180, 28
@@ -42,6 +43,20 @@ def spark(done: Sequence[int], failed: Sequence[int]) -> list[Bar]:
                     Bar(round(place * step, 1), round(base, 1), round(step - 0.6, 1), round(height, 1), kind)
                 )
     return bars
+
+
+def day_bars(costs: Sequence[float], days: Sequence[str]) -> list[Bar]:
+    """Return the bars of costs by day, each named by its day."""
+    top = max(costs, default=0.0)
+    step = SPARK_WIDTH / max(1, len(costs))
+    return [
+        Bar(
+            round(place * step + step * 0.1, 2), round(SPARK_HEIGHT * (1 - cost / top), 2), round(step * 0.8, 2),
+            round(SPARK_HEIGHT * cost / top, 2), "spent", f"{day}: {dollars(cost)}",
+        )
+        for place, (cost, day) in enumerate(zip(costs, days, strict=True))
+        if cost
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

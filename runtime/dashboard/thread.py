@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Literal
 
 from runtime.dashboard.filters import clock, duration, is_open
@@ -10,6 +11,8 @@ from runtime.dashboard.listeners import is_own
 from runtime.message import moment
 
 _FIELDS = 24
+_DAY_SECONDS = 86_400
+NARROW = "\N{NARROW NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +115,38 @@ def request_parts(value: Any) -> list[tuple[str, Any]]:
 
 
 def spent_text(usage: Mapping[str, Any] | None) -> str:
-    """Return what models took, in words: `1 200 + 340 tokens, 0.0021, model-4`; empty if nothing was told."""
+    """Return what models took, in words: `1 200 + 340 tokens, 0.0021 USD, model-4`; empty if nothing was told."""
     told = usage or {}
     words = []
     tokens_in, tokens_out, cost = (_figure(told.get(name)) for name in ("tokens_in", "tokens_out", "cost"))
     if tokens_in or tokens_out:
-        words.append(f"{tokens_in:,.0f} + {tokens_out:,.0f} tokens".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+        words.append(f"{tokens_in:,.0f} + {tokens_out:,.0f} tokens".replace(",", NARROW))
     if cost:
-        words.append(f"cost {cost_text(cost)}")
+        words.append(cost_text(cost))
     models = told.get("models") or ([told["model"]] if told.get("model") else [])
     words += [str(each) for each in models]
     return ", ".join(words)
 
 
 def cost_text(cost: float) -> str:
-    """Return a price with as many digits as say something: 0.0021, 1.20, 340."""
-    return f"{cost:,.0f}" if cost >= 100 else f"{cost:.2f}" if cost >= 1 else f"{cost:.2g}" if cost else "0"
+    """Return a price with as many digits as say something: 0.0021 USD, 1.20 USD, 340 USD."""
+    shown = (
+        f"{cost:,.0f}" if cost >= 100 else f"{cost:.2f}" if cost >= 0.1 else f"{cost:.2g}" if cost else "0"
+    )
+    return f"{shown.replace(',', NARROW)}\N{NO-BREAK SPACE}USD"
+
+
+def budget_text(budget: Mapping[str, Any]) -> str:
+    """Return a budget as it is declared: 5 USD/day."""
+    per = f" for each {budget['per']} segment{'s' if budget['per'] > 1 else ''}" if budget["per"] else ""
+    return f"{budget['cost']:.10g} USD/{budget['period']}{per}"
+
+
+def held_text(held: Mapping[str, Any]) -> str:
+    """Return what holds a handler, and until when: held by its budget until 00:00 UTC."""
+    ends = moment(held["until"]).astimezone(UTC)
+    far = f"{ends:%Y-%m-%d} " if held["seconds"] > _DAY_SECONDS else ""
+    return f"held by its {held['by']} until {far}{ends:%H:%M} UTC"
 
 
 def _figure(told: Any) -> float:
@@ -195,5 +214,5 @@ def _fenced(text: str, is_text: bool) -> list[str]:
 
 THREAD_FILTERS = {
     "is_answer": is_answer, "decision": decision_of, "awaited": awaited, "parts": parts_of,
-    "request_parts": request_parts, "spent": spent_text, "cost": cost_text,
+    "request_parts": request_parts, "spent": spent_text, "cost": cost_text, "budget": budget_text, "held": held_text,
 }  # fmt: skip

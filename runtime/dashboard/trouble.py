@@ -42,6 +42,8 @@ def state_of(each: Mapping[str, Any], webhook: Mapping[str, Any] | None) -> str:
         return "paused"
     if not each["workers"]:
         return "no worker"
+    if each["held"]:
+        return "held"
     return "live" if each["settled"] else "settling"
 
 
@@ -99,6 +101,14 @@ def _standstill(each: Mapping[str, Any]) -> Iterable[Trouble]:
     elif not each["workers"]:
         if waiting:
             yield Trouble("bad", f"{held}: no worker runs it", "runtime run PATH starts one.", "/agents")
+    elif each["held"] and each["held"]["by"] == "budget":
+        if waiting:
+            yield Trouble(
+                "busy",
+                f"{held}: it has spent its budget",
+                "It goes on by itself when the period ends.",
+                "/costs",
+            )
     elif each["waiting"] and (each["lag_seconds"] or 0) > _LAG_SECONDS:
         yield Trouble(
             "busy", f"{name} is {duration(each['lag_seconds'])} behind",

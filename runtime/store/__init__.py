@@ -65,6 +65,10 @@ class Subscription:
     rate_amount: int | None = None
     rate_seconds: float | None = None
     concurrency_total: int | None = None
+    # In US dollars, as decimal text, in each "hour", "day" or "month".
+    budget: str | None = None
+    budget_period: str | None = None
+    budget_per: int | None = None
     version: str | None = None
     # Only workers of this version go on with what it has begun.
     pin: bool = False

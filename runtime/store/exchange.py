@@ -155,6 +155,7 @@ class Report:
         emits: after success, the drafts as JSON objects.
         reason: one word for a dead letter: failed, rejected, invalid, crashed.
         delay: seconds until the delivery is due again.
+        hold: seconds for which a provider puts off every delivery of the subscription.
         usage: what the handler told of the models it used, as `Context.used` holds it.
         waits: the places of the waits that a suspended delivery waits for.
         answer: the answer to it, where the handler's own transaction has carried it already.
@@ -168,6 +169,7 @@ class Report:
     error: str | None = None
     traceback: str | None = None
     delay: float | None = None
+    hold: float | None = None
     usage: Mapping[str, Any] | None = None
     waits: Sequence[tuple[str, str, int]] | None = None
     answer: "ExchangeAnswer | None" = None
@@ -185,7 +187,7 @@ class Report:
             return f'{head},"emits":[{",".join(self.emits)}]}}' if self.emits else f"{head}}}"
         details = {
             name: given
-            for name in ("outcome", "reason", "error", "traceback", "delay", "waits")
+            for name in ("outcome", "reason", "error", "traceback", "delay", "hold", "waits")
             if (given := getattr(self, name)) is not None
         }
         return f"{head},{encode(details)[1:]}"

@@ -44,6 +44,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
     "stream_leave": {"worker": "uuid"},
     "stream_stats": {},
     "stream_tools": {},
+    "stream_usage": {"days": "integer"},
     "stream_pause": {"subscription": "text"},
     "stream_resume": {"subscription": "text"},
     "stream_replay": {
@@ -94,6 +95,7 @@ FUNCTIONS: Mapping[str, Mapping[str, str]] = {
 """The types of the arguments of each function, by name. JSON arguments travel as text, encoded once."""
 
 MOST: Mapping[tuple[str, str], int] = {
+    ("stream_usage", "days"): 400,
     ("stream_read", "max"): 10_000, ("stream_waits", "max"): 10_000, ("stream_approvals", "max"): 10_000,
     ("stream_trace", "max"): 2_000, ("stream_conversation", "max"): 1_000, ("stream_page", "max"): 500,
     ("stream_page", "look"): 20_000, ("stream_flow", "look"): 20_000, ("stream_dead_groups", "look"): 100_000,

@@ -41,6 +41,7 @@ LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "stream_schedules": ("name",), "stream_webhooks": ("name", "url"), "stream_serve_webhooks": ("name", "url"),
     "stream_steps": ("held",), "stream_waits": ("message", "subscription", "pattern"),
     "stream_approvals": ("request", "title"), "stream_tools": ("subscription", "tool"),
+    "stream_usage": ("day", "handler", "model", "cost"),
 })  # fmt: skip
 """Functions that return a list, with members that each of its objects always has."""
 

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime.agent.usage import usage_by_model
 from runtime.worker.dispatcher import Dispatcher
 from runtime.worker.execution.attempt import Attempt
 
@@ -38,6 +39,14 @@ class Metrics:
         self._emitted = Counter(
             "runtime_emitted_messages", "Messages that handlers emitted.", ["handler"], registry=self.registry
         )
+        self._tokens = Counter(
+            "runtime_usage_tokens", "Tokens of language models, as handlers tell them.",
+            ["agent", "handler", "model", "direction"], registry=self.registry,
+        )  # fmt: skip
+        self._cost = Counter(
+            "runtime_usage_cost_usd", "What language models cost, as handlers tell it, in US dollars.",
+            ["agent", "handler", "model"], registry=self.registry,
+        )  # fmt: skip
         ProcessCollector(registry=self.registry)
 
     def observe(self, attempt: Attempt) -> None:
@@ -47,6 +56,11 @@ class Metrics:
         self._seconds.labels(handler).observe(report.seconds)
         if report.emits:
             self._emitted.labels(handler).inc(len(report.emits))
+        for used in () if report.usage is None else usage_by_model(report.usage):
+            labels = (attempt.handler.agent, handler, used.get("model", ""))
+            for direction, figure in (("input", "tokens_in"), ("output", "tokens_out")):
+                self._tokens.labels(*labels, direction).inc(used.get(figure, 0))
+            self._cost.labels(*labels).inc(used.get("cost", 0))
 
     def watch(self, dispatcher: Dispatcher) -> "WorkerSnapshot":
         """Show the state of this dispatcher too, at each scrape."""

@@ -13,6 +13,11 @@ create table runtime.subscriptions (
     rate_amount integer check (rate_amount >= 1),
     rate_seconds double precision check (rate_seconds > 0),
     concurrency_total integer check (concurrency_total >= 1),
+    -- What its handler may cost in a period, in US dollars, for all workers together; null for no limit.
+    budget numeric check (budget > 0),
+    budget_period text check (budget_period in ('hour', 'day', 'month')),
+    -- Each prefix of so many segments of the key has a budget of its own; null for one of all messages.
+    budget_per integer check (budget_per is null or budget_per >= 1 and not ordered),
     -- Whether a dead letter holds up its key until it is redriven or discarded; else the next message passes.
     dead_blocks boolean not null default false check (ordered or not dead_blocks),
     start text not null default 'latest' check (start in ('latest', 'earliest')),

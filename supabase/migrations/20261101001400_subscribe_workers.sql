@@ -47,12 +47,14 @@ begin
                coalesce(s.marks_processed, runtime.are_keys(s.patterns)) as marks_processed,
                coalesce(s.max_attempts, 5) as max_attempts, coalesce(s.max_crashes, 5) as max_crashes,
                coalesce(s.start, 'latest') as start,
-               case when s.rate_amount is not null then coalesce(s.rate_seconds, 1) end as rate_seconds
+               case when s.rate_amount is not null then coalesce(s.rate_seconds, 1) end as rate_seconds,
+               s.budget, case when s.budget is not null then coalesce(s.budget_period, 'day') end as budget_period,
+               case when s.budget is not null then s.budget_per end as budget_per
         from jsonb_to_recordset(subscriptions) as s (
             name text, agent text, patterns text[], ordered boolean, max_attempts integer,
             max_crashes integer, start text, marks_processed boolean, dead_blocks boolean,
             must_exist boolean, rate_amount integer, rate_seconds double precision, concurrency_total integer,
-            tool jsonb
+            tool jsonb, budget numeric, budget_period text, budget_per integer
         ) order by s.name
     loop
         -- Webhooks are added and removed by commands: a worker that has not heard of a removal yet must not bring one
@@ -84,6 +86,7 @@ begin
             dead_blocks = declared.dead_blocks, marks_processed = declared.marks_processed,
             max_attempts = declared.max_attempts, max_crashes = declared.max_crashes,
             rate_amount = declared.rate_amount, rate_seconds = declared.rate_seconds,
+            budget = declared.budget, budget_period = declared.budget_period, budget_per = declared.budget_per,
             concurrency_total = declared.concurrency_total, tool = declared.tool, declared_at = me.started_at,
             -- Newly ordered: writers that still see it as unordered must end before an order can be kept.
             settled = s.settled and (s.ordered or not declared.ordered),
@@ -96,11 +99,13 @@ begin
         if known is null and not exists (select from runtime.subscriptions s where s.name = declared.name) then
             insert into runtime.subscriptions as s
                 (name, agent, patterns, ordered, dead_blocks, marks_processed, max_attempts, max_crashes, start,
-                 rate_amount, rate_seconds, concurrency_total, tool, declared_at)
+                 rate_amount, rate_seconds, concurrency_total, budget, budget_period, budget_per, tool,
+                 declared_at)
             values (
                 declared.name, declared.agent, declared.patterns, declared.ordered, declared.dead_blocks,
                 declared.marks_processed, declared.max_attempts, declared.max_crashes, declared.start,
-                declared.rate_amount, declared.rate_seconds, declared.concurrency_total, declared.tool, me.started_at
+                declared.rate_amount, declared.rate_seconds, declared.concurrency_total, declared.budget,
+                declared.budget_period, declared.budget_per, declared.tool, me.started_at
             )
             returning s.id into known;
             fresh := fresh || known;
@@ -112,6 +117,7 @@ begin
             select distinct p, known from unnest(declared.patterns) as p
             on conflict do nothing;
             perform runtime.keep_limits(known);
+            perform runtime.keep_budget(known);
             if not declared.dead_blocks then
                 perform runtime.release_dead(known);
             end if;
@@ -156,7 +162,7 @@ $$;
 comment on function public.stream_subscribe(jsonb, jsonb) is
     'Registers the worker {id, name, announce} and upserts its subscriptions [{name, agent, patterns, ordered, '
     'dead_blocks, max_attempts, max_crashes, start, marks_processed, rate_amount, rate_seconds, concurrency_total, '
-    'version, pin, tool}]; a declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
+    'budget, budget_period, budget_per, version, pin, tool}]; a declaration gives way only to that of a worker started later. Returns their numbers, how many of the '
     'last messages match a new one and are not delivered, and warnings: faults of the set-up, and declarations that '
     'have given way.';
 

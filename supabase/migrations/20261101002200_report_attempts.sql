@@ -51,12 +51,16 @@ begin
         case when bool_or(g.emits is not null) then jsonb_agg(
             jsonb_build_array(g.message_id, g.subscription, g.emits) order by g.message_id
         ) filter (where g.emits is not null) end as emits,
+        (select true from report r where r.usage is not null limit 1) as told_usage,
         (select jsonb_agg(jsonb_build_array(r.message, r.subscription)) from report r
          where not exists (select from gone g2 where g2.message_id = r.message and g2.subscription = r.subscription)
         ) as refused
     into ended
     from gone g;
 
+    if ended.told_usage then
+        perform set_config('runtime.told_usage', 'on', true);
+    end if;
     if ended.sole is not null or ended.shared is not null then
         perform runtime.mark_processed(ended.sole, ended.shared);
     end if;
@@ -105,9 +109,11 @@ declare
 begin
     -- outcome: failed (try again after delay), dead (never again), later (put off), released (given back), cancelled
     -- (by an operator; due again where the cancellation was withdrawn), suspended (until its waits are over), undone (its
-    -- steps are, as far as they can be: a dead letter).
+    -- steps are, as far as they can be: a dead letter). hold: for so many seconds a provider lets nobody through, so that
+    -- the subscription is held for all workers.
     with report as (
-        select * from json_to_recordset(reports) as r (message bigint, subscription integer, lease uuid)
+        select * from json_to_recordset(reports)
+            as r (message bigint, subscription integer, lease uuid, usage jsonb, hold double precision)
     ), locked as (
         select d.message_id, d.subscription from report r
         cross join lateral (
@@ -118,11 +124,15 @@ begin
     )
     select (select array_agg(l.message_id) from locked l) as ids,
            (select array_agg(l.subscription) from locked l) as subscriptions,
+           (select true from report r where r.usage is not null or r.hold is not null limit 1) as told_usage,
            coalesce(jsonb_agg(jsonb_build_array(r.message, r.subscription)), '[]') as refused
     into held
     from report r
     where not exists (select from locked l where l.message_id = r.message and l.subscription = r.subscription);
 
+    if held.told_usage then
+        perform set_config('runtime.told_usage', 'on', true);
+    end if;
     perform runtime.forget_unsettled(held.ids, held.subscriptions);
     if exists (select from runtime.cancels) then
         select * into held.ids, held.subscriptions from runtime.end_as_asked(held.ids, held.subscriptions, me);

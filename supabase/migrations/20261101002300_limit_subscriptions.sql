@@ -1,4 +1,4 @@
--- Limits: how much of a subscription all workers together may take in a time, and have in hand. Decided where
+-- Limits: how much of a subscription all workers together may take in a time, have in hand, and spend. Decided where
 -- deliveries are taken, by the database's clock; a subscription without limits has no row here, and pays nothing.
 
 create table runtime.limits (
@@ -81,6 +81,16 @@ declare
 begin
     bound := '{}';
     for one in
+        select h.subscription, greatest(h.spent_until, h.refused_until) as until
+        from jsonb_each_text(want) as w
+        join runtime.holds h on h.subscription = w.key::integer
+        where w.value::integer > 0 and greatest(h.spent_until, h.refused_until) > clock_timestamp()
+    loop
+        want := want || jsonb_build_object(one.subscription::text, 0);
+        bound := bound || jsonb_build_object(
+            one.subscription::text, jsonb_build_array(0, extract(epoch from one.until - clock_timestamp())));
+    end loop;
+    for one in
         select l.subscription, w.value::integer as amount from jsonb_each_text(want) as w
         join runtime.limits l on l.subscription = w.key::integer
         where w.value::integer > 0
@@ -142,16 +152,15 @@ declare
     one record;
 begin
     for one in
-        select l.subscription, s.rate_amount, s.rate_seconds, runtime.capacity_of(s) as capacity,
-               coalesce(t.amount, 0) as amount, (bound -> l.subscription::text ->> 0)::integer as allowed,
-               (bound -> l.subscription::text ->> 1)::double precision as seconds
+        select s.id as subscription, s.rate_amount, s.rate_seconds, runtime.capacity_of(s) as capacity,
+               coalesce(t.amount, 0) as amount, (bound -> s.id::text ->> 0)::integer as allowed,
+               (bound -> s.id::text ->> 1)::double precision as seconds
         from jsonb_object_keys(want) as w (subscription)
-        join runtime.limits l on l.subscription = w.subscription::integer
-        join runtime.subscriptions s on s.id = l.subscription
+        join runtime.subscriptions s on s.id = w.subscription::integer
         left join (
             select u.id as subscription, count(*) as amount from unnest(subscriptions) as u (id) group by u.id
-        ) t on t.subscription = l.subscription
-        where t.amount > 0 or bound ? l.subscription::text
+        ) t on t.subscription = s.id
+        where t.amount > 0 and s.rate_amount is not null or bound ? s.id::text
     loop
         if one.amount > 0 and one.rate_amount is not null then
             update runtime.limits l

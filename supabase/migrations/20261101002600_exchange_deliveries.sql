@@ -35,6 +35,7 @@ declare
     bound jsonb;
     answer jsonb := '{}'::jsonb;
     warnings jsonb;
+    may_be_held boolean := false;
     limited_seconds double precision;
     told record;
     described json := '[]'::json;
@@ -58,6 +59,8 @@ begin
         left join runtime.workers w on w.id = asked.id
         where p.id = stream_exchange.pump and p.n < stream_exchange.n
         returning p as pump, w as worker, exists (select from runtime.limits) as is_limited,
+                  exists (select from runtime.holds) as may_be_held,
+                  exists (select from runtime.spent_prefixes) as may_be_spent,
                   exists (select from runtime.subscriptions s where s.ordered) as has_order,
                   exists (select from runtime.unsettled_waits) as is_unsettled
         into met;
@@ -90,6 +93,10 @@ begin
     end if;
     if failed is not null then
         refused := refused || runtime.fail(failed, stream_exchange.worker);
+    end if;
+    if (done is not null or failed is not null) and current_setting('runtime.told_usage', true) <> '' then
+        may_be_held := true;
+        perform runtime.count_usage(done, failed, stream_exchange.worker);
     end if;
     if renew is not null then
         lost := runtime.renew(renew, until);
@@ -139,7 +146,7 @@ begin
         if due and (met.is_unsettled or failed is not null) then
             perform runtime.settle_waits(want, now);
         end if;
-        if met.is_limited then
+        if met.is_limited or met.may_be_held or may_be_held then
             select * into allowed, bound from runtime.allow(want);
         end if;
         if alone then
@@ -152,6 +159,9 @@ begin
         end if;
         if taking.ordered is not null then
             taking := runtime.take_in_order(taking, allowed, due, now, until, new_lease, mine.number, me.pins);
+        end if;
+        if (met.may_be_spent or may_be_held) and cardinality(taking.taken) > 0 then
+            taking := runtime.put_off_spent(taking);
         end if;
         if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
             taking := runtime.fit(

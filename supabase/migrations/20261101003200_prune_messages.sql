@@ -113,6 +113,10 @@ begin
         select f.dedup_key from runtime.dedup f
         where f.forget_at < clock_timestamp() order by f.forget_at limit max
     );
+    delete from runtime.usage u where u.day < (clock_timestamp() at time zone 'UTC')::date - 400;
+    delete from runtime.spent_prefixes x where x.began_at < clock_timestamp() - interval '32 days';
+    delete from runtime.holds h
+    where h.refused_until < clock_timestamp() and h.began_at is null;
     -- Versions of a day ago and more that no worker has, and no delivery waits for.
     delete from runtime.pins p
     where p.declared_at < clock_timestamp() - interval '1 day'

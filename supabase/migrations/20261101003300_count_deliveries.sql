@@ -336,6 +336,7 @@ begin
                     'suspended', coalesce(b.suspended, 0), 'awaited', coalesce(a.awaited, '[]'),
                     'undoing', coalesce(b.undoing, 0),
                     'held_back', coalesce(k.held_back, '[]'),
+                    'held', runtime.hold_of(s), 'budget', runtime.budget_of(s), 'usage_today', u.usage,
                     'about', coalesce(b.about, false),
                     'dead', coalesce(l.amount, 0), 'dead_about', coalesce(l.about, false),
                     'lag_seconds', runtime.age_seconds(b.since),
@@ -354,6 +355,7 @@ begin
                            json_agg(json_build_object('version', h.version, 'count', h.amount) order by h.version) as held_back
                     from runtime.held_back() h group by 1
                 ) k on k.subscription = s.id
+                left join runtime.usage_today() u on u.handler = s.name
                 left join runtime.buried() l on l.subscription = s.id
                 left join runtime.recent_runs(60) r on r.subscription = s.id), '[]'),
             'workers', coalesce((
@@ -381,6 +383,7 @@ begin
                 where p.subscription = s.id and p.version = versions ->> s.name), 0) as lane
             from runtime.subscriptions s
             where s.name = any (stream_due.subscriptions) and s.settled and s.paused_at is null
+              and runtime.held_until(s.id) is null
         )
         select json_build_object(
             -- Parked deliveries are not counted: the one they wait for is.
@@ -388,16 +391,19 @@ begin
             (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id where d.visible_at is null)
             + (select count(*) from mine join runtime.deliveries d on d.subscription = mine.id
                where d.visible_at <= clock_timestamp() and (mine.is_any or coalesce(d.pinned, mine.lane) = mine.lane)),
-            'next_due_seconds',
+            'next_due_seconds', least(
             (select extract(epoch from min(d.visible_at) - clock_timestamp())
              from mine join runtime.deliveries d on d.subscription = mine.id
              where d.visible_at > clock_timestamp() and d.visible_at < 'infinity'
-               and (mine.is_any or coalesce(d.pinned, mine.lane) = mine.lane))
+               and (mine.is_any or coalesce(d.pinned, mine.lane) = mine.lane)),
+            (select extract(epoch from min(runtime.held_until(s.id)) - clock_timestamp())
+             from runtime.holds h join runtime.subscriptions s on s.id = h.subscription
+             where s.name = any (stream_due.subscriptions) and s.settled and s.paused_at is null and runtime.waits(s.id)))
         )
     );
 end
 $$;
 comment on function public.stream_due(text[], jsonb) is
     'How many deliveries of these subscriptions are due, and in how many seconds the next one comes due; without '
-    'paused ones. Given the versions that run, {subscription: version} of the pinned ones, without what another version '
+    'paused and held ones. Given the versions that run, {subscription: version} of the pinned ones, without what another version '
     'has begun.';

@@ -88,6 +88,8 @@ begin
     where d.message_id = r.message_id and d.subscription = r.subscription and r.attempts + r.crashes > 0;
     update runtime.webhooks h set rests_until = h.rests_until - jump
     where h.rests_until > clock_timestamp() + jump and h.rests_until < 'infinity';
+    update runtime.holds h set refused_until = h.refused_until - jump
+    where h.refused_until > clock_timestamp() + interval '1 hour';
     -- Last, since the heartbeats are the evidence of the jump.
     update runtime.workers w
     set seen_at = least(w.seen_at, clock_timestamp()), started_at = least(w.started_at, clock_timestamp())

@@ -11,7 +11,7 @@ begin
             -- Look-ups by an index, whatever the statistics: a planner that takes a table for empty, as it was when it
             -- was last analysed, would read it whole. A plan for all arguments: planning costs more than most calls.
             ('{amend,answers,approvals,begin_text,cancel,dead,decide,discard,due,exchange,flow,follow,fork,install_realtime,last_good,leave,maintain,page,pause,
-               prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,steps,subscribe,tools,wait,waits,webhooks,write_texts}', 'stream_',
+               prune,read,redrive,remove,remove_webhook,replay,resume,send,stats,step,steps,subscribe,tools,usage,wait,waits,webhooks,write_texts}', 'stream_',
              '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{answer_waits,backlog,buried,end_overdue_waits,fan_out,first_answer,forget_unsettled,go_on,holding,is_suspended,phase_of,settle_waits,unsettle_held}', '', '{enable_seqscan,enable_bitmapscan,plan_cache_mode}'),
             ('{correlated,tree}', '', '{enable_seqscan,enable_bitmapscan}'),

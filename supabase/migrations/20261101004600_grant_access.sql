@@ -51,7 +51,7 @@ begin
         grant select on
             runtime.subscriptions, runtime.pins, runtime.patterns, runtime.routing, runtime.routes, runtime.deliveries,
             runtime.runs, runtime.steps, runtime.statuses, runtime.waits, runtime.unsettled_waits, runtime.dead_letters,
-            runtime.dedup, runtime.unmarked,
+            runtime.dedup, runtime.unmarked, runtime.usage, runtime.holds, runtime.spent_prefixes,
             runtime.workers, runtime.pumps, runtime.calls,
             runtime.beats, runtime.policy
         to service_role;

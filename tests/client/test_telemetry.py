@@ -294,6 +294,10 @@ async def test_a_failure_marks_its_span_by_its_type_alone_and_is_counted(
         metric.name: [point.attributes for point in metric.data.data_points]
         for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
     }  # fmt: skip
+    told = counted["gen_ai.client.token.usage"]
+    assert sorted((each["gen_ai.request.model"], each["gen_ai.token.type"]) for each in told) == [
+        ("m", "input"), ("m", "output"), ("n", "input"),
+    ]  # fmt: skip
     for name in ("messaging.client.consumed.messages", "messaging.process.duration"):
         assert any(point.get("error.type") == "ValueError" for point in counted[name])
     assert any(

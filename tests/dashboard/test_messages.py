@@ -89,7 +89,11 @@ def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage:
         )
     expect(tab.locator(".live .text").first).to_contain_text("Setting broken again")
     figures = dict(each.split("\n") for each in tab.locator(".totals div").all_inner_texts())
-    assert (figures["tokens in"], figures["tokens out"], figures["cost"]) == ("1\u202f200", "34", "0.25")
+    assert (figures["tokens in"], figures["tokens out"], figures["cost"]) == (
+        "1\u202f200",
+        "34",
+        "0.25\u00a0USD",
+    )
     assert figures["model"] == "model-4"
     opened = tab.locator(".entry.attempt.bad summary").first
     opened.click()
@@ -107,3 +111,17 @@ def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage:
             stage.ask(lambda each=each: discard(stage, each))
     tab.goto(f"{stage.url}/conversation/of%2Fnobody")
     expect(tab.locator("h1")).to_have_text("Conversation of/nobody")
+
+
+def test_costs_are_shown_by_day_handler_and_model(stage: Stage, tab: Page) -> None:
+    number = stage.send("note.added", {"title": "what it costs"})
+    tab.goto(f"{stage.url}/conversation/{number}")
+    expect(tab.locator(".entry.attempt", has_text="0.25\u00a0USD").first).to_be_visible()
+    tab.goto(f"{stage.url}/agents")
+    expect(tab.locator(".handler[data-name='writer.write']")).to_contain_text("USD for")
+    tab.get_by_role("link", name="Costs").click()
+    expect(tab.get_by_role("row", name="writer.write model-4")).to_contain_text("USD")
+    expect(tab.locator("rect.spent title")).to_contain_text("USD")
+    tab.get_by_label("Days").select_option("90")
+    expect(tab.locator(".totals")).to_contain_text("this month")
+    expect(tab.locator(".totals")).to_contain_text("90 days")

@@ -75,6 +75,7 @@ def test_every_page_is_readable(stage: Stage, browser: Browser, theme: str, widt
         f"/?pattern=note.*&before={number + 1}",
         "/overview",
         "/agents",
+        "/costs",
         "/map",
         "/approvals",
         "/dead",

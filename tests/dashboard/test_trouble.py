@@ -8,8 +8,9 @@ from runtime.dashboard.schemas import Declared
 from runtime.dashboard.trouble import severity, troubles
 
 WELL: dict[str, Any] = {
-    "id": 1, "name": "desk.sort", "agent": "desk", "patterns": ["ticket.*"], "paused": False, "workers": 1,
-    "settled": True, "waiting": 0, "scheduled": 0, "about": False, "lag_seconds": None, "last_error": None,
+    "id": 1, "name": "desk.sort", "agent": "desk", "patterns": ["ticket.*"], "paused": False, "held": None,
+    "workers": 1, "settled": True, "waiting": 0, "scheduled": 0, "about": False, "lag_seconds": None,
+    "last_error": None,
 }  # fmt: skip
 QUIET: dict[str, Any] = {"written": []}
 

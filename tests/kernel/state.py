@@ -52,6 +52,7 @@ _RESET = """
 truncate public.consciousness_stream, runtime.subscriptions, runtime.pins, runtime.patterns, runtime.deliveries,
     runtime.runs, runtime.dead_letters, runtime.workers, runtime.pumps, runtime.dedup, runtime.unmarked, runtime.beats,
     runtime.calls, runtime.limits, runtime.cancels, runtime.steps, runtime.waits, runtime.unsettled_waits,
+    runtime.usage, runtime.holds, runtime.spent_prefixes,
     realtime.messages restart identity;
 select setval('runtime.settle_fence', 0);
 """

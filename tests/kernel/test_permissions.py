@@ -110,7 +110,7 @@ async def test_service_role_calls_the_public_functions_and_none_beneath_them(db:
         await db.execute("update consciousness_stream set processed = true")
         for call in ("read()", "stats()", "pause('a.one')", "resume('a.one')", "replay('a.one')", "prune(0)", "dead()",
                      "redrive()", "discard()", f"maintain('{worker.id}')", f"beat('{worker.id}', 'x')",
-                     f"leave('{worker.id}')", "remove('a.one')"):  # fmt: skip
+                     "usage()", f"leave('{worker.id}')", "remove('a.one')"):  # fmt: skip
             assert await db.fetchval(f"select stream_{call}") is not None
         assert await db.fetchval("select count(*) from runtime.deliveries") == 0
         assert "permission denied" in await denied(db, lambda: db.execute("delete from runtime.deliveries"))

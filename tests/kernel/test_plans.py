@@ -531,6 +531,24 @@ async def take_within_limits(db: Any, worker: Worker) -> None:
 
 
 @call
+async def count_usage(db: Any, worker: Worker) -> None:
+    budget = {"budget": 0.5, "budget_period": "month"}
+    await worker.subscribe(
+        {"name": "a.dear", "patterns": ["task.dear"], **budget},
+        {"name": "a.dearer", "patterns": ["task.dearer"], "budget_per": 2, **budget},
+    )
+    await send(db, *[("task.dearer", n) for n in range(9)])
+    for taken in (await worker.exchange(want={"a.dearer": 2})).taken:
+        await worker.finish(taken, usage={"tokens_in": 7, "cost": 0.25, "model": "m"})
+    await send(db, *[("task.dear", n) for n in range(9)])
+    for taken in await worker.take(2):
+        await worker.finish(taken, usage={"tokens_in": 7, "cost": 0.25, "model": "m"})
+    assert await worker.take() == []
+    assert len(await db.fetchval("select stream_usage()")) == 2
+    await db.fetchval("select stream_stats()")
+
+
+@call
 async def cancel(db: Any, worker: Worker) -> None:
     waits, runs = [await insert(db, "task.a", n, priority=1) for n in range(2)]
     await db.fetchval("select stream_cancel($1, 'a.one', 'done')", waits)

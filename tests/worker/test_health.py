@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime import Agent
+from runtime import Agent, Context
 from runtime.local.ports import free_port
 from tests.faulty_proxy import faulty_proxy
 from tests.integration.conftest import running, until
@@ -29,7 +29,8 @@ def shop() -> Agent:
     agent = Agent("shop")
 
     @agent.on("order.placed", emits="order.packed")
-    async def pack(number: int) -> int:
+    async def pack(number: int, context: Context) -> int:
+        context.usage(tokens_in=7, cost=0.25, model="big")
         if number < 0:
             raise ValueError("no such order")
         return number
@@ -63,6 +64,8 @@ async def test_the_port_tells_what_ran_what_waits_and_that_the_worker_is_ready(d
         assert found["runtime_attempt_seconds_count", "shop.pack"] == 3
         assert found["runtime_emitted_messages_total", "shop.pack"] == 3
         assert found["runtime_deliveries_done_total",] == 3
+        assert found["runtime_usage_tokens_total", "shop", "input", "shop.pack", "big"] == 21
+        assert found["runtime_usage_cost_usd_total", "shop", "shop.pack", "big"] == 0.75
         assert (found["runtime_live",], found["runtime_path_live", "notify"]) == (1, 1)
         assert found["runtime_backlog", "waiting", "shop.pack"] == 0
         assert found["runtime_workers", "shop.pack"] == 1

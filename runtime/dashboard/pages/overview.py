@@ -35,6 +35,7 @@ async def _overview(context: DashboardContext) -> dict[str, Any]:
     found = troubles(
         stats, hours, await state.dead_groups.get(), await state.flow.get(), context.schemas.declared
     )
+    used = [each["usage_today"] for each in stats["subscriptions"] if each["usage_today"]]
     return {
         "hour": hour_of(list(hours.values())),
         "now": sum(each["done_last_minute"] + each["failed_last_minute"] for each in stats["subscriptions"]),
@@ -45,6 +46,7 @@ async def _overview(context: DashboardContext) -> dict[str, Any]:
         "running": sum(each["running"] for each in stats["subscriptions"]),
         "about": any(each["about"] for each in stats["subscriptions"]),
         "lag": max((each["lag_seconds"] or 0 for each in stats["subscriptions"]), default=0),
+        "spent": sum(each["cost"] for each in used) if used else None,
         "latest": (await told(context, await state.latest.get()))["messages"],
     }
 

@@ -87,6 +87,7 @@ class Attempts:
         self._spans = services.spans
         self._random = Random()
         self._told_unasked: set[tuple[str, str]] = set()
+        self._unreported: dict[int, dict[str, Any]] = {}
         # A limiter each, so that a slow handler takes no other's threads.
         self._threads = {
             handler.name: anyio.CapacityLimiter(limits[handler.name])
@@ -113,6 +114,10 @@ class Attempts:
             _say_untraced(error)
         # Where no span could even begin, the handler runs without one.
         return await self._one(handler, delivery, clock) if report is None else report
+
+    def usage_of_ended(self, delivery: Delivery) -> dict[str, Any] | None:
+        """Return what an attempt without a report has told of its usage; asked once, when it was ended from outside."""
+        return self._unreported.pop(id(delivery), None)
 
     def gathered(self, handler: Handler, deliveries: Sequence[Delivery]) -> Batch:
         """One call to be made with several deliveries."""
@@ -181,6 +186,8 @@ class Attempts:
             if self._generation != fork.Generation.number:
                 fork.leave(error)
             if comes_from_outside(error):
+                if context.used is not None:
+                    self._unreported[id(delivery)] = context.used
                 raise
             seconds = time.monotonic() - clock
             if (suspended := suspension(error)) is not None:

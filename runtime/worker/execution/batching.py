@@ -164,6 +164,7 @@ class Batch:
         """Give back what has not failed alone: the call did not come to an end."""
         for delivery in self.deliveries:
             self.reports.setdefault(delivery.place[0], Report(delivery, seconds, "released"))
+        self.tell_usage()
 
     def _note_failed(self, seconds: float) -> None:
         failed = self.context.failed

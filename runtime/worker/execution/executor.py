@@ -370,7 +370,8 @@ class Executor:
         finally:
             del self._attempts[id(delivery)]
             if report is None:
-                report = Report(delivery, time.monotonic() - clock, "released")
+                usage = self._attempting.usage_of_ended(delivery)
+                report = Report(delivery, time.monotonic() - clock, "released", usage=usage)
             self._end(handler, report, began)
 
     def _end(self, handler: Handler, report: Report, began: float) -> None:

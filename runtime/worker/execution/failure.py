@@ -7,6 +7,7 @@ from random import Random
 
 from runtime.agent.callables import place_of
 from runtime.agent.handler import Handler
+from runtime.agent.refusal import refused_seconds
 from runtime.agent.retry import LONGEST_SECONDS, Reject, Retry, RetryLater, is_a, is_delay, later_seconds
 from runtime.errors import InvalidPayload, RuntimeFault
 from runtime.store import Delivery, Outcome, Report
@@ -30,21 +31,27 @@ class _ErrorText:
         trace: its traceback.
         places: where it was raised in the user's own code, as `; raised at …`, or where the handler is declared; empty
             where the text says it.
+        hold: for how many seconds a provider lets nobody through, where that is the error; it is a RetryLater then.
     """
 
     error: BaseException
     text: str
     trace: str
     places: str
+    hold: float | None = None
 
     @classmethod
     def of(cls, handler: Handler, error: BaseException) -> "_ErrorText":
         places = places_of(error)
         error = recognized(error) or error
         text = storable(text_of(error), _ERROR_CHARACTERS)
-        return cls(
-            error, text, storable(trace_of(error), _TRACEBACK_CHARACTERS), _where(handler, places, text)
-        )
+        trace = storable(trace_of(error), _TRACEBACK_CHARACTERS)
+        where = _where(handler, places, text)
+        hold = refused_seconds(error)
+        if hold is not None and handler.deliver == "once" and handler.retry.may_follow(error):
+            text = f"{text} (the provider lets requests through again in {hold:g} s)"
+            return cls(RetryLater(hold, text), text, trace, where, hold)
+        return cls(error, text, trace, where)
 
 
 def _where(handler: Handler, places: Sequence[str], text: str) -> str:
@@ -102,7 +109,7 @@ def _report(handler: Handler, delivery: Delivery, seconds: float, told: _ErrorTe
         return Report(delivery, seconds, "dead", reason="failed", error=told.text)
     delay = _delay(handler, told, _attempt(delivery), random)
     if delay is not None and _is_put_off(told.error):
-        return Report(delivery, seconds, "later", delay=delay, error=told.text)
+        return Report(delivery, seconds, "later", delay=delay, hold=told.hold, error=told.text)
     members = members_of(told.error)
     reason = (
         "rejected"
