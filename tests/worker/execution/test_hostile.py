@@ -1,6 +1,7 @@
 """Does anything that a handler does end its worker? Exceptions of every kind and behaviour, on a runner of its own."""
 
 import asyncio
+import itertools
 import json
 import logging
 import logging.config
@@ -17,6 +18,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from pydantic import BaseModel, computed_field
 
 from runtime import Agent, Context, Message, Reject, Retry, RetryLater, tracebacks
 from runtime.errors import InvalidPayload
@@ -611,6 +613,19 @@ class Thing:
     """It has no JSON form."""
 
 
+class Raising(BaseModel):
+    """It raises when it is written."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self._kind = kind
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def part(self) -> int:
+        raise self._kind("hidden")
+
+
 async def answer() -> str:
     return "hidden"
 
@@ -622,8 +637,10 @@ async def answer() -> str:
         (lambda: {"deep": [Thing()]}, r"value\['deep'\]\[0\] is of the type .*Thing, which has no JSON form"),
         (answer, "`await` what you return"),
         (lambda: [answer()], "is a coroutine: await it"),
+        (lambda: {"all": itertools.islice(itertools.count(), 10**6)}, r"value\['all'\] is an iterator"),
+        (lambda: [Raising(KeyError)], r"value\[0\] cannot be written, since its own class raised KeyError"),
     ],
-    ids=["object", "deep", "coroutine", "coroutine inside"],
+    ids=["object", "deep", "coroutine", "coroutine inside", "iterator", "raising"],
 )
 @pytest.mark.parametrize("where", ["task", "thread", "batch"])
 async def test_h7_a_result_that_cannot_be_written_is_dead_at_once(
@@ -652,6 +669,36 @@ async def test_h7_a_result_that_cannot_be_written_is_dead_at_once(
     assert report.error is not None
     assert re.search(words, report.error), report.error
     assert "runtime_found_" not in report.error
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, asyncio.CancelledError, BaseException])
+async def test_h1_a_value_that_raises_anything_when_it_is_written_fails_its_attempt(
+    kind: type[BaseException],
+) -> None:
+    agent = Agent("a")
+
+    @agent.on("a.b", emits="a.c")
+    async def returns(value: int) -> Any:
+        return Raising(kind)
+
+    @agent.on("a.b")
+    async def emits(value: int, context: Context) -> None:
+        context.emit("a.c", Raising(kind))
+
+    @agent.on("a.b", emits="a.c")
+    def in_thread(value: int) -> Any:
+        return Raising(kind)
+
+    @agent.on("a.b", batch=2, within=0.01, emits="a.c")
+    async def in_batch(values: list[int]) -> Any:
+        return [Raising(kind) for _ in values]
+
+    async with Stage(agent, {}).open() as it:
+        for name in ("returns", "emits", "in_thread", "in_batch"):
+            it.give(name, 1)
+        reports = await it.reported(4)
+    assert {each.outcome for each in reports} <= {"failed", "dead"}
+    assert all(kind.__name__ in (each.error or "") for each in reports), reports
 
 
 async def test_h7_one_result_of_a_batch_takes_no_neighbour_with_it() -> None:
