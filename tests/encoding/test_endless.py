@@ -229,7 +229,7 @@ class Incomparable(list[Any]):
 
 class Silent:
     def __repr__(self) -> str:
-        raise KeyboardInterrupt
+        raise ReadOnAndOn
 
     __str__ = __repr__
 
