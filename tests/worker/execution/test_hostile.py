@@ -24,6 +24,7 @@ from runtime import Agent, Context, Message, Reject, Retry, RetryLater, tracebac
 from runtime.errors import InvalidPayload
 from runtime.store import Delivery
 from runtime.tracebacks import places_of, text_of, trace_of
+from runtime.worker import event_loop
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import SteadyLogger, steady
 from tests.worker.execution.test_executor import Stage, stage
@@ -433,6 +434,46 @@ async def test_h1_a_scope_that_is_left_open_reaches_no_other_attempt(
     assert "left a cancel scope or a task group open" in caplog.text
 
 
+@pytest.mark.parametrize("where", ["task", "batch"])
+def test_h1_the_worker_s_own_tasks_are_out_of_a_handler_s_reach(where: str) -> None:
+    mine: list[asyncio.Task[Any]] = []
+
+    def no_tasks(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no tasks")
+
+    async def reach(value: str) -> None:
+        if value == "hostile":
+            mine.append(asyncio.create_task(asyncio.sleep(60)))
+            for each in asyncio.all_tasks():
+                each.cancel()
+            asyncio.get_running_loop().set_task_factory(no_tasks)
+
+    async def main() -> None:
+        agent = Agent("a")
+
+        @agent.on("a.b")
+        async def work(value: str) -> None:
+            await reach(value)
+
+        @agent.on("a.b", batch=2, within=0.01)
+        async def works(values: list[str]) -> None:
+            for value in values:
+                await reach(value)
+
+        name = {"task": "work", "batch": "works"}[where]
+        async with Stage(agent, {name: 3}).open() as it:
+            it.give(name, "hostile")
+            [report] = await it.reported()
+            it.reports.clear()
+            it.give(name, "fine", "fine", "fine")
+            await it.reported(3)
+            asyncio.get_running_loop().set_task_factory(None)
+        assert report.outcome in (None, "failed")
+        assert mine[0].cancelled()
+
+    event_loop.run(main)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("ending", ["returns", "exits", "raises"])
 @pytest.mark.parametrize("where", ["task", "thread", "batch"])
@@ -795,10 +836,12 @@ async def test_h8_a_configuration_of_the_log_does_not_silence_failures(
     root.handlers = [Keeping()]
     try:
         logging.config.dictConfig({"version": 1})
+        logging.disable(logging.CRITICAL)
         async with stage(work).open() as it:
             it.give("work", 1)
             await it.reported()
     finally:
+        logging.disable(logging.NOTSET)
         root.handlers = handlers
         for each in enabled:
             each.disabled = False
