@@ -7,7 +7,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from typing import Any, Generic, Self, TypeVar
+from itertools import islice
+from typing import Any, Generic, Self, TypeVar, cast
 
 from runtime.encoding.json import decode as decode
 from runtime.encoding.json import encode as encode
@@ -199,7 +200,7 @@ class Draft:
             "dedup_key": self.dedup_key,
             "correlation_id": self.correlation_id,
             "parent_id": self.parent_id,
-            "headers": dict(self.headers) if self.headers else None,
+            "headers": _read_headers(self.headers) if self.headers else None,
         }
         return {name: given for name, given in options.items() if given is not None}
 
@@ -272,9 +273,16 @@ def moment(text: str) -> datetime:
         return (datetime.min if is_past else datetime.max).replace(tzinfo=UTC)
 
 
+def _read_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers of any mapping, of which one that names keys without end is read up to a bound."""
+    if issubclass(type(headers), dict):
+        return dict(dict.items(cast(dict[str, Any], headers)))
+    return dict(islice(headers.items(), MAX_HEADERS_BYTES))
+
+
 def _check_headers(headers: Mapping[str, Any] | None) -> None:
     """Refuse headers that are too large: every reader of the message gets them."""
-    size = len(encode(dict(headers or {})).encode())
+    size = len(encode(_read_headers(headers or {})).encode())
     if size > MAX_HEADERS_BYTES:
         raise InvalidValue(
             f"The headers take {size:,} bytes in JSON; at most {MAX_HEADERS_BYTES:,} are stored. Put large data into "

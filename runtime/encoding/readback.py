@@ -16,6 +16,7 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr, TypeAdapter, Val
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from runtime.encoding.annotations import mentions
+from runtime.encoding.parts import items_of
 
 # Instances of subclasses are written with all their fields; pydantic before 2.13 has another option for it.
 _FULLY: Final[dict[str, Any]] = (
@@ -111,23 +112,24 @@ def faithful(value: object, data: Any) -> Any:
     if kind in PLAIN and data == value:
         # Plain data is equal to its own JSON form, and nothing of it is lost.
         return data
-    if isinstance(value, datetime):
-        _refuse_odd_offset(value)
-    elif isinstance(value, _SECRETS):
+    if issubclass(kind, datetime):
+        _refuse_odd_offset(cast(datetime, value))
+    elif issubclass(kind, _SECRETS):
         raise LossyValue(
             f"is a {kind.__name__}, of which only asterisks would be stored; send a reference to the secret, or allow "
             "its storage: get_secret_value()"
         )
-    elif isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
+    elif issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind):
         return _faithful_instance(value, data, _form(kind))
-    elif isinstance(value, Mapping) and isinstance(data, dict):
-        if len(data) != len(value):
+    elif issubclass(kind, dict) and isinstance(data, dict):
+        if len(data) != dict.__len__(cast(Any, value)):
             raise LossyValue("has two keys with the same text, which are one key in JSON")
-        return {key: faithful(each, data[key]) for key, each in zip(data, value.values(), strict=True)}
-    elif not isinstance(value, (list, tuple, Set, deque)) or not isinstance(data, list):
+        parts = dict.values(cast(Any, value))
+        return {key: faithful(each, data[key]) for key, each in zip(data, parts, strict=True)}
+    elif not issubclass(kind, (list, tuple, set, frozenset, deque)) or not isinstance(data, list):
         return data
-    elif not set(map(type, value)) <= certain:
-        return [faithful(each, item) for each, item in zip(value, data, strict=True)]
+    elif not set(map(type, items_of(value))) <= certain:
+        return [faithful(each, item) for each, item in zip(items_of(value), data, strict=True)]
     return data
 
 

@@ -7,9 +7,12 @@ called with one.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 from weakref import ref
+
+from runtime.encoding.parts import keyed_items_of
+from runtime.tracebacks import name_of
 
 MAX_READ_DEPTH = 200
 """Deeper levels are not read: the quick parser stops there, and so do other consumers of the value."""
@@ -23,6 +26,8 @@ _SAMPLED_RUN, _SAMPLED_RUN_OF_BYTES = re.compile("[0-9]{10}"), re.compile(b"[0-9
 _TEXTS_AND_BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 # Marks a cut: JSON has no such number, so no text holds it otherwise.
 _CUT = "-Infinity"
+# Python prints whole numbers of up to 4300 digits.
+_LARGE = 10**60
 
 LIVING: "dict[int, ref[Unreadable]]" = {}
 """The markers that exist in this process; while it is empty, no search for markers is needed."""
@@ -71,11 +76,10 @@ def find_unreadable(name: str, value: object) -> tuple[str, Unreadable] | None:
         place, each = waiting.pop()
         if isinstance(each, Unreadable):
             return f"{name}{_path(place)}", each
-        if not isinstance(each, (Mapping, list, tuple)) or id(each) in seen:
+        if not issubclass(type(each), (dict, list, tuple, MappingProxyType)) or id(each) in seen:
             continue
         seen[id(each)] = each
-        parts = each.items() if isinstance(each, Mapping) else enumerate(each)
-        waiting.extend([((step, place), part) for step, part in parts][::-1])
+        waiting.extend([((key, place), part) for key, part in keyed_items_of(each)][::-1])
     return None
 
 
@@ -83,20 +87,23 @@ def _path(place: Any) -> str:
     """Return the steps to a place; of a deep one the first and the last."""
     steps: list[str] = []
     while place is not None:
-        step, place = place
-        steps.append(_step(step))
+        key, place = place
+        steps.append(step(key))
     steps.reverse()
     return "".join(steps if len(steps) < 12 else [*steps[:5], " … ", *steps[-3:]])
 
 
-def _step(key: object) -> str:
-    return f"[{ascii(key)[:60]}]"
+def step(key: object) -> str:
+    """Return the step of a path to what has this key or index."""
+    return f"[{shown(key)}]"
 
 
-def children_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a mapping or sequence, each with its step of the path."""
-    for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
-        yield _step(key), child
+def shown(key: object) -> str:
+    """Return a key as it is written in code; of a class of its own, which may print itself in any way, the class."""
+    kind = type(key)
+    if kind is str or (kind in (int, float, bool, type(None)) and abs(key or 0) < _LARGE):  # type: ignore[arg-type]
+        return ascii(key)[:60]
+    return f"of the type {name_of(kind)}"
 
 
 def may_overflow(text: str | bytes) -> bool:

@@ -1,7 +1,9 @@
 """The event loops of workers: uvloop where it is installed, where waits, wakes and hops between threads cost less.
 
 A loop ends when one of its tasks raises SystemExit or KeyboardInterrupt, or when `stop()` is called on it. Tasks that
-handlers start may do either, so the loops of workers go on until the function they were made for has ended.
+handlers start may do either, so the loops of workers go on until the function they were made for has ended. Handlers
+also cancel all the tasks that asyncio names, and replace the factory of tasks: the worker's own tasks are not named
+there, and are made without the factory.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dis import opmap
 from importlib.util import find_spec
 from typing import Any, TypeVar, TypeVarTuple, Unpack
@@ -24,6 +27,9 @@ Arguments = TypeVarTuple("Arguments")
 
 _STOPPED = "stopped before Future completed"
 _RAISING = {opmap["RAISE_VARARGS"], opmap["RERAISE"]}
+
+is_of_handler: ContextVar[bool] = ContextVar("is_of_handler", default=False)
+"""Set in the context of an attempt: the tasks that are made there are the handler's."""
 
 _log = logging.getLogger("runtime.worker")
 
@@ -53,6 +59,13 @@ def _make_loop() -> asyncio.AbstractEventLoop:
 def _steady(base: Any) -> asyncio.AbstractEventLoop:
     class SteadyLoop(base):  # type: ignore[misc]
         """The loop, begun again until what it runs is done."""
+
+        def create_task(self, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
+            if is_of_handler.get():
+                return super().create_task(coroutine, **named)  # type: ignore[no-any-return]
+            task = asyncio.Task(coroutine, loop=self, **named)
+            asyncio._unregister_task(task)
+            return task
 
         def run_until_complete(self, future: Any) -> Any:
             future = asyncio.ensure_future(future, loop=self)

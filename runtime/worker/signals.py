@@ -61,6 +61,8 @@ class _Signals:
         self._heard = {"descriptor": 0, "handler": 0}
         self._count = 0
         self._ours, self._theirs = socket.socketpair()
+        # `socket.setdefaulttimeout` of a user's module counts for these too.
+        self._ours.settimeout(None)
         self._previous: dict[signal.Signals, Any] = {}
         self._previous_fd = -1
 

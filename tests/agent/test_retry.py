@@ -101,7 +101,7 @@ def test_a_rule_that_makes_no_sense_is_refused_where_it_is_written(fields: dict[
         Retry(**fields)  # type: ignore[arg-type]
 
 
-EXTREMES = [float("inf"), float("nan"), -1, 1e300, 10**400, True, "five", None, -float("inf")]
+EXTREMES = [float("inf"), float("nan"), -1, 1e300, 10**9 + 1, 10**400, True, "five", None, -float("inf")]
 
 
 @pytest.mark.parametrize("given", EXTREMES, ids=lambda given: repr(given)[:12])

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
 
+from runtime.worker.signals import heeded
 from tests.cli.shell import SECONDS, Shell
 from tests.cli.test_run import wait_for
 
@@ -111,6 +114,19 @@ def test_h4_the_second_signal_ends_it_whatever_a_handler_does(
     process.send_signal(number)
     process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number
+
+
+@pytest.mark.anyio
+async def test_h4_a_default_timeout_of_sockets_does_not_end_the_thread_that_hears_signals() -> None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.01)
+    try:
+        with heeded(lambda _: None, lambda _: None, drain_seconds=1):
+            [hearing] = [each for each in threading.enumerate() if each.name == "signals"]
+            hearing.join(0.2)
+            assert hearing.is_alive()
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def test_h4_several_processes_end_at_the_second_signal_too(shell: Shell) -> None:

@@ -353,6 +353,17 @@ async def test_l9_a_lease_of_the_old_clock_ends_in_time(db: Any, worker: Worker,
     assert await db.fetchval("select max(seen_at) <= clock_timestamp() from runtime.workers")
 
 
+async def test_l9_the_next_heartbeat_mends_without_another_worker_s_start(db: Any, worker: Worker) -> None:
+    await worker.subscribe("a.one=task.>")
+    await insert(db, "task.a", 1)
+    await worker.take()
+    await set_back(db)
+    await worker.exchange(beat=True)
+    assert await db.fetchval(
+        "select max(visible_at) < clock_timestamp() + interval '61 s' from runtime.deliveries"
+    )
+
+
 async def test_l9_without_mending_a_lease_ends_as_late_as_the_clock_was_set_back(
     db: Any, worker: Worker
 ) -> None:

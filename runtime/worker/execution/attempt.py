@@ -19,6 +19,7 @@ from runtime.errors import RuntimeFault
 from runtime.message import Draft
 from runtime.store import Delivery, Report
 from runtime.tracebacks import places_of, text_of
+from runtime.worker.event_loop import is_of_handler
 from runtime.worker.execution import fork
 from runtime.worker.execution.batching import Batch
 from runtime.worker.execution.cancellation import comes_from_outside
@@ -323,6 +324,7 @@ class _InOwnContext:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         context, coroutine = copy_context(), self._coroutine
+        context.run(is_of_handler.set, True)
         step: Callable[[], Any] = partial(coroutine.send, None)
         while True:
             try:

@@ -25,6 +25,10 @@ class SteadyLogger(logging.Logger):
     def disabled(self, value: bool) -> None:
         """Nothing."""
 
+    def isEnabledFor(self, level: int) -> bool:
+        """Whether its level lets this one pass; `logging.disable` of a handler is for the handler's own lines."""
+        return level >= self.getEffectiveLevel()
+
     def makeRecord(self, *arguments: Any, **named: Any) -> logging.LogRecord:
         """A record; a plain one where the user's factory makes none."""
         try:

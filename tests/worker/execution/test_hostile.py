@@ -1,6 +1,7 @@
 """Does anything that a handler does end its worker? Exceptions of every kind and behaviour, on a runner of its own."""
 
 import asyncio
+import itertools
 import json
 import logging
 import logging.config
@@ -17,11 +18,13 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from pydantic import BaseModel, computed_field
 
 from runtime import Agent, Context, Message, Reject, Retry, RetryLater, tracebacks
 from runtime.errors import InvalidPayload
 from runtime.store import Delivery
 from runtime.tracebacks import places_of, text_of, trace_of
+from runtime.worker import event_loop
 from runtime.worker.execution.lifespan import Lifespans
 from runtime.worker.execution.loggers import SteadyLogger, steady
 from tests.worker.execution.test_executor import Stage, stage
@@ -431,6 +434,46 @@ async def test_h1_a_scope_that_is_left_open_reaches_no_other_attempt(
     assert "left a cancel scope or a task group open" in caplog.text
 
 
+@pytest.mark.parametrize("where", ["task", "batch"])
+def test_h1_the_worker_s_own_tasks_are_out_of_a_handler_s_reach(where: str) -> None:
+    mine: list[asyncio.Task[Any]] = []
+
+    def no_tasks(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no tasks")
+
+    async def reach(value: str) -> None:
+        if value == "hostile":
+            mine.append(asyncio.create_task(asyncio.sleep(60)))
+            for each in asyncio.all_tasks():
+                each.cancel()
+            asyncio.get_running_loop().set_task_factory(no_tasks)
+
+    async def main() -> None:
+        agent = Agent("a")
+
+        @agent.on("a.b")
+        async def work(value: str) -> None:
+            await reach(value)
+
+        @agent.on("a.b", batch=2, within=0.01)
+        async def works(values: list[str]) -> None:
+            for value in values:
+                await reach(value)
+
+        name = {"task": "work", "batch": "works"}[where]
+        async with Stage(agent, {name: 3}).open() as it:
+            it.give(name, "hostile")
+            [report] = await it.reported()
+            it.reports.clear()
+            it.give(name, "fine", "fine", "fine")
+            await it.reported(3)
+            asyncio.get_running_loop().set_task_factory(None)
+        assert report.outcome in (None, "failed")
+        assert mine[0].cancelled()
+
+    event_loop.run(main)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("ending", ["returns", "exits", "raises"])
 @pytest.mark.parametrize("where", ["task", "thread", "batch"])
@@ -611,6 +654,19 @@ class Thing:
     """It has no JSON form."""
 
 
+class Raising(BaseModel):
+    """It raises when it is written."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self._kind = kind
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def part(self) -> int:
+        raise self._kind("hidden")
+
+
 async def answer() -> str:
     return "hidden"
 
@@ -622,8 +678,10 @@ async def answer() -> str:
         (lambda: {"deep": [Thing()]}, r"value\['deep'\]\[0\] is of the type .*Thing, which has no JSON form"),
         (answer, "`await` what you return"),
         (lambda: [answer()], "is a coroutine: await it"),
+        (lambda: {"all": itertools.islice(itertools.count(), 10**6)}, r"value\['all'\] is an iterator"),
+        (lambda: [Raising(KeyError)], r"value\[0\] cannot be written, since its own class raised KeyError"),
     ],
-    ids=["object", "deep", "coroutine", "coroutine inside"],
+    ids=["object", "deep", "coroutine", "coroutine inside", "iterator", "raising"],
 )
 @pytest.mark.parametrize("where", ["task", "thread", "batch"])
 async def test_h7_a_result_that_cannot_be_written_is_dead_at_once(
@@ -652,6 +710,36 @@ async def test_h7_a_result_that_cannot_be_written_is_dead_at_once(
     assert report.error is not None
     assert re.search(words, report.error), report.error
     assert "runtime_found_" not in report.error
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, asyncio.CancelledError, BaseException])
+async def test_h1_a_value_that_raises_anything_when_it_is_written_fails_its_attempt(
+    kind: type[BaseException],
+) -> None:
+    agent = Agent("a")
+
+    @agent.on("a.b", emits="a.c")
+    async def returns(value: int) -> Any:
+        return Raising(kind)
+
+    @agent.on("a.b")
+    async def emits(value: int, context: Context) -> None:
+        context.emit("a.c", Raising(kind))
+
+    @agent.on("a.b", emits="a.c")
+    def in_thread(value: int) -> Any:
+        return Raising(kind)
+
+    @agent.on("a.b", batch=2, within=0.01, emits="a.c")
+    async def in_batch(values: list[int]) -> Any:
+        return [Raising(kind) for _ in values]
+
+    async with Stage(agent, {}).open() as it:
+        for name in ("returns", "emits", "in_thread", "in_batch"):
+            it.give(name, 1)
+        reports = await it.reported(4)
+    assert {each.outcome for each in reports} <= {"failed", "dead"}
+    assert all(kind.__name__ in (each.error or "") for each in reports), reports
 
 
 async def test_h7_one_result_of_a_batch_takes_no_neighbour_with_it() -> None:
@@ -748,10 +836,12 @@ async def test_h8_a_configuration_of_the_log_does_not_silence_failures(
     root.handlers = [Keeping()]
     try:
         logging.config.dictConfig({"version": 1})
+        logging.disable(logging.CRITICAL)
         async with stage(work).open() as it:
             it.give("work", 1)
             await it.reported()
     finally:
+        logging.disable(logging.NOTSET)
         root.handlers = handlers
         for each in enabled:
             each.disabled = False
