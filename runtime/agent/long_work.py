@@ -252,6 +252,7 @@ class LongWork(TextWriting):
         answer: Any = None,
         timeout: float | str | timedelta | None = None,
         on_timeout: Literal["raise", "approve", "reject"] = "raise",
+        key: str = "",
     ) -> Decision:
         """Ask people, and return what the first of them decides; the delivery is suspended meanwhile.
 
@@ -266,6 +267,7 @@ class LongWork(TextWriting):
                 for a plain yes or no. Where a value does not fit, people are asked again, and told why.
             timeout: how long to wait: seconds, or a text such as "2h" or "2d"; None for ever.
             on_timeout: what it counts as when nobody has decided by then.
+            key: tells approvals of one title apart that go on at the same time.
 
         Raises:
             WaitTimeout: nobody has decided in time, and `on_timeout` is "raise".
@@ -281,7 +283,7 @@ class LongWork(TextWriting):
 
         while True:
             # A step: an attempt that comes later asks nobody once more, and has the same deadline.
-            number = await self.step(approval.step, request)
+            number = await self.step(approval.step, request, key=key)
             try:
                 [decided] = await self._opened_waits().all([approval.wait(number)])
             except WaitTimeout:
@@ -360,6 +362,14 @@ class LongWork(TextWriting):
             steps = self._opened_steps()
             self._waits = Waits(self.handler, steps) if self.open_waits is None else self.open_waits(steps)
         return self._waits
+
+    def count(self, name: str, *, key: str = "") -> int:
+        """Return how often this attempt has come to a name, this time included; steps of that name count, too."""
+        return self._opened_steps().count(name, key)
+
+    def pass_over(self, within: str) -> None:
+        """Take the kept steps whose key begins so as asked for: they ran within a step that is kept itself."""
+        self._opened_steps().pass_over(within)
 
     @property
     def unasked_steps(self) -> list[str]:

@@ -134,6 +134,15 @@ class Steps:
         own = (UNDONE, NO_RETURN[0])
         return sorted({place[0] for place in self.kept if place not in self.asked and place[0] not in own})
 
+    def count(self, name: str, key: str) -> int:
+        """Return how often the handler has come to a name and key, this time included."""
+        self._counts[name, key] = occurrence = self._counts.get((name, key), 0) + 1
+        return occurrence
+
+    def pass_over(self, within: str) -> None:
+        """Take the kept steps whose key begins so as asked for: they ran within a step that is kept itself."""
+        self.asked.update(place for place in self.kept if place[1].startswith(within))
+
     @contextmanager
     def _begun(self, call: StepCall) -> Iterator[StepPlace]:
         lane = (call.name, call.key)
@@ -142,8 +151,7 @@ class Steps:
                 f"{self.handler} runs two steps named {call.name!r} at the same time, and no attempt could tell which "
                 "is which: give each a key of its own, `context.step(…, key=str(order.id))`."
             )
-        self._counts[lane] = occurrence = self._counts.get(lane, 0) + 1
-        place = (call.name, call.key, occurrence)
+        place = (call.name, call.key, self.count(*lane))
         self.asked.add(place)
         self._running.add(lane)
         try:
