@@ -368,7 +368,11 @@ class LongWork(TextWriting):
         return self._opened_steps().count(name, key)
 
     def pass_over(self, within: str) -> None:
-        """Take the kept steps whose key begins so as asked for: they ran within a step that is kept itself."""
+        """Take steps as asked for that ran within one that is kept itself: none of them is told of as left over.
+
+        Args:
+            within: their key, or what it begins with before a slash.
+        """
         self._opened_steps().pass_over(within)
 
     @property

@@ -140,8 +140,8 @@ class Steps:
         return occurrence
 
     def pass_over(self, within: str) -> None:
-        """Take the kept steps whose key begins so as asked for: they ran within a step that is kept itself."""
-        self.asked.update(place for place in self.kept if place[1].startswith(within))
+        """Take the kept steps whose key is this one, or a path below it, as asked for; see `LongWork.pass_over`."""
+        self.asked.update(place for place in self.kept if f"{place[1]}/".startswith(f"{within}/"))
 
     @contextmanager
     def _begun(self, call: StepCall) -> Iterator[StepPlace]:

@@ -1,17 +1,21 @@
 """Agents of Pydantic AI in handlers, with the framework's own models for tests."""
 
 import json
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
+from mcp.server.mcpserver import MCPServer
 from pydantic_ai import Agent as Assistant
-from pydantic_ai import ApprovalRequired, CallDeferred, RunContext, ToolReturnPart
+from pydantic_ai import ApprovalRequired, CallDeferred, ModelRetry, RunContext, ToolReturnPart
+from pydantic_ai.mcp import MCPToolset
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from runtime import Agent, Context, Retry, connect
+from runtime import Agent, Context, Retry, Stream, TextPiece, connect
 from runtime.adapters.pydantic_ai import RuntimeDurability
 from runtime.testing import Harness
 
@@ -30,11 +34,22 @@ def returned(messages: list[ModelMessage]) -> dict[str, Any]:
     }
 
 
+async def has_come(stream: Stream, message: int, state: str) -> None:
+    """Wait until the one handler of a message is there."""
+    with anyio.fail_after(60):
+        while True:
+            found = (await stream.views.trace(message))["messages"]
+            if [each["state"] for each in found[0]["handled"]] == [state]:
+                return
+            await anyio.sleep(0.02)
+
+
 class Scripted:
     """A model that looks a price up, then refunds it, then says so, and counts what it is paid for."""
 
     def __init__(self) -> None:
         self.requests = 0
+        self.pause: Callable[[], Awaitable[object]] = checkpoint
         self.model = FunctionModel(self.answer, stream_function=self.stream)
 
     def answer(self, messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -53,8 +68,13 @@ class Scripted:
             if isinstance(part, TextPart):
                 for word in part.content.split(" "):
                     yield f"{word} "
+                    await self.pause()
             elif isinstance(part, ToolCallPart):
-                yield {number: DeltaToolCall(part.tool_name, part.args_as_json_str(), part.tool_call_id)}
+                yield {
+                    number: DeltaToolCall(
+                        part.tool_name, part.args_as_json_str(), tool_call_id=part.tool_call_id
+                    )
+                }
 
 
 async def test_no_model_request_and_no_call_of_a_tool_is_made_twice(harness: Harness) -> None:
@@ -73,18 +93,19 @@ async def test_no_model_request_and_no_call_of_a_tool_is_made_twice(harness: Har
 
     @agent.on("question.asked", emits="question.answered", retry=SOON)
     async def answer(question: str, context: Context) -> str:
-        run = await assistant.run(question, capabilities=[RuntimeDurability(context)])
+        with assistant.parallel_tool_call_execution_mode("sequential"):
+            run = await assistant.run(question, capabilities=[RuntimeDurability(context)])
         return run.output
 
+    # One tool after the other, so that each death finds the same done.
     async with harness.running(agent):
         async with harness.crash_after() as died:
             await harness.send("question.asked", "Where is my money?")
-            await harness.drain()
+            await harness.drain(seconds=60)
         answers = [message.value for message in await harness.messages("question.answered")]
     assert answers == ["All is well: 15 cents refunded."]
-    # Of the two prices at once, one has killed.
-    assert died.count("assistant model") == 3
-    assert set(died) == {"assistant model", "assistant tool price", "assistant tool refund"}
+    model, price_, refund_ = "assistant model", "assistant tool price", "assistant tool refund"
+    assert died == [model, price_, price_, model, refund_, model]
     assert scripted.requests == 3
     assert sorted(called) == ["price ink", "price pen", "refund 15"]
 
@@ -139,15 +160,16 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
             if isinstance(part, ToolReturnPart)
         ]
 
-    async with harness.running(agent), harness.crash_after() as died:
-        await harness.send("question.asked", "Refund it, and close the account.")
+    async with harness.running(agent), connect(harness.settings) as stream:
+        asked = await stream.send("question.asked", "Refund it, and close the account.")
+        await has_come(stream, asked.id, "suspended")
         await harness.decide(True, title="Refund 900 cents?", by="ada")
         await harness.decide(False, title="Let assistant call forget?", why="We keep it.")
         await harness.decide(True, title="Let assistant call close?")
+        # The others do not wait for the last one to be asked, and it is suspended once more.
         await harness.decide(True, title="Let assistant call ask_ada?", answer="Because.")
-        async with connect(harness.settings) as stream:
-            while not (answers := await stream.read("question.answered")):
-                await anyio.sleep(0.01)
+        await has_come(stream, asked.id, "done")
+        answers = await stream.read("question.answered")
     assert sorted(answers[0].value) == [
         ["7 refunded", "success"],
         ["900 refunded", "success"],
@@ -164,4 +186,135 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
         ("refund", 900),
         ("refund", 900),
     ]
-    assert "approve Refund 900 cents?" in died
+
+
+async def test_readers_follow_a_run_while_it_is_written_over_a_wait_and_a_failure(harness: Harness) -> None:
+    agent, scripted, is_read, broken = Agent("desk"), Scripted(), anyio.Event(), list[int]()
+    assistant = Assistant(scripted.model, name="assistant")
+
+    async def pause() -> None:
+        await is_read.wait()
+        if scripted.requests == 3 and not broken:
+            broken.append(3)
+            raise ConnectionError("the provider is away")
+
+    @assistant.tool_plain
+    def price(item: str) -> int:
+        return 5 * len(item)
+
+    @assistant.tool_plain(requires_approval=True)
+    async def refund(cents: int) -> str:
+        return f"{cents} cents refunded"
+
+    @agent.on("question.asked", emits="question.answered", retry=SOON)
+    async def answer(question: str, context: Context) -> str:
+        durability = RuntimeDurability(context, text="answer", events="events")
+        run = await assistant.run(question, capabilities=[durability])
+        return run.output
+
+    async def follow(stream: Stream, message: int, name: str) -> None:
+        async for piece in stream.follow(message, name):
+            followed[name].append(piece)
+            if name == "answer" and piece.text:
+                is_read.set()
+
+    def text(name: str, beginning: int) -> str:
+        return "".join(piece.text for piece in followed[name] if piece.beginning == beginning)
+
+    scripted.pause = pause
+    followed: dict[str, list[TextPiece]] = {"answer": [], "events": []}
+    async with harness.running(agent), connect(harness.settings) as stream:
+        asked = await stream.send("question.asked", "Where is my money?")
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for name in followed:
+                    tasks.start_soon(follow, stream, asked.id, name)
+                await has_come(stream, asked.id, "suspended")
+                await harness.decide(True, by="ada")
+    # The wait begins nothing anew, what fails does; the model went on with its first word read, so that was live.
+    assert text("answer", 1) == "One moment. \n\nAll "
+    assert text("answer", 2) == "One moment. \n\nAll is well: 15 cents refunded. "
+    events = [json.loads(line) for line in text("events", 2).splitlines()]
+    kinds = [event["event_kind"] for event in events]
+    assert kinds[:2] == ["part_end", "part_end"]
+    assert kinds.count("function_tool_call") == kinds.count("function_tool_result") == 3
+    assert kinds[-1] == "part_end"
+    assert '"answered_by"' in text("events", 2)
+    # The one that broke counts.
+    assert scripted.requests == 4
+
+
+async def test_tools_of_every_kind_and_agents_in_them_are_called_once(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, server, called, runs = Agent("desk"), MCPServer("words"), Counter[str](), set[str | None]()
+    used: list[dict[str, Any] | None] = []
+
+    @server.tool()
+    def words(text: str) -> int:
+        called["words"] += 1
+        return len(text.split())
+
+    def script(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        called["model"] += 1
+        if not (known := returned(messages)):
+            parts = [
+                ToolCallPart("words", {"text": "one two"}),
+                ToolCallPart("look", {}),
+                ToolCallPart("strict", {"number": 0}),
+            ]
+            return ModelResponse([*parts, *(ToolCallPart("delegate", {"task": task}) for task in "ab")])
+        if called["strict"] < 2:
+            return ModelResponse([ToolCallPart("strict", {"number": 1})])
+        return ModelResponse([TextPart(f"{known['words']} words, {known['strict']}")])
+
+    def help_out(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        called["helper"] += 1
+        return ModelResponse([TextPart("done")])
+
+    helper = Assistant(FunctionModel(help_out), name="helper")
+    assistant = Assistant(
+        FunctionModel(script), name="assistant", deps_type=Context, toolsets=[MCPToolset(server)]
+    )
+
+    @assistant.tool
+    async def delegate(run: RunContext[Context], task: str) -> str:
+        called["delegate"] += 1
+        done = await helper.run(task, capabilities=[RuntimeDurability(run.deps)])
+        return done.output
+
+    @assistant.tool(metadata={"step": False})
+    async def look(run: RunContext[Context]) -> str:
+        called["look"] += 1
+        runs.add(run.run_id)
+        return "seen"
+
+    @assistant.tool_plain
+    def strict(number: int) -> str:
+        called["strict"] += 1
+        if number == 0:
+            raise ModelRetry("not that number")
+        return "strictly"
+
+    @agent.on("question.asked", emits="question.answered", retry=SOON)
+    async def answer(question: str, context: Context) -> str:
+        with assistant.parallel_tool_call_execution_mode("sequential"):
+            run = await assistant.run(question, deps=context, capabilities=[RuntimeDurability(context)])
+        used.append(context.used)
+        return run.output
+
+    async with harness.running(agent):
+        async with harness.crash_after() as died:
+            await harness.send("question.asked", "What is it?")
+            await harness.drain(seconds=60)
+        [answered] = await harness.messages("question.answered")
+    assert answered.value == "2 words, strictly"
+    assert died.count("helper model") == 2
+    # In every attempt but those that died before it.
+    assert called.pop("look") == len(died) - 1
+    # An agent that a tool runs goes on within it: the tool is called again, its model is not.
+    assert called == {"model": 3, "words": 1, "strict": 2, "helper": 2, "delegate": 4}
+    assert len(runs) == 1
+    # All that was paid for was paid for in attempts that died.
+    assert used == [None]
+    assert "no longer asks" not in caplog.text

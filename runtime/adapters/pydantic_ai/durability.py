@@ -158,8 +158,9 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
                 _inside.reset(inside)
 
         result = await self._context.step(f"{self.name} {name}", once, key=key, returns=Any)
-        if is_kept:
-            self._context.pass_over(f"{key}/")
+        if is_kept and run.tool_call_id is not None:
+            # Of an agent that the tool has run.
+            self._context.pass_over(key)
         record_durable_unit(executed=not is_kept)
         return result
 
