@@ -10,13 +10,24 @@ import pytest
 from anyio.lowlevel import checkpoint
 from mcp.server.mcpserver import MCPServer
 from pydantic_ai import Agent as Assistant
-from pydantic_ai import ApprovalRequired, CallDeferred, ModelRetry, RunContext, ToolReturnPart
+from pydantic_ai import ApprovalRequired, CallDeferred, ModelRetry, RunContext, Tool, ToolReturnPart
 from pydantic_ai.mcp import MCPToolset
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    PartEndEvent,
+    PartStartEvent,
+    TextPart,
+    ToolCallPart,
+)
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
-from runtime import Agent, Context, Retry, Stream, TextPiece, connect
+from runtime import Agent, Context, Message, Retry, Stream, TextPiece, connect
 from runtime.adapters.pydantic_ai import RuntimeDurability
+from runtime.adapters.pydantic_ai.durability import MAX_ARGUMENT_BYTES
+from runtime.adapters.pydantic_ai.transcript import Transcript
+from runtime.agent.text import MAX_CHARACTERS, OpenText
 from runtime.testing import Harness
 
 pytestmark = pytest.mark.anyio
@@ -127,7 +138,7 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
             ]
         )
 
-    assistant = Assistant(FunctionModel(decide), name="assistant")
+    assistant = Assistant(FunctionModel(decide), name="assistant", deps_type=Context)
 
     @assistant.tool
     async def refund(run: RunContext, cents: int) -> str:
@@ -136,10 +147,11 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
             raise ApprovalRequired(metadata={"title": f"Refund {cents} cents?"})
         return f"{cents} refunded"
 
-    @assistant.tool_plain(requires_approval=True)
-    def close(account: str) -> str:
+    @assistant.tool(requires_approval=True)
+    async def close(run: RunContext[Context], account: str) -> str:
+        closed = await run.deps.wait_for("account.closed")
         called.append(("close", account))
-        return "closed"
+        return f"closed by {closed.value}"
 
     @assistant.tool_plain(requires_approval=True)
     def forget() -> None:
@@ -152,7 +164,7 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
 
     @agent.on("question.asked", emits="question.answered", retry=SOON)
     async def answer(question: str, context: Context) -> Any:
-        run = await assistant.run(question, capabilities=[RuntimeDurability(context)])
+        run = await assistant.run(question, deps=context, capabilities=[RuntimeDurability(context)])
         return [
             [part.content, part.outcome]
             for message in run.all_messages()
@@ -168,6 +180,10 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
         await harness.decide(True, title="Let assistant call close?")
         # The others do not wait for the last one to be asked, and it is suspended once more.
         await harness.decide(True, title="Let assistant call ask_ada?", answer="Because.")
+        while not any(wait["pattern"] == "account.closed" for wait in await stream.operations.waits()):
+            await anyio.sleep(0.02)
+        await has_come(stream, asked.id, "suspended")
+        await stream.send("account.closed", "bob")
         await has_come(stream, asked.id, "done")
         answers = await stream.read("question.answered")
     assert sorted(answers[0].value) == [
@@ -175,7 +191,7 @@ async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delive
         ["900 refunded", "success"],
         ["Because.", "success"],
         ["We keep it.", "denied"],
-        ["closed", "success"],
+        ["closed by bob", "success"],
     ]
     assert len(requests) == 2
     # What asks is kept as well, so it is not called once more to ask again.
@@ -318,3 +334,54 @@ async def test_tools_of_every_kind_and_agents_in_them_are_called_once(
     # All that was paid for was paid for in attempts that died.
     assert used == [None]
     assert "no longer asks" not in caplog.text
+
+
+async def run_tool(answer: Callable[[], object], call: ToolCallPart, **options: Any) -> str:
+    """Have a model call a tool, and repeat what it is told."""
+
+    def script(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if known := returned(messages):
+            return ModelResponse([TextPart(str(known[call.tool_name]))])
+        return ModelResponse([call])
+
+    context = Context(Message(1, "question.asked", ""), "desk.answer")
+    assistant = Assistant(
+        FunctionModel(script), name="assistant", tools=[Tool(answer, name=call.tool_name, **options)]
+    )
+    run = await assistant.run("Go on.", capabilities=[RuntimeDurability(context)])
+    return run.output
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        ("x" * 2**20, "The result of step 'assistant tool dig' takes 1.0 MB as JSON; at most 1 MB are kept"),
+        (object(), "Unable to serialize unknown type: <class 'object'>"),
+    ],
+)
+async def test_a_result_that_cannot_be_kept_is_named(result: object, error: str) -> None:
+    with pytest.raises(Exception, match=error):
+        await run_tool(lambda: result, ToolCallPart("dig", {}))
+
+
+@pytest.mark.parametrize("odd", ["x" * 1_000, "nul\0", "a/b", "\ud800", "\\u0000", "ключ" * 60])
+async def test_a_call_may_have_any_id_and_argument_and_result(odd: str) -> None:
+    call = ToolCallPart("dig", {"where": odd}, odd)
+    assert await run_tool(lambda where: [where], call) == str([odd])
+
+
+async def test_people_are_not_asked_about_more_than_they_are_shown() -> None:
+    huge = ToolCallPart("dig", {"holes": "x" * MAX_ARGUMENT_BYTES})
+    told = await run_tool(lambda holes: 7, huge, requires_approval=True)
+    assert told == "The arguments take 65,548 bytes; people are asked about 65,536 at most."
+
+
+async def test_a_run_goes_on_when_its_texts_are_full() -> None:
+    words, events = (OpenText(name, None, set()) for name in ("words", "events"))
+    async with words, events:
+        transcript = Transcript(words, events)
+        for size in (MAX_CHARACTERS - 10, 11, 5):
+            await transcript.write(PartStartEvent(index=0, part=TextPart("x" * size)))
+            await transcript.write(PartEndEvent(index=0, part=TextPart("y" * size)))
+    assert words.length == MAX_CHARACTERS - 10
+    assert 10_000 < events.length < 11_000

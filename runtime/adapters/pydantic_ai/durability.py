@@ -41,7 +41,7 @@ from pydantic_ai.messages import AgentStreamEvent, ModelResponse, ModelResponseS
 from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.usage import RequestUsage
 
-from runtime.adapters.pydantic_ai.operations import StepBackend
+from runtime.adapters.pydantic_ai.operations import StepBackend, storable, stored
 from runtime.adapters.pydantic_ai.transcript import Transcript
 from runtime.agent.approval import Decision
 from runtime.agent.context import Context
@@ -153,7 +153,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             inside = _inside.set(key)
             try:
                 with durable_unit_scope():
-                    return await work()
+                    return storable(await work())
             finally:
                 _inside.reset(inside)
 
@@ -162,15 +162,15 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             # Of an agent that the tool has run.
             self._context.pass_over(key)
         record_durable_unit(executed=not is_kept)
-        return result
+        return stored(result)
 
     def _path(self, call: str | None) -> str:
         """Return the key of steps within a call of a tool; None is outside of any."""
         path = "/".join(filter(None, (self._lane, call)))
-        # The id of a call is the model's, or its provider's.
-        if len(path.encode(errors="replace")) > _MAX_KEY_BYTES or "\0" in path:
-            return hashlib.sha256(path.encode(errors="replace")).hexdigest()
-        return path
+        # The id of a call is the model's, or its provider's, and may be anything.
+        if path.isprintable() and len(path.encode()) <= _MAX_KEY_BYTES:
+            return path
+        return hashlib.sha256(path.encode(errors="surrogatepass")).hexdigest()
 
     # Models
 
@@ -283,7 +283,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             results.calls[number] = decision.answer if decision.approved else ToolFailed(why)
 
     async def _asked(self, call: ToolCallPart, metadata: dict[str, Any] | None, answer: Any) -> Decision:
-        arguments = call.args_as_dict()
+        arguments = storable(call.args_as_dict())
         if (size := len(encode(arguments))) > MAX_ARGUMENT_BYTES:
             why = f"The arguments take {size:,} bytes; people are asked about {MAX_ARGUMENT_BYTES:,} at most."
             return Decision(approved=False, why=why)

@@ -1,7 +1,9 @@
 """Operations of Pydantic AI as steps: the backend of its durability engines."""
 
+import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pydantic_ai import RunContext
 from pydantic_ai.durable_exec import (
@@ -19,6 +21,10 @@ from pydantic_ai.messages import ModelResponse
 ParamsT = TypeVar("ParamsT")
 WireT = TypeVar("WireT")
 ResultT = TypeVar("ResultT")
+
+_ESCAPED: Final = "escaped"
+# A NUL, which JSON always escapes, or half of a surrogate pair.
+_UNSTORABLE: Final = re.compile(r"\\u0000|[\ud800-\udfff]")
 
 
 class RunSteps(Protocol):
@@ -111,3 +117,19 @@ def _name_of(operation: DurableOperationId) -> str:
         case CapabilityOperationId(capability_id=capability, operation=name):
             return f"{capability} {name}"
     return type(operation).__name__
+
+
+def storable(data: Any) -> Any:
+    """Return JSON data as it can be kept: what jsonb does not take, a NUL in a model's words perhaps, as a text.
+
+    A result that could not be kept would be paid for again in every attempt.
+    """
+    text = json.dumps(data, ensure_ascii=False)
+    if _UNSTORABLE.search(text) is None:
+        return data
+    return {_ESCAPED: json.dumps(data)}
+
+
+def stored(data: Any) -> Any:
+    """Return the data that `storable` was given."""
+    return json.loads(data[_ESCAPED]) if isinstance(data, dict) and data.keys() == {_ESCAPED} else data

@@ -1,5 +1,6 @@
 """What readers follow of a run: the words that the model writes, and the events, each in a text of the message."""
 
+import json
 from collections.abc import AsyncIterable
 from typing import Any, Final
 
@@ -8,7 +9,6 @@ from pydantic_ai import RunContext
 from pydantic_ai.messages import AgentStreamEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 
 from runtime.agent.text import MAX_CHARACTERS, OpenText
-from runtime.encoding.json import encode
 
 # The result of a tool may take a megabyte, which is all that a text has.
 MAX_EVENT_CHARACTERS: Final = 20_000
@@ -71,7 +71,7 @@ def _line_of(event: AgentStreamEvent) -> str:
     for part in ("part", "result"):
         if isinstance(data.get(part), dict):
             data[part].pop("timestamp", None)
-    line = encode(data)
+    line = json.dumps(data, ensure_ascii=False)
     if len(line) > MAX_EVENT_CHARACTERS:
-        line = encode({"event_kind": data["event_kind"], "cut": line[: MAX_EVENT_CHARACTERS // 2]})
+        line = json.dumps({"event_kind": data["event_kind"], "cut": line[: MAX_EVENT_CHARACTERS // 2]})
     return f"{line}\n"
