@@ -47,6 +47,7 @@ from runtime.agent.approval import Decision
 from runtime.agent.context import Context
 from runtime.agent.waiting import Suspended, timeout_of
 from runtime.encoding.json import encode
+from runtime.errors import InvalidValue
 
 # Who decides has to see all of what is decided: what is left out could be what matters.
 MAX_ARGUMENT_BYTES: Final = 65_536
@@ -66,6 +67,11 @@ def record_usage(context: Context, model: str | None, usage: RequestUsage) -> No
         usage: the tokens of this request.
     """
     context.usage(tokens_in=usage.input_tokens, tokens_out=usage.output_tokens, model=model)
+
+
+def _unkept(error: Exception) -> InvalidValue:
+    """Return the error of a result that has no JSON form: another attempt would come to the same."""
+    return InvalidValue(f"A step of the agent returned what has no JSON form: {error}.")
 
 
 class RuntimeDurability(BaseDurabilityCapability[Any]):
@@ -93,6 +99,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
         durable_unit_noun="step",
         durable_container_noun="handler",
         codec=JSON_CODEC,
+        serialization_failure=_unkept,
         # All toolsets are wrapped at once, further below, which needs no ids of them.
         wrapped_toolset_kinds=frozenset(),
         accepts_cancellation_token=True,
@@ -229,7 +236,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
         async def call() -> object:
             with self._tool_run_context_scope(run) as guarded:
                 ending = await wrap_tool_call_result(toolset.call_tool(name, arguments, guarded, tool))
-            return JSON_CODEC.dump(CallToolResult, ending)
+            return self._encode(CallToolResult, ending)
 
         return self._unwrap_tool_result(
             JSON_CODEC.load(CallToolResult, await self.step(f"tool {name}", run, call))
