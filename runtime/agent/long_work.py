@@ -122,6 +122,11 @@ class LongWork(TextWriting):
         """Whether a finished step is undone if the delivery dies now."""
         return self._steps is not None and self._steps.has_undos
 
+    @property
+    def opened_steps(self) -> Steps:
+        """The steps of the delivery, for an adapter that keeps more in them than results of functions."""
+        return self._opened_steps()
+
     def _opened_steps(self) -> Steps:
         if self._steps is None:
             self._steps = (
@@ -267,7 +272,7 @@ class LongWork(TextWriting):
                 for a plain yes or no. Where a value does not fit, people are asked again, and told why.
             timeout: how long to wait: seconds, or a text such as "2h" or "2d"; None for ever.
             on_timeout: what it counts as when nobody has decided by then.
-            key: tells approvals of one title apart that go on at the same time.
+            key: tells approvals of one title apart, where it is not their order that does.
 
         Raises:
             WaitTimeout: nobody has decided in time, and `on_timeout` is "raise".
@@ -301,6 +306,7 @@ class LongWork(TextWriting):
         answer: Any = None,
         timeout: float | str | timedelta | None = None,
         on_timeout: Literal["raise", "approve", "reject"] = "raise",
+        key: str = "",
     ) -> Decision:
         """Do the same as `approve` in a handler that is a plain function."""
         self._check_thread("approve")
@@ -312,7 +318,7 @@ class LongWork(TextWriting):
             return asker.send_now_blocking(self, REQUESTED, value, step.idempotency_key)
 
         while True:
-            number = self.step_blocking(approval.step, request)
+            number = self.step_blocking(approval.step, request, key=key)
             try:
                 [decided] = self._opened_waits().all_blocking([approval.wait(number)])
             except WaitTimeout:
@@ -362,18 +368,6 @@ class LongWork(TextWriting):
             steps = self._opened_steps()
             self._waits = Waits(self.handler, steps) if self.open_waits is None else self.open_waits(steps)
         return self._waits
-
-    def count(self, name: str, *, key: str = "") -> int:
-        """Return how often this attempt has come to a name, this time included; steps of that name count, too."""
-        return self._opened_steps().count(name, key)
-
-    def pass_over(self, within: str) -> None:
-        """Take steps as asked for that ran within one that is kept itself: none of them is told of as left over.
-
-        Args:
-            within: their key, or what it begins with before a slash.
-        """
-        self._opened_steps().pass_over(within)
 
     @property
     def unasked_steps(self) -> list[str]:

@@ -15,6 +15,7 @@ from runtime.agent.callables import is_async, place_of
 from runtime.agent.retry import later_seconds
 from runtime.agent.step_call import Step, StepCall
 from runtime.agent.step_names import NO_RETURN, UNDO_PREFIX, UNDONE
+from runtime.agent.step_scope import scoped
 from runtime.agent.transaction import Transactions, kept_together, kept_together_blocking
 from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidValue, LeaseLost, NotAwaited
@@ -139,19 +140,19 @@ class Steps:
         self._counts[name, key] = occurrence = self._counts.get((name, key), 0) + 1
         return occurrence
 
-    def pass_over(self, within: str) -> None:
-        """Take the kept steps whose key is this one, or a path below it, as asked for; see `LongWork.pass_over`."""
-        self.asked.update(place for place in self.kept if f"{place[1]}/".startswith(f"{within}/"))
+    def leave_out(self, scope: str) -> None:
+        """Take what was kept in a scope as asked for: the part that comes to it does not run, its result is kept."""
+        self.asked.update(place for place in self.kept if f"{place[1]}/".startswith(f"{scope}/"))
 
     @contextmanager
     def _begun(self, call: StepCall) -> Iterator[StepPlace]:
-        lane = (call.name, call.key)
+        lane = (call.name, scoped(call.key))
         if lane in self._running:
             raise InvalidValue(
                 f"{self.handler} runs two steps named {call.name!r} at the same time, and no attempt could tell which "
                 "is which: give each a key of its own, `context.step(…, key=str(order.id))`."
             )
-        place = (call.name, call.key, self.count(*lane))
+        place = (*lane, self.count(*lane))
         self.asked.add(place)
         self._running.add(lane)
         try:

@@ -284,7 +284,7 @@ async def test_tools_of_every_kind_and_agents_in_them_are_called_once(
             return ModelResponse([*parts, *(ToolCallPart("delegate", {"task": task}) for task in "ab")])
         if called["strict"] < 2:
             return ModelResponse([ToolCallPart("strict", {"number": 1})])
-        return ModelResponse([TextPart(f"{known['words']} words, {known['strict']}")])
+        return ModelResponse([TextPart(f"{known['words']} words, {known['strict']} {known['delegate']}")])
 
     def help_out(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         called["helper"] += 1
@@ -298,8 +298,9 @@ async def test_tools_of_every_kind_and_agents_in_them_are_called_once(
     @assistant.tool
     async def delegate(run: RunContext[Context], task: str) -> str:
         called["delegate"] += 1
+        noted = await run.deps.step("note", str.upper, task)
         done = await helper.run(task, capabilities=[RuntimeDurability(run.deps)])
-        return done.output
+        return f"{noted} {done.output}"
 
     @assistant.tool(metadata={"step": False})
     async def look(run: RunContext[Context]) -> str:
@@ -326,12 +327,13 @@ async def test_tools_of_every_kind_and_agents_in_them_are_called_once(
             await harness.send("question.asked", "What is it?")
             await harness.drain(seconds=60)
         [answered] = await harness.messages("question.answered")
-    assert answered.value == "2 words, strictly"
+    # The second call has not got what the first one had noted.
+    assert answered.value == "2 words, strictly B done"
     assert died.count("helper model") == 2
     # In every attempt but those that died before it.
     assert called.pop("look") == len(died) - 1
     # An agent that a tool runs goes on within it: the tool is called again, its model is not.
-    assert called == {"model": 3, "words": 1, "strict": 2, "helper": 2, "delegate": 4}
+    assert called == {"model": 3, "words": 1, "strict": 2, "helper": 2, "delegate": 6}
     assert len(runs) == 1
     # All that was paid for was paid for in attempts that died.
     assert used == [None]

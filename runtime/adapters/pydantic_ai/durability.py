@@ -1,9 +1,7 @@
 """The durability engine: what Pydantic AI calls a capability, which makes one run part of a delivery."""
 
-import hashlib
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, get_args
@@ -45,17 +43,15 @@ from runtime.adapters.pydantic_ai.operations import StepBackend, storable, store
 from runtime.adapters.pydantic_ai.transcript import Transcript
 from runtime.agent.approval import Decision
 from runtime.agent.context import Context
+from runtime.agent.step_scope import safe_key, scoped, step_scope
 from runtime.agent.waiting import Suspended, timeout_of
 from runtime.encoding.json import encode
 from runtime.errors import InvalidValue
 
 # Who decides has to see all of what is decided: what is left out could be what matters.
 MAX_ARGUMENT_BYTES: Final = 65_536
-_MAX_KEY_BYTES: Final = 200
 _RUNS: Final = UUID("6d1cbb43-5d0c-4c38-9d0c-9d7f8f6d8a31")
 _MODEL_EVENTS: Final = get_args(get_args(ModelResponseStreamEvent)[0])
-# The call of a tool in which the code runs: an agent that a tool runs has steps of its own.
-_inside: ContextVar[str] = ContextVar("runtime_pydantic_ai_inside", default="")
 
 
 def record_usage(context: Context, model: str | None, usage: RequestUsage) -> None:
@@ -81,7 +77,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
     with `metadata={"step": False}` is called anew in each attempt. A call that needs approval, or is deferred, suspends
     the delivery until a person has decided; what they answer is the result of a deferred one.
 
-    An agent that a tool runs is given one of its own, made within the tool.
+    An agent that a tool runs is given one of its own. Its steps, and what else a tool waits for, belong to the call.
 
     Args:
         context: that of the handler.
@@ -118,7 +114,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
         super().__init__(name=name)
         timeout_of(approval_timeout)
         self._context = context
-        self._lane = "/".join(filter(None, (_inside.get(), key)))
+        self._key = safe_key(key)
         self._text, self._events = text, events
         self._approval_timeout = approval_timeout
         self._transcript = Transcript()
@@ -136,8 +132,9 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
 
     def get_default_run_id(self) -> str:
         """Return an id that the run has in every attempt."""
-        run = self._context.count(f"{self.name} run", key=self._lane)
-        return str(uuid5(_RUNS, f"{self._context.idempotency_key} {self.name} {self._lane} {run}"))
+        name, key = f"{self.name} run", scoped(self._key)
+        run = self._context.opened_steps.count(name, key)
+        return str(uuid5(_RUNS, f"{self._context.idempotency_key} {name} {key} {run}"))
 
     def get_default_conversation_id(self, run_id: str) -> str:
         """Return an id that the conversation of a run has in every attempt, where it continues none."""
@@ -152,32 +149,24 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             work: returns JSON data.
         """
         key = self._path(run.tool_call_id)
+        scope = scoped(key)
         is_kept = True
 
         async def once() -> object:
             nonlocal is_kept
             is_kept = False
-            inside = _inside.set(key)
-            try:
-                with durable_unit_scope():
-                    return storable(await work())
-            finally:
-                _inside.reset(inside)
+            with durable_unit_scope(), step_scope(scope):
+                return storable(await work())
 
         result = await self._context.step(f"{self.name} {name}", once, key=key, returns=Any)
         if is_kept and run.tool_call_id is not None:
-            # Of an agent that the tool has run.
-            self._context.pass_over(key)
+            self._context.opened_steps.leave_out(scope)
         record_durable_unit(executed=not is_kept)
         return stored(result)
 
     def _path(self, call: str | None) -> str:
-        """Return the key of steps within a call of a tool; None is outside of any."""
-        path = "/".join(filter(None, (self._lane, call)))
-        # The id of a call is the model's, or its provider's, and may be anything.
-        if path.isprintable() and len(path.encode()) <= _MAX_KEY_BYTES:
-            return path
-        return hashlib.sha256(path.encode(errors="surrogatepass")).hexdigest()
+        """Return the key of a call of a tool; that of the run where it is None."""
+        return safe_key("/".join(filter(None, (self._key, call))))
 
     # Models
 
@@ -227,11 +216,8 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
     ) -> Any:  # fmt: skip
         """Call a tool in a step, unless its metadata says that it needs none."""
         if (tool.tool_def.metadata or {}).get("step") is False:
-            inside = _inside.set(self._path(run.tool_call_id))
-            try:
+            with step_scope(scoped(self._path(run.tool_call_id))):
                 return await toolset.call_tool(name, arguments, run, tool)
-            finally:
-                _inside.reset(inside)
 
         async def call() -> object:
             with self._tool_run_context_scope(run) as guarded:
