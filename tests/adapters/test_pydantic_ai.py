@@ -1,8 +1,12 @@
 """Agents of Pydantic AI in handlers, with the framework's own models for tests."""
 
 import json
+import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -32,6 +36,7 @@ from runtime.errors import InvalidValue
 from runtime.testing import Harness
 
 pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).parents[2]
 SOON = Retry(attempts=3, first_seconds=0.01)
 
 
@@ -120,6 +125,74 @@ async def test_no_model_request_and_no_call_of_a_tool_is_made_twice(harness: Har
     assert died == [model, price_, price_, model, refund_, model]
     assert scripted.requests == 3
     assert sorted(called) == ["price ink", "price pen", "refund 15"]
+
+
+def paper_desk(notes: Path, *, dies: bool) -> Agent:
+    """An agent that notes what it pays for, and perhaps has its process killed in the middle of its second tool."""
+    agent, scripted = Agent("desk"), Scripted()
+
+    def note(what: str) -> None:
+        with notes.open("a") as file:
+            file.write(f"{what}\n")
+
+    def ask(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        note("model")
+        return scripted.answer(messages, info)
+
+    assistant = Assistant(FunctionModel(ask), name="assistant")
+
+    @assistant.tool_plain
+    def price(item: str) -> int:
+        note(f"price {item}")
+        return 5 * len(item)
+
+    @assistant.tool_plain
+    async def refund(cents: int) -> str:
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return f"{cents} cents refunded"
+
+    @agent.on("question.asked", emits="question.answered", retry=SOON)
+    async def answer(question: str, context: Context) -> str:
+        run = await assistant.run(question, capabilities=[RuntimeDurability(context)])
+        return run.output
+
+    return agent
+
+
+PROGRAM = """
+import sys, anyio
+from pathlib import Path
+from runtime import Worker
+from runtime.settings import Settings
+from tests.adapters.test_pydantic_ai import paper_desk
+settings = Settings.load(supabase_url=None, supabase_key=None, lease_seconds=1)
+anyio.run(Worker([paper_desk(Path(sys.argv[1]), dies=True)], settings).run)
+"""
+
+
+async def test_a_process_that_is_killed_has_paid_for_nothing_that_is_paid_for_again(
+    harness: Harness, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    url = harness.settings.database_url
+    assert url is not None
+    # The subscription is there before the message, and before the process that dies of it.
+    async with harness.running(paper_desk(notes, dies=False)):
+        pass
+    await harness.send("question.asked", "Where is my money?")
+    environment = {**os.environ, "DATABASE_URL": url.get_secret_value()}
+    process = await anyio.run_process(
+        [sys.executable, "-c", PROGRAM, str(notes)], env=environment, check=False, cwd=ROOT, stdout=None
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert sorted(notes.read_text().splitlines()) == ["model", "model", "price ink", "price pen"]
+    async with harness.running(paper_desk(notes, dies=False), sweep_seconds=0.2):
+        await harness.drain(seconds=60)
+    [answered] = await harness.messages("question.answered")
+    assert answered.value == "All is well: 15 cents refunded."
+    assert notes.read_text().splitlines().count("model") == 3
+    assert len(notes.read_text().splitlines()) == 5
 
 
 async def test_calls_that_need_approval_are_asked_at_once_and_suspend_the_delivery(harness: Harness) -> None:
