@@ -1,5 +1,6 @@
 """The durability engine: what Pydantic AI calls a capability, which makes one run part of a delivery."""
 
+from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -46,10 +47,13 @@ from runtime.agent.context import Context
 from runtime.agent.step_scope import safe_key, scoped, step_scope
 from runtime.agent.waiting import Suspended, timeout_of
 from runtime.encoding.json import encode
+from runtime.encoding.printable import printable
 from runtime.errors import InvalidValue
 
 # Who decides has to see all of what is decided: what is left out could be what matters.
-MAX_ARGUMENT_BYTES: Final = 65_536
+MAX_DETAIL_BYTES: Final = 65_536
+# Of the name of a tool, which a server of others may give, and of a question.
+_NAME_CHARACTERS: Final = 100
 _RUNS: Final = UUID("6d1cbb43-5d0c-4c38-9d0c-9d7f8f6d8a31")
 _MODEL_EVENTS: Final = get_args(get_args(ModelResponseStreamEvent)[0])
 
@@ -117,9 +121,16 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
         self._key = safe_key(key)
         self._text, self._events = text, events
         self._approval_timeout = approval_timeout
+        self._run = 0
+        self._calls: Counter[str] = Counter()
         self._transcript = Transcript()
         # Whether the last model request was really made, so that its events were written as they came.
         self._is_live = False
+
+    def _bind_to_agent(self, agent: AbstractAgent[Any, Any]) -> None:
+        # Once for each run, which has a copy of its own.
+        self._run = self._context.opened_steps.count(f"{self.name} run", scoped(self._key))
+        self._calls = Counter()
 
     @property
     def in_durable_context(self) -> bool:
@@ -132,23 +143,21 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
 
     def get_default_run_id(self) -> str:
         """Return an id that the run has in every attempt."""
-        name, key = f"{self.name} run", scoped(self._key)
-        run = self._context.opened_steps.count(name, key)
-        return str(uuid5(_RUNS, f"{self._context.idempotency_key} {name} {key} {run}"))
+        return str(uuid5(_RUNS, f"{self._context.idempotency_key} {self.name} {scoped(self._path())}"))
 
     def get_default_conversation_id(self, run_id: str) -> str:
         """Return an id that the conversation of a run has in every attempt, where it continues none."""
         return conversation_id_from_run_id(run_id)
 
-    async def step(self, name: str, run: RunContext[Any], work: Callable[[], Awaitable[object]]) -> Any:
-        """Return the kept result of a part of a run, or work it out and keep it.
+    async def step(self, name: str, call: str | None, work: Callable[[], Awaitable[object]]) -> Any:
+        """Return the kept result of a part of the run, or work it out and keep it.
 
         Args:
             name: of the step, after the agent's.
-            run: where in the run it is; the call of a tool tells apart what goes on at the same time.
+            call: the id of the call of a tool that the part belongs to; None for none.
             work: returns JSON data.
         """
-        key = self._path(run.tool_call_id)
+        key = self._path(call)
         scope = scoped(key)
         is_kept = True
 
@@ -158,15 +167,17 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             with durable_unit_scope(), step_scope(scope):
                 return storable(await work())
 
-        result = await self._context.step(f"{self.name} {name}", once, key=key, returns=Any)
-        if is_kept and run.tool_call_id is not None:
+        name = f"{self.name} {printable(name, _NAME_CHARACTERS)}"
+        result = await self._context.step(name, once, key=key, returns=Any)
+        if is_kept and call is not None:
             self._context.opened_steps.leave_out(scope)
         record_durable_unit(executed=not is_kept)
         return stored(result)
 
-    def _path(self, call: str | None) -> str:
-        """Return the key of a call of a tool; that of the run where it is None."""
-        return safe_key("/".join(filter(None, (self._key, call))))
+    def _path(self, call: str | None = None) -> str:
+        """Return the key of the run, or of a call of a tool in it."""
+        run = f"run {self._run}" if self._run > 1 else ""
+        return safe_key("/".join(filter(None, (self._key, run, call))))
 
     # Models
 
@@ -203,9 +214,6 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
 
     # Tools
 
-    def _bind_to_agent(self, agent: AbstractAgent[Any, Any]) -> None:
-        pass
-
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
         """Return all toolsets of a run with calls that are steps."""
         return _StepToolset(toolset, self)
@@ -215,8 +223,13 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
         tool: ToolsetTool[Any],
     ) -> Any:  # fmt: skip
         """Call a tool in a step, unless its metadata says that it needs none."""
+        number = run.tool_call_id or ""
+        self._calls[number] += 1
+        if (coming := self._calls[number]) > 1:
+            # A call comes again when it is approved, and some providers number those of each response anew.
+            number = f"{number} ({coming})"
         if (tool.tool_def.metadata or {}).get("step") is False:
-            with step_scope(scoped(self._path(run.tool_call_id))):
+            with step_scope(scoped(self._path(number))):
                 return await toolset.call_tool(name, arguments, run, tool)
 
         async def call() -> object:
@@ -225,7 +238,7 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             return self._encode(CallToolResult, ending)
 
         return self._unwrap_tool_result(
-            JSON_CODEC.load(CallToolResult, await self.step(f"tool {name}", run, call))
+            JSON_CODEC.load(CallToolResult, await self.step(f"tool {name}", number, call))
         )
 
     async def handle_deferred_tool_calls(
@@ -276,17 +289,19 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
             results.calls[number] = decision.answer if decision.approved else ToolFailed(why)
 
     async def _asked(self, call: ToolCallPart, metadata: dict[str, Any] | None, answer: Any) -> Decision:
-        arguments = storable(call.args_as_dict())
-        if (size := len(encode(arguments))) > MAX_ARGUMENT_BYTES:
-            why = f"The arguments take {size:,} bytes; people are asked about {MAX_ARGUMENT_BYTES:,} at most."
+        details = {"agent": self.name, "tool": call.tool_name, "arguments": call.args_as_dict()}
+        if metadata is not None:
+            details["metadata"] = metadata
+        details = storable(details)
+        if (size := len(encode(details))) > MAX_DETAIL_BYTES:
+            why = f"What it is about takes {size:,} bytes; people are shown {MAX_DETAIL_BYTES:,} at most."
             return Decision(approved=False, why=why)
         title = (metadata or {}).get("title")
         if not isinstance(title, str) or not title.strip():
             title = f"Let {self.name} call {call.tool_name}?"
-        details = {"agent": self.name, "tool": call.tool_name, "arguments": arguments}
         return await self._context.approve(
-            title[:500],
-            details=details if metadata is None else {**details, "metadata": metadata},
+            printable(title, _NAME_CHARACTERS),
+            details=details,
             answer=answer,
             timeout=self._approval_timeout,
             on_timeout="raise" if self._approval_timeout is None else "reject",
@@ -320,9 +335,6 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
                 for name in (self._text, self._events)
             ]
             self._transcript = Transcript(words, events)
-            if events is not None and self.agent is not None:
-                # In the order of the calls, so that an attempt which goes on after a wait writes the same.
-                opened.enter_context(self.agent.parallel_tool_call_execution_mode("parallel_ordered_events"))
             opened.enter_context(replay_scope())
             return await super().wrap_run(ctx, handler=handler)
 

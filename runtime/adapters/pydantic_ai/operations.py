@@ -30,7 +30,7 @@ _UNSTORABLE: Final = re.compile(r"\\u0000|[\ud800-\udfff]")
 class RunSteps(Protocol):
     """The steps of one run."""
 
-    async def step(self, name: str, run: RunContext[Any], work: Callable[[], Awaitable[object]]) -> Any:
+    async def step(self, name: str, call: str | None, work: Callable[[], Awaitable[object]]) -> Any:
         """Return the kept result of a part of the run, as JSON data, or work it out and keep it."""
 
     def begin_request(self) -> None:
@@ -100,7 +100,7 @@ class StepOperation(BoundDurableOperation[ParamsT, WireT, ResultT]):
             return operation.result_codec.dump(result)
 
         return operation.result_codec.load(
-            await self._steps.step(_name_of(operation.operation_id), run, work)
+            await self._steps.step(_name_of(operation.operation_id), run.tool_call_id, work)
         )
 
 
