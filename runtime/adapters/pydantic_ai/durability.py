@@ -131,6 +131,9 @@ class RuntimeDurability(BaseDurabilityCapability[Any]):
         # Once for each run, which has a copy of its own.
         self._run = self._context.opened_steps.count(f"{self.name} run", scoped(self._key))
         self._calls = Counter()
+        # The names of steps depend on no model, so one binding serves all requests.
+        backend = self.get_durable_operation_backend()
+        self._bound_model_operations = self._bind_model_operations(backend, model_id=None, model_name="any")
 
     @property
     def in_durable_context(self) -> bool:
