@@ -149,7 +149,14 @@ def test_every_export_and_module_of_a_worker_is_there_without_any(bare: Shell) -
     assert ended.code == 0, ended.stderr
 
 
-@pytest.mark.parametrize(("module", "extra"), [("runtime.asgi", "serve"), ("runtime.testing", "local")])
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("runtime.adapters.pydantic_ai", "pydantic-ai"),
+        ("runtime.asgi", "serve"),
+        ("runtime.testing", "local"),
+    ],
+)
 def test_a_module_says_which_extra_it_needs(bare: Shell, module: str, extra: str) -> None:
     ended = python(bare, f"import {module}")
     assert ended.code == 1

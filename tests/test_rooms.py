@@ -9,7 +9,8 @@ import runtime
 
 _PACKAGE = Path(runtime.__file__).parent
 _ROOMS = {
-    "agent", "cli", "client", "connection", "dashboard", "encoding", "local", "store", "wakeups", "webhooks", "worker",
+    "adapters", "agent", "cli", "client", "connection", "dashboard", "encoding", "local", "store", "wakeups",
+    "webhooks", "worker",
 }  # fmt: skip
 _MOST_FILES_AT_THE_TOP = 15
 _MOST_LINES = 400

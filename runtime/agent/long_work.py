@@ -145,6 +145,11 @@ class LongWork(TextWriting):
         """Whether a finished step is undone if the delivery dies now."""
         return self._steps is not None and self._steps.has_undos
 
+    @property
+    def opened_steps(self) -> Steps:
+        """The steps of the delivery, for an adapter that keeps more in them than results of functions."""
+        return self._opened_steps()
+
     def _opened_steps(self) -> Steps:
         if self._steps is None:
             self._steps = (
@@ -275,6 +280,7 @@ class LongWork(TextWriting):
         answer: Any = None,
         timeout: float | str | timedelta | None = None,
         on_timeout: Literal["raise", "approve", "reject"] = "raise",
+        key: str = "",
     ) -> Decision:
         """Ask people, and return what the first of them decides; the delivery is suspended meanwhile.
 
@@ -289,6 +295,7 @@ class LongWork(TextWriting):
                 for a plain yes or no. Where a value does not fit, people are asked again, and told why.
             timeout: how long to wait: seconds, or a text such as "2h" or "2d"; None for ever.
             on_timeout: what it counts as when nobody has decided by then.
+            key: tells approvals of one title apart, where it is not their order that does.
 
         Raises:
             WaitTimeout: nobody has decided in time, and `on_timeout` is "raise".
@@ -304,7 +311,7 @@ class LongWork(TextWriting):
 
         while True:
             # A step: an attempt that comes later asks nobody once more, and has the same deadline.
-            number = await self.step(approval.step, request)
+            number = await self.step(approval.step, request, key=key)
             try:
                 [decided] = await self._opened_waits().all([approval.wait(number)])
             except WaitTimeout:
@@ -322,6 +329,7 @@ class LongWork(TextWriting):
         answer: Any = None,
         timeout: float | str | timedelta | None = None,
         on_timeout: Literal["raise", "approve", "reject"] = "raise",
+        key: str = "",
     ) -> Decision:
         """Do the same as `approve` in a handler that is a plain function."""
         self._check_thread("approve")
@@ -333,7 +341,7 @@ class LongWork(TextWriting):
             return asker.send_now_blocking(self, REQUESTED, value, step.idempotency_key)
 
         while True:
-            number = self.step_blocking(approval.step, request)
+            number = self.step_blocking(approval.step, request, key=key)
             try:
                 [decided] = self._opened_waits().all_blocking([approval.wait(number)])
             except WaitTimeout:

@@ -16,6 +16,7 @@ from runtime.agent.refusal import refused_seconds
 from runtime.agent.retry import later_seconds
 from runtime.agent.step_call import Step, StepCall
 from runtime.agent.step_names import NO_RETURN, UNDO_PREFIX, UNDONE
+from runtime.agent.step_scope import scoped
 from runtime.agent.transaction import Transactions, kept_together, kept_together_blocking
 from runtime.encoding.json import decode, encode
 from runtime.errors import InvalidValue, LeaseLost, NotAwaited
@@ -135,16 +136,24 @@ class Steps:
         own = (UNDONE, NO_RETURN[0])
         return sorted({place[0] for place in self.kept if place not in self.asked and place[0] not in own})
 
+    def count(self, name: str, key: str) -> int:
+        """Return how often the handler has come to a name and key, this time included."""
+        self._counts[name, key] = occurrence = self._counts.get((name, key), 0) + 1
+        return occurrence
+
+    def leave_out(self, scope: str) -> None:
+        """Take what was kept in a scope as asked for: the part that comes to it does not run, its result is kept."""
+        self.asked.update(place for place in self.kept if f"{place[1]}/".startswith(f"{scope}/"))
+
     @contextmanager
     def _begun(self, call: StepCall) -> Iterator[StepPlace]:
-        lane = (call.name, call.key)
+        lane = (call.name, scoped(call.key))
         if lane in self._running:
             raise InvalidValue(
                 f"{self.handler} runs two steps named {call.name!r} at the same time, and no attempt could tell which "
                 "is which: give each a key of its own, `context.step(…, key=str(order.id))`."
             )
-        self._counts[lane] = occurrence = self._counts.get(lane, 0) + 1
-        place = (call.name, call.key, occurrence)
+        place = (*lane, self.count(*lane))
         self.asked.add(place)
         self._running.add(lane)
         try:

@@ -15,6 +15,7 @@ from runtime.agent.schedule import is_span
 from runtime.agent.schedule import seconds_of as seconds_of_span
 from runtime.agent.step import StepPlace, Steps
 from runtime.agent.step_names import WAIT_PREFIX
+from runtime.agent.step_scope import scoped
 from runtime.encoding.json import encode
 from runtime.errors import InvalidValue, RuntimeFault, WaitTimeout
 from runtime.keys import check_pattern
@@ -263,6 +264,7 @@ class Waits:
     def _begun(
         self, waits: Mapping[tuple[str, str], WaitFor | float], needs_all: bool, limit: float | None
     ) -> Iterator[_Begun]:
+        waits = {(name, scoped(key)): wait for (name, key), wait in waits.items()}
         if twice := self._going & waits.keys():
             raise InvalidValue(
                 f"{self.handler} waits for {sorted(twice)[0][0]} twice at the same time, and no attempt could tell "
@@ -296,6 +298,7 @@ class Waits:
         return count
 
     def _place(self, lane: tuple[str, str]) -> StepPlace:
+        lane = (lane[0], scoped(lane[1]))
         return (f"{WAIT_PREFIX}{lane[0]}", lane[1], self._occurrence(lane))
 
     def _kept(self) -> WaitKeeper:

@@ -171,6 +171,14 @@ BARS = (
     ),
     Bar("handlers of three steps: of DBOS", "steps", _to("steps/handlers of three", "dbos"), 5),
     Bar("handlers of three steps: of Absurd", "steps", _to("steps/handlers of three", "absurd"), 10),
+    Bar(
+        "an adapter, for each request of a model",
+        "adapters",
+        _of("adapters/request, of Pydantic AI's adapter itself"),
+        3,
+        True,
+        "ms",
+    ),
     Bar("a step, p50: of a single send", "trips", _between("trips/step, p50", "trips/send, p50"), 1.5, True),
     Bar(
         "drain beside 100,000 suspended: of beside none",

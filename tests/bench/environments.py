@@ -114,4 +114,5 @@ def _failure_of(command: list[str]) -> str | None:
 @cache
 def _our_requirements() -> tuple[str, ...]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return tuple(project["dependencies"])
+    # The measure of adapters runs an agent of Pydantic AI.
+    return (*project["dependencies"], *project["optional-dependencies"]["pydantic-ai"])

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -69,22 +70,30 @@ class MortalSteps(DeliverySteps):
     def __init__(self, deaths: Deaths, writer: StepWriter, delivery: Delivery, version: str | None) -> None:
         super().__init__(writer, delivery, version)
         self._deaths = deaths
+        self._death: Future[list[Any]] | None = None
 
     async def keep(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """Keep a result, and perhaps die."""
         earlier = await super().keep(place, text, undo)
-        if self._deaths.strike(self._delivery, place):
-            await asyncio.wrap_future(self._writer.submit(partial(self._deaths.lapse, self._delivery)))
+        if (death := self._death_after(place)) is not None:
+            await asyncio.shield(asyncio.wrap_future(death))
             raise _killed(place)
         return earlier
 
     def keep_blocking(self, place: StepPlace, text: str, undo: str | None = None) -> list[Any]:
         """Keep a result, from a thread, and perhaps die."""
         earlier = super().keep_blocking(place, text, undo)
-        if self._deaths.strike(self._delivery, place):
-            self._writer.submit(partial(self._deaths.lapse, self._delivery)).result()
+        if (death := self._death_after(place)) is not None:
+            death.result()
             raise _killed(place)
         return earlier
+
+    def _death_after(self, place: StepPlace) -> "Future[list[Any]] | None":
+        """Return the end of the lease, where the attempt dies now, or has died after a step that went on beside."""
+        # It ends once: by the second time the lease would be that of the next attempt.
+        if self._death is None and self._deaths.strike(self._delivery, place):
+            self._death = self._writer.submit(partial(self._deaths.lapse, self._delivery))
+        return self._death
 
     def along(self, transactions: Transactions) -> Transactions:
         """Return transactions after whose steps the attempt may die as well."""

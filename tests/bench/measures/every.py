@@ -2,6 +2,7 @@
 
 from tests.bench.contestants import DURABLE
 from tests.bench.measures import Measure
+from tests.bench.measures.adapters import adapters
 from tests.bench.measures.drain import drain
 from tests.bench.measures.fan_out import chain, fan_out, wildcards
 from tests.bench.measures.growth import backlog, growth, huge
@@ -37,6 +38,7 @@ MEASURES = (
     Measure("writers", writers, peers=()),
     Measure("steps", steps, peers=DURABLE),
     Measure("trips", trips, peers=()),
+    Measure("adapters", adapters, peers=()),
     Measure("suspended", suspended, peers=()),
     Measure("awaited", awaited, peers=()),
     Measure("due", due, peers=()),

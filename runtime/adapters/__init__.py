@@ -1,0 +1,1 @@
+"""Adapters: agent objects of other frameworks as handlers, each behind an extra of its own."""
