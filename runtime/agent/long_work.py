@@ -113,8 +113,7 @@ class LongWork(TextWriting):
         """Return the tools of an MCP server: `await context.mcp(server).call("search", {"query": "pens"})` is a step.
 
         Args:
-            server: its URL, or its command with arguments, which is started for each call; or an open `mcp.Client`, as
-                the agent's lifespan may yield one.
+            server: its URL, or its command with arguments, started for each call; or an open `mcp.Client`.
             headers: sent with each request to a URL, such as one that authorizes it.
             env: variables for a command, beside the few that every program needs; it gets no others of the worker's.
             timeout: seconds that one call may take.
