@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
 from runtime.agent.decision_link import DecisionLinks
-from runtime.agent.long_work import LongWork
+from runtime.agent.people import AskingPeople
 from runtime.agent.services import AskOptions, ReadOptions, Reads, Requests, check_options
 from runtime.agent.step import Steps
 from runtime.agent.transaction import OpenTransaction
@@ -34,7 +34,7 @@ _NO_WORKER = (
 
 
 @dataclass(slots=True)
-class Context(LongWork):
+class Context(AskingPeople):
     """What a handler may know and do beside its message; one per attempt.
 
     Attributes:
