@@ -35,7 +35,7 @@ declare
     bound jsonb;
     answer jsonb := '{}'::jsonb;
     warnings jsonb;
-    may_be_held boolean := false;
+    told_usage boolean := false;
     limited_seconds double precision;
     told record;
     described json := '[]'::json;
@@ -95,7 +95,8 @@ begin
         refused := refused || runtime.fail(failed, stream_exchange.worker);
     end if;
     if (done is not null or failed is not null) and current_setting('runtime.told_usage', true) <> '' then
-        may_be_held := true;
+        -- It may have spent a budget, or told of a provider that refuses.
+        told_usage := true;
         perform runtime.count_usage(done, failed, stream_exchange.worker);
     end if;
     if renew is not null then
@@ -146,7 +147,7 @@ begin
         if due and (met.is_unsettled or failed is not null) then
             perform runtime.settle_waits(want, now);
         end if;
-        if met.is_limited or met.may_be_held or may_be_held then
+        if met.is_limited or met.may_be_held or told_usage then
             select * into allowed, bound from runtime.allow(want);
         end if;
         if alone then
@@ -160,7 +161,7 @@ begin
         if taking.ordered is not null then
             taking := runtime.take_in_order(taking, allowed, due, now, until, new_lease, mine.number, me.pins);
         end if;
-        if (met.may_be_spent or may_be_held) and cardinality(taking.taken) > 0 then
+        if (met.may_be_spent or told_usage) and cardinality(taking.taken) > 0 then
             taking := runtime.put_off_spent(taking);
         end if;
         if (taking.heavy or exactly) and not options ? 'bare' and cardinality(taking.taken) > 0 then
