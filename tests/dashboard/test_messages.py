@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.dashboard.conftest import Stage
@@ -113,6 +114,7 @@ def test_a_conversation_is_one_thread_across_a_decision_with_what_it_cost(stage:
     expect(tab.locator("h1")).to_have_text("Conversation of/nobody")
 
 
+@pytest.mark.usefixtures("within_an_hour")
 def test_costs_are_shown_by_day_handler_and_model(stage: Stage, tab: Page) -> None:
     number = stage.send("note.added", {"title": "what it costs"})
     tab.goto(f"{stage.url}/conversation/{number}")

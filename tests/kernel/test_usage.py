@@ -9,7 +9,7 @@ from tests.kernel.conftest import Connect
 from tests.kernel.driver import Worker, advance, send
 from tests.kernel.schedule import transaction
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_an_hour")]
 
 BUDGET = {"name": "a.one", "patterns": ["task.output"], "budget": 1, "budget_period": "day"}
 

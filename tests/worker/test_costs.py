@@ -16,7 +16,7 @@ from runtime.errors import DeclarationError
 from tests.integration.conftest import connected, running, settled, until
 from tests.worker.test_worker import admin, direct
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("within_an_hour")]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from runtime import Agent, Context, Retry
 from runtime.errors import InvalidValue, ToolFailed
 from runtime.local.ports import free_port
+from tests.integration.conftest import until
 from tests.worker.test_steps import SOON, deliver, error_of
 
 pytestmark = pytest.mark.anyio
@@ -125,13 +126,15 @@ async def served(command: list[str]) -> AsyncIterator[str]:
     """The URL of a server behind HTTP."""
     port = free_port()
     async with await anyio.open_process([*command, str(port)], env=dict(os.environ)) as process:
-        with anyio.fail_after(60):
-            while True:
-                try:
-                    async with await anyio.connect_tcp("127.0.0.1", port):
-                        break
-                except OSError:
-                    await anyio.sleep(0.05)
+
+        async def listens() -> bool:
+            try:
+                await (await anyio.connect_tcp("127.0.0.1", port)).aclose()
+            except OSError:
+                return False
+            return True
+
+        await until(listens)
         try:
             yield f"http://127.0.0.1:{port}/mcp"
         finally:
